@@ -161,10 +161,10 @@ async def answer(
 async def hear(port: Port, job: Job) -> bool:
     """Take in what other hosts have found that a function changes itself; True: keys may differ."""
     keyer = job.function.keyer
-    if not keyer.identity.may_learn(keyer.owner(job.args)):
+    if not keyer.identity.may_change_state(keyer.owner(job.args)):
         return False
     findings = await job.chain.findings.of(port, job.function.id)
-    return findings is not None and keyer.identity.hear(findings)
+    return findings is not None and keyer.identity.adopt_findings(findings)
 
 
 async def rekeyed(port: Port, job: Job) -> Job | None:
@@ -176,7 +176,7 @@ async def rekeyed(port: Port, job: Job) -> Job | None:
     if call.text == job.call.text:
         return None
     identity = function.keyer.identity
-    new = identity.told(identity.heard(function.keyer.owner(job.args)))
+    new = identity.note_own_changes(identity.adopted_changes(function.keyer.owner(job.args)))
     if new:
         warn_of_change(job, function.changes(new, ", as another host has found"))
     return Job(function, job.chain, call, job.args, job.kwargs)

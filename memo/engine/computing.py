@@ -344,12 +344,12 @@ class InputWatch:
         code = own_changes.end(self._of_code, self._names)
         mine = Ended() if self._of_self is None else instances.end(self._of_self)
         others = code.others + mine.others
-        new = identity.told((*code.own, *mine.own))
+        new = identity.note_own_changes((*code.own, *mine.own))
         warning = ""
         if new:
             warning = function.changes(new)
             self._teach({**code.learned, **mine.learned})
-        elif others and identity.is_often(others):
+        elif others and identity.changes_often(others):
             warning = (
                 f"{function.id} is not stored: {', '.join(others)} changed each time while it ran, "
                 "and not under a name that its code sets. If the function changes that itself and "

@@ -20,7 +20,7 @@ from memo.engine.call import Function, Job, keyed
 from memo.errors import EntryError, TierError, label
 from memo.keys.call_keys import Call
 from memo.keys.fingerprint.source_history import Manifests
-from memo.keys.summaries import BUILT, MASK, OWN, RESOLVED, RESULT, built_on
+from memo.keys.summaries import BUILT_ON, MASK, OWN, RESOLVED, RESULT, built_on
 from memo.metrics import rendering
 from memo.records import codec, seal
 from memo.records.seal import Header
@@ -478,7 +478,7 @@ def _difference(name: str, before: str, after: str) -> str:
 
 
 def _digests(summary: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: pair[1] for name, pair in summary.items() if name not in (RESULT, BUILT)}
+    return {name: pair[1] for name, pair in summary.items() if name not in (RESULT, BUILT_ON)}
 
 
 def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -486,7 +486,7 @@ def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tupl
     return [
         (name, str(before.get(name, nothing)[0]), str(after.get(name, nothing)[0]))
         for name in dict.fromkeys((*before, *after))
-        if name not in (RESULT, BUILT)
+        if name not in (RESULT, BUILT_ON)
         and before.get(name, nothing)[1] != after.get(name, nothing)[1]
     ]
 

@@ -18,7 +18,7 @@ from memo.engine.call import Function, Job, warn_of
 from memo.errors import label
 from memo.keys.encoding import atoms, canonical
 from memo.keys.fingerprint.function_version import changed_names
-from memo.keys.fingerprint.held_values import title
+from memo.keys.fingerprint.held_values import qualified_name
 
 ENOUGH: Final = 5
 """Number of different keys for arguments that look the same before the warning is given."""
@@ -103,7 +103,7 @@ def _seen_function(value: Any, own: frozenset[str]) -> str:
     captured = zip(value.__code__.co_freevars, value.__closure__, strict=True)
     kept = {name: cell.cell_contents for name, cell in captured if name not in own}
     facts = canonical.encoding((kept, value.__defaults__, value.__kwdefaults__))
-    return f"{title(value)} {canonical.code_of(value)} {facts.hex()}"
+    return f"{qualified_name(value)} {canonical.code_of(value)} {facts.hex()}"
 
 
 def _hidden(value: Any) -> str:

@@ -109,7 +109,7 @@ class Wanted(NamedTuple):
     def _has(self, header: Header) -> bool:
         given = json.loads(header.summary) if self.where else {}
         return all(
-            name in given and given[name][1] == atoms.short(canonical.encoding(value, name))
+            name in given and given[name][1] == atoms.short_digest(canonical.encoding(value, name))
             for name, value in self.where.items()
         )
 

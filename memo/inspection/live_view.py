@@ -20,7 +20,7 @@ from memo.errors import MemoError, label
 from memo.inspection import call_graph, graph_drawing, inventory
 from memo.inspection.inventory import Item, Wanted
 from memo.inspection.under_way import BOARD, LONG, Running
-from memo.keys.summaries import BUILT, RESOLVED, RESULT
+from memo.keys.summaries import BUILT_ON, RESOLVED, RESULT
 from memo.metrics import rendering
 from memo.metrics.recorder import stats
 from memo.metrics.snapshots import FunctionStats, Stats
@@ -284,7 +284,7 @@ def call_of(header: Header) -> tuple[CachedFunction[Any, Any], dict[str, Any]] |
         summary = json.loads(header.summary)
         summary.pop(RESOLVED, None)
         summary.pop(RESULT, None)
-        summary.pop(BUILT, None)
+        summary.pop(BUILT_ON, None)
         given = {name: ast.literal_eval(parts[0]) for name, parts in summary.items()}
     except (ValueError, SyntaxError, TypeError, LookupError, AttributeError):
         return None

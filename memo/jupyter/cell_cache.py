@@ -378,7 +378,7 @@ class CellIdentity(Identity):
         # A cell reaches only its own code: its inputs are arguments, its changes are outputs.
         super().__init__(lambda: None, digest=digest)
 
-    def may_learn(self, owner: type | None) -> bool:
+    def may_change_state(self, owner: type | None) -> bool:
         return False
 
     def parts(self, owner: type | None = None) -> dict[str, str]:

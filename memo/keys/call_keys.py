@@ -109,7 +109,7 @@ def prefix_groups(prefix: str) -> tuple[str, ...]:
 
 def address_digest(address: str) -> str:
     """Return the digest of an address in the group of its prefix: 16 hexadecimal digits."""
-    return atoms.short(atoms.text(address))
+    return atoms.short_digest(atoms.text(address))
 
 
 def _under(prefix: str, text: str) -> str:
@@ -139,7 +139,7 @@ class Own(NamedTuple):
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits of the class and of the state."""
-        return atoms.short(atoms.text(self.owner) + self.encoding)
+        return atoms.short_digest(atoms.text(self.owner) + self.encoding)
 
     def described(self, own: str) -> Iterator[tuple[str, str, str]]:
         """Yield name, short text and digest of the class, and of each attribute that counts.
@@ -150,11 +150,11 @@ class Own(NamedTuple):
         said = "" if self.value is ABSENT else summaries.described_value(CACHE_KEY, self.value)
         name = self.owner.rpartition(":")[2]
         encoding = b"" if self.state.names else self.encoding
-        digest = atoms.short(atoms.text(self.owner) + encoding)
+        digest = atoms.short_digest(atoms.text(self.owner) + encoding)
         yield own, (f"{name}({said})" if said else name), digest
         for name, value, one in zip(*self.state[:3], strict=True):
             text = "nothing" if value is ABSENT else summaries.described_value(name, value)
-            yield f"{own}.{name}" if name else f"{own}.*", text, atoms.short(one)
+            yield f"{own}.{name}" if name else f"{own}.*", text, atoms.short_digest(one)
 
 
 _made: Any = tuple.__new__  # creates a named tuple in half the time
@@ -251,10 +251,10 @@ class Call:
     @functools.cached_property
     def arguments(self) -> tuple[tuple[str, str], ...]:
         """The name and the digest (16 hexadecimal digits) of each argument, sorted by name."""
-        digests = map(atoms.short, self._encodings)
+        digests = map(atoms.short_digest, self._encodings)
         pairs = list(zip(self._keyer.safe_names(self._names), digests, strict=True))
         if self._resolved is not None:
-            pairs.append((ADDRESS, atoms.short(self._resolved.encoding)))
+            pairs.append((ADDRESS, atoms.short_digest(self._resolved.encoding)))
         if self._own is not None:
             pairs.append((OWN, self._own.digest()))
         return tuple(sorted(pairs))
@@ -302,9 +302,9 @@ class Call:
             names = (*self._keyer.plan.names, *self._names)
             hidden = next(filter(summaries.is_secret, names), "")
             text = summaries.described_value(hidden, self._resolved.text)
-            yield summaries.RESOLVED, text, atoms.short(self._resolved.encoding)
+            yield summaries.RESOLVED, text, atoms.short_digest(self._resolved.encoding)
         for _, name, value, encoding in self._in_one_order():
-            yield name, summaries.described_value(name, value), atoms.short(encoding)
+            yield name, summaries.described_value(name, value), atoms.short_digest(encoding)
 
 
 class _Head(NamedTuple):
@@ -593,7 +593,7 @@ class Keyer:
                 refuse_heavy(args, kwargs)
             encodings = [self._encode(n, v) for n, v in zip(self.names, args, strict=True)]
         head = self._head(mine, state, code)
-        text = blake2b(head + b"".join(encodings), digest_size=atoms.SIZE).hexdigest()
+        text = blake2b(head + b"".join(encodings), digest_size=atoms.DIGEST_BYTES).hexdigest()
         return Call(text, self, self.names, args, encodings, None, self._tags, mine, code)
 
     def _remember(self, code: str, args: tuple[Any, ...], call: Call) -> None:
@@ -667,7 +667,7 @@ class Keyer:
             head += b"*" + canonical.encoding(list(extra))
             encodings += self._encoded(tuple(extra), list(extra.values()))
             names, values = names + tuple(extra), [*values, *extra.values()]
-        text = blake2b(head + b"".join(encodings), digest_size=atoms.SIZE).hexdigest()
+        text = blake2b(head + b"".join(encodings), digest_size=atoms.DIGEST_BYTES).hexdigest()
         return Call(text, self, names, values, encodings, None, tags, own, code)
 
     def _counting(self, extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -740,7 +740,7 @@ class Keyer:
         try:
             said = function()
             encoding = canonical.encoding(said, f"{self.plan.own}.{CACHE_KEY}()")
-            return Own(owner, said, b"&" + atoms.sized(encoding))
+            return Own(owner, said, b"&" + atoms.with_length(encoding))
         except Unkeyable as error:
             raise resolvers.worded(error, self.function_id, self.plan.own) from None
         except Exception as error:
@@ -886,7 +886,7 @@ class Keyer:
         chosen += [(self._safe(n), n, v) for n, v in self._counting(extra).items()]
         if not chosen:
             raise _not_selecting({**extra, **given})
-        pairs = [(safe, atoms.short(self._encode(name, v))) for safe, name, v in chosen]
+        pairs = [(safe, atoms.short_digest(self._encode(name, v))) for safe, name, v in chosen]
         counts = self.plan.extra and self.plan.extra not in self._ignore
         whole = given.keys() >= set(self.names) and not counts
         return tuple(sorted((*mine, *pairs))), whole and bool(mine or not self._method)
@@ -932,11 +932,13 @@ class Keyer:
         assert self._resolver is not None
         needs = self.plan.names if self._resolver.needs is None else self._resolver.needs
         if given.keys() >= set(needs):
-            return ((ADDRESS, atoms.short(self._resolve(given).encoding)),)
+            return ((ADDRESS, atoms.short_digest(self._resolve(given).encoding)),)
         chosen = self._selecting(given)
         if not chosen:
             raise _not_selecting(given)
-        return tuple(sorted((self._safe(n, False), atoms.short(e)) for n, e in chosen.items()))
+        return tuple(
+            sorted((self._safe(n, False), atoms.short_digest(e)) for n, e in chosen.items())
+        )
 
     def _selecting(self, given: Mapping[str, Any]) -> dict[str, bytes]:
         """Return the encodings of arguments that select entries beside the resolved value."""
@@ -974,8 +976,8 @@ class Keyer:
     def _safe(self, name: str, extra: bool = True) -> str:
         """Return a name as it is, or `%` and 8 digits if it is no identifier or ambiguous."""
         if name.isidentifier() and not (extra and name in self.plan.names):
-            return name if len(name) <= LONGEST_NAME else f"%{atoms.short(atoms.text(name))}"
-        return f"%{atoms.short(atoms.text(name))[:8]}"
+            return name if len(name) <= LONGEST_NAME else f"%{atoms.short_digest(atoms.text(name))}"
+        return f"%{atoms.short_digest(atoms.text(name))[:8]}"
 
 
 def _not_selecting(given: Mapping[str, Any]) -> OptionError:

@@ -157,7 +157,7 @@ def begin(own: Any, state: State) -> Mine:
 
 def _changed_by(value: Any) -> frozenset[str]:
     """Return the names that methods of the objects in an attribute change."""
-    shot = held_values.image(value, quiet=True)
+    shot = held_values.fingerprint_of(value, quiet=True)
     refs = (*shot.refs, *(ref for _, ref in shot.noted))
     return frozenset().union(*map(changed_names, refs))
 
@@ -295,9 +295,9 @@ def _content(own: Any, kind: type) -> bytes:
     if kind.__base__ is object and not hasattr(kind, canonical.KEY_METHOD):
         return b""
     try:
-        return atoms.sized(canonical.encoding(own))
+        return atoms.with_length(canonical.encoding(own))
     except Unkeyable:
-        shot = held_values.image(own, quiet=True)
+        shot = held_values.fingerprint_of(own, quiet=True)
         return atoms.text(shot.text)
 
 
@@ -318,8 +318,8 @@ def encoded(
     name: str,
     value: Any,
     lost: list[tuple[str, str]],
-    instead: Mapping[int, Mapping[str, Any]] = canonical.NOTHING,
-    given: Mapping[str, str] = held_values.NOTHING,
+    instead: Mapping[int, Mapping[str, Any]] = canonical.NO_REPLACEMENTS,
+    given: Mapping[str, str] = held_values.NO_SUBSTITUTES,
 ) -> bytes:
     """Return the encoding of one attribute, or of the sound parts of its value.
 
@@ -331,14 +331,16 @@ def encoded(
     if value is ABSENT:
         return _NOTHING
     if own_changes.is_generator(type(value)):  # so that a learned state gives the same encoding
-        return b"%" + atoms.sized(atoms.text(given.get("") or held_values.image(value).text))
+        return b"%" + atoms.with_length(
+            atoms.text(given.get("") or held_values.fingerprint_of(value).text)
+        )
     try:
         return canonical.encoding(value, name, instead)
     except Unkeyable:
         pass
-    shot = held_values.image(value, given=given)
+    shot = held_values.fingerprint_of(value, given=given)
     lost += [(f"{name}{path}", why) for path, why in shot.lost]
     if not shot.lost:
         lost.append((name, f"{canonical.type_name(type(value))} has no sound key"))
     refs = [code_digest(ref) for ref in (*shot.refs, *(ref for _, ref in shot.noted))]
-    return b"%" + atoms.sized(b"".join(map(atoms.text, (shot.text, *refs))))
+    return b"%" + atoms.with_length(b"".join(map(atoms.text, (shot.text, *refs))))

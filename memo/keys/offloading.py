@@ -16,12 +16,12 @@ from memo.keys.encoding import atoms
 
 HEAVY: Final = 2 << 20
 """Bytes of arguments from which their key is made in a thread: hashing them takes about 1 ms."""
-OBJECT: Final = 256
+OBJECT_BYTES: Final = 256
 """Bytes that an object counts for: encoding it takes as long as hashing that many."""
-LOOKS: Final = 256
+MAX_EXAMINED: Final = 256
 """Most containers and objects that are examined; a value with more is heavy."""
 _LIGHT: Final = frozenset({int, float, bool, complex, type(None)})
-_FLAT: Final = _LIGHT | {str, bytes}
+_WITHOUT_PARTS: Final = _LIGHT | {str, bytes}
 _LIBRARIES: Final = frozenset({"numpy", "pandas", "polars", "pyarrow", "scipy", "torch"})
 _SMALL: Final = frozenset(
     {
@@ -79,7 +79,7 @@ def heavy(args: Collection[Any], kwargs: Mapping[str, Any]) -> bool:
 def _is_heavy(value: Any) -> bool:
     left = HEAVY
     waiting = [value]
-    for _ in range(LOOKS):
+    for _ in range(MAX_EXAMINED):
         value = waiting.pop()
         left -= _weight(value, waiting)
         if left < 0:
@@ -92,8 +92,8 @@ def _is_heavy(value: Any) -> bool:
 def _weight(value: Any, waiting: list[Any]) -> int:
     """Return the weight of a value without its parts, which are added to `waiting`."""
     kind = type(value)
-    if kind in _FLAT:
-        return OBJECT + (len(value) if kind is str or kind is bytes else 0)
+    if kind in _WITHOUT_PARTS:
+        return OBJECT_BYTES + (len(value) if kind is str or kind is bytes else 0)
     if isinstance(value, dict):
         return _items(value.keys(), waiting) + _items(value.values(), waiting)
     if isinstance(value, (list, tuple, set, frozenset, deque)):
@@ -105,16 +105,16 @@ def _weight(value: Any, waiting: list[Any]) -> int:
         return _table(value)
     if module not in _SMALL:
         waiting += _attributes(value)
-    return OBJECT
+    return OBJECT_BYTES
 
 
 def _items(values: Collection[Any], waiting: list[Any]) -> int:
-    if len(values) > HEAVY // OBJECT:
+    if len(values) > HEAVY // OBJECT_BYTES:
         return HEAVY + 1
     kinds = set(map(type, values))
-    if not kinds <= _FLAT:
-        waiting += [value for value in values if type(value) not in _FLAT]
-    size = OBJECT * len(values)
+    if not kinds <= _WITHOUT_PARTS:
+        waiting += [value for value in values if type(value) not in _WITHOUT_PARTS]
+    size = OBJECT_BYTES * len(values)
     if not kinds.isdisjoint((str, bytes)):
         size += sum(len(value) for value in values if type(value) in (str, bytes))
     return size
@@ -127,8 +127,8 @@ def _table(value: Any) -> int:
         return size
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple):
-        return OBJECT + 16 * int(prod(shape))
-    return OBJECT + 16 * (len(value) if hasattr(type(value), "__len__") else 0)
+        return OBJECT_BYTES + 16 * int(prod(shape))
+    return OBJECT_BYTES + 16 * (len(value) if hasattr(type(value), "__len__") else 0)
 
 
 def _attributes(value: Any) -> Iterable[Any]:

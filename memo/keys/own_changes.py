@@ -12,7 +12,7 @@ Rules of this module:
     process sees for the first time, if the code here still changes something of that name: a
     counter, a clock or a generator counts as it did there.
 
-Values are compared by their *image*: an `Image`, or the encoding of an attribute.
+Values are compared by their *fingerprint*: a `ValueFingerprint`, or the encoding of an attribute.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from memo.keys.fingerprint import held_values
-from memo.keys.fingerprint.held_values import Image
+from memo.keys.fingerprint.held_values import ValueFingerprint
 from memo.runtime.named_tuple import NamedTuple
 
 MOST: Final = 1024
@@ -40,7 +40,7 @@ _SUBSCRIPT: Final = r"\[(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^\]]*)\]"
 
 Details = Mapping[str, str]
 """Path in a value -> its text."""
-Said = Image | bytes
+Said = ValueFingerprint | bytes
 
 
 class At(NamedTuple):
@@ -67,10 +67,10 @@ class _Held:
 
     Attributes:
         of: returns the holder or the value, to detect another object at the same address.
-        base: its image before computations changed it.
-        at_base: details of that image; empty if they were not taken.
-        left: its image after the last computation.
-        details: details of that image.
+        base: its fingerprint before computations changed it.
+        at_base: details of that fingerprint; empty if they were not taken.
+        left: its fingerprint after the last computation.
+        details: details of that fingerprint.
         names: the names that the code of running computations changes.
         running: number of running computations that may change it.
     """
@@ -91,13 +91,13 @@ class _Held:
 
 
 class Sight(NamedTuple):
-    """A value, and its present image.
+    """A value, and its present fingerprint.
 
     Attributes:
         at: its place.
         value: the value itself.
-        said: its present image.
-        say: returns the image of a value with other texts for some of its paths.
+        said: its present fingerprint.
+        say: returns the fingerprint of a value with other texts for some of its paths.
     """
 
     at: At
@@ -139,7 +139,7 @@ class Registry:
         self._held: OrderedDict[tuple[int, str], _Held] = OrderedDict()
 
     def base(self, sight: Sight, learned: Callable[[], Mapping[str, str]] = dict) -> Said:
-        """Return the image of a value that counts as an input.
+        """Return the fingerprint of a value that counts as an input.
 
         Args:
             learned: returns what other processes have learned about it, by path.
@@ -258,8 +258,8 @@ def _place(at: At) -> tuple[int, str]:
 
 
 def same_image(one: Said, other: Said) -> bool:
-    """True if two values have the same image."""
-    if isinstance(one, Image) and isinstance(other, Image):
+    """True if two values have the same fingerprint."""
+    if isinstance(one, ValueFingerprint) and isinstance(other, ValueFingerprint):
         return one.same(other)
     return one == other
 
@@ -269,7 +269,7 @@ def _kind(text: str) -> str:
 
 
 def number(text: str) -> int | float | None:
-    """Return the number in an image, or None."""
+    """Return the number in a fingerprint, or None."""
     kind, _, said = text.partition(" ")
     return None if f"{kind} " not in _SHARED else int(said) if kind == "int" else float(said)
 
@@ -374,8 +374,8 @@ Candidate = tuple[At, Callable[[], Any], Callable[[Any], Said]]
 """The place of a value that a computation may change, with its reader and its encoder."""
 
 
-def may_change(said: Image, names: frozenset[str]) -> bool:
-    """True if code that changes these names may change a value with this image."""
+def may_change(said: ValueFingerprint, names: frozenset[str]) -> bool:
+    """True if code that changes these names may change a value with this fingerprint."""
     return bool(names) or any(kind in said.text for kind in _GENERATORS)
 
 

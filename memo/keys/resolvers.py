@@ -340,8 +340,8 @@ def words(value: Any, encoding: bytes) -> str:
         try:
             return format(value)
         except Exception:
-            return atoms.short(encoding)
-    return atoms.short(encoding)
+            return atoms.short_digest(encoding)
+    return atoms.short_digest(encoding)
 
 
 def speaks(value: Any) -> bool:

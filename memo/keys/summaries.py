@@ -11,13 +11,13 @@ from memo.errors import encodable, shown
 from memo.keys import resolvers
 from memo.keys.encoding import atoms
 
-TEXT: Final = 80
+LONGEST_ARGUMENT: Final = 80
 """Most characters of one argument in a summary."""
-SUMMARY: Final = 2000
+LONGEST_SUMMARY: Final = 2000
 """Most bytes of a summary."""
-SHORT: Final = 16
+MOST_ITEMS: Final = 16
 """Most values of a container that is written out."""
-BITS: Final = 200
+MOST_BITS: Final = 200
 """Most bits of a number that is written out."""
 OWN: Final = "@"
 """Prefix of the names in a summary that are not arguments, such as `"@self"`."""
@@ -25,8 +25,8 @@ RESOLVED: Final = "@key"
 """The name under which a summary has the value of a `key_resolver`."""
 RESULT: Final = "@result"
 """The name under which the summary of an entry describes its value: a type and a shape."""
-BUILT: Final = "@built"
-"""The name under which it has the expiring result that the entry was built on, and its expiry."""
+BUILT_ON: Final = "@built"
+"""The name under which a summary has the result that limits the entry's lifetime."""
 MASK: Final = "***"
 """Shown in place of an argument whose name says that it is secret."""
 MORE: Final = "more"
@@ -73,21 +73,27 @@ def _described(value: Any) -> str:
     kind = type(value).__name__
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple) and all(isinstance(size, int) for size in shape) and shape:
-        return f"{kind} {'x'.join(map(str, shape))}"[:TEXT]
+        return f"{kind} {'x'.join(map(str, shape))}"[:LONGEST_ARGUMENT]
     if isinstance(value, (str, bytes)):
-        return shown(value if len(value) <= TEXT else value[:TEXT], TEXT)
+        return shown(
+            value if len(value) <= LONGEST_ARGUMENT else value[:LONGEST_ARGUMENT], LONGEST_ARGUMENT
+        )
     if value is None or isinstance(value, (bool, int, float)):
-        long = isinstance(value, int) and value.bit_length() > BITS
-        return kind if long else shown(value, TEXT)
+        long = isinstance(value, int) and value.bit_length() > MOST_BITS
+        return kind if long else shown(value, LONGEST_ARGUMENT)
     if resolvers.speaks(value):
-        return shown(format(value), TEXT) if isinstance(value, str) else str(value)[:TEXT]
+        return (
+            shown(format(value), LONGEST_ARGUMENT)
+            if isinstance(value, str)
+            else str(value)[:LONGEST_ARGUMENT]
+        )
     if isinstance(value, (list, tuple, set, frozenset, dict)):
         return _described_container(value)
     return kind
 
 
 def _described_container(value: Any) -> str:
-    text = _brief(value, [SHORT])
+    text = _brief(value, [MOST_ITEMS])
     return text if text is not None else f"{type(value).__name__} of {len(value)}"
 
 
@@ -97,9 +103,11 @@ def _brief(value: Any, left: list[int]) -> str | None:
     kind = type(value)
     if left[0] < 0 or kind not in (*atoms.PLAIN, list, tuple, dict, set, frozenset):
         return None
-    if kind is int and value.bit_length() > BITS:
+    if kind is int and value.bit_length() > MOST_BITS:
         return None
-    if hasattr(value, "__len__") and len(value) > (TEXT if kind in atoms.PLAIN else left[0]):
+    if hasattr(value, "__len__") and len(value) > (
+        LONGEST_ARGUMENT if kind in atoms.PLAIN else left[0]
+    ):
         return None
     if kind is dict:
         if any(is_secret(str(key)) for key in value):
@@ -110,18 +118,18 @@ def _brief(value: Any, left: list[int]) -> str | None:
     if any(_brief(part, left) is None for part in parts):
         return None
     text = repr(value)
-    return text if len(text) <= TEXT else None
+    return text if len(text) <= LONGEST_ARGUMENT else None
 
 
 def summary(arguments: Iterable[tuple[str, str, str]]) -> str:
-    """Return JSON for display: argument name -> [short text, digest]; at most `SUMMARY` bytes.
+    """Return JSON of argument name -> [short text, digest], in at most `LONGEST_SUMMARY` bytes.
 
     Args:
         arguments: name, short text and digest of each.
     """
     described = {name: [text, digest] for name, text, digest in arguments}
     text = encodable(_json(described))  # JSON has the same escape for a lone surrogate
-    while len(text.encode()) > SUMMARY:
+    while len(text.encode()) > LONGEST_SUMMARY:
         described.popitem()
         text = encodable(_json({**described, "…": [MORE, ""]}))
     return text
@@ -139,7 +147,7 @@ def with_result(text: str, value: Any, *, raised: bool = False) -> str:
         said = type(value).__name__
     said = f"raised {said}" if raised else said
     whole = encodable(_json({**json.loads(text), RESULT: [said, ""]}))
-    return whole if len(whole.encode()) <= SUMMARY else text
+    return whole if len(whole.encode()) <= LONGEST_SUMMARY else text
 
 
 def with_built(text: str, path: str, until: int) -> str:
@@ -149,13 +157,13 @@ def with_built(text: str, path: str, until: int) -> str:
         path: the calls, each built on the next.
         until: when the last of them expires, in nanoseconds since the epoch.
     """
-    whole = encodable(_json({**json.loads(text), BUILT: [path, str(until)]}))
-    return whole if len(whole.encode("utf-8", "replace")) <= SUMMARY else text
+    whole = encodable(_json({**json.loads(text), BUILT_ON: [path, str(until)]}))
+    return whole if len(whole.encode("utf-8", "replace")) <= LONGEST_SUMMARY else text
 
 
 def built_on(text: str) -> tuple[str, int] | None:
     """Return the results that `with_built` added to a summary."""
-    found = json.loads(text).get(BUILT)
+    found = json.loads(text).get(BUILT_ON)
     return None if found is None else (str(found[0]), int(found[1]))
 
 
@@ -164,7 +172,7 @@ def described_shape(value: Any) -> str:
     kind = type(value).__name__
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple) and all(isinstance(size, int) for size in shape):
-        return f"{kind} {'x'.join(map(str, shape))}".rstrip()[:TEXT]
+        return f"{kind} {'x'.join(map(str, shape))}".rstrip()[:LONGEST_ARGUMENT]
     if isinstance(value, (str, bytes, list, tuple, set, frozenset, dict)):
-        return f"{kind} of {len(value)}"[:TEXT]
-    return kind[:TEXT]
+        return f"{kind} of {len(value)}"[:LONGEST_ARGUMENT]
+    return kind[:LONGEST_ARGUMENT]

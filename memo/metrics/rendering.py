@@ -20,7 +20,7 @@ from typing import Any
 
 from memo.errors import MissingExtraError, label
 from memo.keys import summaries
-from memo.keys.summaries import BUILT, OWN, RESOLVED, RESULT
+from memo.keys.summaries import BUILT_ON, OWN, RESOLVED, RESULT
 from memo.metrics.recorder import REFRESH_FAILED, REFRESHED, REFRESHING, Span
 from memo.metrics.snapshots import (
     Counts,
@@ -635,7 +635,7 @@ def _tiers_html(stats: Stats) -> str:
 def arguments(header: Header) -> dict[str, str]:
     """Return argument -> short text, from the summary of an entry."""
     summary = _summary(header)
-    hidden = (RESOLVED, RESULT, BUILT)
+    hidden = (RESOLVED, RESULT, BUILT_ON)
     return {name.removeprefix(OWN): s[0] for name, s in summary.items() if name not in hidden}
 
 

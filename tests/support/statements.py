@@ -42,7 +42,7 @@ def refused(call):
     try:
         go(call())
     except TypeError as error:
-        return "lies elsewhere" in str(error)
+        return "stored elsewhere" in str(error)
 """
 INIT = """
     def __init__(self, tenant, extra):

@@ -17,71 +17,71 @@ from typing import Any, Final
 from memo.records import codec
 from memo.runtime.checksums import blake2b
 
-SIZE: Final = 20
+DIGEST_BYTES: Final = 20
 """Bytes of a digest."""
 INLINE: Final = 200
 """Content of up to this many bytes is part of the encoding itself."""
-BIG: Final = 1 << 20
-"""Content of at least this many bytes is hashed on all cores."""
-MANY: Final = 24
-"""A sequence of at least this many plain values is encoded in one pass of C code."""
-_TEXT: Final = 4 << 20
+HASHED_IN_PARALLEL: Final = 1 << 20
+"""Content of at least this many bytes is hashed in parallel, on all cores."""
+ENCODED_IN_C: Final = 24
+"""A sequence of at least this many plain values is encoded in C code."""
+_CHARACTERS_AT_ONCE: Final = 4 << 20
 """Characters of a long text that are encoded at a time."""
-PIECE: Final = 4096
+ITEMS_AT_ONCE: Final = 4096
 """Items of such a sequence that are encoded at a time: that many stay in the processor's cache."""
 
 _LENGTHS: Final = [bytes([n]) for n in range(INLINE + 1)]
 _STRINGS: Final = [b"s" + length for length in _LENGTHS]
 _INTEGER: Final = struct.Struct("<cq").pack
 _FLOAT: Final = struct.Struct("<cd").pack
-UP: Final = struct.Struct("<cI").pack
+BACK_REFERENCE: Final = struct.Struct("<cI").pack
 NONE: Final = b"N"
 TRUE: Final = b"T"
 FALSE: Final = b"F"
 _NAN: Final = _FLOAT(b"f", math.nan)
 
 
-def sized(content: bytes | bytearray | memoryview) -> bytes:
+def with_length(content: bytes | bytearray | memoryview) -> bytes:
     """Return content with its length in front, or its digest if it is longer than `INLINE`."""
     length = len(content)
     if length <= INLINE:
         return _LENGTHS[length] + content
-    if length < BIG:
-        return b"\xff" + blake2b(content, digest_size=SIZE).digest()
+    if length < HASHED_IN_PARALLEL:
+        return b"\xff" + blake2b(content, digest_size=DIGEST_BYTES).digest()
     return b"\xfe" + codec.digest(content if isinstance(content, bytes) else memoryview(content))
 
 
 def node(kind: str, content: bytes) -> bytes:
     """Return the encoding of a value whose kind has no letter of its own."""
-    return b"~" + sized(kind.encode()) + sized(content)
+    return b"~" + with_length(kind.encode()) + with_length(content)
 
 
 def hashed(encoding: bytes) -> bytes:
-    """Return the digest of an encoding: `SIZE` bytes."""
-    return blake2b(encoding, digest_size=SIZE).digest()
+    """Return the digest of an encoding: `DIGEST_BYTES` bytes."""
+    return blake2b(encoding, digest_size=DIGEST_BYTES).digest()
 
 
-def short(encoding: bytes) -> str:
+def short_digest(encoding: bytes) -> str:
     """Return the digest of an encoding for names and addresses: 16 hexadecimal digits."""
     return blake2b(encoding, digest_size=8).hexdigest()
 
 
 def text(value: str) -> bytes:
     """Encode a str."""
-    if len(value) > BIG:
+    if len(value) > HASHED_IN_PARALLEL:
         return b"s\xfe" + codec.digest_of(_encoded(value))
     try:
         data = value.encode()
     except UnicodeEncodeError:
         data = value.encode("utf-8", "surrogatepass")
     length = len(data)
-    return _STRINGS[length] + data if length <= INLINE else b"s" + sized(data)
+    return _STRINGS[length] + data if length <= INLINE else b"s" + with_length(data)
 
 
 def _encoded(value: str) -> Iterator[bytes]:
     """Encode a long text in UTF-8, in pieces, so that other threads can run in between."""
-    for at in range(0, len(value), _TEXT):
-        yield value[at : at + _TEXT].encode("utf-8", "surrogatepass")
+    for at in range(0, len(value), _CHARACTERS_AT_ONCE):
+        yield value[at : at + _CHARACTERS_AT_ONCE].encode("utf-8", "surrogatepass")
 
 
 def integer(value: int) -> bytes:
@@ -90,7 +90,7 @@ def integer(value: int) -> bytes:
         return _INTEGER(b"i", value)
     except struct.error:
         size = value.bit_length() // 8 + 1
-        return b"I" + sized(value.to_bytes(size, "little", signed=True))
+        return b"I" + with_length(value.to_bytes(size, "little", signed=True))
 
 
 def floating(value: float) -> bytes:
@@ -100,7 +100,7 @@ def floating(value: float) -> bytes:
 
 def binary(value: bytes) -> bytes:
     """Encode bytes."""
-    return b"b" + sized(value)
+    return b"b" + with_length(value)
 
 
 PLAIN: Final = {int, str, float, bytes, bool, type(None)}
@@ -114,13 +114,13 @@ class _Strict(pickle.Pickler):
         raise TypeError(type(value))
 
 
-def plain(pieces: Iterable[Any]) -> bytes | None:
-    """Return the content of a sequence of plain values, or None; as fast as C.
+def plain_sequence(pieces: Iterable[Any]) -> bytes | None:
+    """Encode a sequence of plain values in C code; None if a value is not plain.
 
-    A pickle without a memo table does not depend on sharing or interning.
+    It is pickled without a memo table, so the result does not depend on sharing or interning.
 
     Args:
-        pieces: lists or tuples of `PIECE` values; the last one may be shorter.
+        pieces: lists or tuples of `ITEMS_AT_ONCE` values; the last one may be shorter.
     """
     stream = io.BytesIO()
     pickler = _Strict(stream, protocol=5)
@@ -136,7 +136,7 @@ def plain(pieces: Iterable[Any]) -> bytes | None:
             pickler.dump(piece if type(piece) is list else list(piece))
         except TypeError:  # a subclass of `str`
             return None
-    return b"P" + sized(stream.getbuffer())
+    return b"P" + with_length(stream.getbuffer())
 
 
 def _are_texts(values: Any) -> bool:

@@ -26,7 +26,7 @@ from memo.keys.fingerprint import origin
 _names: Final[weakref.WeakKeyDictionary[type, bytes]] = weakref.WeakKeyDictionary()
 
 
-def klass(value: type, _walk: Walk) -> bytes:
+def class_(value: type, _walk: Walk) -> bytes:
     """Encode a class: its name and, for a user's class, its code."""
     known = _names.get(value)
     if known is not None:
@@ -79,7 +79,7 @@ def function(value: types.FunctionType, walk: Walk, owner: type | None = None) -
     }
     return (
         _code(value, walk, owner)
-        + atoms.sized(mapping(captured, walk, lambda name: f".<captured>.{name}"))
+        + atoms.with_length(mapping(captured, walk, lambda name: f".<captured>.{name}"))
         + mapping(defaults, walk, lambda name: f".<defaults>.{name}")
     )
 
@@ -144,7 +144,9 @@ def compiled(value: Any, walk: Walk) -> bytes:
     """Encode a function compiled by Cython: its module and name."""
     found = looked_up(value.__module__, value.__qualname__)
     if getattr(found, "__func__", found) is not value:
-        raise walk.refuse(value, "it is found nowhere by its name; pass a function of your own.")
+        raise walk.refuse(
+            value, "its module has no function of its name; pass a function of your own."
+        )
     return atoms.text(f"{value.__module__}:{value.__qualname__}")
 
 
@@ -164,12 +166,12 @@ def descriptor(value: Any, walk: Walk) -> bytes:
     return name + walk.encode(owner, ".__self__")
 
 
-def wrapped(value: Any, walk: Walk) -> bytes:
+def lru_cached(value: Any, walk: Walk) -> bytes:
     """Encode a function wrapped by `functools.lru_cache`."""
     return walk.encode(value.__wrapped__, ".__wrapped__")
 
 
-def cached(value: Any, walk: Walk) -> bytes:
+def memo_cached(value: Any, walk: Walk) -> bytes:
     """Encode a function cached by memo: the function, and the object it is bound to."""
     wrapped = getattr(value, "__wrapped__", None)
     if wrapped is None:

@@ -8,7 +8,8 @@ Rules of this module:
 2.  Two values have the same encoding if they have the same type and nothing that a computation may
     read distinguishes them.  Identity, sharing, interning, memory layout, the order of a set or of
     a dict, and PYTHONHASHSEED do not count.  `docs/keys.md` has the policy for each type.
-3.  A value that contains itself is encoded by the number of steps up to it, so encoding terminates.
+3.  A reference to an enclosing value is encoded as the number of steps up to it, so encoding
+    terminates.
 4.  A value without a sound encoding is `Unkeyable`, with the path to it.  There is no fallback to
     `repr`, addresses, or `hash`.
 
@@ -26,33 +27,33 @@ from typing import Any, Final, TypeVar
 
 from memo.errors import OptionError, public, shown
 from memo.keys.encoding.atoms import (
+    BACK_REFERENCE,
+    ENCODED_IN_C,
     FALSE,
-    MANY,
+    ITEMS_AT_ONCE,
     NONE,
-    PIECE,
     SIMPLE,
     TRUE,
-    UP,
     binary,
     floating,
     hashed,
     integer,
-    plain,
-    sized,
+    plain_sequence,
     text,
+    with_length,
 )
 
-OPEN: Final = 1_000_000
-"""Most encodings inside of cycles in one value: a value with denser references to itself is
+MAX_IN_CYCLES: Final = 1_000_000
+"""Most encodings inside of cycles in one value; a value with denser references to itself is
 refused."""
-DEEP: Final = 10_000
+DEEP_RECURSION: Final = 10_000
 """The recursion limit, in frames, for a value that is nested deeper than the present one allows."""
-CROWD: Final = 1 << 15
+SORTED_AT_ONCE: Final = 1 << 15
 """Most values that are sorted in one step: 20 ms, during which no other thread runs."""
 _STRIDE: Final = 4093
 """Distance between sampled values; a prime, so that it matches no period in the values."""
 _NEVER: Final = 1 << 62
-NOTHING: Final[Mapping[int, Mapping[str, Any]]] = {}
+NO_REPLACEMENTS: Final[Mapping[int, Mapping[str, Any]]] = {}
 
 T = TypeVar("T")
 
@@ -97,8 +98,10 @@ def key_step(key: Any) -> str:
 
 def sequence(values: Sequence[Any], walk: Walk, step: Callable[[int], str] = index_step) -> bytes:
     """Encode the content of an ordered collection; `step` names its items in a path."""
-    if len(values) >= MANY:
-        stream = plain(values[at : at + PIECE] for at in range(0, len(values), PIECE))
+    if len(values) >= ENCODED_IN_C:
+        stream = plain_sequence(
+            values[at : at + ITEMS_AT_ONCE] for at in range(0, len(values), ITEMS_AT_ONCE)
+        )
         if stream is not None:
             return stream
     return b"".join(_each(values, walk, step))
@@ -122,18 +125,22 @@ def mapping(value: dict[Any, Any], walk: Walk, step: Callable[[Any], str] = key_
     """Encode the content of a mapping whose order does not matter."""
     keys = list(value)
     if set(map(type, keys)) == {str}:
-        keys = in_order(keys)
+        keys = sorted_encodings(keys)
         values = [value[key] for key in keys]
-        return b"S" + sized(sequence(keys, walk)) + sequence(values, walk, lambda i: step(keys[i]))
+        return (
+            b"S"
+            + with_length(sequence(keys, walk))
+            + sequence(values, walk, lambda i: step(keys[i]))
+        )
     codes = _each(keys, walk, lambda i: f".keys(){step(keys[i])}")
     contents = _each(value.values(), walk, lambda i: step(keys[i]))
     pairs = [(code, content) for code, content in zip(codes, contents, strict=True)]
-    return b"".join([code + content for code, content in in_order(pairs)])
+    return b"".join([code + content for code, content in sorted_encodings(pairs)])
 
 
-def in_order(values: list[T]) -> list[T]:
+def sorted_encodings(values: list[T]) -> list[T]:
     """Sort values; many of them in parts, so that other threads can run in between."""
-    if len(values) <= CROWD:
+    if len(values) <= SORTED_AT_ONCE:
         return sorted(values)  # type: ignore[type-var]
     from bisect import bisect
 
@@ -148,13 +155,13 @@ def ordered(value: dict[Any, Any], walk: Walk) -> bytes:
     """Encode the content of a mapping whose order matters."""
     keys = list(value)
     codes = sequence(keys, walk, lambda i: f".keys(){key_step(keys[i])}")
-    return sized(codes) + sequence(list(value.values()), walk, lambda i: key_step(keys[i]))
+    return with_length(codes) + sequence(list(value.values()), walk, lambda i: key_step(keys[i]))
 
 
 def unordered(values: Iterable[Any], walk: Walk) -> bytes:
     """Encode the content of an unordered collection."""
     codes = _each(values, walk, lambda _: "{…}")
-    codes = in_order(codes)
+    codes = sorted_encodings(codes)
     return b"".join(codes)
 
 
@@ -170,7 +177,7 @@ class Walk:
 
     __slots__ = ("_keyed", "_known", "_lowest", "_opened", "_stack", "given")
 
-    def __init__(self, given: Mapping[int, Mapping[str, Any]] = NOTHING) -> None:
+    def __init__(self, given: Mapping[int, Mapping[str, Any]] = NO_REPLACEMENTS) -> None:
         self.given = given
         self._stack: dict[int, int] = {}
         self._known: dict[int, tuple[Any, bytes]] = {}
@@ -209,7 +216,7 @@ class Walk:
         self._stack[identity] = depth
         outer, self._lowest = self._lowest, _NEVER
         try:
-            encoding = letter + sized(kind + content(value, self))
+            encoding = letter + with_length(kind + content(value, self))
         finally:
             del self._stack[identity]
             lowest, self._lowest = self._lowest, min(outer, self._lowest)
@@ -222,15 +229,17 @@ class Walk:
 
     def _back(self, value: Any, identity: int, depth: int) -> bytes:
         if identity in self._keyed:
-            raise self.refuse(value, "its key contains the value itself; leave it out there.")
+            raise self.refuse(value, "its key contains the value itself; leave it out of the key.")
         at = self._stack[identity]
         self._lowest = min(self._lowest, at)
-        return UP(b"^", depth - at)
+        return BACK_REFERENCE(b"^", depth - at)
 
     def _count(self, value: Any) -> None:
         self._opened += 1
-        if self._opened > OPEN:
-            raise self.refuse(value, "its parts refer to each other too densely; pass them singly.")
+        if self._opened > MAX_IN_CYCLES:
+            raise self.refuse(
+                value, "its parts refer to each other too densely; pass them one by one."
+            )
 
     def keyed(self, value: Any, function: Callable[[Any], Any], name: str) -> bytes:
         """Encode the result of a user's key function for a value."""
@@ -276,7 +285,9 @@ def encode(value: Any, walk: Walk) -> bytes:
     return encoder(value, walk)
 
 
-def encoding(value: Any, path: str = "", given: Mapping[int, Mapping[str, Any]] = NOTHING) -> bytes:
+def encoding(
+    value: Any, path: str = "", given: Mapping[int, Mapping[str, Any]] = NO_REPLACEMENTS
+) -> bytes:
     """Return the canonical encoding of a value: a few hundred bytes at most, whatever its size.
 
     Args:
@@ -309,7 +320,7 @@ def _deeply(value: Any) -> bytes:
     The limit stays raised.  It applies to all threads, and lowering it while another one is deep in
     recursion crashes the process.
     """
-    sys.setrecursionlimit(max(sys.getrecursionlimit(), DEEP))
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), DEEP_RECURSION))
     try:
         return encode(value, Walk())
     except RecursionError:
@@ -361,8 +372,8 @@ def register_key(type_: type, function: Callable[[Any], Any]) -> None:
     _found.clear()
 
 
-class Refusal:
-    """The encoder of a type none of whose values has a key.
+class RefusingEncoder:
+    """An encoder that refuses: no value of its type has a key.
 
     Args:
         fix: what to do about it.
@@ -377,7 +388,7 @@ class Refusal:
 
 def is_refused(kind: type) -> bool:
     """True if no value of a type has a key."""
-    return isinstance(_encoders.get(kind) or _found.get(kind) or _find(kind), Refusal)
+    return isinstance(_encoders.get(kind) or _found.get(kind) or _find(kind), RefusingEncoder)
 
 
 def _find(kind: type) -> Encoder:
@@ -399,7 +410,7 @@ def _by_the_user(kind: type) -> Encoder | None:
         if KEY_METHOD in vars(base):
             method = vars(base)[KEY_METHOD]
             if method is None:
-                return Refusal(f"its class says so by {KEY_METHOD} = None.")
+                return RefusingEncoder(f"its class says so by {KEY_METHOD} = None.")
             return _keyed(lambda value: getattr(value, KEY_METHOD)(), KEY_METHOD)
     return None
 

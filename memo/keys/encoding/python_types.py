@@ -46,7 +46,7 @@ HANDLES: Final = frozenset(
     }
 )
 """Modules whose objects are handles on something outside of the value."""
-_DERIVED: Final = frozenset({"_attrs_cached_hash", "__pydantic_fields_set__"})
+_DERIVED_NAMES: Final = frozenset({"_attrs_cached_hash", "__pydantic_fields_set__"})
 _NAMED: Final = (
     types.MethodWrapperType,
     types.WrapperDescriptorType,
@@ -58,7 +58,7 @@ _NAMED: Final = (
 
 
 def _node(kind: str, content: Encoder) -> Encoder:
-    prefix = atoms.sized(kind.encode())
+    prefix = atoms.with_length(kind.encode())
     return lambda value, walk: walk.inside(value, content, b"~", prefix)
 
 
@@ -86,11 +86,11 @@ def _pattern(value: re.Pattern[Any], walk: Walk) -> bytes:
 def _view(value: memoryview, _walk: Walk) -> bytes:
     shape = atoms.text(f"{value.format} {value.shape}")
     flat = value if value.c_contiguous else memoryview(value.tobytes())
-    return shape + atoms.sized(flat.cast("B") if flat.nbytes else b"")
+    return shape + atoms.with_length(flat.cast("B") if flat.nbytes else b"")
 
 
 def _array(value: bytearray, _walk: Walk) -> bytes:
-    return atoms.sized(value)
+    return atoms.with_length(value)
 
 
 def _buffer(value: Any, walk: Walk) -> bytes:
@@ -102,12 +102,14 @@ def _buffer(value: Any, walk: Walk) -> bytes:
 
 def _set(value: Any, walk: Walk) -> bytes:
     """Encode a subclass of set or frozenset: the items without order, and the state."""
-    return class_of(value, walk) + atoms.sized(unordered(value, walk)) + _own_state(value, walk)
+    return (
+        class_of(value, walk) + atoms.with_length(unordered(value, walk)) + _own_state(value, walk)
+    )
 
 
 def _ordered(value: Any, walk: Walk) -> bytes:
     """Encode an OrderedDict: the items in order, and the state of a subclass."""
-    return class_of(value, walk) + atoms.sized(ordered(value, walk)) + _own_state(value, walk)
+    return class_of(value, walk) + atoms.with_length(ordered(value, walk)) + _own_state(value, walk)
 
 
 def _tuple(value: Any, walk: Walk) -> bytes:
@@ -116,7 +118,7 @@ def _tuple(value: Any, walk: Walk) -> bytes:
     items = walk.sequence(
         list(value), lambda i: f".{names[i]}" if i < len(names) else canonical.index_step(i)
     )
-    return class_of(value, walk) + atoms.sized(items) + _own_state(value, walk)
+    return class_of(value, walk) + atoms.with_length(items) + _own_state(value, walk)
 
 
 def _own_state(value: Any, walk: Walk) -> bytes:
@@ -133,7 +135,7 @@ _exact: Final[dict[type, Encoder]] = {
     types.FunctionType: _node("function", callables.function),
     types.BuiltinFunctionType: _node("builtin", callables.builtin),
     types.MethodType: _node("method", callables.method),
-    type(functools.lru_cache(lambda: None)): _node("lru_cache", callables.wrapped),
+    type(functools.lru_cache(lambda: None)): _node("lru_cache", callables.lru_cached),
     re.Pattern: _node("pattern", _pattern),
     memoryview: _node("memoryview", _view),
     bytearray: _node("bytearray", _array),
@@ -141,12 +143,12 @@ _exact: Final[dict[type, Encoder]] = {
     type({}.keys()): _node("dict_keys", lambda v, walk: canonical.sequence(list(v), walk)),
     type({}.values()): _node("dict_values", lambda v, walk: canonical.sequence(list(v), walk)),
     type({}.items()): _node("dict_items", lambda v, walk: canonical.sequence(list(v), walk)),
-    object: canonical.Refusal("it is nothing but its identity; use an enum member or None."),
+    object: canonical.RefusingEncoder("it has only its identity; use an enum member or None."),
     **dict.fromkeys(_NAMED, _node("descriptor", callables.descriptor)),
 }
 _families: Final[tuple[tuple[type, Encoder], ...]] = (
     (enum.Enum, _node("enum", _member)),
-    (type, _node("type", callables.klass)),
+    (type, _node("type", callables.class_)),
     (types.ModuleType, _node("module", callables.module)),
     (PurePath, _node("path", _path)),
     (zoneinfo.ZoneInfo, _node("zone", _zone)),
@@ -158,14 +160,14 @@ _families: Final[tuple[tuple[type, Encoder], ...]] = (
 )
 _TUPLE: Final = _node("tuple", _tuple)
 _COMPILED: Final = _node("builtin", callables.compiled)
-_CACHED: Final = _node("cached", callables.cached)
+_CACHED: Final = _node("cached", callables.memo_cached)
 _OBJECT: Final = _node(
     "object",
     lambda value, walk: _object(value, walk),  # noqa: PLW0108  # it stands below
 )
 
 
-def an_object(value: Any, walk: Walk) -> bytes:
+def plain_object(value: Any, walk: Walk) -> bytes:
     """Encode an object that has no adapter: its class and state."""
     return _OBJECT(value, walk)
 
@@ -193,7 +195,7 @@ def find(kind: type) -> Encoder:
         return _CACHED
     fix = _why_not(kind)
     if fix:
-        return canonical.Refusal(fix)
+        return canonical.RefusingEncoder(fix)
     return _OBJECT
 
 
@@ -213,7 +215,7 @@ def _why_not(kind: type) -> str:
         top = canonical.module_of(kind).partition(".")[0]
         if top in HANDLES or top == "tempfile":
             return "pass its path or its content, or name the argument in ignore=[...]."
-        return "it is used up by reading it; pass a list of its items."
+        return "reading it exhausts it; pass a list of its items."
     if canonical.module_of(kind).partition(".")[0] in HANDLES and not issubclass(
         kind, BaseException
     ):
@@ -237,9 +239,9 @@ def _object(value: Any, walk: Walk) -> bytes:
         state = _instead(state, walk.given[id(value)])
     return (
         content
-        + atoms.sized(_made(value, function, arguments, walk))
-        + atoms.sized(_state(type(value), state, walk))
-        + atoms.sized(b"" if items is None else walk.sequence(list(items)))
+        + atoms.with_length(_made(value, function, arguments, walk))
+        + atoms.with_length(_state(type(value), state, walk))
+        + atoms.with_length(b"" if items is None else walk.sequence(list(items)))
         + (b"" if pairs is None else ordered(dict(pairs), walk))
     )
 
@@ -295,7 +297,7 @@ def _state(kind: type, state: Any, walk: Walk) -> bytes:
     if state is None:
         return b""
     if type(state) is tuple and len(state) == 2 and isinstance(state[1], dict):
-        inner = atoms.sized(_state(kind, state[0], walk))
+        inner = atoms.with_length(_state(kind, state[0], walk))
         return b"2" + inner + _state(kind, state[1], walk)
     if type(state) is not dict:
         return walk.encode(state, ".__getstate__()")
@@ -320,7 +322,7 @@ def _derived(kind: type) -> frozenset[str]:
             for name, value in vars(base).items()
             if isinstance(value, functools.cached_property)
         ]
-        known = _derived_of[kind] = _DERIVED.union(found)
+        known = _derived_of[kind] = _DERIVED_NAMES.union(found)
     return known
 
 

@@ -6,7 +6,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-from memo.keys.fingerprint.held_values import image, innermost, title
+from memo.keys.fingerprint.held_values import fingerprint_of, innermost, qualified_name
 
 SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType)
 """Attributes that only declare a slot of this name."""
@@ -38,7 +38,7 @@ _GENERATED = ("__dataclass_fields__", "__attrs_attrs__", "__pydantic_fields__")
 
 def head(cls: type) -> str:
     """Return the first line of a class, and its annotations."""
-    lines = [f"class {cls.__qualname__}({', '.join(map(title, cls.__bases__))})"]
+    lines = [f"class {cls.__qualname__}({', '.join(map(qualified_name, cls.__bases__))})"]
     hints = vars(cls).get("__annotations__")
     if isinstance(hints, dict):  # a class created in C may have something else there
         lines += [f"    {name}: {hint(value)}" for name, value in list(hints.items())]
@@ -112,4 +112,6 @@ def hint(value: Any) -> str:
     """Return an annotation as text."""
     if isinstance(value, str):
         return value
-    return title(value) if isinstance(value, type) else image(value, quiet=True).text
+    return (
+        qualified_name(value) if isinstance(value, type) else fingerprint_of(value, quiet=True).text
+    )

@@ -1,7 +1,8 @@
 """The code version: one digest of the code of a function and of everything that it reaches.
 
-A digest stays valid while everything that was seen in making it is unchanged (`Seen`).  `reachable`
-finds what a function reaches, `unchanged` compares values and classes.
+A digest is kept with everything that it depends on (`KnownVersion`), and stays valid as long as
+that is unchanged.  `reachable` finds what a function reaches, `unchanged` compares values and
+classes.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from memo.keys.fingerprint.held_values import (
     STABLE,
     STATELESS,
     State,
-    image,
+    fingerprint_of,
     innermost,
     layers,
-    note,
-    short,
-    title,
+    note_reference,
+    qualified_name,
+    short_digest,
 )
 from memo.keys.own_changes import Begun, may_change
 from memo.runtime.checksums import blake2b
@@ -36,47 +37,47 @@ from memo.runtime.checksums import blake2b
 if TYPE_CHECKING:
     import types
 
-    from memo.keys.fingerprint.library_patches import Grown
-    from memo.keys.fingerprint.unchanged import Get, Shape, Watch
+    from memo.keys.fingerprint.library_patches import AttributeCount
+    from memo.keys.fingerprint.unchanged import ClassAttributes, Get, WatchedValue
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_SLOW_LOOKS = 8
+_SLOW_CHECKS_BEFORE_WARNING = 8
 """Slow checks of the globals that a function reads before a warning names the slowest one.  A first
 computation makes fewer; after it, the state that the function changes itself is known."""
-_OFTEN = 3
+_CHANGES_BEFORE_WARNING = 3
 """Changes of the same state, not by the function's own code, before a warning is given."""
-_OWNERS = 64
+_MOST_OWNERS = 64
 """Classes of `self` for which one method's digest is kept."""
-SLOW = 0.0001
+SLOW_CHECK = 0.0001
 """Seconds that each call may spend on checking globals before a warning is given."""
-_SLOW_CLASS = 0.001
+_SLOW_CLASS_CHECK = 0.001
 """The same for the attributes of classes, which cost a little in every program."""
-_QUICK = SLOW / 10
+_QUICK_CHECK = SLOW_CHECK / 10
 """If a check takes less than this, the next ones are not timed."""
-_ROUNDS = 10
-_LONG = 0.005
+_TIMING_ROUNDS = 10
+_TIMING_SECONDS = 0.005
 """Number of times a value's check is timed (the fastest counts), and seconds after which timing
 ends."""
 
 
-class Seen:
+class KnownVersion:
     """A digest, and everything that must stay unchanged for it to stay valid.
 
     Attributes:
-        slow: how often checking the values took longer than `SLOW`.
+        slow: how often checking the values took longer than `SLOW_CHECK`.
         quick: checks are so fast that they are not timed until something has changed.
         places: (reader of a namespace, name, object).
         functions: (function, its code, its defaults, its keyword defaults).
         state: the state of `self` that is read; each object has its own values.
         changed: names that the code in reach assigns, sets or fills.
-        unmet: labels in `ignore` that match nothing.
+        unmatched: labels in `ignore` that match nothing.
         learned: what other processes have learned that the code changes itself.
     """
 
     __slots__ = (
-        *("changed", "digest", "functions", "lost", "parts", "places", "shapes", "slow", "state"),
-        *("learned", "quick", "unmet", "watches"),
+        *("changed", "digest", "functions", "lost", "parts", "places", "classes", "slow", "state"),
+        *("learned", "quick", "unmatched", "watched"),
     )
 
     def __init__(
@@ -86,11 +87,11 @@ class Seen:
         lost: frozenset[str],
         places: list[tuple[Get, str, Any]],
         functions: list[tuple[types.FunctionType, Any, Any, Any]],
-        shapes: list[Shape | Grown],
-        watches: list[Watch],
+        classes: list[ClassAttributes | AttributeCount],
+        watched: list[WatchedValue],
         state: State = STATELESS,
         changed: frozenset[str] = frozenset(),
-        unmet: frozenset[str] = frozenset(),
+        unmatched: frozenset[str] = frozenset(),
         learned: tuple[str, ...] = (),
     ) -> None:
         self.digest = digest
@@ -98,16 +99,16 @@ class Seen:
         self.lost = lost
         self.places = places
         self.functions = functions
-        self.shapes = shapes
-        self.watches = watches
+        self.classes = classes
+        self.watched = watched
         self.slow = 0
         self.quick = False
         self.state = state
         self.changed = changed
-        self.unmet = unmet
+        self.unmatched = unmatched
         self.learned = learned
 
-    def stands(self) -> bool:
+    def is_unchanged(self) -> bool:
         """True if nothing changed since; identity comparisons, the quickest first."""
         for get, name, value in self.places:
             if get(name, MISSING) is not value:
@@ -119,32 +120,32 @@ class Seen:
                 or function.__kwdefaults__ is not keywords
             ):
                 return False
-        for shape in self.shapes:
-            if not shape.stands():
+        for shape in self.classes:
+            if not shape.is_unchanged():
                 return False
-        return not self.watches or self._values_stand()
+        return not self.watched or self._values_stand()
 
     def may_change(self) -> bool:
         """True if a computation may change something that was seen, or the state of `self`."""
         state = self.state
         seen = bool(self.changed or state.names or state.whole)
-        return seen or any(may_change(watch.said, self.changed) for watch in self.watches)
+        return seen or any(may_change(watch.said, self.changed) for watch in self.watched)
 
     def _values_stand(self) -> bool:
         if self.quick:
-            for watch in self.watches:
+            for watch in self.watched:
                 if not watch.is_same():
                     break
             else:
                 return True
         begun = perf_counter()
-        for watch in self.watches:
-            if not watch.stands():
+        for watch in self.watched:
+            if not watch.is_unchanged():
                 return False
         taken = perf_counter() - begun
-        if taken > SLOW:
+        if taken > SLOW_CHECK:
             self.slow += 1
-        self.quick = taken < _QUICK
+        self.quick = taken < _QUICK_CHECK
         return True
 
     def costliest(self, named: Collection[str] = ()) -> tuple[str, float]:
@@ -156,7 +157,7 @@ class Seen:
             named: variables that a warning has named already.
         """
         costs = {"": 0.0}
-        for watch in self.watches:
+        for watch in self.watched:
             kind, _, name = watch.at.label.partition(":")
             if kind not in (
                 "global",
@@ -166,15 +167,15 @@ class Seen:
             if watch.at.variable in named:
                 continue
             taken: list[float] = []  # the thread's own time, since the machine may be busy
-            while len(taken) < _ROUNDS and sum(taken) < _LONG:
+            while len(taken) < _TIMING_ROUNDS and sum(taken) < _TIMING_SECONDS:
                 begun = thread_time()
-                watch.stands()
+                watch.is_unchanged()
                 taken.append(thread_time() - begun)
             owner = name.rpartition(".")[0] if kind == "attribute" else name
             label = f"{kind}:{owner}"
             costs[label] = costs.get(label, 0.0) + min(taken)
         label = max(costs, key=lambda one: costs[one])
-        bound = _SLOW_CLASS if label.startswith("attribute:") else SLOW
+        bound = _SLOW_CLASS_CHECK if label.startswith("attribute:") else SLOW_CHECK
         return label, costs[label] if sum(costs.values()) > bound else 0.0
 
 
@@ -210,8 +211,8 @@ class Identity:
         self._ignored = frozenset(ignored)
         self._learned = learned
         self._pinned = digest if version is None else _pinned(function, version, name)
-        self.seen: dict[type | None, Seen] = {}
-        self._pinned_seen: dict[type, Seen] = {}
+        self.versions: dict[type | None, KnownVersion] = {}
+        self._pinned_versions: dict[type, KnownVersion] = {}
         self._own_changes: dict[str, None] = {}
         self._others: dict[tuple[str, ...], int] = {}
         self._heard: Mapping[str, str] = {}
@@ -230,14 +231,14 @@ class Identity:
         """
         if self._pinned is not None:
             return self._pinned
-        seen = self.seen.get(owner)
-        if seen is not None and seen.stands():
-            if seen.slow >= _SLOW_LOOKS and not self._said:
-                self._say_what_is_slow(seen)
+        seen = self.versions.get(owner)
+        if seen is not None and seen.is_unchanged():
+            if seen.slow >= _SLOW_CHECKS_BEFORE_WARNING and not self._said:
+                self._warn_of_slow_check(seen)
             return seen.digest
         return self._look(owner).digest
 
-    def _say_what_is_slow(self, seen: Seen) -> None:
+    def _warn_of_slow_check(self, seen: KnownVersion) -> None:
         """Warn once about the global whose check takes the most time at every call."""
         seen.slow = 0  # a busy machine makes a check slow now and then
         label, cost = seen.costliest(self._own_changes)
@@ -251,9 +252,9 @@ class Identity:
             kind, fix = "class", f"mark the class with memo.stable({name.rpartition(':')[2]})"
         digits = 1 if cost >= 0.001 else 2
         said = (
-            f"{title(inner)} reads the {kind} {name.rpartition(':')[2]}, and each call takes "
-            f"{cost * 1000:.{digits}f} ms to see that it has not changed; {fix}, if it never "
-            "changes what the function returns"
+            f"{qualified_name(inner)} reads the {kind} {name.rpartition(':')[2]}, and each call "
+            f"takes {cost * 1000:.{digits}f} ms to see that it has not changed; if it never "
+            f"affects the result, {fix}"
         )
         code = getattr(inner, "__code__", None)
         if code is None:
@@ -262,16 +263,13 @@ class Identity:
             warnings.warn_explicit(said, UserWarning, code.co_filename, code.co_firstlineno)
 
     def state(self, owner: type) -> State:
-        """Return the state of `self` that the method reads, for a class.
-
-        As `digest` last found it.
-        """
+        """Return the state of `self` that the method reads, as `digest` last found it."""
         if self._pinned is None:
-            seen = self.seen.get(owner)
+            seen = self.versions.get(owner)
             return (seen if seen is not None else self._look(owner)).state
-        known = self._pinned_seen.get(owner)
+        known = self._pinned_versions.get(owner)
         if known is None:
-            known = self._pinned_seen[owner] = self._survey(owner)
+            known = self._pinned_versions[owner] = self._survey(owner)
         return known.state
 
     def begin(self, owner: type | None) -> tuple[str, list[Begun], frozenset[str]]:
@@ -284,41 +282,41 @@ class Identity:
             return self._pinned, [], frozenset()
         seen = self._current(owner)
         names = seen.changed
-        found = [(w.at, w.read, image) for w in seen.watches if may_change(w.said, names)]
+        found = [(w.at, w.read, fingerprint_of) for w in seen.watched if may_change(w.said, names)]
         return seen.digest, own_changes.begin(found, names), names
 
-    def told(self, changed: Iterable[str]) -> list[str]:
-        """Take in what a computation has changed itself, and return the new part."""
+    def note_own_changes(self, changed: Iterable[str]) -> list[str]:
+        """Record what a computation changed itself, and return the names that are new."""
         new = [one for one in changed if one not in self._own_changes]
         self._own_changes.update(dict.fromkeys(new))
         return new
 
-    def may_learn(self, owner: type | None) -> bool:
-        """True if it may change state, so that findings of others about it may apply."""
-        seen = (self.seen if self._pinned is None else self._pinned_seen).get(owner)  # type: ignore[arg-type]
+    def may_change_state(self, owner: type | None) -> bool:
+        """True if the function may change state, so that findings of others may apply to it."""
+        seen = (self.versions if self._pinned is None else self._pinned_versions).get(owner)  # type: ignore[arg-type]
         return seen is not None and seen.may_change()
 
-    def hear(self, findings: Mapping[str, str]) -> bool:
-        """Take in what other hosts have found that the function changes itself; True: it is new.
+    def adopt_findings(self, findings: Mapping[str, str]) -> bool:
+        """Adopt what other hosts have found the function to change itself; True if that is new.
 
-        That of the first host counts, so that all of them make the same keys.
+        The findings of the first host count, so that all hosts make the same keys.
         """
         if findings == self._heard:
             return False
         self._heard = dict(findings)
-        self.seen.clear()
-        self._pinned_seen.clear()
+        self.versions.clear()
+        self._pinned_versions.clear()
         return True
 
-    def heard(self, owner: type | None) -> list[str]:
-        """State that others have found it to change, as far as it is met: `api.requests`."""
-        seen = self._current(owner) if self._pinned is None else self._pinned_seen.get(owner)  # type: ignore[arg-type]
+    def adopted_changes(self, owner: type | None) -> list[str]:
+        """Return the adopted findings about state in reach of the function: `api.requests`."""
+        seen = self._current(owner) if self._pinned is None else self._pinned_versions.get(owner)  # type: ignore[arg-type]
         return [] if seen is None else own_changes.shown(seen.learned)
 
-    def is_often(self, others: tuple[str, ...]) -> bool:
-        """True if something else has changed the same state for the third time."""
+    def changes_often(self, others: tuple[str, ...]) -> bool:
+        """Count a change of this state by other code; True at the third one."""
         times = self._others[others] = self._others.get(others, 0) + 1
-        return times == _OFTEN
+        return times == _CHANGES_BEFORE_WARNING
 
     def parts(self, owner: type | None = None) -> dict[str, str]:
         """Return the parts of the digest: name -> normalized source, number or digest.
@@ -333,29 +331,31 @@ class Identity:
     def untracked(self, owner: type | None = None) -> list[str]:
         """Return what the digest leaves out, and why: `"global:c: app.Client has no sound key"`."""
         name = getattr(innermost(self.function), "__name__", "the function")
-        changed = sorted({*self._own_changes, *self.heard(owner)})
+        changed = sorted({*self._own_changes, *self.adopted_changes(owner)})
         told = [f"{name}() changes `{one}`: left out of its key" for one in changed]
         return told if self._pinned is not None else told + sorted(self._current(owner).lost)
 
-    def _current(self, owner: type | None) -> Seen:
-        seen = self.seen.get(owner)
-        return seen if seen is not None and seen.stands() else self._look(owner)
+    def _current(self, owner: type | None) -> KnownVersion:
+        seen = self.versions.get(owner)
+        return seen if seen is not None and seen.is_unchanged() else self._look(owner)
 
-    def _look(self, owner: type | None) -> Seen:
+    def _look(self, owner: type | None) -> KnownVersion:
         try:
             seen = self._survey(owner or self._owner())
         except Exception as error:  # such as a class with hooks that raise
             told = f"its code cannot be read: {type(error).__name__}: {shown(str(error))}"
             fix = 'pin it with version="1", or mark what raises with memo.stable'
-            raise KeyingError(f"{title(innermost(self.function))}: {told}; {fix}.") from error
-        if len(self.seen) >= _OWNERS:
-            self.seen.clear()
-        self.seen[owner] = seen
-        if seen.unmet:
-            self._tell_unmet(seen)
+            raise KeyingError(
+                f"{qualified_name(innermost(self.function))}: {told}; {fix}."
+            ) from error
+        if len(self.versions) >= _MOST_OWNERS:
+            self.versions.clear()
+        self.versions[owner] = seen
+        if seen.unmatched:
+            self._warn_of_unmatched_names(seen)
         return seen
 
-    def _survey(self, owner: type | None) -> Seen:
+    def _survey(self, owner: type | None) -> KnownVersion:
         from memo.keys.fingerprint.reachable import survey
 
         return survey(
@@ -369,14 +369,14 @@ class Identity:
     def _all_learned(self) -> Mapping[str, str]:
         return {**self._learned(), **self._heard}
 
-    def _tell_unmet(self, seen: Seen) -> None:
+    def _warn_of_unmatched_names(self, seen: KnownVersion) -> None:
         """Warn once about names of `ignore` that the function does not read."""
-        unmet, self._ignored = seen.unmet, self._ignored - seen.unmet
+        unmatched, self._ignored = seen.unmatched, self._ignored - seen.unmatched
         read = sorted({name for name in seen.parts if name.startswith("global:")})
         there = f"; it reads {', '.join(read)}" if read else ""
         warnings.warn(
-            f"{title(innermost(self.function))}: ignore={sorted(unmet)!r} names no global that it "
-            f"reads{there}.",
+            f"{qualified_name(innermost(self.function))}: ignore={sorted(unmatched)!r} names no "
+            f"global that it reads{there}.",
             stacklevel=2,
         )
 
@@ -413,7 +413,7 @@ def stable(function: F) -> F:
 
 
 _known: OrderedDict[int, Identity] = OrderedDict()
-_KNOWN = 256
+_MOST_KNOWN = 256
 """Functions and classes in arguments whose digest is kept."""
 
 
@@ -427,7 +427,7 @@ def code_digest(function: Any, owner: type | None = None) -> str:
         function: a function or a class.
         owner: for a method, the class that it is bound to.
     """
-    noted = note(function)
+    noted = note_reference(function)
     return _identity_of(function).digest(owner) if noted is None else noted
 
 
@@ -440,7 +440,7 @@ def _identity_of(function: Any) -> Identity:
     found = _known.get(id(function))
     if found is None:  # known functions are kept alive, so an address is never reused
         found = _known[id(function)] = Identity(function, shipped=True)
-        while len(_known) > _KNOWN:
+        while len(_known) > _MOST_KNOWN:
             _known.popitem(last=False)
     return found
 
@@ -456,7 +456,7 @@ def function_id(function: Callable[..., Any], name: str | None = None) -> str:
         return encodable(name)
     inner = innermost(function)
     held = inner if type(function) in DESCRIPTORS else function
-    module, _, qualname = title(held).partition(":")
+    module, _, qualname = qualified_name(held).partition(":")
     if module != "__main__":
         return encodable(f"{module}:{qualname}")
     namespace = getattr(inner, "__globals__", None) or vars(sys.modules["__main__"])
@@ -475,7 +475,7 @@ def _main(namespace: Mapping[str, Any]) -> str:
     if not isinstance(file, str) or not file:
         return "__main__"
     folder, name = os.path.split(os.path.abspath(file))
-    return f"{name}~{short(os.fsencode(folder))[:8]}"
+    return f"{name}~{short_digest(os.fsencode(folder))[:8]}"
 
 
 def _pinned(function: Callable[..., Any], version: str, name: str | None) -> str:

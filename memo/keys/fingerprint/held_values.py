@@ -1,6 +1,6 @@
-"""Images: comparable texts of values that code holds (globals, defaults, captured variables).
+"""Fingerprints: comparable texts of values that code holds (globals, defaults, captured variables).
 
-An image is a short text that is equal for equal values, together with the user's functions and
+A fingerprint is a short text that is equal for equal values, together with the user's functions and
 classes in the value.  These are not part of the text, which has `@0`, `@1`, … in their place:
 `function_version` follows them, so that an edit behind a table of handlers is noticed.
 
@@ -28,7 +28,7 @@ from memo.runtime.named_tuple import NamedTuple
 
 STABLE = "__memo_stable__"
 """The attribute that `memo.keys.fingerprint.function_version.stable` sets."""
-ELEMENTS = 20_000
+MAX_ELEMENTS = 20_000
 """Elements of a structure that are followed one by one; the rest is not tracked."""
 
 Ref = types.FunctionType | type
@@ -55,8 +55,8 @@ class State(NamedTuple):
 STATELESS = State()
 
 
-class Image(NamedTuple):
-    """The image of a value: its content as text, and where that may change.
+class ValueFingerprint(NamedTuple):
+    """The fingerprint of a value: its content as text, and where that may change.
 
     Attributes:
         text: equal for equal values.
@@ -75,8 +75,8 @@ class Image(NamedTuple):
     packages: frozenset[tuple[str, str]] = frozenset()
     noted: tuple[tuple[str, Ref], ...] = ()
 
-    def same(self, other: Image) -> bool:
-        """True if two images, taken in one process, are of equal values."""
+    def same(self, other: ValueFingerprint) -> bool:
+        """True if two fingerprints, taken in one process, are of equal values."""
         held = {id(ref) for _, ref in self.noted} == {id(ref) for _, ref in other.noted}
         return (
             held
@@ -88,27 +88,29 @@ class Image(NamedTuple):
 
 MISSING: Any = object()
 """Marks a missing value."""
-ABSENT = Image("absent")
-NOTHING: Mapping[str, str] = types.MappingProxyType({})
+MISSING_FINGERPRINT = ValueFingerprint("absent")
+NO_SUBSTITUTES: Mapping[str, str] = types.MappingProxyType({})
 
 
-def image(value: Any, quiet: bool = False, given: Mapping[str, str] = NOTHING) -> Image:
-    """Return the image of a value.
+def fingerprint_of(
+    value: Any, quiet: bool = False, given: Mapping[str, str] = NO_SUBSTITUTES
+) -> ValueFingerprint:
+    """Return the fingerprint of a value.
 
     Args:
         value: any value; parts without a sound key are left out and listed in `lost`.
-        quiet: do not list them (for what an installed library holds for itself).
+        quiet: do not list them (for values that an installed library keeps for itself).
         given: path in the value -> text that replaces that of the part.
     """
     if value is MISSING:
-        return ABSENT
-    walk = ImageWalk(given)
+        return MISSING_FINGERPRINT
+    walk = FingerprintWalk(given)
     try:
         text = walk.text(value, "")
     except RecursionError:
         text = "too deep"
         walk.lost.append(("", "is nested too deeply"))
-    return Image(
+    return ValueFingerprint(
         text,
         tuple(walk.refs),
         walk.mutable,
@@ -118,53 +120,53 @@ def image(value: Any, quiet: bool = False, given: Mapping[str, str] = NOTHING) -
     )
 
 
-def image_with(value: Any, given: Mapping[str, str]) -> Image:
-    """Return the image of a value with other texts for some of its paths."""
-    return image(value, given=given)
+def fingerprint_with(value: Any, given: Mapping[str, str]) -> ValueFingerprint:
+    """Return the fingerprint of a value with other texts for some of its paths."""
+    return fingerprint_of(value, given=given)
 
 
-DETAILED = 1000
+MAX_DETAILS = 1000
 """Most parts of a value that are distinguished when it is compared part by part."""
 
 
 def details(value: Any) -> dict[str, str]:
-    """Return the image of each part of a value, for comparison within this process.
+    """Return the fingerprint of each part of a value, for comparison within this process.
 
     Returns:
         Path in the value -> text; for a value of many parts only the whole, under `""`.
     """
     if value is MISSING:
-        return {"": ABSENT.text}
+        return {"": MISSING_FINGERPRINT.text}
     walk = _PartsWalk()
     try:
         walk.text(value, "")
     except RecursionError:
-        return {"": image(value).text}
+        return {"": fingerprint_of(value).text}
     return walk.found
 
 
 class _Current(threading.local):
-    """The image that this thread is making, while `canonical` keys a part of it."""
+    """The fingerprint that this thread is making, while `canonical` keys a part of it."""
 
-    walk: ImageWalk | None = None
+    walk: FingerprintWalk | None = None
 
 
 _current = _Current()
 
 
-def note(value: Ref) -> str | None:
-    """Return the text of a function or class by itself; None while no image is being made.
+def note_reference(value: Ref) -> str | None:
+    """Return the text of a function or class by itself; None while no fingerprint is being made.
 
-    `canonical` asks for it through `function_version`.  The image remembers what was asked for, so
-    that what that reaches is followed as well.
+    `canonical` asks for it through `function_version`.  The fingerprint remembers what was asked
+    for, so that the code it reaches is followed as well.
     """
     walk = _current.walk
     if walk is None:
         return None
     if vars(value).get(STABLE):
-        walk.lost.append(("", f"{title(value)} is marked stable"))
-        return title(value)
-    said = f"{title(value)} {short(_said(value).encode('utf-8', 'surrogatepass'))}"
+        walk.lost.append(("", f"{qualified_name(value)} is marked stable"))
+        return qualified_name(value)
+    said = f"{qualified_name(value)} {short_digest(_said(value).encode('utf-8', 'surrogatepass'))}"
     walk.noted[id(value)] = (said, value)
     return said
 
@@ -172,8 +174,8 @@ def note(value: Ref) -> str | None:
 def snapshot(value: Any) -> bytes | None:
     """Return bytes that differ whenever a small structure of plain values differs; None for others.
 
-    Faster than an image by an order of magnitude.  Two snapshots may differ although the values are
-    equal (the order of a set); never the other way round.
+    Faster than a fingerprint by an order of magnitude.  The snapshots of equal values may differ
+    (by the order of a set); those of different values always do.
     """
     if not _plain(value, [1000]):
         return None
@@ -195,12 +197,12 @@ def _plain(value: Any, budget: list[int]) -> bool:
     return kind in _ATOMS and kind is not bytes
 
 
-def short(data: bytes) -> str:
+def short_digest(data: bytes) -> str:
     """Return 16 hex digits for some bytes."""
     return blake2b(data, digest_size=8).hexdigest()
 
 
-def title(value: Any) -> str:
+def qualified_name(value: Any) -> str:
     """Return `"module:qualname"` of a function or a class."""
     module = getattr(value, "__module__", None)
     module = module if isinstance(module, str) and module else "__main__"
@@ -249,18 +251,18 @@ _BARE_BASES = frozenset({"abc", "typing", "collections.abc", "enum", "dataclasse
 
 def _atom(value: Any) -> str:
     if isinstance(value, str):
-        return f"str {short(value.encode('utf-8', 'surrogatepass'))}"
+        return f"str {short_digest(value.encode('utf-8', 'surrogatepass'))}"
     if isinstance(value, bytes):
-        return f"bytes {short(value)}"
+        return f"bytes {short_digest(value)}"
     if isinstance(value, int) and value.bit_length() > 256:
         return f"int {value:x}"
     return f"{type(value).__name__} {value!r}"
 
 
-class ImageWalk:
-    """Traverses one value for its image; see `canonical.Walk` for keys."""
+class FingerprintWalk:
+    """Traverses one value for its fingerprint; see `canonical.Walk` for keys."""
 
-    def __init__(self, given: Mapping[str, str] = NOTHING) -> None:
+    def __init__(self, given: Mapping[str, str] = NO_SUBSTITUTES) -> None:
         self.given = given
         self.refs: list[Ref] = []
         self.mutable = False
@@ -269,7 +271,7 @@ class ImageWalk:
         self.packages: set[tuple[str, str]] = set()
         self.done: dict[int, tuple[str, Any]] = {}
         self.open: dict[int, int] = {}
-        self.left = ELEMENTS
+        self.left = MAX_ELEMENTS
 
     def text(self, value: Any, path: str) -> str:
         """Return the text of one value; `path` leads to it, for `lost`."""
@@ -294,7 +296,7 @@ class ImageWalk:
         except Exception as error:  # the value's own methods may raise anything
             name = type(value).__qualname__
             self.mutable = True
-            self.lost.append((path, f"{name} raised {type(error).__name__} when it was looked at"))
+            self.lost.append((path, f"{name} raised {type(error).__name__} when it was read"))
             text = f"unreadable {name}"
         finally:
             del self.open[id(value)]
@@ -324,8 +326,8 @@ class ImageWalk:
 
     def _code(self, value: Ref, path: str) -> str:
         if vars(value).get(STABLE):
-            self.lost.append((path, f"{title(value)} is marked stable"))
-            return f"stable {title(value)}"
+            self.lost.append((path, f"{qualified_name(value)} is marked stable"))
+            return f"stable {qualified_name(value)}"
         if isinstance(value, type):
             return self._class(value)
         whose = origin.of_namespace(value.__globals__, value.__code__.co_filename)
@@ -339,7 +341,7 @@ class ImageWalk:
         if whose.kind == origin.USER:
             return self._ref(value)
         self._package(whose)
-        return f"class {title(value)}"
+        return f"class {qualified_name(value)}"
 
     def _ref(self, value: Ref) -> str:
         self.refs.append(value)
@@ -513,7 +515,7 @@ class _TooManyError(RecursionError):
     """A value has too many parts; it ends a walk in the same way as a value that is too deep."""
 
 
-class _PartsWalk(ImageWalk):
+class _PartsWalk(FingerprintWalk):
     """Records the text of each part of a value."""
 
     def __init__(self) -> None:
@@ -523,15 +525,15 @@ class _PartsWalk(ImageWalk):
     def text(self, value: Any, path: str) -> str:
         text = super().text(value, path)
         self.found[path] = text
-        if len(self.found) > DETAILED:
+        if len(self.found) > MAX_DETAILS:
             raise _TooManyError
         return text
 
     def _whole(self, value: Any) -> str | None:
-        return None if len(value) <= DETAILED else super()._whole(value)
+        return None if len(value) <= MAX_DETAILS else super()._whole(value)
 
     def _ref(self, value: Ref) -> str:
-        return f"@{title(value)} {id(value)}"
+        return f"@{qualified_name(value)} {id(value)}"
 
 
 def _is_proxy(kind: type) -> bool:
@@ -649,8 +651,8 @@ def _dumps(value: Any) -> bool:
 
 def _rank(value: Any) -> tuple[str, list[str]]:
     """Return a sort key that does not depend on hashes and addresses."""
-    shot = image(value)
-    return shot.text, [title(ref) + _said(ref) for ref in shot.refs]
+    shot = fingerprint_of(value)
+    return shot.text, [qualified_name(ref) + _said(ref) for ref in shot.refs]
 
 
 def _said(ref: Ref) -> str:
@@ -665,11 +667,11 @@ def _key(value: Any) -> str:
     return repr(value) if isinstance(value, (str, int)) else type(value).__name__
 
 
-_Special = Callable[[ImageWalk, Any, str], str]
+_Special = Callable[[FingerprintWalk, Any, str], str]
 _CONTAINERS: tuple[tuple[Any, _Special], ...] = (
-    (Mapping, ImageWalk._mapping),
-    ((list, tuple, deque), ImageWalk._sequence),
-    ((set, frozenset), ImageWalk._set),
+    (Mapping, FingerprintWalk._mapping),
+    ((list, tuple, deque), FingerprintWalk._sequence),
+    ((set, frozenset), FingerprintWalk._set),
 )
 _CONTAINER_TYPES = frozenset({list, tuple, dict, set, frozenset, deque})
 
@@ -679,16 +681,16 @@ def _table(*rows: tuple[Iterable[Any], _Special]) -> dict[type, _Special]:
 
 
 _SPECIAL = _table(
-    ((list, tuple, deque), ImageWalk._sequence),
-    ((set, frozenset), ImageWalk._set),
-    ((dict, OrderedDict, defaultdict, Counter, types.MappingProxyType), ImageWalk._mapping),
-    ((types.MethodType,), ImageWalk._method),
-    ((functools.partial,), ImageWalk._partial),
-    ((staticmethod, classmethod, property), ImageWalk._held),
+    ((list, tuple, deque), FingerprintWalk._sequence),
+    ((set, frozenset), FingerprintWalk._set),
+    ((dict, OrderedDict, defaultdict, Counter, types.MappingProxyType), FingerprintWalk._mapping),
+    ((types.MethodType,), FingerprintWalk._method),
+    ((functools.partial,), FingerprintWalk._partial),
+    ((staticmethod, classmethod, property), FingerprintWalk._held),
     (
         (functools.cached_property, functools.partialmethod, functools.singledispatchmethod),
-        ImageWalk._held,
+        FingerprintWalk._held,
     ),
-    (_FUNCTIONS_IN_C, ImageWalk._builtin),
-    ((types.GenericAlias, types.UnionType), ImageWalk._generic),
+    (_FUNCTIONS_IN_C, FingerprintWalk._builtin),
+    ((types.GenericAlias, types.UnionType), FingerprintWalk._generic),
 )

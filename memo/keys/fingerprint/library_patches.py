@@ -32,7 +32,7 @@ def extensible() -> Iterator[type]:
                 yield held[name]
 
 
-def is_users(value: Any) -> bool:
+def is_user_defined(value: Any) -> bool:
     """True if an attribute of a library's module or class is the user's, or holds such a one."""
     return any(_is_code(one) or any(map(_is_code, _held(one))) for one in layers(value))
 
@@ -60,13 +60,13 @@ def _held(value: Any) -> list[Any]:
     return [*held, type(value)] if callable(value) else held
 
 
-class Grown:
+class AttributeCount:
     """A class to which attributes may be added, with its present number of them."""
 
     def __init__(self, cls: type) -> None:
         self._members = vars(cls)
         self._size = len(self._members)
 
-    def stands(self) -> bool:
+    def is_unchanged(self) -> bool:
         """True if the class still has as many attributes."""
         return len(self._members) == self._size

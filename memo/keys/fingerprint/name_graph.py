@@ -36,11 +36,11 @@ class Node:
 
 def digest(nodes: Mapping[Key, Node], root: Key) -> str:
     """Return 32 hex digits for a root and everything that it reaches."""
-    marks = marks_of(nodes)
+    marks = node_marks(nodes)
     return _mark([marks[root], *sorted(set(marks.values()))])
 
 
-def marks_of(nodes: Mapping[Key, Node]) -> dict[Key, str]:
+def node_marks(nodes: Mapping[Key, Node]) -> dict[Key, str]:
     """Return a mark for each node, equal for indistinguishable nodes.
 
     Partition refinement: a node's mark combines its content and the marks of what it reaches,

@@ -32,7 +32,7 @@ FREE = "free"
 SELF = "self"
 SUPER = "super"
 IMPORT = "import"
-ANY = "any"
+ANY_HOLDER = "any"
 
 Path = tuple[str, ...]
 
@@ -42,8 +42,8 @@ class Use(NamedTuple):
 
     Attributes:
         root: `GLOBAL`, `FREE` (a closure's variable), `SELF` (the first parameter), `SUPER` (the
-            result of `super()`), `IMPORT` (a module imported inside the function), or `ANY` (any
-            other holder of an attribute that is set).
+            result of `super()`), `IMPORT` (a module imported inside the function), or `ANY_HOLDER`
+            (any other holder of an attribute that is set).
         name: the variable; for `IMPORT` the module, relative ones with their leading dots.
         chain: the attributes taken directly from it.
     """
@@ -53,7 +53,7 @@ class Use(NamedTuple):
     chain: Path = ()
 
 
-class Taken(NamedTuple):
+class TakenAttributes(NamedTuple):
     """The attributes that code takes from one name.
 
     Attributes:
@@ -69,14 +69,14 @@ class Taken(NamedTuple):
         """True if a container of this name is only filled; without source, as far as is known."""
         return () in self.filled or (
             bool(self.chains)
-            and all(len(chain) == 1 and chain[0] in _SILENT for chain in self.chains)
+            and all(len(chain) == 1 and chain[0] in _RETURNING_NONE for chain in self.chains)
         )
 
-    def inside(self) -> dict[str, Taken]:
+    def inside(self) -> dict[str, TakenAttributes]:
         """Return the attributes taken from each attribute."""
         names = {chain[0]: None for chain in self.chains if chain}
         return {
-            name: Taken(
+            name: TakenAttributes(
                 tuple(chain[1:] for chain in self.chains if chain[:1] == (name,)),
                 under(self.filled, name),
             )
@@ -89,7 +89,7 @@ def under(paths: frozenset[Path], name: str) -> frozenset[Path]:
     return frozenset(path[1:] for path in paths if path[:1] == (name,))
 
 
-NOISE = frozenset({"CACHE", "NOP", "EXTENDED_ARG", "RESUME", "PRECALL"})
+IGNORED_INSTRUCTIONS = frozenset({"CACHE", "NOP", "EXTENDED_ARG", "RESUME", "PRECALL"})
 """Instructions that do nothing, or nothing by themselves."""
 
 # --- uses -----------------------------------------------------------------------------------------
@@ -100,8 +100,8 @@ _CELLS = {"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"}
 _SUPER = Use(GLOBAL, "super")
 _SETTERS = ("setattr", "__setattr__")
 _VARIABLE = re.compile(r"(?<![\w.@])@([A-Za-z_]\w*)")
-_TABLE = re.compile(r"\b(?:from|join)\s+([A-Za-z_]\w*)\b(?!\s*[.(])", re.IGNORECASE)
-_SQL = (
+_TABLE_NAME = re.compile(r"\b(?:from|join)\s+([A-Za-z_]\w*)\b(?!\s*[.(])", re.IGNORECASE)
+_SQL_FUNCTIONS = (
     ({"duckdb"}, {"sql", "query", "execute", "from_query"}),
     ({"pl", "polars"}, {"sql"}),
 )
@@ -180,8 +180,8 @@ def _quoted(code: CodeType) -> Iterator[str]:
     names, patterns = set(code.co_names), []
     if names & {"query", "eval"}:
         patterns.append(_VARIABLE)
-    if any(modules & names and verbs & names for modules, verbs in _SQL):
-        patterns.append(_TABLE)
+    if any(modules & names and verbs & names for modules, verbs in _SQL_FUNCTIONS):
+        patterns.append(_TABLE_NAME)
     own = {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
     for text in code.co_consts if patterns else ():
         if isinstance(text, str):
@@ -198,7 +198,7 @@ def instructions(code: CodeType) -> Iterator[dis.Instruction]:
                 yield item._replace(opname=f"{verb}_FAST", argval=name)
         elif verbs:
             yield item._replace(opname=f"{verbs[0]}_FAST")
-        elif item.opname not in NOISE:
+        elif item.opname not in IGNORED_INSTRUCTIONS:
             yield item
 
 
@@ -295,7 +295,7 @@ class _Scope:
     def _store_attribute(self, value: str) -> None:
         self.scan.changed.add(value)
         holder, self.copied = self.pending or self.copied, None
-        holder = holder or Use(ANY, "")
+        holder = holder or Use(ANY_HOLDER, "")
         self.scan.assigned.add(holder._replace(chain=(*holder.chain, value)))
         self.end()
 
@@ -311,7 +311,7 @@ class _Scope:
 
 # --- filled containers ----------------------------------------------------------------------------
 
-_SILENT = frozenset(
+_RETURNING_NONE = frozenset(
     [
         "append",
         "add",
@@ -328,7 +328,7 @@ _SILENT = frozenset(
     ]
 )
 """Methods of containers that add or remove items and return None."""
-_DISCARDED = _SILENT | {"setdefault", "pop", "popitem", "popleft"}
+_DISCARDED = _RETURNING_NONE | {"setdefault", "pop", "popitem", "popleft"}
 """Methods whose return value matters unless it is discarded."""
 _FILLING = _DISCARDED | {
     *("subtract", "rotate", "move_to_end", "difference_update", "intersection_update"),
@@ -355,13 +355,13 @@ def filled(node: ast.AST) -> Fills:
     """Return the names that a function fills, from its source."""
     reader = _Filled()
     reader.visit(node)
-    only = {path for path in reader.filled if not any(_meet(path, read) for read in reader.read)}
+    only = {path for path in reader.filled if not any(_overlap(path, read) for read in reader.read)}
     names = {path[-1] for path in reader.filled}
     attributes = {name for path in reader.read for name in path[1:]}
     return Fills(frozenset(only), frozenset(names), frozenset(attributes | reader.others))
 
 
-def _meet(one: Path, other: Path) -> bool:
+def _overlap(one: Path, other: Path) -> bool:
     """True if one of two dotted names is a part of the other."""
     return one[: len(other)] == other[: len(one)]
 
@@ -396,7 +396,7 @@ class _Filled(ast.NodeVisitor):
             self.visit(call)
 
     def visit_Call(self, node: ast.Call) -> None:
-        if not self._fills(node, _SILENT):
+        if not self._fills(node, _RETURNING_NONE):
             self.generic_visit(node)
 
     def _fills(self, call: ast.Call, methods: frozenset[str]) -> bool:

@@ -56,7 +56,7 @@ class Code(NamedTuple):
     read: frozenset[str]
 
 
-KNOWN: dict[int, tuple[weakref.ref[CodeType], Code]] = {}
+CODE_CACHE: dict[int, tuple[weakref.ref[CodeType], Code]] = {}
 """By address, since two code objects may be equal and yet have different sources."""
 
 
@@ -68,18 +68,18 @@ def read(code: CodeType, namespace: dict[str, Any]) -> Code:
         namespace: the globals of the function, through which a loader may provide its source.
     """
     at = id(code)
-    known = KNOWN.get(at)
+    known = CODE_CACHE.get(at)
     if known is not None and known[0]() is code:
         return known[1]
     found = _read(code, namespace)
-    KNOWN[at] = (weakref.ref(code, lambda gone: _forget(at, gone)), found)
+    CODE_CACHE[at] = (weakref.ref(code, lambda gone: _forget(at, gone)), found)
     return found
 
 
 def _forget(at: int, gone: weakref.ref[CodeType]) -> None:
-    known = KNOWN.get(at)
+    known = CODE_CACHE.get(at)
     if known is not None and known[0] is gone:
-        del KNOWN[at]
+        del CODE_CACHE[at]
 
 
 def _read(code: CodeType, namespace: dict[str, Any]) -> Code:
@@ -116,9 +116,9 @@ _DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
 _FUTURES = functools.reduce(
     lambda flags, name: flags | getattr(future, name).compiler_flag, future.all_feature_names, 0
 )
-_SCANNED = 64
+_PARSED_SOURCES = 64
 """Source files whose parse is kept; a notebook with more cells parses the oldest again."""
-_ATTEMPTS = 100
+_PARSE_ATTEMPTS = 100
 """Number of times a source is parsed if another thread's parsing interferes."""
 
 
@@ -140,7 +140,7 @@ def source_node(code: CodeType, namespace: dict[str, Any]) -> _Node | None:
 def _find(code: CodeType, index: _Index | None) -> _Node | None:
     if index is None:
         return None
-    twin = _twin(code, index)
+    twin = _matching_code(code, index)
     return None if twin is None else _node(twin, index)
 
 
@@ -155,7 +155,7 @@ def _parsed(source: str) -> ast.Module:
     the count of another, and raises SystemError (python/cpython#106905).
     """
     with _parsing:
-        for _ in range(_ATTEMPTS - 1):
+        for _ in range(_PARSE_ATTEMPTS - 1):
             try:
                 return ast.parse(source)
             except SystemError:  # a thread outside of memo is parsing
@@ -163,7 +163,7 @@ def _parsed(source: str) -> ast.Module:
         return ast.parse(source)
 
 
-@functools.lru_cache(maxsize=_SCANNED)
+@functools.lru_cache(maxsize=_PARSED_SOURCES)
 def _written(source: str) -> str:
     """Return a source as Python unparses it.
 
@@ -175,7 +175,7 @@ def _written(source: str) -> str:
         return ""
 
 
-@functools.lru_cache(maxsize=_SCANNED)
+@functools.lru_cache(maxsize=_PARSED_SOURCES)
 def index_of(source: str, flags: int) -> _Index | None:
     """Return the functions of a source by their position; None if it cannot be parsed."""
     try:
@@ -206,7 +206,7 @@ def _place(node: _Node) -> tuple[str, int]:
     return node.name, min([node.lineno, *(d.lineno for d in node.decorator_list)])
 
 
-def _twin(code: CodeType, index: _Index) -> CodeType | None:
+def _matching_code(code: CodeType, index: _Index) -> CodeType | None:
     """Return the code object of the source that is this one, or an equivalent one in the file."""
     for found in index.codes.get((code.co_name, code.co_firstlineno), ()):
         if found == code:
@@ -246,7 +246,7 @@ def _text(node: _Node) -> str | None:
     if not isinstance(node, ast.Lambda):
         node.decorator_list = []
     try:
-        text = ast.unparse(_Bare().visit(node))
+        text = ast.unparse(_DocstringRemover().visit(node))
     except (ValueError, RecursionError):  # an f-string that cannot be unparsed, or deep nesting
         return None
     return text + "\n# asserts off" if sys.flags.optimize and _asserts(node) else text
@@ -260,7 +260,7 @@ def _asserts(node: _Node) -> bool:
     )
 
 
-class _Bare(ast.NodeTransformer):
+class _DocstringRemover(ast.NodeTransformer):
     """Removes docstrings and other string statements, and the `u` prefix of strings."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
@@ -282,7 +282,7 @@ class _Bare(ast.NodeTransformer):
 
 # --- bytecode -------------------------------------------------------------------------------------
 
-_KINDS = 0x04 | 0x08 | 0x20 | 0x80 | 0x100 | 0x200
+_KIND_FLAGS = 0x04 | 0x08 | 0x20 | 0x80 | 0x100 | 0x200
 """`*args`, `**kwargs`, generator, coroutine, iterable coroutine, async generator."""
 _UNREAD = {"__doc__", "__firstlineno__"}
 
@@ -295,7 +295,7 @@ def bytecode(code: CodeType) -> str:
     lines = [
         (
             f"code {code.co_name} {code.co_argcount} {code.co_posonlyargcount}"
-            f" {code.co_kwonlyargcount} {code.co_flags & _KINDS} {code.co_varnames}"
+            f" {code.co_kwonlyargcount} {code.co_flags & _KIND_FLAGS} {code.co_varnames}"
             f" {code.co_cellvars} {code.co_freevars}"
         )
     ]

@@ -26,8 +26,8 @@ _SITE = ("site-packages", "dist-packages")
 _MAIN = ("__main__", "__mp_main__")
 _CYTHON = "_cython_"
 _FROZEN = "<frozen "
-_OWN = __name__.partition(".")[0]
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+_THIS_PACKAGE = __name__.partition(".")[0]
+_THIS_FOLDER = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 
 
 class Origin(NamedTuple):
@@ -44,7 +44,7 @@ class Origin(NamedTuple):
     version: str = ""
 
 
-MINE = Origin(USER)
+USERS_OWN = Origin(USER)
 
 
 def of_namespace(namespace: dict[str, Any], filename: str = "") -> Origin:
@@ -66,17 +66,19 @@ def of_type(kind: type) -> Origin:
     name = kind.__module__
     if not isinstance(name, str):  # its values have an attribute of this name
         written = any(isinstance(value, FunctionType) for value in vars(kind).values())
-        return MINE if written else Origin(PYTHON)
+        return USERS_OWN if written else Origin(PYTHON)
     module = sys.modules.get(name)
     if module is None:
-        return Origin(PYTHON) if name.startswith(_CYTHON) else MINE
+        return Origin(PYTHON) if name.startswith(_CYTHON) else USERS_OWN
     whose = of_module(module)
-    if whose.kind == USER or name not in _MAKERS:
+    if whose.kind == USER or name not in _CLASS_MAKING_MODULES:
         return whose
-    return whose if _holds(module, kind) else MINE
+    return whose if _holds(module, kind) else USERS_OWN
 
 
-_MAKERS = frozenset({"types", "dataclasses", "typing", "enum", "abc", "msgspec", "attr._make"})
+_CLASS_MAKING_MODULES = frozenset(
+    {"types", "dataclasses", "typing", "enum", "abc", "msgspec", "attr._make"}
+)
 """Modules that a class made by one of their functions may name as its own."""
 
 
@@ -98,7 +100,7 @@ def of_module(module: ModuleType) -> Origin:
     """Return the origin of a module."""
     name = getattr(module, "__name__", "") or ""
     if name in _MAIN:
-        return MINE
+        return USERS_OWN
     return of_name(name, _file(module))
 
 
@@ -140,7 +142,7 @@ def absolute(name: str, namespace: Mapping[str, Any]) -> str | None:
 
 
 def imported(name: str) -> ModuleType | None:
-    """Return a user's module, which code of the user's would import when it runs."""
+    """Import a user's module, as the user's code would when it runs."""
     if name in sys.modules:
         return sys.modules[name]
     try:
@@ -153,7 +155,7 @@ def imported(name: str) -> ModuleType | None:
 def of_name(name: str, file: str) -> Origin:
     """Return the origin of a module, by name and file (`""`: built in, frozen, or generated)."""
     top = name.partition(".")[0]
-    if top == _OWN and os.path.dirname(file).startswith(_PACKAGE):
+    if top == _THIS_PACKAGE and os.path.dirname(file).startswith(_THIS_FOLDER):
         return Origin(MEMO)
     return _of_file(file, top)
 
@@ -161,15 +163,15 @@ def of_name(name: str, file: str) -> Origin:
 def _of_file(file: str, top: str) -> Origin:
     if not file:
         known = top in sys.stdlib_module_names or top.startswith(_CYTHON)
-        return Origin(PYTHON) if known else MINE
+        return Origin(PYTHON) if known else USERS_OWN
     if file.startswith("<"):
-        return MINE
+        return USERS_OWN
     folders = os.path.abspath(file).split(os.sep)
     for site in _SITE:
         if site in folders[:-1]:
             inside = folders[folders.index(site) + 1]
-            return distribution(inside.partition(".")[0]) or MINE
-    return Origin(PYTHON) if file.startswith(_python_folders()) else MINE
+            return distribution(inside.partition(".")[0]) or USERS_OWN
+    return Origin(PYTHON) if file.startswith(_python_folders()) else USERS_OWN
 
 
 @functools.lru_cache(maxsize=1)

@@ -5,9 +5,9 @@ Rules of this module:
 1.  Functions and classes are nodes of a graph (`name_graph`), with their text from
     `normalised_code`; the names through which they reach each other are its edges (`names_used`).
 2.  Plain values (globals, defaults, captured variables, class attributes) are facts of a node, by
-    their image (`held_values`).  Python and installed distributions are facts by their version
-    (`origin`).  memo's own code is not one: the functions that it wraps are followed.
-3.  Everything that is read on the way is kept with its place (`unchanged`).
+    their fingerprint (`held_values`); Python and installed distributions by their version
+    (`origin`).  memo's own code is no fact: the functions that it wraps are followed.
+3.  Everything that is read on the way is kept with its location (`unchanged`).
 4.  A counter or container that a function only fills (`calls.append(x)`) is not an input of it.
     State that the reached code both changes and reads counts as it was before (`own_changes`).
 5.  Everything that is left out is listed.
@@ -29,43 +29,43 @@ from typing import Any
 
 from memo.keys import own_changes
 from memo.keys.fingerprint import class_body, library_patches, name_graph, normalised_code, origin
-from memo.keys.fingerprint.function_version import Seen
+from memo.keys.fingerprint.function_version import KnownVersion
 from memo.keys.fingerprint.held_values import (
     DESCRIPTORS,
     MISSING,
     STABLE,
-    Image,
     Ref,
     State,
-    image,
-    image_with,
+    ValueFingerprint,
+    fingerprint_of,
+    fingerprint_with,
     innermost,
+    qualified_name,
     slots_of,
-    title,
 )
 from memo.keys.fingerprint.name_graph import Key, Node
 from memo.keys.fingerprint.names_used import (
-    ANY,
+    ANY_HOLDER,
     FREE,
     GLOBAL,
     IMPORT,
     SELF,
     SUPER,
     Path,
-    Taken,
+    TakenAttributes,
     Use,
     under,
 )
 from memo.keys.fingerprint.normalised_code import Code
 from memo.keys.fingerprint.origin import Origin
 from memo.keys.fingerprint.unchanged import (
+    ClassAttributes,
+    Location,
     Place,
-    Shape,
-    Spot,
-    Watch,
+    WatchedValue,
     captured,
+    location_of,
     member,
-    spot,
 )
 from memo.keys.own_changes import At, Sight
 from memo.runtime.named_tuple import NamedTuple
@@ -82,14 +82,14 @@ _DYNAMIC_IN = {
 _ENVIRONMENT = tuple(
     vars(os)[name] for name in ("environ", "environb", "getenv", "getenvb") if name in vars(os)
 )
-_FILLED = (
+_FILLED_TYPES = (
     *(int, float, list, dict, set, bytearray),
     *(collections.deque, collections.Counter, collections.defaultdict, collections.OrderedDict),
 )
 """Types of counters and containers that do not affect code that only fills them."""
-_ITSELF = Taken()
+_ITSELF = TakenAttributes()
 _ROOT: Key = (0, 0)
-_MAKERS = frozenset({"__init__", "__new__", "__post_init__", "__setstate__"})
+_INITIALIZERS = frozenset({"__init__", "__new__", "__post_init__", "__setstate__"})
 """Methods that fill a new object: what they set is not changed by a computation."""
 
 
@@ -100,7 +100,7 @@ def survey(
     shipped: bool = False,
     ignored: frozenset[str] = frozenset(),
     learned: Callable[[], Mapping[str, str]] = dict,
-) -> Seen:
+) -> KnownVersion:
     """Survey a function and everything that it reaches.
 
     The survey is repeated while classes turn out to have more counters and containers that are only
@@ -118,31 +118,31 @@ def survey(
     known: dict[str, str] = {}
     told: Mapping[str, str] | None = None
     while True:
-        found = Survey(filled, shipped, ignored, known)
+        found = GraphBuilder(filled, shipped, ignored, known)
         found.start(function, owner)
         only_filled = found.only_filled()
-        if told is None and found.seen().may_change():
+        if told is None and found.version().may_change():
             told = learned()
         applying = own_changes.applying(told or {}, frozenset(found.changed))
         if only_filled <= filled and applying == known:
-            return found.seen()
+            return found.version()
         filled, known = filled | only_filled, applying
 
 
-class _Shot(NamedTuple):
-    """The value at a spot, its image, and the part of the image that counts."""
+class _ValueAt(NamedTuple):
+    """A value with its location, its fingerprint, and the fingerprint that counts as an input."""
 
-    where: Spot
+    where: Location
     at: At
     value: Any
-    said: Image
-    base: Image
+    said: ValueFingerprint
+    base: ValueFingerprint
 
-    def watch(self) -> Watch:
-        return Watch(self.where, self.at, self.value, self.said, self.base)
+    def watch(self) -> WatchedValue:
+        return WatchedValue(self.where, self.at, self.value, self.said, self.base)
 
 
-class Survey:
+class GraphBuilder:
     """The graph of one function, while it is built."""
 
     def __init__(
@@ -157,18 +157,18 @@ class Survey:
         self.read_names: set[str] = set()
         self.shipped = shipped
         self.ignored = ignored
-        self.unmet = set(ignored)
+        self.unmatched = set(ignored)
         self.learned = learned
         self.assigned: set[Place] = set()
         self.set_anywhere: set[str] = set()
         self.nodes: dict[Key, Node] = {}
         self.todo: list[tuple[Key, Ref, type | None]] = []
-        self.places: dict[Place, Spot] = {}
+        self.places: dict[Place, Location] = {}
         self.values: dict[Place, Any] = {}
-        self.watches: dict[Place, Watch] = {}
-        self.shots: dict[Place, _Shot] = {}
+        self.watched: dict[Place, WatchedValue] = {}
+        self.values_at: dict[Place, _ValueAt] = {}
         self.functions: dict[int, types.FunctionType] = {}
-        self.shapes: dict[int, Shape] = {}
+        self.classes: dict[int, ClassAttributes] = {}
         self.of_cls: set[int] = set()
         self.named: dict[Key, frozenset[str]] = {}
         self.library: dict[type, None] = dict.fromkeys(library_patches.extensible())
@@ -181,12 +181,12 @@ class Survey:
 
     def start(self, function: Callable[..., Any], owner: type | None) -> None:
         """Build the graph from its root."""
-        self.home = title(innermost(function)).partition(":")[0]
+        self.home = qualified_name(innermost(function)).partition(":")[0]
         self.owner = owner
         root = self.nodes[_ROOT] = Node("", "")
         root.facts.add(("python", _PYTHON))
         marked = isinstance(function, types.FunctionType) and STABLE in vars(function)
-        shot = Image("@0", (function,)) if marked else image(function)  # type: ignore[arg-type]
+        shot = ValueFingerprint("@0", (function,)) if marked else fingerprint_of(function)  # type: ignore[arg-type]
         self.put(root, "function", shot, owner)
         while self.todo:
             key, found, of = self.todo.pop()
@@ -197,20 +197,20 @@ class Survey:
             if not self.todo:
                 self._patched()
 
-    def seen(self) -> Seen:
+    def version(self) -> KnownVersion:
         """Return the digest, with everything that it depends on."""
         self._watch_assigned()
-        return Seen(
+        return KnownVersion(
             name_graph.digest(self.nodes, _ROOT),
             name_graph.parts(self.nodes),
             frozenset(self.lost),
             [(at.get, at.name, self.values[place]) for place, at in self.places.items()],
             [(f, f.__code__, f.__defaults__, f.__kwdefaults__) for f in self.functions.values()],
-            [*self.shapes.values(), *map(library_patches.Grown, self.library)],
-            list(self.watches.values()),
+            [*self.classes.values(), *map(library_patches.AttributeCount, self.library)],
+            list(self.watched.values()),
             self.state(),
             frozenset(self.changed),
-            frozenset(self.unmet),
+            frozenset(self.unmatched),
             self._learned(),
         )
 
@@ -219,23 +219,23 @@ class Survey:
         names = self.filled_names - self.read_names
         return {
             (id(shape.cls), name)
-            for shape in self.shapes.values()
+            for shape in self.classes.values()
             for name in names & shape.members.keys()
-            if type(shape.members[name]) in _FILLED
+            if type(shape.members[name]) in _FILLED_TYPES
         }
 
     def _watch_assigned(self) -> None:
         """Compare what the code assigns by value, since the object there changes each time."""
-        for cls in self.shapes:
+        for cls in self.classes:
             self.assigned.update((cls, name) for name in self.set_anywhere)
-        for place in self.assigned & self.shots.keys() - self.watches.keys():
-            shot, shape = self.shots[place], self.shapes.get(place[0])
+        for place in self.assigned & self.values_at.keys() - self.watched.keys():
+            shot, shape = self.values_at[place], self.classes.get(place[0])
             if issubclass(type(shot.value), (types.FunctionType, type, types.ModuleType)):
                 continue
             self.places.pop(place, None)
             if shape is not None and place[1] in shape.names:
-                self.shapes[place[0]] = shape.without(place[1])
-            self.watches[place] = shot.watch()
+                self.classes[place[0]] = shape.without(place[1])
+            self.watched[place] = shot.watch()
 
     def state(self) -> State:
         """Return the state of `self` that the followed methods read."""
@@ -248,7 +248,7 @@ class Survey:
 
     def _learned(self) -> tuple[str, ...]:
         """Return the learned facts that apply to values in reach."""
-        met = {shot.at.label for shot in self.shots.values()}
+        met = {shot.at.label for shot in self.values_at.values()}
         own = {f"self.{name}" for name in self.of_self}
         return tuple(
             key
@@ -258,8 +258,10 @@ class Survey:
 
     # nodes
 
-    def put(self, node: Node, label: str, shot: Image, owner: type | None = None) -> None:
-        """Add the image of a value to a node."""
+    def put(
+        self, node: Node, label: str, shot: ValueFingerprint, owner: type | None = None
+    ) -> None:
+        """Add the fingerprint of a value to a node."""
         if shot.text != "@0":
             node.facts.add((label, shot.text))
         node.facts.update((f"package:{name}", version) for name, version in shot.packages)
@@ -273,7 +275,7 @@ class Survey:
         of = None if isinstance(ref, type) else owner
         key = (id(ref), 0 if of is None else id(of))
         if key not in self.nodes:
-            self.nodes[key] = Node(title(ref), "")
+            self.nodes[key] = Node(qualified_name(ref), "")
             self.todo.append((key, ref, of))
         return key
 
@@ -287,16 +289,16 @@ class Survey:
 
     # places
 
-    def _keep(self, where: Spot, value: Any) -> None:
-        """Record that the digest is valid only while this very object is at that place."""
+    def _keep(self, where: Location, value: Any) -> None:
+        """Record that the digest is valid only while this very object is at that location."""
         self.places[where.place] = where
         self.values[where.place] = value
 
     def _name(
-        self, node: Node, label: str, namespace: dict[str, Any], name: str, taken: Taken
+        self, node: Node, label: str, namespace: dict[str, Any], name: str, taken: TakenAttributes
     ) -> None:
         """Follow a name of a module or a function; if they lack it, it may be a builtin."""
-        where = spot(namespace, name)
+        where = location_of(namespace, name)
         if where.value() is not MISSING or name not in _BUILTINS:
             self._follow(node, label, where, taken)
             return
@@ -304,10 +306,10 @@ class Survey:
         if name in _DYNAMIC:
             self._dynamic(node, f"{name}()")
         if isinstance(_BUILTINS[name], (types.FunctionType, types.MethodType)):
-            self._follow(node, label, spot(_BUILTINS, name), taken)
+            self._follow(node, label, location_of(_BUILTINS, name), taken)
 
     def _dynamic(self, node: Node, name: str) -> None:
-        self.lost.add(f"{node.name}: {name} reaches what cannot be told")
+        self.lost.add(f"{node.name}: {name} reaches code that cannot be determined")
 
     def _dynamic_in(self, node: Node, module: str, chains: Iterable[Path]) -> None:
         names = {chain[0] for chain in chains if chain} & _DYNAMIC_IN.get(module, set())
@@ -318,17 +320,17 @@ class Survey:
         self,
         node: Node,
         label: str,
-        where: Spot,
-        taken: Taken = _ITSELF,
+        where: Location,
+        taken: TakenAttributes = _ITSELF,
         owner: type | None = None,
     ) -> None:
-        """Follow the value at a spot, and the attributes taken from it."""
+        """Follow the value at a location, and the attributes taken from it."""
         value = where.value()
         if label in self.ignored:
-            self.unmet.discard(label)
+            self.unmatched.discard(label)
             self.lost.add(f"{label}: is ignored")
-        elif where.place in self.filled or (taken.fills and type(value) in _FILLED):
-            self.lost.add(f"{label}: is only filled by the code itself")
+        elif where.place in self.filled or (taken.fills and type(value) in _FILLED_TYPES):
+            self.lost.add(f"{label}: is filled by the code and never read")
         elif value is MISSING:
             self.put(node, label, self._shot(where, label, value))
         elif issubclass(type(value), types.ModuleType):
@@ -345,36 +347,38 @@ class Survey:
             self.put(node, label, self._shot(where, label, value), owner)
             self._attributes(node, label, value, taken)
 
-    def _shot(self, where: Spot, label: str, value: Any) -> Image:
-        """Return the part of the image at a spot that counts, taken once."""
-        known = self.shots.get(where.place)
+    def _shot(self, where: Location, label: str, value: Any) -> ValueFingerprint:
+        """Return the fingerprint of the value at a location as it counts; it is made only once."""
+        known = self.values_at.get(where.place)
         if known is None or known.value is not value:
-            said, at = image(value), At(where.of, where.name, label)
-            known = _Shot(where, at, value, said, self._base(at, value, said))
-            self.shots[where.place] = known
+            said, at = fingerprint_of(value), At(where.of, where.name, label)
+            known = _ValueAt(where, at, value, said, self._base(at, value, said))
+            self.values_at[where.place] = known
         if known.said.mutable:
-            self.watches[where.place] = known.watch()
+            self.watched[where.place] = known.watch()
         else:
             self._keep(where, value)
         return known.base
 
-    def _base(self, at: At, value: Any, said: Image) -> Image:
+    def _base(self, at: At, value: Any, said: ValueFingerprint) -> ValueFingerprint:
         if issubclass(type(value), (types.FunctionType, type)):
             return said
         learned = own_changes.learned_of(at, self.learned)
-        sight = Sight(at, value, said, image_with)
+        sight = Sight(at, value, said, fingerprint_with)
         found = own_changes.REGISTRY.base(sight, (lambda: learned) if learned else dict)
-        assert isinstance(found, Image)
+        assert isinstance(found, ValueFingerprint)
         return found
 
-    def _attributes(self, node: Node, label: str, value: Any, taken: Taken) -> None:
+    def _attributes(self, node: Node, label: str, value: Any, taken: TakenAttributes) -> None:
         """Follow attributes set on a function (`helper.table`); a class is followed as a whole."""
         if type(value) is types.FunctionType:
             for name, inner in taken.inside().items():
                 if name in vars(value):
                     self._name(node, f"{label}.{name}", vars(value), name, inner)
 
-    def _module(self, node: Node, label: str, module: types.ModuleType, taken: Taken) -> None:
+    def _module(
+        self, node: Node, label: str, module: types.ModuleType, taken: TakenAttributes
+    ) -> None:
         whose = origin.of_module(module)
         self._package(node, whose)
         node.facts.add((label, f"module {module.__name__}"))
@@ -399,12 +403,14 @@ class Survey:
             node, self._label(module.__name__, "__getattr__"), vars(module), "__getattr__", _ITSELF
         )
 
-    def _taken(self, node: Node, label: str, module: types.ModuleType, taken: Taken) -> None:
+    def _taken(
+        self, node: Node, label: str, module: types.ModuleType, taken: TakenAttributes
+    ) -> None:
         """Follow what is taken from a library's module, as the user may have put it there."""
         for name, inner in taken.inside().items():
-            where = spot(vars(module), name)
+            where = location_of(vars(module), name)
             value = where.value()
-            if library_patches.is_users(value):
+            if library_patches.is_user_defined(value):
                 self._follow(node, f"{label}.{name}", where, inner)
             elif library_patches.is_fixed(value):
                 self._keep(where, value)
@@ -419,8 +425,8 @@ class Survey:
         for cls, (key, names) in itertools.product(classes, list(self.named.items())):
             for name in names & vars(cls).keys():
                 where = member(cls, name)
-                if library_patches.is_users(where.value()):
-                    self._follow(self.nodes[key], f"attribute:{title(cls)}.{name}", where)
+                if library_patches.is_user_defined(where.value()):
+                    self._follow(self.nodes[key], f"attribute:{qualified_name(cls)}.{name}", where)
                 else:
                     self._keep(where, where.value())
 
@@ -435,7 +441,7 @@ class Survey:
             said = normalised_code.read(function.__code__, function.__globals__)
             node.text = normalised_code.bytecode(function.__code__) if self.shipped else said.text
             self.named[key] = said.names
-            if function.__name__ not in _MAKERS:
+            if function.__name__ not in _INITIALIZERS:
                 self.changed |= said.changed
             self.read_names |= said.read
             self.filled_names.update(path[-1] for path in said.filled if len(path) == 2)
@@ -446,10 +452,10 @@ class Survey:
             node.name, node.text = f"{home}:{function.__code__.co_qualname}", "installed"
             self._inside(node, function)
             if home == "functools" and "registry" in vars(function):  # of a `singledispatch`
-                self._follow(node, f"registry:{node.name}", spot(vars(function), "registry"))
+                self._follow(node, f"registry:{node.name}", location_of(vars(function), "registry"))
         self._defaults(node, function)
         if "__wrapped__" in vars(function):
-            where = spot(vars(function), "__wrapped__")
+            where = location_of(vars(function), "__wrapped__")
             self._follow(node, f"wrapped:{node.name}", where, owner=owner)
 
     def _inside(self, node: Node, function: types.FunctionType) -> None:
@@ -457,21 +463,21 @@ class Survey:
         for name, cell in _cells(function).items():
             value = captured(cell).value()
             if value is not MISSING:
-                self.put(node, f"closure:{node.name}.{name}", image(value, quiet=True))
+                self.put(node, f"closure:{node.name}.{name}", fingerprint_of(value, quiet=True))
 
     def _defaults(self, node: Node, function: types.FunctionType) -> None:
         names = function.__code__.co_varnames[: function.__code__.co_argcount]
         values = function.__defaults__ or ()
         for name, value in zip(names[len(names) - len(values) :], values, strict=False):
-            label, where = f"default:{node.name}.{name}", spot({name: value}, name)
-            said, at = image(value), At(function, name, label)
+            label, where = f"default:{node.name}.{name}", location_of({name: value}, name)
+            said, at = fingerprint_of(value), At(function, name, label)
             base = self._base(at, value, said)
             self.put(node, label, base)
             if said.mutable:
-                self.watches[id(function), name] = Watch(where, at, value, said, base)
+                self.watched[id(function), name] = WatchedValue(where, at, value, said, base)
         keywords = function.__kwdefaults__ or {}
         for name in list(keywords):
-            self._follow(node, f"default:{node.name}.{name}", spot(keywords, name))
+            self._follow(node, f"default:{node.name}.{name}", location_of(keywords, name))
 
     def _uses(
         self, node: Node, function: types.FunctionType, said: Code, owner: type | None
@@ -481,7 +487,7 @@ class Survey:
         used = _by_name(said.uses)
         for (root, name), chains in used.items():
             variable = _first(function) if root == SELF else name
-            taken = Taken(chains, under(said.filled, variable))
+            taken = TakenAttributes(chains, under(said.filled, variable))
             self._environment(node, function, said, (root, name))
             if root == GLOBAL:
                 self._name(node, self._label(module, name), home, name, taken)
@@ -493,7 +499,7 @@ class Survey:
                 self._super(node, function, owner, taken)
         self._hidden(function, owner)
         for name, cell in _cells(function).items():  # `super()` uses `__class__` implicitly
-            taken = Taken(used.get((FREE, name), ((),)), under(said.filled, name))
+            taken = TakenAttributes(used.get((FREE, name), ((),)), under(said.filled, name))
             self._follow(node, f"closure:{node.name}.{name}", captured(cell), taken)
 
     def _environment(
@@ -520,34 +526,34 @@ class Survey:
         module = sys.modules.get(full)
         if whose.kind != origin.USER:
             if module is not None:
-                self._taken(node, f"import:{full}", module, Taken(chains))
+                self._taken(node, f"import:{full}", module, TakenAttributes(chains))
         else:
             origin.imported(full)
-            taken = Taken(tuple(chain for chain in chains if chain))
-            self._follow(node, f"import:{full}", spot(sys.modules, full), taken)
+            taken = TakenAttributes(tuple(chain for chain in chains if chain))
+            self._follow(node, f"import:{full}", location_of(sys.modules, full), taken)
 
     def _assigned(self, function: types.FunctionType, said: Code, owner: type | None) -> None:
         """Note the names that a function rebinds."""
         cells = _cells(function)
         for use in said.assigned:
             if use.root == GLOBAL:
-                self._assign(spot(function.__globals__, use.name), use.chain)
+                self._assign(location_of(function.__globals__, use.name), use.chain)
             elif use.root == FREE and use.name in cells:
                 self._assign(captured(cells[use.name]), use.chain)
             elif use.root == SELF and len(use.chain) == 1:
                 bases = owner.__mro__ if owner is not None else ()
                 self.assigned.update((id(base), use.chain[0]) for base in bases)
-            elif use.root == ANY or use.chain[:-1] == ("__class__",):
+            elif use.root == ANY_HOLDER or use.chain[:-1] == ("__class__",):
                 self.set_anywhere.add(use.chain[-1])
 
-    def _assign(self, where: Spot, chain: Path) -> None:
+    def _assign(self, where: Location, chain: Path) -> None:
         """Note what code rebinds: a name, or an attribute of the object under one."""
         for step in chain:
             value = where.value()
             if issubclass(type(value), type):
                 where = member(value, step)
             elif issubclass(type(value), (types.ModuleType, types.FunctionType)):
-                where = spot(vars(value), step)
+                where = location_of(vars(value), step)
             else:
                 return
         self.assigned.add(where.place)
@@ -555,13 +561,13 @@ class Survey:
     # classes
 
     def _self(
-        self, node: Node, function: types.FunctionType, owner: type | None, taken: Taken
+        self, node: Node, function: types.FunctionType, owner: type | None, taken: TakenAttributes
     ) -> None:
         """Follow what a method takes from `self` and `cls`, in the class if that is known."""
         if owner is None:
             return
         if () in taken.chains:
-            self.put(node, f"self:{node.name}", image(owner))
+            self.put(node, f"self:{node.name}", fingerprint_of(owner))
         self.escapes |= () in taken.chains and id(function) not in self.of_cls
         for name, inner in taken.inside().items():
             if id(function) not in self.of_cls:
@@ -572,7 +578,7 @@ class Survey:
         """Note an attribute of `self`, unless the class has a property of that name."""
         found = next((vars(base)[name] for base in owner.__mro__ if name in vars(base)), MISSING)
         if name == "__class__":
-            self.put(node, f"self:{node.name}", image(owner))
+            self.put(node, f"self:{node.name}", fingerprint_of(owner))
         elif name.startswith("__") and name.endswith("__") and found is not MISSING:
             self.escapes = True
         elif found is MISSING:
@@ -588,7 +594,7 @@ class Survey:
             self.escapes = True
 
     def _super(
-        self, node: Node, function: types.FunctionType, owner: type | None, taken: Taken
+        self, node: Node, function: types.FunctionType, owner: type | None, taken: TakenAttributes
     ) -> None:
         """Follow what a method takes from `super()`: from the next class that has it."""
         cell = _cells(function).get("__class__")
@@ -610,7 +616,7 @@ class Survey:
             self.escapes = True
 
     def _member(
-        self, node: Node, owner: type, bases: Iterable[type], name: str, taken: Taken
+        self, node: Node, owner: type, bases: Iterable[type], name: str, taken: TakenAttributes
     ) -> None:
         """Follow an attribute of `self` in the first class that has it.
 
@@ -626,12 +632,12 @@ class Survey:
                     of = None if isinstance(value, staticmethod) else owner
                     if isinstance(value, classmethod) or getattr(value, "of_class", False) is True:
                         self.of_cls.add(id(innermost(value)))
-                    label = f"attribute:{title(base)}.{name}"
+                    label = f"attribute:{qualified_name(base)}.{name}"
                     self._follow(node, label, where, taken, of)
                     return
                 self._keep(where, value)
             elif value is not MISSING:
-                self.put(node, f"base:{title(base)}", image(base))
+                self.put(node, f"base:{qualified_name(base)}", fingerprint_of(base))
                 self.escapes |= base is not object and hasattr(type(value), "__get__")
                 return
 
@@ -640,7 +646,7 @@ class Survey:
         node.text = class_body.head(cls)
         for at, base in enumerate((*cls.__bases__, type(cls))):
             if base not in (object, type):
-                self.put(node, f"base:{node.name}.{at}", image(base))
+                self.put(node, f"base:{node.name}.{at}", fingerprint_of(base))
         kept: dict[str, Any] = {}
         for name, value in class_body.attributes(cls):
             if isinstance(value, classmethod) or getattr(value, "of_class", False) is True:
@@ -650,8 +656,8 @@ class Survey:
             if self.places.pop(where.place, None) is not None:
                 kept[name] = self.values[where.place]
         for name, value in class_body.fields(cls):
-            self.put(node, f"field:{node.name}.{name}", image(value, quiet=True))
-        self.shapes[id(cls)] = Shape(
+            self.put(node, f"field:{node.name}.{name}", fingerprint_of(value, quiet=True))
+        self.classes[id(cls)] = ClassAttributes(
             cls, cls.__bases__, body, tuple(kept), tuple(kept.values()), len(body)
         )
 

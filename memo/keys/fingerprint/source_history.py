@@ -1,10 +1,10 @@
 """Manifests: files about functions for other processes of this host.
 
-The code of a function when an entry was computed, so that edits can be shown: one small JSON file
-per code version, `code/<digest>.json` in the cache directory, written once.  It contains the source
-of the user's functions; it is owner-only and never leaves the host.
+Each code version has a small JSON file, `code/<digest>.json` in the cache directory, written once.
+It contains the source of the user's functions, so that `explain` can show edits; it is owner-only
+and never leaves the host.
 
-The state that functions change themselves (`own_changes`), in `code/changed-<digest>.json`.
+The state that functions change themselves (`own_changes`) is in `code/changed-<digest>.json`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pathlib import Path
 from memo.runtime import private_files
 from memo.runtime.checksums import blake2b
 
-KEPT = 4096
+VERSIONS_KEPT = 4096
 """Code versions that are kept on a host; beyond it the oldest are removed."""
-_NAME = re.compile(r"(?:changed-)?[0-9a-f]{32}\.json")
+_FILE_NAME = re.compile(r"(?:changed-)?[0-9a-f]{32}\.json")
 """The names of these files; no other file is removed."""
-PRUNED = 500
+WRITES_BETWEEN_PRUNES = 500
 """Files that a process writes before it looks for old ones again, since listing all of them takes
 time."""
 
@@ -48,7 +48,7 @@ class Manifests:
         if not self._is_there(_name(digest)):
             self._write(digest, parts())
             self._made += 1
-            if self._made % PRUNED == 1:
+            if self._made % WRITES_BETWEEN_PRUNES == 1:
                 self.prune()
         self._known.add(digest)
 
@@ -105,15 +105,15 @@ class Manifests:
             OSError: they cannot be listed.
         """
         with private_files.inside(self.directory) as folder:
-            names = list(filter(_NAME.fullmatch, os.listdir(folder)))
-            if len(names) <= KEPT:
+            names = list(filter(_FILE_NAME.fullmatch, os.listdir(folder)))
+            if len(names) <= VERSIONS_KEPT:
                 return
             ages = {}
             for name in names:
                 with suppress(FileNotFoundError):
                     facts = os.stat(name, dir_fd=folder, follow_symlinks=False)
                     ages[name] = facts.st_mtime
-            for name in sorted(ages, key=ages.__getitem__)[:-KEPT]:
+            for name in sorted(ages, key=ages.__getitem__)[:-VERSIONS_KEPT]:
                 with suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=folder)
 

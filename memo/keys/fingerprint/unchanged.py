@@ -1,8 +1,8 @@
 """Detect whether the values and classes that a digest depends on are unchanged.
 
-Everything that was read is kept with the place it was read from.  A value that may change in place
-is checked each time (by `function_version.Seen`), as cheaply as possible: by a snapshot, by a
-probe, or else by its image.
+Everything that was read is kept with the location it was read from.  A value that may change in
+place is checked each time (by `function_version.KnownVersion`), as cheaply as possible: by a
+snapshot, by a probe, or else by its fingerprint.
 
 Rules of probes:
 
@@ -11,7 +11,7 @@ Rules of probes:
     although an equal value was put there; it never holds after a change.
 2.  State that cannot be read this way (an array, an object written in C, a user's mapping class, a
     long text) has no probe, and neither has a structure of many objects: `held_values` makes a new
-    image of those each time.
+    fingerprint of those each time.
 3.  A value that `held_values` does not traverse (functions, classes, a type that has no key) is
     compared by identity.
 """
@@ -31,9 +31,9 @@ from memo.keys import own_changes
 from memo.keys.fingerprint import held_values, origin
 from memo.keys.fingerprint.held_values import (
     MISSING,
-    Image,
-    image,
-    image_with,
+    ValueFingerprint,
+    fingerprint_of,
+    fingerprint_with,
     snapshot,
 )
 from memo.keys.own_changes import At, Sight
@@ -61,7 +61,7 @@ Place = tuple[int, str]
 """The address of a namespace and a name in it."""
 
 
-class Spot(NamedTuple):
+class Location(NamedTuple):
     """The location of a value.
 
     Attributes:
@@ -84,33 +84,35 @@ class Spot(NamedTuple):
         return self.get(self.name, MISSING)
 
 
-def spot(namespace: Mapping[str, Any], name: str) -> Spot:
+def location_of(namespace: Mapping[str, Any], name: str) -> Location:
     """Return the location of a name of a module or a function."""
-    return Spot(namespace, namespace.get, name)
+    return Location(namespace, namespace.get, name)
 
 
-def member(cls: type, name: str) -> Spot:
+def member(cls: type, name: str) -> Location:
     """Return the location of a name of a class."""
-    return Spot(cls, vars(cls).get, name)
+    return Location(cls, vars(cls).get, name)
 
 
-def captured(cell: types.CellType) -> Spot:
+def captured(cell: types.CellType) -> Location:
     """Return the location of a variable of a closure."""
-    return Spot(cell, Cell(cell).get, "")
+    return Location(cell, Cell(cell).get, "")
 
 
-class Watch:
+class WatchedValue:
     """A value that may change, with its location.
 
     Attributes:
         at: its location.
-        said: its image when it was last checked.
-        base: the part of the image that counts: see `own_changes`.
+        said: its fingerprint when it was last checked.
+        base: the part of the fingerprint that counts: see `own_changes`.
     """
 
     probe: Probe | None
 
-    def __init__(self, where: Spot, at: At, value: Any, said: Image, base: Image) -> None:
+    def __init__(
+        self, where: Location, at: At, value: Any, said: ValueFingerprint, base: ValueFingerprint
+    ) -> None:
         self._get, self._name = where.get, where.name
         self.at = at
         self.said = said
@@ -118,7 +120,7 @@ class Watch:
         self._remember(value)
 
     def _remember(self, value: Any) -> None:
-        """Look at a value so that it is known again, the quickest way first."""
+        """Remember a value in the form that is fastest to compare: a snapshot, or else a probe."""
         plain = not (self.said.refs or self.said.noted or self.said.lost)
         self.snapshot = snapshot(value) if plain else None
         self.probe = probe(value) if self.snapshot is None else None
@@ -130,33 +132,33 @@ class Watch:
     def is_same(self) -> bool:
         """True if the value is the remembered one, by the fast comparison only.
 
-        A value that had a snapshot is not checked again for what it may hold: values that `marshal`
-        confuses (`bytes` and other buffers) never equal one that a snapshot was taken of.
+        Comparing snapshots is enough: values that `marshal` confuses with each other (`bytes` and
+        other buffers) get none.
         """
         value = self._get(self._name, MISSING)
         if self.snapshot is None:
-            return self.probe is not None and self.probe.stands(value)
+            return self.probe is not None and self.probe.is_unchanged(value)
         try:
             return marshal.dumps(value, 2) == self.snapshot
         except ValueError:
             return False
 
-    def stands(self) -> bool:
-        """True if what lies there now counts the same."""
+    def is_unchanged(self) -> bool:
+        """True if the present value counts as the same input."""
         if self.is_same():
             return True
         value = self.read()
-        said = image(value)
+        said = fingerprint_of(value)
         if not said.same(self.said):
-            base = own_changes.REGISTRY.base(Sight(self.at, value, said, image_with))
-            if not (isinstance(base, Image) and base.same(self.base)):
+            base = own_changes.REGISTRY.base(Sight(self.at, value, said, fingerprint_with))
+            if not (isinstance(base, ValueFingerprint) and base.same(self.base)):
                 return False
             self.said = said
         self._remember(value)
         return True
 
 
-class Shape(NamedTuple):
+class ClassAttributes(NamedTuple):
     """A class with its attributes, for comparison by identity."""
 
     cls: type
@@ -166,12 +168,12 @@ class Shape(NamedTuple):
     values: tuple[Any, ...]
     size: int
 
-    def without(self, name: str) -> Shape:
+    def without(self, name: str) -> ClassAttributes:
         """Return the same without one attribute, which is checked in another way."""
         pairs = [p for p in zip(self.names, self.values, strict=True) if p[0] != name]
         return self._replace(names=tuple(n for n, _ in pairs), values=tuple(v for _, v in pairs))
 
-    def stands(self) -> bool:
+    def is_unchanged(self) -> bool:
         """True if the class still has these attributes, and no others."""
         get = self.members.get
         if len(self.members) != self.size or self.cls.__bases__ is not self.bases:
@@ -184,21 +186,21 @@ class Shape(NamedTuple):
 
 # --- probes --------------------------------------------------------------------------------------
 
-MOST: Final = 1000
+MAX_PROBED: Final = 1000
 """Most objects in a structure that is probed, since the probe keeps them alive."""
-LONG: Final = 10_000
+LONGEST_PROBED_TEXT: Final = 10_000
 """Characters or bytes of the longest text in it."""
 
 Part = tuple[Callable[[], Sequence[Any]], Sequence[Any]]
-"""Reads a part, and what it had."""
+"""A function that reads a part, and the objects that the part had at first."""
 
 _SAME: Final = operator.is_
-_TEXTS: Final = (str, bytes)
+_TEXT_TYPES: Final = (str, bytes)
 _SEQUENCES: Final = (list, deque, set)
-_FIXED: Final = (tuple, frozenset)
+_IMMUTABLE: Final = (tuple, frozenset)
 _MAPPINGS: Final = (dict, OrderedDict, defaultdict, Counter)
 _LEAVES: Final = (types.FunctionType, type, types.ModuleType, types.GenericAlias, types.UnionType)
-_BUILTINS: Final = (
+_C_FUNCTIONS: Final = (
     types.BuiltinFunctionType,
     types.MethodWrapperType,
     types.MethodDescriptorType,
@@ -222,7 +224,7 @@ class Probe:
         self._value = value
         self._parts = parts
 
-    def stands(self, value: Any) -> bool:
+    def is_unchanged(self, value: Any) -> bool:
         """True if a value is this structure, and all its parts hold what they held."""
         if value is not self._value:
             return False
@@ -242,7 +244,7 @@ class _Opaque(Exception):  # noqa: N818 - a fact about a value
 
 def probe(value: Any) -> Probe | None:
     """Return the probe of a structure as it is now; None if it cannot be probed."""
-    prober = _Prober()
+    prober = _ProbeBuilder()
     try:
         prober.take(value)
     except Exception:  # opaque, too deep, or an error in the value's own methods
@@ -250,7 +252,7 @@ def probe(value: Any) -> Probe | None:
     return Probe(value, prober.parts)
 
 
-class _Prober:
+class _ProbeBuilder:
     """Makes one probe."""
 
     def __init__(self) -> None:
@@ -263,9 +265,11 @@ class _Prober:
             return
         self.seen[id(value)] = value
         kind = type(value)
-        if len(self.seen) > MOST or (kind in _TEXTS and len(value) > LONG):
+        if len(self.seen) > MAX_PROBED or (
+            kind in _TEXT_TYPES and len(value) > LONGEST_PROBED_TEXT
+        ):
             raise _Opaque
-        if kind in _FIXED:
+        if kind in _IMMUTABLE:
             self._all(value)
         elif kind in _SEQUENCES:
             self._part(functools.partial(list, value))
@@ -285,7 +289,7 @@ class _Prober:
         self._all(held)
 
     def _object(self, value: Any, kind: type) -> None:
-        if kind in _BUILTINS:
+        if kind in _C_FUNCTIONS:
             self.take(getattr(value, "__self__", None))
         elif kind is types.MethodType:
             self._all((value.__self__, value.__func__))

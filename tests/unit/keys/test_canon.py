@@ -548,7 +548,7 @@ def test_shared_parts_are_looked_at_once() -> None:
 
 def test_a_dense_cycle_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Objects that all know each other are refused rather than walked for ever."""
-    monkeypatch.setattr(canonical, "OPEN", 2000)
+    monkeypatch.setattr(canonical, "MAX_IN_CYCLES", 2000)
     crowd = [Plain(n=n) for n in range(12)]
     for one in crowd:
         one.others = crowd

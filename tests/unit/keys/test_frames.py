@@ -659,13 +659,20 @@ def layouts(numbers: Any) -> dict[str, pd.DataFrame]:
     }  # fmt: skip
 
 
-BANDS = {"BAND": 4096, "TILE": 100, "SHARED": 1000, "FED": 300, "ROWS": 3, "THREADS": 4}
+BANDS = {
+    "BAND_BYTES": 4096,
+    "TILE_BYTES": 100,
+    "PARALLEL_FROM": 1000,
+    "HASHED_TILE_BYTES": 300,
+    "TILE_ROWS": 3,
+    "THREADS": 4,
+}
 
 
 def small(monkeypatch: pytest.MonkeyPatch, long: int = 2000) -> None:
     """Everything that is cut for hashing is cut in little parts."""
-    in_pandas = {"LONG": long, "STRIP": 5000}
-    parts = {array_order: BANDS, for_arrays: {"PIECE": 500}, for_pandas: in_pandas}
+    in_pandas = {"LONG_COLUMN": long, "STRIP_BYTES": 5000}
+    parts = {array_order: BANDS, for_arrays: {"COPIED_WHOLE": 500}, for_pandas: in_pandas}
     for module, sizes in parts.items():
         for name, size in sizes.items():
             monkeypatch.setattr(module, name, size)
@@ -1062,4 +1069,4 @@ def test_pieces_are_what_is_hashed() -> None:
     for size in (0, 1, 199, 200, 201, 65_535, 65_536, len(data)):
         cuts = sorted(chance.randrange(size + 1) for _ in range(5))
         pieces = [data[a:b] for a, b in zip([0, *cuts], [*cuts, size], strict=True)]
-        assert for_arrays.joined(pieces) == for_arrays.joined([data[:size]])
+        assert for_arrays.concatenated(pieces) == for_arrays.concatenated([data[:size]])

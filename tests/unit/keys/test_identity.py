@@ -29,7 +29,7 @@ from observed import calls_of
 from memo.errors import KeyingError, OptionError
 from memo.keys.fingerprint import normalised_code, origin
 from memo.keys.fingerprint.function_version import Identity, code_digest, function_id, stable
-from memo.keys.fingerprint.held_values import image
+from memo.keys.fingerprint.held_values import fingerprint_of
 from memo.keys.fingerprint.unchanged import probe
 
 _counter = itertools.count()
@@ -658,7 +658,7 @@ def test_counters_that_are_only_filled_are_no_input(kind: str) -> None:
     for x in range(3):
         notebook.names["f"](x)
         assert identity.digest() == old
-    assert any("by the code itself" in line for line in identity.untracked())
+    assert any("filled by the code and never read" in line for line in identity.untracked())
 
 
 def test_captured_counter_is_no_input() -> None:
@@ -803,7 +803,7 @@ def test_source_that_moved(tmp_path: Path) -> None:
     del sys.modules["helpers"]
     helpers = importlib.import_module("helpers")
     write(tmp_path, helpers="# one\n# two\ndef g(x): return x")
-    normalised_code.KNOWN.clear()
+    normalised_code.CODE_CACHE.clear()
     assert Identity(helpers.g).digest() == first
 
 
@@ -1560,7 +1560,10 @@ def test_an_equal_value_in_its_place_is_no_change() -> None:
     for change in ("G.a = [int('1000')]", "G.b = G.b", "G.__dict__ = dict(G.__dict__)"):
         notebook.run(change)
         assert identity.digest() == told
-        assert all(watch.probe.stands(notebook.names["G"]) for watch in identity.seen[None].watches)
+        assert all(
+            watch.probe.is_unchanged(notebook.names["G"])
+            for watch in identity.versions[None].watched
+        )
 
 
 def test_a_probe_keeps_little_alive() -> None:
@@ -1588,7 +1591,7 @@ def test_what_is_probed_is_not_looked_at() -> None:
     for name in sorted(probed):
         identity = Notebook(PARTS, STRUCTURES[name][0]).identity()
         told = identity.digest()
-        with calls_of(image) as looked:
+        with calls_of(fingerprint_of) as looked:
             assert identity.digest() == told, name
         assert not looked, name
 

@@ -343,9 +343,9 @@ def test_a_class_attribute_and_an_instance_attribute_are_told_apart() -> None:
 
 def test_only_what_escapes_counts_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """A survey that forgets that `self` goes elsewhere would share a helper's results."""
-    state = reachable.Survey.state
+    state = reachable.GraphBuilder.state
     monkeypatch.setattr(
-        reachable.Survey, "state", lambda self: state(self)._replace(whole=False, names=())
+        reachable.GraphBuilder, "state", lambda self: state(self)._replace(whole=False, names=())
     )
 
     class Fresh(Plain):

@@ -93,14 +93,14 @@ def keywords_sorted(patch: Patch) -> None:
 
 def values_left_out(patch: Patch) -> None:
     """Globals, closures and defaults do not count."""
-    put = reachable.Survey.put
+    put = reachable.GraphBuilder.put
 
     def without(self: Any, node: Any, *rest: Any) -> None:
         before = set(node.facts)
         put(self, node, *rest)
         node.facts = before
 
-    patch.setattr(reachable.Survey, "put", without)
+    patch.setattr(reachable.GraphBuilder, "put", without)
 
 
 def code_left_out(patch: Patch) -> None:
@@ -117,14 +117,14 @@ def state_left_out(patch: Patch) -> None:
 
 def by_address(patch: Patch) -> None:
     """State without a sound key counts by its address."""
-    one, callables = instances.encoded, held_values.ImageWalk.callables
+    one, callables = instances.encoded, held_values.FingerprintWalk.callables
 
     def addressed(name: str, value: Any, lost: Any, *rest: Any) -> bytes:
         return one(name, value, lost, *rest) + (atoms.integer(id(value)) if lost else b"")
 
     patch.setattr(instances, "encoded", addressed)
     patch.setattr(
-        held_values.ImageWalk,
+        held_values.FingerprintWalk,
         "callables",
         lambda self, value, path: f"{id(value)} {callables(self, value, path)}",
     )

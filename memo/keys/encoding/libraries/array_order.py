@@ -21,39 +21,39 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-BAND: Final = 16 << 20
+BAND_BYTES: Final = 16 << 20
 """Bytes that are copied into order at a time."""
-TILE: Final = 256 << 10
+TILE_BYTES: Final = 256 << 10
 """Bytes of a tile: about a third of a core's cache."""
-FED: Final = 1 << 20
+HASHED_TILE_BYTES: Final = 1 << 20
 """Bytes of a tile that is hashed by the thread that copied it."""
-ROWS: Final = 8
+TILE_ROWS: Final = 8
 """Rows in such a tile: as many 8-byte numbers as a processor reads at a time."""
-SHARED: Final = 4 << 20
+PARALLEL_FROM: Final = 4 << 20
 """Bands of at least this many bytes are copied by several threads."""
 THREADS: Final = min(8, os.cpu_count() or 1)
 
 
-def cut(array: Any) -> Iterator[Any]:
-    """Split an array into parts of at most `BAND` bytes, along its first axes."""
-    if array.nbytes <= BAND:
+def cut_in_bands(array: Any) -> Iterator[Any]:
+    """Split an array into parts of at most `BAND_BYTES` bytes, along its first axes."""
+    if array.nbytes <= BAND_BYTES:
         yield array
         return
-    rows = BAND * len(array) // array.nbytes
+    rows = BAND_BYTES * len(array) // array.nbytes
     if rows:
         yield from (array[start : start + rows] for start in range(0, len(array), rows))
     elif array.ndim > 1:
         for row in array:
-            yield from cut(row)
+            yield from cut_in_bands(row)
     else:
         yield from (array[at : at + 1] for at in range(len(array)))
 
 
-def ordered(parts: Iterable[Any]) -> Iterator[memoryview]:
+def in_c_order(parts: Iterable[Any]) -> Iterator[memoryview]:
     """Yield the bytes of each array in C order, all in one buffer, one after another.
 
     Args:
-        parts: plain arrays of any layout and size; `cut` makes small ones.
+        parts: plain arrays of any layout and size; `cut_in_bands` makes small ones.
     """
     np = sys.modules["numpy"]
     buffer = np.empty(0, np.uint8)
@@ -62,19 +62,19 @@ def ordered(parts: Iterable[Any]) -> Iterator[memoryview]:
         for part in parts:
             if buffer.nbytes < part.nbytes:
                 buffer = np.empty(part.nbytes, np.uint8)
-            if pool is None and part.nbytes >= SHARED and THREADS > 1:
+            if pool is None and part.nbytes >= PARALLEL_FROM and THREADS > 1:
                 pool = stack.enter_context(make_pool())
             place = buffer[: part.nbytes]
             _copy(place.view(part.dtype).reshape(part.shape), part, pool)
             yield memoryview(place)
 
 
-def spare(rows: int) -> int:
-    """Return how many threads may hash one row while `feed` serves `rows` of them."""
+def threads_per_row(rows: int) -> int:
+    """Return how many threads may hash one row while `feed_rows` serves `rows` of them."""
     return max(1, THREADS // rows)
 
 
-def feed(takers: Sequence[Callable[[Any], object]], array: Any) -> None:
+def feed_rows(takers: Sequence[Callable[[Any], object]], array: Any) -> None:
     """Pass each taker the bytes of its row of a 2-D array, piece by piece and in order.
 
     For rows that are not contiguous: each thread copies some of them, tile by tile, and passes them
@@ -89,13 +89,13 @@ def feed(takers: Sequence[Callable[[Any], object]], array: Any) -> None:
 
 
 def _feed(takers: Sequence[Callable[[Any], object]], rows: Any) -> None:
-    for at in range(0, len(rows), ROWS):
-        _feed_some(takers[at : at + ROWS], rows[at : at + ROWS])
+    for at in range(0, len(rows), TILE_ROWS):
+        _feed_some(takers[at : at + TILE_ROWS], rows[at : at + TILE_ROWS])
 
 
 def _feed_some(takers: Sequence[Callable[[Any], object]], rows: Any) -> None:
     np = sys.modules["numpy"]
-    step = max(1, FED // (len(rows) * rows.dtype.itemsize))
+    step = max(1, HASHED_TILE_BYTES // (len(rows) * rows.dtype.itemsize))
     tile = np.empty((len(rows), step), rows.dtype)
     for start in range(0, rows.shape[1], step):
         part = rows[:, start : start + step]
@@ -139,7 +139,7 @@ def _copy(target: Any, source: Any, pool: ThreadPoolExecutor | None) -> None:
 def _tiles(target: Any, source: Any) -> Iterator[tuple[Any, Any]]:
     axis = max(range(source.ndim), key=lambda axis: source.shape[axis])
     target, source = target.swapaxes(0, axis), source.swapaxes(0, axis)
-    step = max(1, TILE * len(source) // source.nbytes)
+    step = max(1, TILE_BYTES * len(source) // source.nbytes)
     for start in range(0, len(source), step):
         yield target[start : start + step], source[start : start + step]
 

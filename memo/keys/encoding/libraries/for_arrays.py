@@ -22,15 +22,15 @@ from memo.keys.encoding import atoms, canonical
 from memo.keys.encoding.canonical import Encoder, Walk, class_of
 from memo.keys.encoding.libraries import array_order
 
-PIECE: Final = 2 << 20
+COPIED_WHOLE: Final = 2 << 20
 """A non-contiguous array of at most this many bytes is copied whole."""
-SMALL: Final = 64 << 10
+COLLECTED: Final = 64 << 10
 """Smaller pieces are collected before they are hashed."""
 
 
 def node(kind: str, content: Encoder) -> Encoder:
     """Return the encoder for values with parts: their class, then `content(value, walk)`."""
-    prefix = atoms.sized(kind.encode())
+    prefix = atoms.with_length(kind.encode())
 
     def whole(value: Any, walk: Walk) -> bytes:
         return class_of(value, walk) + content(value, walk)
@@ -41,7 +41,7 @@ def node(kind: str, content: Encoder) -> Encoder:
 # --- bytes in place ------------------------------------------------------------------------------
 
 
-def joined(views: Iterable[Any]) -> bytes:
+def concatenated(views: Iterable[Any]) -> bytes:
     """Return the encoding of bytes in several pieces: that of their concatenation.
 
     Args:
@@ -52,10 +52,10 @@ def joined(views: Iterable[Any]) -> bytes:
     pending = bytearray()
     hasher = None
     for view in views:
-        little = len(view) < SMALL
+        little = len(view) < COLLECTED
         if little:
             pending += view
-            if len(pending) < PIECE:
+            if len(pending) < COPIED_WHOLE:
                 continue
         hasher = hasher or blake3(max_threads=blake3.AUTO)
         if pending:
@@ -69,17 +69,17 @@ def joined(views: Iterable[Any]) -> bytes:
     return b"\xfd" + hasher.digest()
 
 
-def lines(array: Any) -> bytes:
+def rows(array: Any) -> bytes:
     """Return the encodings of the bytes of each row of a 2-D array, one after another.
 
     Rows that are not contiguous are copied and hashed together, in one pass over the array.
     """
-    if len(array) == 1 or array.strides[1] == array.dtype.itemsize or array.nbytes <= PIECE:
-        return b"".join(joined(raw(line)) for line in array)
+    if len(array) == 1 or array.strides[1] == array.dtype.itemsize or array.nbytes <= COPIED_WHOLE:
+        return b"".join(concatenated(raw_bytes(line)) for line in array)
     from blake3 import blake3
 
-    hashers = [blake3(max_threads=array_order.spare(len(array))) for _ in array]
-    array_order.feed([hasher.update for hasher in hashers], array)
+    hashers = [blake3(max_threads=array_order.threads_per_row(len(array))) for _ in array]
+    array_order.feed_rows([hasher.update for hasher in hashers], array)
     return b"".join(b"\xfd" + hasher.digest() for hasher in hashers)
 
 
@@ -87,7 +87,7 @@ def _little(content: bytearray) -> bytes:
     from blake3 import blake3
 
     if len(content) <= atoms.INLINE:
-        return atoms.sized(bytes(content))
+        return atoms.with_length(bytes(content))
     return b"\xfd" + blake3(content).digest()
 
 
@@ -120,19 +120,23 @@ def elements(array: Any, walk: Walk, step: Callable[[int], str] | None = None) -
     """Encode the elements of a plain `ndarray`, in C order."""
     kind = array.dtype
     if kind.kind in "OT":
-        return b"O" + atoms.sized(_objects(array.ravel(), walk, step or _indices(array.shape)))
+        return b"O" + atoms.with_length(
+            _objects(array.ravel(), walk, step or _indices(array.shape))
+        )
     if kind.names is not None and not _packed(kind):
         parts = [elements(array[name], walk) for name in kind.names]
-        return b"V" + atoms.sized(b"".join(parts))
+        return b"V" + atoms.with_length(b"".join(parts))
     if kind.char in "gG":
         array = _without_padding(array)
-    return joined(raw(array))
+    return concatenated(raw_bytes(array))
 
 
 def _objects(flat: Any, walk: Walk, step: Callable[[int], str]) -> bytes:
-    if len(flat) >= atoms.MANY:
-        starts = range(0, len(flat), atoms.PIECE)
-        content = atoms.plain(flat[at : at + atoms.PIECE].tolist() for at in starts)
+    if len(flat) >= atoms.ENCODED_IN_C:
+        starts = range(0, len(flat), atoms.ITEMS_AT_ONCE)
+        content = atoms.plain_sequence(
+            flat[at : at + atoms.ITEMS_AT_ONCE].tolist() for at in starts
+        )
         if content is not None:
             return content
     return walk.sequence(flat.tolist(), step)
@@ -169,7 +173,7 @@ def _without_padding(array: Any) -> Any:
     return flat[:, :used]
 
 
-def raw(array: Any) -> Iterator[Any]:
+def raw_bytes(array: Any) -> Iterator[Any]:
     """Yield the bytes of an array in C order: in place if contiguous, else copied band by band.
 
     A band is overwritten by the next one.
@@ -180,10 +184,10 @@ def raw(array: Any) -> Iterator[Any]:
     if array.flags.c_contiguous:
         yield memoryview(array.reshape(-1).view(np.uint8))
         return
-    if array.nbytes <= PIECE:
+    if array.nbytes <= COPIED_WHOLE:
         yield memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
         return
-    yield from array_order.ordered(array_order.cut(array))
+    yield from array_order.in_c_order(array_order.cut_in_bands(array))
 
 
 def ndarray(value: Any, walk: Walk) -> bytes:
@@ -272,7 +276,7 @@ def _tensor(value: Any, walk: Walk) -> bytes:
         plain = plain.to_sparse_coo().coalesce()
         parts = [plain.indices(), plain.values()]
         return walk.encode((*facts, str(value.layout))) + b"".join(walk.encode(p) for p in parts)
-    return walk.encode(facts) + joined(_tensor_bytes(torch, plain))
+    return walk.encode(facts) + concatenated(_tensor_bytes(torch, plain))
 
 
 def _tensor_bytes(torch: Any, plain: Any) -> Iterator[Any]:

@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from memo.keys.encoding import atoms
 from memo.keys.encoding.canonical import Encoder, Walk
-from memo.keys.encoding.libraries.for_arrays import joined, node
+from memo.keys.encoding.libraries.for_arrays import concatenated, node
 
-PIECE: Final = 1 << 17
+SHIFTED_AT_ONCE: Final = 1 << 17
 """Offsets that are shifted at a time."""
 
 # --- pyarrow -------------------------------------------------------------------------------------
@@ -40,11 +40,11 @@ def chunks(parts: Sequence[Any], kind: Any, walk: Walk) -> bytes:
     reader = _reader(types, kind)
     if reader is None:
         values = itertools.chain.from_iterable(part.to_pylist() for part in parts)
-        return head + b"L" + atoms.sized(walk.sequence(list(values)))
+        return head + b"L" + atoms.with_length(walk.sequence(list(values)))
     if any(part.null_count for part in parts):
-        head += joined(_bytes_of(part.is_valid()) for part in parts)
+        head += concatenated(_bytes_of(part.is_valid()) for part in parts)
         parts = [part.drop_null() if part.null_count else part for part in parts]
-    return head + b"A" + atoms.sized(reader(parts, kind, walk))
+    return head + b"A" + atoms.with_length(reader(parts, kind, walk))
 
 
 def _is(types: Any, name: str, kind: Any) -> bool:
@@ -77,7 +77,7 @@ def _nothing(_parts: Sequence[Any], _kind: Any, _walk: Walk) -> bytes:
 
 
 def _booleans(parts: Sequence[Any], _kind: Any, _walk: Walk) -> bytes:
-    return joined(map(_bytes_of, parts))
+    return concatenated(map(_bytes_of, parts))
 
 
 def _bytes_of(part: Any) -> memoryview:
@@ -87,7 +87,7 @@ def _bytes_of(part: Any) -> memoryview:
 
 
 def _fixed(parts: Sequence[Any], kind: Any, _walk: Walk) -> bytes:
-    return joined(_slice(part, kind.bit_width // 8) for part in parts)
+    return concatenated(_slice(part, kind.bit_width // 8) for part in parts)
 
 
 def _slice(part: Any, width: int, values: int = 1) -> memoryview:
@@ -114,7 +114,7 @@ def _strings(wide: bool, parts: Sequence[Any], _kind: Any, _walk: Walk) -> bytes
         before += places[-1] - places[0]
         if values is not None:
             data.append(memoryview(values).cast("B")[places[0] : places[-1]])
-    return atoms.sized(joined(ends)) + joined(data)
+    return atoms.with_length(concatenated(ends)) + concatenated(data)
 
 
 def _shifted(places: memoryview, by: int) -> Iterator[memoryview]:
@@ -124,8 +124,8 @@ def _shifted(places: memoryview, by: int) -> Iterator[memoryview]:
         return
     np = sys.modules.get("numpy")
     wide = places.format == "q"
-    for start in range(0, len(places), PIECE):
-        piece = places[start : start + PIECE]
+    for start in range(0, len(places), SHIFTED_AT_ONCE):
+        piece = places[start : start + SHIFTED_AT_ONCE]
         if np is not None:
             numbers = np.asarray(piece) + np.array(by).astype(np.int64 if wide else np.int32)
             yield memoryview(numbers.view(np.uint8))
@@ -139,7 +139,7 @@ def _lists(parts: Sequence[Any], kind: Any, walk: Walk) -> bytes:
     lengths = [part.value_lengths() for part in parts]
     width = 8 if "large" in str(kind) else 4
     inner = chunks([part.flatten() for part in parts], kind.value_type, walk)
-    return atoms.sized(joined(_slice(part, width) for part in lengths)) + inner
+    return atoms.with_length(concatenated(_slice(part, width) for part in lengths)) + inner
 
 
 def _fixed_lists(parts: Sequence[Any], kind: Any, walk: Walk) -> bytes:
@@ -150,7 +150,7 @@ def _structs(parts: Sequence[Any], kind: Any, walk: Walk) -> bytes:
     columns = [part.flatten() for part in parts]
     fields = [kind.field(i) for i in range(kind.num_fields)]
     return b"".join(
-        atoms.sized(chunks([column[i] for column in columns], field.type, walk))
+        atoms.with_length(chunks([column[i] for column in columns], field.type, walk))
         for i, field in enumerate(fields)
     )
 
@@ -161,7 +161,7 @@ def _dictionaries(parts: Sequence[Any], kind: Any, walk: Walk) -> bytes:
     whole = pa.chunked_array(parts, type=kind).unify_dictionaries()
     categories = [part.dictionary for part in whole.chunks[:1]]
     indices = chunks([part.indices for part in whole.chunks], kind.index_type, walk)
-    return atoms.sized(chunks(categories, kind.value_type, walk)) + indices
+    return atoms.with_length(chunks(categories, kind.value_type, walk)) + indices
 
 
 _NARROW: Final = functools.partial(_strings, False)
@@ -195,7 +195,7 @@ def _table(value: Any, walk: Walk) -> bytes:
     content = walk.encode((value.num_rows, fields, value.schema.metadata))
     for column in value.columns:
         parts = column.chunks if hasattr(column, "chunks") else [column]
-        content += atoms.sized(chunks(parts, column.type, walk))
+        content += atoms.with_length(chunks(parts, column.type, walk))
     return content
 
 
@@ -204,7 +204,7 @@ def _arrow_scalar(value: Any, walk: Walk) -> bytes:
 
 
 def _arrow_buffer(value: Any, _walk: Walk) -> bytes:
-    return joined([memoryview(value).cast("B")])
+    return concatenated([memoryview(value).cast("B")])
 
 
 # --- polars --------------------------------------------------------------------------------------
@@ -278,7 +278,7 @@ def _polars(series: Any, walk: Walk) -> bytes:
         head += _numbers(series.is_null())
         series = series.drop_nulls()
     reader = _POLARS.get(kind.partition("(")[0])
-    return head + b"A" + atoms.sized(reader(series, walk) if reader else _plain(series, walk))
+    return head + b"A" + atoms.with_length(reader(series, walk) if reader else _plain(series, walk))
 
 
 def _numbers(series: Any) -> bytes:
@@ -287,7 +287,7 @@ def _numbers(series: Any) -> bytes:
     if str(physical.dtype) == "Boolean":
         physical = physical.cast(sys.modules["polars"].UInt8)
     digits = "".join(filter(str.isdigit, str(physical.dtype)))
-    return joined(_in_place(physical, int(digits) // 8))
+    return concatenated(_in_place(physical, int(digits) // 8))
 
 
 def _plain(series: Any, walk: Walk) -> bytes:
@@ -299,12 +299,14 @@ def _plain(series: Any, walk: Walk) -> bytes:
 
 def _texts(series: Any, _walk: Walk) -> bytes:
     text = series.str.join("").item() if len(series) else ""
-    return atoms.sized(_numbers(series.str.len_bytes())) + joined([memoryview(text.encode())])
+    return atoms.with_length(_numbers(series.str.len_bytes())) + concatenated(
+        [memoryview(text.encode())]
+    )
 
 
 def _binaries(series: Any, _walk: Walk) -> bytes:
     data = b"".join(series.to_list())
-    return atoms.sized(_numbers(series.bin.size())) + joined([memoryview(data)])
+    return atoms.with_length(_numbers(series.bin.size())) + concatenated([memoryview(data)])
 
 
 def _categories(series: Any, walk: Walk) -> bytes:
@@ -314,7 +316,7 @@ def _categories(series: Any, walk: Walk) -> bytes:
 def _polars_lists(series: Any, walk: Walk) -> bytes:
     lengths = series.list.len()
     inner = series.filter(lengths > 0).explode()
-    return atoms.sized(_numbers(lengths)) + _polars(inner, walk)
+    return atoms.with_length(_numbers(lengths)) + _polars(inner, walk)
 
 
 def _polars_arrays(series: Any, walk: Walk) -> bytes:
@@ -324,7 +326,7 @@ def _polars_arrays(series: Any, walk: Walk) -> bytes:
 
 
 def _polars_structs(series: Any, walk: Walk) -> bytes:
-    return b"".join(atoms.sized(_series(column, walk)) for column in series.struct.unnest())
+    return b"".join(atoms.with_length(_series(column, walk)) for column in series.struct.unnest())
 
 
 _POLARS: Final[dict[str, Callable[[Any, Walk], bytes]]] = {
@@ -340,11 +342,11 @@ _POLARS: Final[dict[str, Callable[[Any, Walk], bytes]]] = {
 
 def _polars_frame(value: Any, walk: Walk) -> bytes:
     head = walk.encode((value.height, value.columns))
-    return head + b"".join(atoms.sized(_polars(column, walk)) for column in value)
+    return head + b"".join(atoms.with_length(_polars(column, walk)) for column in value)
 
 
 def _lazy(value: Any, walk: Walk) -> bytes:
-    raise walk.refuse(value, "it is a plan, not its data; pass value.collect().")
+    raise walk.refuse(value, "it is a query plan, not data; pass value.collect().")
 
 
 ADAPTERS: Final[dict[str, Encoder]] = {

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from memo.keys.encoding import atoms, canonical, lookup
-from memo.keys.encoding.canonical import Encoder, Refusal, Walk
+from memo.keys.encoding.canonical import Encoder, RefusingEncoder, Walk
 from memo.keys.encoding.libraries.for_arrays import node
-from memo.keys.encoding.libraries.for_handles import ELSEWHERE
+from memo.keys.encoding.libraries.for_handles import DATA_ELSEWHERE
 
 _STORES: Final = frozenset({"zarr", "h5py", "netCDF4", "xarray", "tiledb"})
 """Packages whose objects in a graph are read when the graph runs."""
@@ -31,7 +31,7 @@ _READERS: Final = re.compile(
 def _collection(value: Any, walk: Walk) -> bytes:
     for task in dict(value.__dask_graph__()).values():
         if any(map(_is_elsewhere, _held(task))):
-            raise walk.refuse(value, ELSEWHERE)
+            raise walk.refuse(value, DATA_ELSEWHERE)
     dask = sys.modules["dask"]
     with dask.config.set({"tokenize.ensure-deterministic": True}):
         return atoms.text(sys.modules["dask.base"].tokenize(value))
@@ -64,7 +64,7 @@ def _is_elsewhere(part: Any) -> bool:
         return True
     if f"{canonical.module_of(kind)}.{kind.__qualname__}" == "numpy.memmap":
         return True
-    if isinstance(lookup.find(kind), Refusal):
+    if isinstance(lookup.find(kind), RefusingEncoder):
         return True
     module = getattr(part, "__module__", None) or canonical.module_of(kind)
     return bool(_READERS.match(f"{module}.{getattr(part, '__name__', '')}"))

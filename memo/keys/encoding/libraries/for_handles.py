@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import Any, Final
 
 from memo.keys.encoding import python_types
-from memo.keys.encoding.canonical import Encoder, Refusal, Walk
+from memo.keys.encoding.canonical import Encoder, RefusingEncoder, Walk
 
-ELSEWHERE: Final = (
-    "its data lies elsewhere, and may change behind it; pass its path and name the path in "
+DATA_ELSEWHERE: Final = (
+    "its data is stored elsewhere and may change; pass its path and name the path in "
     "depends_on=[...], choose what counts by key_resolver, or name the argument in ignore=[...]."
 )
-_HANDLE: Final = Refusal(ELSEWHERE)
+_HANDLE: Final = RefusingEncoder(DATA_ELSEWHERE)
 _NAMES: Final = (
     *("zarr.Array", "zarr.AsyncArray", "zarr.Group", "zarr.AsyncGroup", "zarr.Store"),
     *("pyarrow.Dataset", "pyarrow.Scanner", "pyarrow.FileSystem", "pyarrow.NativeFile"),
@@ -37,8 +37,8 @@ def _ibis(value: Any, walk: Walk) -> bytes:
     """Encode an expression of ibis, unless it reads the tables of a database."""
     backends, _ = value._find_backends()
     if backends:
-        raise walk.refuse(value, ELSEWHERE)
-    return python_types.an_object(value, walk)
+        raise walk.refuse(value, DATA_ELSEWHERE)
+    return python_types.plain_object(value, walk)
 
 
 ADAPTERS: Final[dict[str, Encoder]] = {**dict.fromkeys(_NAMES, _HANDLE), "ibis.Expr": _ibis}

@@ -21,15 +21,15 @@ from memo.keys.encoding.libraries import for_arrays, for_arrow
 from memo.keys.encoding.libraries.for_arrays import node, numpy
 from memo.runtime.named_tuple import NamedTuple
 
-LONG: Final = 1 << 20
+LONG_COLUMN: Final = 1 << 20
 """Columns of at least this many bytes are hashed one by one."""
-STRIP: Final = 8 << 20
+STRIP_BYTES: Final = 8 << 20
 """Bytes of a strip of short columns."""
 
 # --- frames --------------------------------------------------------------------------------------
 
 
-class Place(NamedTuple):
+class ColumnPosition(NamedTuple):
     """The position of one column: row `row` of the values of a block."""
 
     values: Any
@@ -73,10 +73,12 @@ def _columns(value: Any, walk: Walk) -> bytes:
     group = (
         np.array([order.index(kind) for kind in kinds], dtype=np.int32)[owner] if blocks else owner
     )
-    content = atoms.sized(b"".join(order)) + for_arrays.joined(for_arrays.raw(group))
+    content = atoms.with_length(b"".join(order)) + for_arrays.concatenated(
+        for_arrays.raw_bytes(group)
+    )
     for number, kind in enumerate(order):
         members = np.flatnonzero(group == number)
-        content += kind + atoms.sized(_group(value, blocks, owner, row, members, walk))
+        content += kind + atoms.with_length(_group(value, blocks, owner, row, members, walk))
     return content
 
 
@@ -89,8 +91,8 @@ def _first_seen(owner: Any) -> list[int]:
 def _kind(values: Any, walk: Walk) -> bytes:
     """Return the dtype of a block, as bytes that can be compared."""
     if type(values) is numpy().ndarray:
-        return atoms.sized(for_arrays.dtype(values.dtype, walk))
-    return atoms.sized(canonical.class_of(values, walk) + _dtype(values.dtype, walk))
+        return atoms.with_length(for_arrays.dtype(values.dtype, walk))
+    return atoms.with_length(canonical.class_of(values, walk) + _dtype(values.dtype, walk))
 
 
 def _group(value: Any, blocks: Any, owner: Any, row: Any, members: Any, walk: Walk) -> bytes:
@@ -100,7 +102,9 @@ def _group(value: Any, blocks: Any, owner: Any, row: Any, members: Any, walk: Wa
     if plain is not None and plain.dtype.kind not in "OT":
         return _strips(blocks, owner[members], row[members], plain)
     return b"".join(
-        atoms.sized(_column(blocks[owner[m]].values, int(row[m]), f"[{_label(value, m)}]", walk))
+        atoms.with_length(
+            _column(blocks[owner[m]].values, int(row[m]), f"[{_label(value, m)}]", walk)
+        )
         for m in members
     )
 
@@ -123,13 +127,15 @@ def _strips(blocks: Any, owner: Any, row: Any, plain: Any) -> bytes:
         plain: the values of one of the blocks; all have its dtype and its number of rows.
     """
     column = max(1, plain.shape[1] * plain.dtype.itemsize)
-    if column >= LONG:
-        return b"".join(for_arrays.lines(run) for run in _runs(blocks, owner, row))
-    many = STRIP // column
+    if column >= LONG_COLUMN:
+        return b"".join(for_arrays.rows(run) for run in _runs(blocks, owner, row))
+    many = STRIP_BYTES // column
     content = b""
     for at in range(0, len(owner), many):
         runs = _runs(blocks, owner[at : at + many], row[at : at + many])
-        content += for_arrays.joined(piece for run in runs for piece in for_arrays.raw(run))
+        content += for_arrays.concatenated(
+            piece for run in runs for piece in for_arrays.raw_bytes(run)
+        )
     return content
 
 
@@ -182,7 +188,7 @@ def _range(value: Any, walk: Walk) -> bytes:
 def _levels(value: Any, walk: Walk) -> bytes:
     """Encode a MultiIndex by the values at each level; unused level values are layout."""
     parts = [walk.encode(value.get_level_values(i)) for i in range(value.nlevels)]
-    return atoms.sized(b"".join(parts)) + walk.encode(value.sortorder)
+    return atoms.with_length(b"".join(parts)) + walk.encode(value.sortorder)
 
 
 # --- extension arrays ----------------------------------------------------------------------------

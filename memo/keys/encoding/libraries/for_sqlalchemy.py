@@ -14,7 +14,7 @@ from memo.keys.encoding import atoms
 from memo.keys.encoding.canonical import Encoder, Walk
 from memo.keys.encoding.libraries.for_arrays import node
 
-_PLAIN: Final = (*atoms.PLAIN, enum.Enum, type)
+_ENCODED_AS_VALUE: Final = (*atoms.PLAIN, enum.Enum, type)
 _FUNCTIONS: Final = (types.BuiltinFunctionType, types.FunctionType)
 
 
@@ -34,12 +34,12 @@ def _element(value: Any, walk: Walk) -> bytes:
 
 
 def _part(part: Any, walk: Walk) -> bytes:
-    """The encoding of a part of a cache key."""
+    """Encode a part of a cache key."""
     if isinstance(part, (tuple, list)):
-        return b"(" + atoms.sized(b"".join(_part(one, walk) for one in part))
+        return b"(" + atoms.with_length(b"".join(_part(one, walk) for one in part))
     if isinstance(part, dict):
         return b"{" + _part(tuple(part.items()), walk)
-    if isinstance(part, (*_PLAIN, *_FUNCTIONS)):
+    if isinstance(part, (*_ENCODED_AS_VALUE, *_FUNCTIONS)):
         return walk.encode(part)
     if hasattr(part, "columns") and hasattr(part, "metadata"):
         return _table(part, walk)
