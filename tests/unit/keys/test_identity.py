@@ -19,6 +19,7 @@ import time
 import types
 import zipfile
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -823,6 +824,33 @@ def test_installed_under_another_name() -> None:
     """A package whose distribution has another name is found by what it brings."""
     found = Notebook("import yaml\ndef f(x): return yaml.safe_load(x)").identity().parts()
     assert any(name.lower() == "package:pyyaml" for name in found), found
+
+
+def test_distributions_are_those_that_python_finds() -> None:
+    """The faster search finds, for each importable name, the distributions that Python's finds."""
+    expected = metadata.packages_distributions()
+    assert "numpy" in expected
+    for top, names in expected.items():
+        found = origin.distribution(top)
+        assert found is not None
+        assert found.name.split(",") == sorted(set(names), key=str.lower), top
+    assert origin.distribution("is_not_installed") is None
+
+
+def test_a_distribution_without_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was installed without pip, and one whose metadata are lost, hinder no other."""
+    lost, by_hand = tmp_path / "lost-1.dist-info", tmp_path / "byhand-2.dist-info"
+    lost.mkdir()
+    (lost / "RECORD").write_text("lost/__init__.py,,\n")
+    by_hand.mkdir()
+    (by_hand / "METADATA").write_text("Metadata-Version: 2.1\nName: By-Hand\nVersion: 2\n")
+    (by_hand / "top_level.txt").write_text("byhand\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    origin.distribution.cache_clear()
+    origin.providers.cache_clear()
+    assert origin.distribution("byhand") == origin.Origin(origin.INSTALLED, "By-Hand", "2")
+    assert origin.distribution("lost") is None
+    assert origin.distribution("numpy") is not None
 
 
 def test_lazy_import_of_an_installed_package_imports_nothing() -> None:
