@@ -15,7 +15,7 @@ from memo.settings.checks import TRACKING, TRUST_DISK
 from memo.settings.configuration import Settings
 from memo.settings.live_values import live
 from memo.settings.modes import OFF, Mode
-from memo.stores.protocols import DISK, MEMORY, REDIS, CacheProtocol, SharesSettings, Tier
+from memo.stores.protocols import DISK, MEMORY, REDIS, CacheProtocol, ServerTier, Tier
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -348,9 +348,9 @@ def teach(function: str, found: Mapping[str, str]) -> None:
         events.emit(events.Event(events.ERROR, reason="manifest", detail=str(error)))
 
 
-def _shared(chain: stores.Chain) -> SharesSettings | None:
+def _shared(chain: stores.Chain) -> ServerTier | None:
     """Return the tier in which a chain has the shared live configuration: Redis."""
-    return next((tier for tier in chain.tiers if isinstance(tier, SharesSettings)), None)
+    return next((tier for tier in chain.tiers if isinstance(tier, ServerTier)), None)
 
 
 def _share_live(chain: stores.Chain) -> None:

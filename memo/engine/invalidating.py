@@ -22,7 +22,7 @@ from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.stores.authorities import make_note
 from memo.stores.chain import Chain
-from memo.stores.protocols import Listed, Searches, title
+from memo.stores.protocols import Listed, ServerTier, title
 from memo.validity import stamps
 from memo.validity.check import age, broken, texts
 from memo.validity.results import unfolded
@@ -231,7 +231,7 @@ async def matching_afar(port: Port, chains: Iterable[Chain], turns: Sequence[Tur
         shared = chain.authorities.shared
         if shared is None:
             continue
-        if not isinstance(shared, Searches):  # a user's own store cannot be searched
+        if not isinstance(shared, ServerTier):  # a user's own store cannot be searched
             partial = True
             continue
         try:

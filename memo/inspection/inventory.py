@@ -31,7 +31,7 @@ from memo.runtime.port import Port
 from memo.runtime.reasons import SOURCE_UNREACHABLE
 from memo.settings.options import Policy
 from memo.stores.chain import Chain
-from memo.stores.protocols import Holds, Listed, Lists, Searches, title
+from memo.stores.protocols import Listable, Listed, ServerTier, title
 from memo.validity import check, dependencies, stamps
 from memo.validity.check import Expired, age, broken, judge
 from memo.validity.results import unfolded
@@ -164,7 +164,7 @@ async def _newest(
 ) -> tuple[list[Item], int]:
     """Return the newest entries of some functions, and their number, without reading the others."""
     found: dict[str, Item] = {}
-    lists: list[tuple[Lists, dict[str, int]]] = []
+    lists: list[tuple[Listable, dict[str, int]]] = []
     for tier in chain.listing:
         with suppress(TierError):
             heads = await tier.heads(port, prefix)
@@ -200,7 +200,7 @@ def _item(chain: Chain, listed: Listed) -> Item | None:
         return None
 
 
-async def _count(port: Port, lists: Sequence[tuple[Lists, dict[str, int]]]) -> int:
+async def _count(port: Port, lists: Sequence[tuple[Listable, dict[str, int]]]) -> int:
     """Return the number of entries in some tiers, counting each once."""
     filled = [(tier, own) for tier, own in lists if own]
     if len(filled) == 1:
@@ -283,7 +283,7 @@ async def _places(port: Port, chain: Chain, headers: Sequence[Header]) -> list[t
     names = [chain.name(header.function, header.key) for header in headers]
     found: list[tuple[str, ...]] = [()] * len(names)
     for tier in chain.tiers:
-        if not isinstance(tier, Holds) or not names:
+        if not isinstance(tier, (Listable, ServerTier)) or not names:
             continue
         try:
             answers = await tier.holds(port, names)
@@ -307,7 +307,7 @@ async def _afar(port: Port, chain: Chain, prefix: str) -> tuple[list[tuple[Heade
     if shared is None:
         return [], ""
     name, without = title(shared.name), "entries that are only there are missing"
-    if not isinstance(shared, Searches):
+    if not isinstance(shared, ServerTier):
         return [], f"{name} cannot be listed: {without}."
     try:
         until = time.monotonic() + SEARCH

@@ -53,10 +53,8 @@ from memo.stores.protocols import (
     Generations,
     Host,
     Journal,
-    Losable,
-    Prompt,
+    ServerTier,
     Tier,
-    Tracked,
     title,
 )
 from memo.validity import check, stamps
@@ -115,8 +113,8 @@ class Authorities:
             (tier for tier in tiers if tier.shared and tier.generations is not None), None
         )
         shared = self.shared
-        self.listener = shared.listener if isinstance(shared, Tracked) else None
-        self._prompt = shared if isinstance(shared, Prompt) else None
+        self._server = shared if isinstance(shared, ServerTier) else None
+        self.listener = None if self._server is None else self._server.listener
         self._adopting = [tier for tier in tiers if isinstance(tier, Adopting)]
         self.host: Host | None = None
         self.reseeding: Reseeding | None = None
@@ -128,9 +126,8 @@ class Authorities:
     def settle_in(self, host: Host | None, *, trusts_disk: bool) -> None:
         """Set this host, and the policy for a shared tier that has lost its data."""
         self.host = host
-        shared = self.shared
-        if host is not None and isinstance(shared, Losable):
-            self.reseeding = Reseeding(shared, host, trusts_disk=trusts_disk)
+        if host is not None and self._server is not None:
+            self.reseeding = Reseeding(self._server, host, trusts_disk=trusts_disk)
 
     def _fault(self, tier: str, error: TierError) -> None:
         self._told(tier, error, "")
@@ -194,10 +191,10 @@ class Authorities:
             return None
 
     def _begun(self, asked: Asked) -> list[State] | None:
-        if self._prompt is None or self.interrupted():
+        if self._server is None or self.interrupted():
             return None
         try:
-            return self._prompt.begun(asked.lookup)
+            return self._server.begun(asked.lookup)
         except TierError:  # `begin` meets the same error, and reports it
             return None
 
@@ -432,7 +429,7 @@ class Authorities:
                 await self._strike(port, host.journal.done, row)
                 self._replayed(tier, turns, text)
 
-    async def _repeat(self, port: Port, tier: Losable) -> None:
+    async def _repeat(self, port: Port, tier: ServerTier) -> None:
         """After a fault, repeat the invalidations that this process has sent shortly before.
 
         Raises:
@@ -445,7 +442,7 @@ class Authorities:
         for sent in list(self._lately):
             at, turns, note = sent
             if at > since:
-                await tier.turn(port, turns, note)
+                await tier.generations.turn(port, turns, note)
             with suppress(ValueError):  # another thread has removed it
                 self._lately.remove(sent)
         self._interruptions = interruptions
@@ -549,7 +546,7 @@ class Reseeding:
             tier may have lost something since.
     """
 
-    def __init__(self, tier: Losable, host: Host, *, trusts_disk: bool) -> None:
+    def __init__(self, tier: ServerTier, host: Host, *, trusts_disk: bool) -> None:
         self.tier = tier
         self._host = host
         self._trusts_disk = trusts_disk
@@ -592,7 +589,7 @@ class Reseeding:
         if known.epoch not in ("", census.epoch):
             await self._recover(port, census, found)
         elif went_back and census.now - self._registered < FORGOTTEN:
-            await self.tier.turn(port, [Turn("n")], _WHY)
+            await self.tier.generations.turn(port, [Turn("n")], _WHY)
             self._tell("an older state; results are computed again", warn=True)
         self._registered = max(self._registered, census.now)
         last = 0 if went_back or census.times is None else self._times
@@ -636,7 +633,7 @@ class Reseeding:
             if self._recovering and time.time() - census.made < REMEMBERED:
                 await self._give_back_all(port)
             elif census.given_back and not found.alone:
-                await self.tier.turn(port, [Turn("n")], _WHY)
+                await self.tier.generations.turn(port, [Turn("n")], _WHY)
                 await self.tier.giving_back(port, "")
         finally:
             self._recovering = False

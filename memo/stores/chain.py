@@ -42,16 +42,12 @@ from memo.stores.protocols import (
     Adopting,
     Asked,
     ChecksRecords,
-    CountsReads,
     Found,
-    Front,
+    FrontTier,
     Host,
-    Leasing,
-    Lists,
-    Near,
-    Prompt,
-    Retains,
-    SharesFindings,
+    Listable,
+    LocalTier,
+    ServerTier,
     Source,
     Tier,
 )
@@ -120,17 +116,7 @@ class Chain:
         write_strategy: WriteStrategy = "write_through",
         self_healing: bool = True,
     ) -> None:
-        if not isinstance(tiers, Sequence):
-            fix = "must be a list of tiers; CacheFallbackFactory.create() makes the usual ones."
-            raise OptionError("tiers", tiers, fix)
-        if not tiers:
-            raise OptionError("tiers", tiers, "must name at least one tier.")
-        wrong = [tier for tier in tiers if not isinstance(getattr(tier, "name", None), str)]
-        if wrong:
-            advice = "which is not a tier; CacheFallbackFactory.create() makes the usual ones."
-            raise OptionError("tiers", tiers, f"has {shown(wrong[0])}, {advice}")
-        _one_of("read_strategy", read_strategy, ("on_miss_or_error", "on_error"))
-        _one_of("write_strategy", write_strategy, ("write_through", "write_around"))
+        _check_options(tiers, read_strategy, write_strategy)
         self.tiers = tuple(tiers)
         self.read_strategy = read_strategy
         self.write_strategy = write_strategy
@@ -141,27 +127,10 @@ class Chain:
         self._checked = seal.CheckedRecords((), self.namespace)
         self.clock: Clock = SYSTEM
         self.host: Host | None = None
-        self.findings = Findings(None, self.namespace, (), self._fault)
-        self._front: Front | None = next(
-            (tier for tier in self.tiers[:1] if isinstance(tier, Front)), None
-        )
-        self.first = self.tiers[0].name
         self.authorities = Authorities(self.tiers, self._fault)
+        self._know_tiers()
+        self.findings = Findings(None, self.namespace, (), self._fault)
         self.latest_answers = LatestAnswers(0 if self._front is None else self._front.limit)
-        self._authority = self.authorities.shared
-        self._remote = self._authority is not None
-        self._near: Near | None = next(
-            (tier for tier in self.tiers[:1] if not self._remote and isinstance(tier, Near)), None
-        )
-        listener = self.authorities.listener
-        self._asks = self._remote and listener is None
-        self._confirmed: ConfirmedEntries | None = None
-        if self._front is not None and listener is not None:
-            self._confirmed = ConfirmedEntries(self._front, listener, self.authorities, self._fault)
-        self.listing = tuple(tier for tier in self.tiers if isinstance(tier, Lists))
-        self.leases = next((t.leases for t in self.tiers if isinstance(t, Leasing)), None)
-        self._retains = self._authority if isinstance(self._authority, Retains) else None
-        self._counts_reads = next((t for t in self.tiers if isinstance(t, CountsReads)), None)
         self._transfers = Transfers(
             [tier for tier in self.tiers if not tier.read_only],
             keeps=write_strategy == "write_through",
@@ -178,13 +147,30 @@ class Chain:
             lifetime=self._lifetime,
             fault=self._fault,
         )
-        self._askable = self._authority if isinstance(self._authority, Prompt) else None
-        behind = self.tiers[self._front is not None :]
-        self._prompt: Prompt | None = None
-        if self._authority is not None and self._authority is behind[0]:
+
+    def _know_tiers(self) -> None:
+        """Note which tiers can do what, so that no call has to check it."""
+        tiers, authority = self.tiers, self.authorities.shared
+        first: object = tiers[0]
+        self.first = tiers[0].name
+        self.listing = tuple(tier for tier in tiers if isinstance(tier, Listable))
+        self._server = next((tier for tier in tiers if isinstance(tier, ServerTier)), None)
+        self.leases = None if self._server is None else self._server.leases
+        self._disk = next((tier for tier in tiers if isinstance(tier, LocalTier)), None)
+        self._front = first if isinstance(first, FrontTier) else None
+        self._authority = authority
+        self._remote = authority is not None
+        self._quick_disk = first if isinstance(first, LocalTier) and not self._remote else None
+        self._askable = authority if isinstance(authority, ServerTier) else None
+        listener = self.authorities.listener
+        self._asks = self._remote and listener is None
+        self._confirmed: ConfirmedEntries | None = None
+        if self._front is not None and listener is not None:
+            self._confirmed = ConfirmedEntries(self._front, listener, self.authorities, self._fault)
+        behind = tiers[self._front is not None :]
+        self._prompt = None
+        if self._confirmed is None and authority is not None and authority is behind[0]:
             self._prompt = self._askable
-        if self._confirmed is not None:  # it asks where necessary
-            self._prompt = None
 
     def settle_in(
         self,
@@ -201,14 +187,13 @@ class Chain:
         self._checked = seal.CheckedRecords(secrets, namespace)
         self.host = self.writer.host = host
         self.authorities.settle_in(host, trusts_disk=trusts_disk)
-        sharing = next((tier for tier in self.tiers if isinstance(tier, SharesFindings)), None)
-        self.findings = Findings(sharing, namespace, secrets, self._fault)
+        self.findings = Findings(self._server, namespace, secrets, self._fault)
         for tier in self.tiers:
             if isinstance(tier, ChecksRecords):
                 tier.trust(secrets)
             if isinstance(tier, Adopting):
                 tier.join(self)
-            if isinstance(tier, CountsReads) and self._front is not None:
+            if isinstance(tier, LocalTier) and self._front is not None:
                 tier.count_reads_of(self._front.read)
         return self
 
@@ -347,8 +332,7 @@ class Chain:
         One from our own memory was checked when it was stored there.
         """
         front = self._front
-        here: object = tier  # compared by identity, since isinstance of a Protocol costs 8 µs
-        if front is None or here is not front:
+        if front is None or tier is not front:
             return self.opened(name, found.record)
         known = front.peek(name)
         if type(known) is Confirmation:
@@ -371,7 +355,7 @@ class Chain:
         """The header of a record that was found under a name; raises as `opened` does."""
         return seal.open_record(record, self.secrets, self.namespace, name.rpartition(":")[2])[0]
 
-    def _glanced(self, front: Front, name: str, key: str) -> Entry | None:
+    def _glanced(self, front: FrontTier, name: str, key: str) -> Entry | None:
         """Parse a record in memory that was not parsed yet, and remember the entry beside it.
 
         Raises:
@@ -422,10 +406,12 @@ class Chain:
             if known is None:
                 return self._glanced(front, name, key)
             return known if type(known) is Entry else None
-        record = None if self._near is None else self._near.at_hand(name)
+        record = None if self._quick_disk is None else self._quick_disk.at_hand(name)
         return None if record is None else self._checked.unpack_hit(name, record, key)
 
-    def _asked(self, prompt: Prompt, port: Port, name: str, key: str, since: int) -> Asked | None:
+    def _asked(
+        self, prompt: ServerTier, port: Port, name: str, key: str, since: int
+    ) -> Asked | None:
         if self._front is None:
             lookup = prompt.ask(port, name)
             return None if lookup is None else Asked(self, port, name, lookup, None, since)
@@ -515,11 +501,11 @@ class Chain:
         Args:
             there: it was read in the shared tier, so the disk has not noted its use.
         """
-        if there and self._counts_reads is not None:
-            self._counts_reads.was_read(port, name)
-        if entry is not None and entry.times.ttl < 0 and self._retains is not None:
+        if there and self._disk is not None:
+            self._disk.was_read(port, name)
+        if entry is not None and entry.times.ttl < 0 and self._askable is not None:
             old = age(entry.times, self.clock) or 0
-            self._retains.was_used(port, name, entry, old / SECOND)
+            self._askable.was_used(port, name, entry, old / SECOND)
 
     async def _payload(self, port: Port, name: str, entry: Entry) -> Source | None:
         size = seal.payload_size(entry.header.buffers)
@@ -630,6 +616,25 @@ def _sent(asked: Asked | None) -> Asked | None:
         return asked if asked is not None and asked.lookup.send(asked.port) else None
     except TierError:
         return None  # `lookup` meets the same error, and reports it
+
+
+def _check_options(tiers: Sequence[Tier], read_strategy: str, write_strategy: str) -> None:
+    """Check the arguments of a chain.
+
+    Raises:
+        OptionError: one of them is wrong; the message names it.
+    """
+    if not isinstance(tiers, Sequence):
+        fix = "must be a list of tiers; CacheFallbackFactory.create() makes the usual ones."
+        raise OptionError("tiers", tiers, fix)
+    if not tiers:
+        raise OptionError("tiers", tiers, "must name at least one tier.")
+    wrong = [tier for tier in tiers if not isinstance(getattr(tier, "name", None), str)]
+    if wrong:
+        advice = "which is not a tier; CacheFallbackFactory.create() makes the usual ones."
+        raise OptionError("tiers", tiers, f"has {shown(wrong[0])}, {advice}")
+    _one_of("read_strategy", read_strategy, ("on_miss_or_error", "on_error"))
+    _one_of("write_strategy", write_strategy, ("write_through", "write_around"))
 
 
 def _one_of(option: str, value: str, allowed: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from memo.records.seal import Entry
 from memo.records.stamp_types import State
 from memo.runtime.port import Port
 from memo.stores.authorities import Authorities
-from memo.stores.protocols import Front, Host, Listener
+from memo.stores.protocols import FrontTier, Host, Listener
 from memo.validity.check import broken, texts
 
 LEARN_AGAIN = 1.0
@@ -55,7 +55,7 @@ class ConfirmedEntries:
 
     def __init__(
         self,
-        front: Front,
+        front: FrontTier,
         listener: Listener,
         authorities: Authorities,
         fault: Callable[[str, TierError], None],

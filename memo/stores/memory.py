@@ -165,7 +165,7 @@ class Memory:
         return None if entry is None else entry.parsed
 
     def at_hand(self, name: str) -> bytes | None:
-        """See `memo.stores.protocols.Near.at_hand`; only for a record without a payload."""
+        """See `memo.stores.protocols.FrontTier.at_hand`; only for a record without a payload."""
         entry = self._used(name)
         return None if entry is None or entry.digest is not None else entry.found.record
 

@@ -3,6 +3,15 @@
 A *tier* stores records under names and knows nothing of their contents.  A tier that also stores
 *generations* can be the *authority* on validity.  Methods that do I/O are coroutines over the port,
 so that sync and async callers run the same code.
+
+================ ===================================================================================
+`CacheProtocol`  what a user's own store must have; `custom` makes a tier of it
+`Tier`           what every tier must have
+`StoresMany`, `ChecksRecords`, `Listable`, `Adopting`: what some tiers can do besides
+`FrontTier`      the memory tier
+`LocalTier`      the disk tier
+`ServerTier`     Redis
+================ ===================================================================================
 """
 
 from __future__ import annotations
@@ -75,10 +84,6 @@ class CacheProtocol(Protocol):
         ...
 
 
-LEASE = 30.0
-"""Seconds that a cluster lease lives without renewal."""
-
-
 class Source(Protocol):
     """Gives access to a payload's bytes."""
 
@@ -133,87 +138,6 @@ class Found(NamedTuple):
     source: Source | None = None
     states: tuple[State, ...] | None = None
     read: Callable[[Sequence[Part]], tuple[State, ...] | None] | None = None
-
-
-class Lookup(Protocol):
-    """A look-up in a tier.
-
-    Attributes:
-        answer: what `Port.settle` turns into the tier's answer; the caller of `settle` puts it
-            back.  None if the query was not sent.
-    """
-
-    answer: Any
-
-    def send(self, port: Port) -> bool:
-        """Begin to ask the tier, by a plain function; False if that needs a coroutine."""
-        ...
-
-    def found(self) -> Any:
-        """Return the answer, once it is settled.
-
-        Raises:
-            TierError: the tier failed.
-        """
-        ...
-
-
-class Asked(NamedTuple):
-    """A query to the shared tier that is under way.
-
-    Attributes:
-        chain: the chain that asked.
-        port: the port over which it was asked.
-        name: the name that is looked up.
-        lookup: the tier's part of the query.
-        entry: the entry whose states are queried; None if a record is.
-        since: `Flights.landed` when it was asked.
-        before: this host's states of the refs that are read with it; None if there is no host.
-    """
-
-    chain: object
-    port: Port
-    name: str
-    lookup: Lookup
-    entry: Entry | None = None
-    since: int = 0
-    before: Sequence[State] | None = None
-
-
-@runtime_checkable
-class Prompt(Protocol):
-    """A tier that a plain function can query, so that a hit needs no coroutine.
-
-    A method returns None if it cannot; then use `Tier.lookup` or `Generations.states`.
-    """
-
-    async def get_ready(self, port: Port) -> None:
-        """Prepare for queries on an event loop.  Raises `TierError`."""
-        ...
-
-    def ask(self, port: Port, name: str) -> Lookup | None:
-        """Begin to look up a name: a `Found`, or None."""
-        ...
-
-    def question(self, name: str, refs: Sequence[Ref]) -> Lookup | None:
-        """As `ask`, not sent yet: `Lookup.send` does that, or a lease is acquired with it.
-
-        Args:
-            refs: are read along, for `begun`.
-        """
-        ...
-
-    def begun(self, lookup: Lookup) -> list[State] | None:
-        """Return the states of refs read with a query; None: `Generations.begin` has to read them.
-
-        Raises:
-            TierError: the tier failed.
-        """
-        ...
-
-    def ask_states(self, port: Port, refs: Sequence[Ref]) -> Lookup | None:
-        """Begin to read refs: the answer is a tuple of states, or None if `states` is needed."""
-        ...
 
 
 class Listed(NamedTuple):
@@ -303,6 +227,9 @@ class Tier(Protocol):
         ...
 
 
+# --- what a tier can do besides ------------------------------------------------------------------
+
+
 Kept = tuple[str, bytes, float | None]
 """A name, the record to store under it, and for how many seconds (None: without an end)."""
 
@@ -317,14 +244,80 @@ class StoresMany(Protocol):
 
 
 @runtime_checkable
-class Front(Protocol):
-    """A tier in this process that can keep an object beside a record, so that it is parsed once."""
+class ChecksRecords(Protocol):
+    """A tier that checks seals itself, and so needs the secrets."""
+
+    def trust(self, secrets: tuple[Secret, ...]) -> None:
+        """Accept only what one of these secrets has sealed."""
+        ...
+
+
+@runtime_checkable
+class Listable(Protocol):
+    """A tier of this host that can list its entries.  Every method raises `TierError`."""
+
+    @property
+    def name(self) -> str:
+        """See `Tier.name`."""
+        ...
+
+    def entries(self, prefix: str = "") -> Iterator[Listed]:
+        """Yield every entry whose name begins with `prefix`; not for an event loop."""
+        ...
+
+    async def names(self, port: Port, prefix: str = "") -> list[str]:
+        """Return the names that begin with `prefix`."""
+        ...
+
+    async def heads(self, port: Port, prefix: str) -> dict[str, int]:
+        """Count the names that begin with `prefix`, grouped by the part before the key."""
+        ...
+
+    async def newest(
+        self, port: Port, prefixes: Sequence[str], most: int, *, all_of_them: bool
+    ) -> list[Listed]:
+        """Return the entries stored last, at most `most` for each prefix of names.
+
+        Args:
+            all_of_them: the prefixes cover most entries of the tier.
+        """
+        ...
+
+    async def holds(self, port: Port, names: Sequence[str]) -> list[bool]:
+        """For each of some names, return True if it is stored here."""
+        ...
+
+
+@runtime_checkable
+class Adopting(Protocol):
+    """A tier whose entries get the generations of the chain that it joins, such as a bundle."""
+
+    @property
+    def name(self) -> str:
+        """See `Tier.name`."""
+        ...
+
+    def join(self, chain: Chain) -> None:
+        """Become a tier of a chain."""
+        ...
+
+    async def adopt(self, port: Port) -> None:
+        """Note which entries are valid, before anything is invalidated.  Raises `TierError`."""
+        ...
+
+
+# --- kinds of tiers ------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class FrontTier(Tier, Protocol):
+    """The memory tier: it can keep an object beside a record, so that it is parsed once."""
 
     limit: int
     """Bytes that it may add to the process."""
 
     def read(self) -> list[str]:
-        """The names that were read since this was last called."""
+        """Return the names that were read since the last call."""
         ...
 
     def peek(self, name: str) -> object | None:
@@ -341,194 +334,117 @@ class Front(Protocol):
 
 
 @runtime_checkable
-class Near(Protocol):
-    """A tier that looks small records up in less time than a coroutine takes."""
+class LocalTier(Tier, Protocol):
+    """The disk tier: it is read without a coroutine, and stores what arrives from a shared tier.
+
+    It evicts what was not read lately, and counts the reads of the tiers above it too.
+    """
 
     def at_hand(self, name: str) -> bytes | None:
         """Return the record under a name; None: use `lookup`, which also reports errors."""
         ...
 
-
-@runtime_checkable
-class CountsReads(Protocol):
-    """A tier that evicts what was not read lately, and counts the reads of tiers above it too."""
-
     def was_read(self, port: Port, name: str) -> None:
-        """Count a read of an entry that a tier above answered."""
+        """Count a read of an entry, here or in a tier above."""
         ...
 
     def count_reads_of(self, front: Callable[[], Iterable[str]]) -> None:
-        """Count the names that `front()` gives: those read there since it was last called."""
+        """Count the reads of a tier above too: `front()` returns the names read there lately."""
         ...
 
+    async def receive(
+        self, port: Port, name: str, record: bytes, payload: IncomingPayload, lifetime: float | None
+    ) -> Source | None:
+        """Store a record and the payload that is being fetched.
 
-@runtime_checkable
-class Retains(Protocol):
-    """A shared tier in which an entry without a ttl lives for a time after its last use."""
-
-    def was_used(self, port: Port, name: str, entry: Entry, age: float) -> None:
-        """Extend the life of an entry that has answered at an age in seconds."""
-        ...
-
-
-@runtime_checkable
-class SharesFindings(Protocol):
-    """A tier through which hosts tell each other what they found out about a function."""
-
-    name: str
-
-    async def findings(self, port: Port, name: str) -> dict[str, str]:
-        """The findings under a name.  Raises `TierError`."""
-        ...
-
-    async def add_findings(self, port: Port, name: str, findings: Mapping[str, str]) -> None:
-        """Add those that are not there yet.  Raises `TierError`."""
-        ...
-
-
-@runtime_checkable
-class SharesSettings(Protocol):
-    """A tier that holds the live configuration of all hosts."""
-
-    def live(self) -> dict[str, str]:
-        """All of it, in this thread.  Raises `TierError`."""
-        ...
-
-    def publish(self, key: str, text: str | None) -> None:
-        """Set a key, or remove it, in this thread.  Raises `TierError`."""
-        ...
-
-
-@runtime_checkable
-class ChecksRecords(Protocol):
-    """A tier that looks into records itself, and so must know what they are sealed with."""
-
-    def trust(self, secrets: tuple[Secret, ...]) -> None:
-        """Believe records that one of these secrets sealed, and no others."""
-        ...
-
-
-@runtime_checkable
-class Adopting(Protocol):
-    """A tier whose entries get the generations of the chain that it joins, such as a bundle."""
-
-    @property
-    def name(self) -> str:
-        """See `Tier.name`."""
-        ...
-
-    def join(self, chain: Chain) -> None:
-        """Be a tier of a chain."""
-        ...
-
-    async def adopt(self, port: Port) -> None:
-        """Note which entries are valid, before anything is invalidated.  Raises `TierError`."""
-        ...
-
-
-@runtime_checkable
-class Tracked(Protocol):
-    """A shared tier that may push word of what changes there."""
-
-    listener: Listener | None
-    """Hears of changes of the generations; None: that was not asked for."""
-
-
-class Leases(Protocol):
-    """Cluster leases, as a shared tier has them.  Raises `TierError` as a `Tier` does."""
-
-    async def acquire(
-        self, port: Port, name: str, holder: str, question: Lookup | None = None
-    ) -> tuple[str, float] | None:
-        """Take a free lease; None when taken, else its holder and the seconds it still has.
-
-        Args:
-            question: a look-up in the same tier, not sent yet: asked behind the lease in the same
-                exchange if that is possible, else its `answer` stays None.
+        Return the source of the stored payload.
         """
         ...
 
-    async def renew(self, port: Port, name: str, holder: str) -> bool:
-        """Give it `LEASE` more seconds; False when it is not ours any more."""
-        ...
-
-    async def release(self, port: Port, name: str, holder: str) -> None:
-        """Free it if it is ours, and wake every waiter."""
-        ...
-
-    async def replace(self, port: Port, name: str, old: str, new: str) -> bool:
-        """Take it from a holder that is known to be dead; False when that is not the holder."""
-        ...
-
-    async def wait(self, port: Port, name: str, timeout: float) -> None:
-        """Return when it is released, or after `timeout` seconds."""
-        ...
-
 
 @runtime_checkable
-class Leasing(Protocol):
-    """A shared tier that has leases."""
+class ServerTier(Tier, Protocol):
+    """A server that all hosts share: Redis.
+
+    Attributes:
+        value_limit: bytes; larger payloads and records are refused.
+        on_lost: called with missing groups before they count as lost; returns True if any of them
+            has been given back.
+        tomb: seconds for which a group lives that an invalidation had to create.
+    """
+
+    value_limit: int
+    on_lost: Callable[[Port, Sequence[str]], Coroutine[Any, Any, bool]] | None
+    tomb: float
+
+    @property
+    def generations(self) -> Generations:
+        """Its generations: it decides on validity while it is up."""
+        ...
+
+    @property
+    def client(self) -> Interruptible:
+        """The client of the server."""
+        ...
 
     @property
     def leases(self) -> Leases:
         """Its leases."""
         ...
 
-
-@runtime_checkable
-class Lists(Protocol):
-    """A tier of this host that can list its entries.  Every method raises `TierError`."""
-
     @property
-    def name(self) -> str:
-        """See `Tier.name`."""
+    def listener(self) -> Listener | None:
+        """Receives changes of the generations; None: the server does not push them."""
         ...
 
-    def entries(self, prefix: str = "") -> Iterator[Listed]:
-        """Every entry whose name begins with `prefix`; not for an event loop."""
+    # Look-ups by a plain function, so that a hit needs no coroutine.  A method returns None if it
+    # cannot; then use `Tier.lookup` or `Generations.states`.
+
+    async def get_ready(self, port: Port) -> None:
+        """Prepare for queries on an event loop.  Raises `TierError`."""
         ...
 
-    async def names(self, port: Port, prefix: str = "") -> list[str]:
-        """The names that begin with `prefix`."""
+    def ask(self, port: Port, name: str) -> Lookup | None:
+        """Begin to look up a name; the answer is a `Found`, or None."""
         ...
 
-    async def heads(self, port: Port, prefix: str) -> dict[str, int]:
-        """Count the names that begin with `prefix`, by what they have before the key."""
-        ...
-
-    async def newest(
-        self, port: Port, prefixes: Sequence[str], most: int, *, all_of_them: bool
-    ) -> list[Listed]:
-        """The entries stored last, at most so many for each prefix of names.
+    def question(self, name: str, refs: Sequence[Ref]) -> Lookup | None:
+        """As `ask`, not sent yet: `Lookup.send` does that, or a lease is acquired with it.
 
         Args:
-            all_of_them: the prefixes cover most of what is here.
+            refs: are read along, for `begun`.
         """
         ...
 
+    def begun(self, lookup: Lookup) -> list[State] | None:
+        """Return the states of refs read with a query; None: `Generations.begin` has to read them.
 
-@runtime_checkable
-class Holds(Protocol):
-    """A tier that can tell which names it has without reading them."""
+        Raises:
+            TierError: the tier failed.
+        """
+        ...
 
-    @property
-    def name(self) -> str:
-        """See `Tier.name`."""
+    def ask_states(self, port: Port, refs: Sequence[Ref]) -> Lookup | None:
+        """Begin to read refs: the answer is a tuple of states, or None if `states` is needed."""
+        ...
+
+    # What it stores.
+
+    def was_used(self, port: Port, name: str, entry: Entry, age: float) -> None:
+        """Extend the life of an entry that has answered at an age in seconds."""
         ...
 
     async def holds(self, port: Port, names: Sequence[str]) -> list[bool]:
-        """True for each name that is here.  Raises `TierError`."""
+        """For each of some names, return True if it is stored here.  Raises `TierError`."""
         ...
-
-
-@runtime_checkable
-class Searches(Protocol):
-    """A shared tier that can be searched for entries, for as long as there is time."""
 
     async def listed(
         self, port: Port, prefix: str, until: float, most: int | None = None
     ) -> tuple[list[tuple[str, bytes]], bool]:
-        """Name and record of the entries whose names begin with `prefix`, and whether that is all.
+        """Search for entries whose names begin with `prefix`.
+
+        Returns:
+            Their names and records, and True if these are all.
 
         Args:
             until: when to stop, on the monotonic clock.
@@ -537,6 +453,134 @@ class Searches(Protocol):
         Raises:
             TierError: it cannot be searched.
         """
+        ...
+
+    # Payloads, in pieces and in the background.
+
+    def takes(self, size: int) -> bool:
+        """True if it takes a payload of this size."""
+        ...
+
+    def fetch(self, digest: bytes, sink: PayloadSink) -> bool:
+        """Pass a payload to a sink, in this thread; False if it is missing.  Raises `TierError`."""
+        ...
+
+    # What hosts tell each other: findings about a function, and the live configuration.
+
+    async def findings(self, port: Port, name: str) -> dict[str, str]:
+        """Return the findings under a name.  Raises `TierError`."""
+        ...
+
+    async def add_findings(self, port: Port, name: str, findings: Mapping[str, str]) -> None:
+        """Add findings under a name; existing ones stay as they are.  Raises `TierError`."""
+        ...
+
+    def live(self) -> dict[str, str]:
+        """Return the live configuration; blocks.  Raises `TierError`."""
+        ...
+
+    def publish(self, key: str, text: str | None) -> None:
+        """Set a key of the live configuration, None: remove it; blocks.  Raises `TierError`."""
+        ...
+
+    # Recovery after the server has lost its data: see `authorities`.
+
+    async def census(self, port: Port, host: str, epoch: str) -> Census:
+        """Register a host that has seen an epoch (`""`: none); return the registered hosts."""
+        ...
+
+    async def seed(self, port: Port, groups: Mapping[str, Mapping[str, str]]) -> None:
+        """Write the groups that are missing, each a mapping of field to value."""
+        ...
+
+    async def giving_back(self, port: Port, host: str) -> None:
+        """Record that a host restores groups since it is alone; `""`: no host does any more."""
+        ...
+
+
+# --- what a server tier consists of --------------------------------------------------------------
+
+
+class Lookup(Protocol):
+    """A look-up in a tier.
+
+    Attributes:
+        answer: what `Port.settle` turns into the tier's answer; the caller of `settle` puts it
+            back.  None if the query was not sent.
+    """
+
+    answer: Any
+
+    def send(self, port: Port) -> bool:
+        """Begin to ask the tier, by a plain function; False if that needs a coroutine."""
+        ...
+
+    def found(self) -> Any:
+        """Return the answer, once it is settled.
+
+        Raises:
+            TierError: the tier failed.
+        """
+        ...
+
+
+class Asked(NamedTuple):
+    """A query to the shared tier that is under way.
+
+    Attributes:
+        chain: the chain that asked.
+        port: the port over which it was asked.
+        name: the name that is looked up.
+        lookup: the tier's part of the query.
+        entry: the entry whose states are queried; None if a record is.
+        since: `Flights.landed` when it was asked.
+        before: this host's states of the refs that are read with it; None if there is no host.
+    """
+
+    chain: object
+    port: Port
+    name: str
+    lookup: Lookup
+    entry: Entry | None = None
+    since: int = 0
+    before: Sequence[State] | None = None
+
+
+LEASE = 30.0
+"""Seconds that a cluster lease lives without renewal."""
+
+
+class Leases(Protocol):
+    """The leases of a server, for all hosts.  Every method raises `TierError` if it fails."""
+
+    async def acquire(
+        self, port: Port, name: str, holder: str, question: Lookup | None = None
+    ) -> tuple[str, float] | None:
+        """Take a lease if it is free.
+
+        Args:
+            question: a look-up in the same tier that was not sent yet: it follows in the same
+                exchange if that is possible, else its `answer` stays None.
+
+        Returns:
+            None if the caller has the lease now; else its holder and the seconds that it still has.
+        """
+        ...
+
+    async def renew(self, port: Port, name: str, holder: str) -> bool:
+        """Extend it by `LEASE` seconds; False if the holder has lost it."""
+        ...
+
+    async def release(self, port: Port, name: str, holder: str) -> None:
+        """Release it if the holder has it, and wake every waiter."""
+        ...
+
+    async def replace(self, port: Port, name: str, old: str, new: str) -> bool:
+        """Hand it over from a holder that is dead; False if `old` does not hold it."""
+        ...
+
+    async def wait(self, port: Port, name: str, timeout: float) -> None:
+        """Return when it is released, or after `timeout` seconds."""
         ...
 
 
@@ -559,69 +603,14 @@ class Listener(Protocol):
         ...
 
 
-@runtime_checkable
-class Afar(Protocol):
-    """A shared tier that transfers payloads in pieces, and may be written to in the background."""
+class Interruptible(Protocol):
+    """A client of a server that may restart.
 
-    name: str
-    value_limit: int
-    """Bytes; larger payloads and records are refused."""
+    Attributes:
+        interruptions: unchanged since a moment: the server is the same, and has not restarted.
+    """
 
-    def takes(self, size: int) -> bool:
-        """True if it takes a payload of this size."""
-        ...
-
-    def fetch(self, digest: bytes, sink: PayloadSink) -> bool:
-        """Pass a payload to a sink, in this thread; False if it is missing.  Raises `TierError`."""
-        ...
-
-    async def store(
-        self,
-        port: Port,
-        name: str,
-        record: bytes,
-        payload: Payload | None,
-        lifetime: float | None,
-    ) -> None:
-        """See `Tier.store`."""
-        ...
-
-
-@runtime_checkable
-class Receiving(Protocol):
-    """A tier of this host that stores a payload while it arrives from a shared tier."""
-
-    async def receive(
-        self, port: Port, name: str, record: bytes, payload: IncomingPayload, lifetime: float | None
-    ) -> Source | None:
-        """Store a record and the payload that is being fetched.
-
-        Return the source of the stored payload.
-        """
-        ...
-
-
-class Generations(Protocol):
-    """Generations that a tier holds: see `stamps`.  Raises `TierError` as a `Tier` does."""
-
-    async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
-        """Read each ref; `LOST` for a group without a `*` field."""
-        ...
-
-    async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
-        """As `states`, but create a missing `*` first, for stamps taken before a computation."""
-        ...
-
-    async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
-        """Invalidate: write one fresh token per turn (and to `!`), atomically for each group.
-
-        `note` is JSON for display (`by`, `at`, `reason`), stored after the token.
-        """
-        ...
-
-    async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
-        """Return (field, note) of every invalidation that affects a ref, for `explain`."""
-        ...
+    interruptions: int
 
 
 class Census(NamedTuple):
@@ -645,55 +634,29 @@ class Census(NamedTuple):
     now: float
 
 
-class Interruptible(Protocol):
-    """A client of a server that may restart.
-
-    Attributes:
-        interruptions: unchanged since a moment: the server is the same, and has not restarted.
-    """
-
-    interruptions: int
+# --- generations, and what the processes of a host share -----------------------------------------
 
 
-@runtime_checkable
-class Losable(Protocol):
-    """A shared tier that can lose its generations, for instance by a restart.
+class Generations(Protocol):
+    """Generations that a tier holds: see `stamps`.  Raises `TierError` as a `Tier` does."""
 
-    Attributes:
-        on_lost: called with missing groups before they count as lost; returns True if any of them
-            has been given back.
-        tomb: seconds for which a group lives that an invalidation had to create.
-    """
-
-    name: str
-    tomb: float
-    where: str
-    on_lost: Callable[[Port, Sequence[str]], Coroutine[Any, Any, bool]] | None
-
-    @property
-    def client(self) -> Interruptible:
-        """That of its server."""
+    async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
+        """Read each ref; `LOST` for a group without a `*` field."""
         ...
 
-    @property
-    def read_only(self) -> bool:
-        """See `Tier.read_only`."""
-        ...
-
-    async def census(self, port: Port, host: str, epoch: str) -> Census:
-        """Register a host that has seen an epoch (`""`: none); return the registered hosts."""
-        ...
-
-    async def seed(self, port: Port, groups: Mapping[str, Mapping[str, str]]) -> None:
-        """Write those of some groups that are missing: field -> value."""
-        ...
-
-    async def giving_back(self, port: Port, host: str) -> None:
-        """Record that a host gives groups back as the only one; `""`: it was not the only one."""
+    async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
+        """As `states`, but create a missing `*` first, for stamps taken before a computation."""
         ...
 
     async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
-        """See `Generations.turn`."""
+        """Invalidate: write one fresh token per turn (and to `!`), atomically for each group.
+
+        `note` is JSON for display (`by`, `at`, `reason`), stored after the token.
+        """
+        ...
+
+    async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
+        """Return (field, note) of every invalidation that affects a ref, for `explain`."""
         ...
 
 

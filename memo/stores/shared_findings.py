@@ -18,7 +18,7 @@ from memo.errors import TierError
 from memo.runtime.checksums import compare_digest
 from memo.runtime.port import Port
 from memo.settings.secret_keys import Secret
-from memo.stores.protocols import SharesFindings
+from memo.stores.protocols import ServerTier
 
 MOST: Final = 256
 """Most findings that are kept for one function."""
@@ -38,7 +38,7 @@ class Findings:
 
     def __init__(
         self,
-        tier: SharesFindings | None,
+        tier: ServerTier | None,
         namespace: str,
         secrets: Sequence[Secret],
         fault: Callable[[str, TierError], None],
@@ -66,7 +66,7 @@ class Findings:
             self._known[function] = known
         return known
 
-    async def _read(self, port: Port, tier: SharesFindings, function: str) -> dict[str, str]:
+    async def _read(self, port: Port, tier: ServerTier, function: str) -> dict[str, str]:
         found: dict[str, str] = {}
         for secret in self._secrets:
             fields = await tier.findings(port, self._place(function, secret))

@@ -31,7 +31,7 @@ from memo.records.seal import Entry
 from memo.records.stamp_types import Times
 from memo.runtime import events, fork
 from memo.runtime.port import Port, Waiter
-from memo.stores.protocols import MEMORY, Afar, Found, Receiving, Source, Tier
+from memo.stores.protocols import MEMORY, Found, LocalTier, ServerTier, Source, Tier
 
 Work = Callable[[Port], Coroutine[Any, Any, None]]
 BIG = 1 << 20
@@ -70,7 +70,7 @@ class Transfers:
         fault: Callable[[str, TierError, str], None],
     ) -> None:
         self.local = next((t for t in tiers if not t.shared and t.name != MEMORY), None)
-        self._far = next((t for t in tiers if t.shared and isinstance(t, Afar)), None)
+        self._far = next((t for t in tiers if isinstance(t, ServerTier)), None)
         self._keeps = keeps
         self._later = keeps and searches and self.local is not None
         self._opened = opened
@@ -92,15 +92,13 @@ class Transfers:
             payload: its payload.
         """
         far = self._far if self._later else None
-        here: object = tier
-        if far is None or here is not far or record > far.value_limit:
+        if far is None or tier is not far or record > far.value_limit:
             return False
         moved = payload.size if payload is not None and far.takes(payload.size) else 0
         return record + moved > BIG or self.uploads.get(name) is not None
 
-    def _as_far(self, tier: Tier) -> Afar | None:
-        far: object = self._far
-        return self._far if far is tier else None
+    def _as_far(self, tier: Tier) -> ServerTier | None:
+        return self._far if self._far is tier else None
 
     def begin(self, port: Port, name: str, size: int) -> bool:
         """Queue the upload of a name from this host's disk.
@@ -160,36 +158,37 @@ class Transfers:
 
     async def _source(self, port: Port, tier: Tier, name: str, entry: Entry) -> Source | None:
         far = self._as_far(tier)
-        if far is not None and self._keeps and isinstance(self.local, Receiving):
+        if far is not None and self._keeps and isinstance(self.local, LocalTier):
             source = await self._received(port, far, name, entry)
             if source is not None:
                 return source
         table = entry.header.buffers
         return await tier.payload(port, seal.payload_digest(table), seal.payload_size(table))
 
-    async def _received(self, port: Port, far: Afar, name: str, entry: Entry) -> Source | None:
+    async def _received(
+        self, port: Port, far: ServerTier, name: str, entry: Entry
+    ) -> Source | None:
         """Download a payload to this host's disk, and return its source.
 
         None if the disk cannot keep it.
         """
-        here: object = self.local
-        assert isinstance(here, Receiving)
+        local = self.local
+        assert isinstance(local, LocalTier)
         digest = seal.payload_digest(entry.header.buffers)
         size = seal.payload_size(entry.header.buffers)
         arriving = IncomingPayload(entry.header.buffers, lambda sink: far.fetch(digest, sink))
         lifetime = self._remaining(entry.header.times)
-        assert self.local is not None
         waiter = self._join(port, digest)
         try:
             if waiter is not None:
                 await port.wait(waiter, PATIENCE)
-                if source := await self.local.payload(port, digest, size):
+                if source := await local.payload(port, digest, size):
                     return source
-            return await here.receive(port, name, entry.record, arriving, lifetime)
+            return await local.receive(port, name, entry.record, arriving, lifetime)
         except TierError as error:
             if arriving.fault is not None:
                 raise arriving.fault from None
-            self._fault(self.local.name, error, entry.header.key)
+            self._fault(local.name, error, entry.header.key)
             return None
         finally:
             if waiter is None:

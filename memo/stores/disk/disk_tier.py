@@ -255,7 +255,7 @@ class Disk:
     # --- looking up ------------------------------------------------------------------------------
 
     def at_hand(self, name: str) -> bytes | None:
-        """See `memo.stores.protocols.Near.at_hand`: a record in the index, if that is open.
+        """See `memo.stores.protocols.LocalTier.at_hand`: a record in the index, if that is open.
 
         Any error is left to the `lookup` that follows, so that it is reported and waited for once.
         """
@@ -323,7 +323,7 @@ class Disk:
             self._tell_at = min(self._tell_at, self._told_at + _OFTEN)
 
     def count_reads_of(self, front: Callable[[], Iterable[str]]) -> None:
-        """See `memo.stores.protocols.CountsReads.count_reads_of`."""
+        """See `memo.stores.protocols.LocalTier.count_reads_of`."""
         self._read_in_front = front
 
     def tell(self) -> None:
@@ -438,7 +438,7 @@ class Disk:
     async def receive(
         self, port: Port, name: str, record: bytes, payload: IncomingPayload, lifetime: float | None
     ) -> Source | None:
-        """See `memo.stores.protocols.Receiving.receive`."""
+        """See `memo.stores.protocols.LocalTier.receive`."""
         await port.offload(self._store_with_room, name, record, payload, lifetime)
         return await self.payload(port, payload.digest, payload.size)
 

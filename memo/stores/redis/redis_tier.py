@@ -103,8 +103,8 @@ class Redis:
         client: the way to the server, with its breakers.
         listener: hears of changes of the generations, with `tracking`; else None.
         lookup: see `memo.stores.protocols.Tier`.
-        get_ready, ask, question, ask_states: see `memo.stores.protocols.Prompt`.
-        on_lost: see `memo.stores.protocols.Losable`.
+        get_ready, ask, question, ask_states: see `memo.stores.protocols.ServerTier`.
+        on_lost: see `memo.stores.protocols.ServerTier`.
         tomb: seconds that a group lives which an invalidation finds missing.
     """
 
@@ -206,7 +206,7 @@ class Redis:
         return self.payload_store.fetch(digest, sink)
 
     def takes(self, size: int) -> bool:
-        """See `memo.stores.protocols.Afar.takes`."""
+        """See `memo.stores.protocols.ServerTier.takes`."""
         return size <= self.value_limit or self.payload_store is not None
 
     async def store(
@@ -376,7 +376,7 @@ class Redis:
     async def listed(
         self, port: Port, prefix: str, until: float, most: int | None = None
     ) -> tuple[list[tuple[str, bytes]], bool]:
-        """See `memo.stores.protocols.Searches.listed`; without records above `GLANCED` bytes."""
+        """See `memo.stores.protocols.ServerTier.listed`; without records above `GLANCED` bytes."""
         start = self._lookups.key(prefix)
         start = start if start != self._prefix else start + b"{"
         pattern = _GLOB.sub(r"\\\1", start.decode()).encode() + b"*"
@@ -477,7 +477,7 @@ class Redis:
         return await self.states(port, refs)
 
     def begun(self, lookup: Lookup) -> list[State] | None:
-        """See `memo.stores.protocols.Prompt.begun`."""
+        """See `memo.stores.protocols.ServerTier.begun`."""
         assert isinstance(lookup, RecordLookup)
         states = lookup.states()
         return None if states is None or self._missing(lookup.refs, states) else list(states)
@@ -517,7 +517,7 @@ class Redis:
                 self._made.add(group)
 
     async def census(self, port: Port, host: str, epoch: str) -> Census:
-        """See `memo.stores.protocols.Losable.census`.
+        """See `memo.stores.protocols.ServerTier.census`.
 
         If only the epoch is missing, and not the generations, it was evicted: it is restored.
         """
@@ -555,7 +555,7 @@ class Redis:
         return Census(fields["epoch"], made_at, len(others), given_back, times, now)
 
     async def giving_back(self, port: Port, host: str) -> None:
-        """See `memo.stores.protocols.Losable.giving_back`."""
+        """See `memo.stores.protocols.ServerTier.giving_back`."""
         key = self._hosts
         command = (
             pack(b"HSET", key, b"giver", host.encode()) if host else pack(b"HDEL", key, b"giver")
@@ -563,7 +563,7 @@ class Redis:
         await self.client.ask(port, command, parse=int, key=key, writes=True)
 
     async def seed(self, port: Port, groups: Mapping[str, Mapping[str, str]]) -> None:
-        """See `memo.stores.protocols.Losable.seed`; does nothing without scripts."""
+        """See `memo.stores.protocols.ServerTier.seed`; does nothing without scripts."""
         calls = []
         for group, fields in groups.items():
             words = [word.encode("utf-8", "surrogateescape") for p in fields.items() for word in p]
