@@ -26,9 +26,9 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def run(*command: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, check=False, cwd=ROOT
-    )
+    env = {**os.environ, "MYPYPATH": str(ROOT)}
+    words = list(map(str, command))
+    return subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT, env=env)
 
 
 def mypy(directory: Path, *files: Path) -> list[str]:
@@ -75,34 +75,43 @@ def pyright(directory: Path, *files: Path) -> list[str]:
     ]
 
 
-def test_mypy(tmp_path: Path) -> None:
-    """Under `mypy --strict` every type of the public API is known, and what must be refused is."""
-    assert mypy(tmp_path, API) == []
-
-
-def test_pyright(tmp_path: Path) -> None:
-    """The same in pyright's strict mode."""
-    assert pyright(tmp_path, API) == []
-
-
 WRONG = {
     "sync": ("assert_type(bare(1), float)", "assert_type(bare(1), int)"),
     "async": ("await bare_async(1), float", "await bare_async(1), str"),
     "refused": ('bare("1")  # type: ignore[arg-type]', 'bare("1")'),
 }
+"""Wrong expectations, each in a copy of `api.py` of that name."""
 
 
-def test_a_wrong_type_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """These tests can fail: each wrong expectation is one error for both."""
-    text = API.read_text("utf-8")
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[str]]]:
+    """The errors that each checker finds in `api.py` and in its wrong copies, by file."""
+    directory, text = tmp_path_factory.mktemp("types"), API.read_text("utf-8")
+    files = [API]
     for name, (old, new) in WRONG.items():
         assert old in text
-        (tmp_path / f"{name}.py").write_text(text.replace(old, new))
-    files = [tmp_path / f"{name}.py" for name in WRONG]
-    monkeypatch.setenv("MYPYPATH", str(ROOT))
-    for errors in (mypy(tmp_path, *files), pyright(tmp_path, *files)):
-        found = sorted(Path(error.partition(":")[0]).stem for error in errors)
-        assert found == sorted(WRONG), errors
+        files.append(directory / f"{name}.py")
+        files[-1].write_text(text.replace(old, new))
+    found: dict[str, dict[str, list[str]]] = {}
+    for check in (mypy, pyright):
+        by_file = found[check.__name__] = {file.stem: [] for file in files}
+        for error in check(directory, *files):
+            by_file[Path(error.partition(":")[0]).stem].append(error)
+    return found
+
+
+@pytest.mark.xdist_group("typing")
+@pytest.mark.parametrize("checker", ["mypy", "pyright"])
+def test_every_type_is_known(errors: dict[str, dict[str, list[str]]], checker: str) -> None:
+    """In strict mode every type of the public API is known, and what must be refused is."""
+    assert errors[checker]["api"] == []
+
+
+@pytest.mark.xdist_group("typing")
+@pytest.mark.parametrize("checker", ["mypy", "pyright"])
+def test_a_wrong_type_is_noticed(errors: dict[str, dict[str, list[str]]], checker: str) -> None:
+    """These tests can fail: each wrong expectation is one error."""
+    assert {name: len(errors[checker][name]) for name in WRONG} == dict.fromkeys(WRONG, 1)
 
 
 class Shop:
