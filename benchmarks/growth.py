@@ -284,7 +284,7 @@ def _listing(count: int) -> float:
     from memo.inspection import inventory
 
     with _many(count):
-        return _median(lambda: inventory.items(inventory.Wanted(), 50), 5)
+        return _median(lambda: inventory.items(inventory.Selection(), 50), 5)
 
 
 def _clearing(count: int) -> float:

@@ -34,8 +34,8 @@ from memo.errors import (
     SecretError,
     SettingError,
 )
-from memo.inspection.under_way import listen as _listen
-from memo.inspection.under_way import turn_of as _turn_of
+from memo.inspection.running_computations import listen as _listen
+from memo.inspection.running_computations import turn_of as _turn_of
 from memo.keys.encoding.canonical import register_key
 from memo.keys.fingerprint.function_version import stable
 from memo.metrics.fault_log import listen as _log_faults

@@ -6,7 +6,7 @@
     ├── OptionError        (ValueError, TypeError)   a bad option of a decorator or of a call
     ├── SettingError       (ValueError)              a bad setting, with where it came from
     │   └── SecretError                              a secret that cannot be trusted
-    ├── BundleError        (ValueError)              a bundle that is none, or not to be trusted
+    ├── BundleError        (ValueError)              a file that is no bundle, or cannot be trusted
     ├── KeyingError        (TypeError)               an argument that has no sound key
     ├── ReentryError       (RecursionError)          a computation that waits for itself
     ├── EventLoopError     (RuntimeError)            an async call where asyncio does not run
@@ -15,8 +15,8 @@
     ├── NotCachedError     (LookupError)             a call in mode "only" has no entry
     ├── MissingExtraError  (ImportError)             an optional package that is not installed
     ├── EntryError                                   a stored entry that must not be believed
-    └── TierError                                    a tier that did not do its work
-        └── TierUnavailable                          a tier that cannot be reached at all
+    └── TierError                                    a tier that failed
+        └── TierUnavailable                          a tier that cannot be reached
 
 The first ten reach the caller, since the caller made the mistake.  `EntryError` and `TierError`
 are faults of the cache: the engine turns them into an event and a fall-through.
@@ -197,7 +197,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {known[found[0]]!r}?" if found else ""
 
 
-def users(error: E) -> E:
+def cut_to_user_frames(error: E) -> E:
     """Cut a traceback so that it begins at the user's first frame, if it has one.
 
     A bare `raise` after it adds no frame of memo.
@@ -209,30 +209,31 @@ def _users_frames(error: BaseException) -> TracebackType | None:
     frames = error.__traceback__
     while (
         frames is not None
-        and frames.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _OURS
+        and frames.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _HIDDEN_PACKAGES
     ):
         frames = frames.tb_next
     return frames
 
 
-_OURS = frozenset({"memo", "asyncio", "concurrent"})
+_HIDDEN_PACKAGES = frozenset({"memo", "asyncio", "concurrent"})
 """Packages whose frames are hidden; the last two wait for work that runs elsewhere."""
 
 
 def at_the_call(error: E) -> E:
-    """As `users`, for an exception about the call itself, which may have no frame of the user's.
+    """As `cut_to_user_frames`, for an exception about the call itself.
 
-    A mistake in a call is shown at the call; any other error keeps memo's frames.
+    Its traceback may have no frame of the user's: then a mistake in a call is shown at the call,
+    and any other error keeps memo's frames.
     """
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
-    if _is_misfit(last) or isinstance(error, MemoError):
+    if _is_argument_error(last) or isinstance(error, MemoError):
         return error.with_traceback(_users_frames(error))
-    return users(error)
+    return cut_to_user_frames(error)
 
 
-def _is_misfit(last: TracebackType | None) -> bool:
+def _is_argument_error(last: TracebackType | None) -> bool:
     """True if the arguments did not fit: memo was binding them, or passing them on."""
     if last is None or last.tb_frame.f_globals.get("__name__", "").partition(".")[0] != "memo":
         return False
@@ -291,7 +292,9 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
     return cast("Callable[P, R]", awaited) if inspect.iscoroutinefunction(function) else called
 
 
-_LACKING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EAGAIN})
+_OUT_OF_RESOURCES = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EAGAIN}
+)
 
 
 def lacks_resources(error: BaseException | None) -> bool:
@@ -307,6 +310,6 @@ def lacks_resources(error: BaseException | None) -> bool:
     if isinstance(error, MemoError):
         return lacks_resources(error.__cause__ or error.__context__)
     if isinstance(error, OSError):
-        return error.errno in _LACKING
+        return error.errno in _OUT_OF_RESOURCES
     late = type(error) is RuntimeError and str(error).startswith("can't ")
     return late or isinstance(error, (ImportError, MemoryError))

@@ -51,12 +51,12 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(memo.__version__, prog_name="memo")
 def main() -> None:
-    """Results of expensive functions, kept across calls, kernels, processes and hosts."""
+    """Inspect and manage cached results of functions."""
 
 
 @main.command()
 @click.option("--redis", metavar="URL", help="Put this Redis before the disk.")
-@click.option("--quick", is_flag=True, help="Take less data: 1 to 2 seconds of work.")
+@click.option("--quick", is_flag=True, help="Use less data: 1 to 2 seconds of work.")
 def demo(redis: str | None, quick: bool) -> None:
     """Cache a pipeline over real data, and print what that saved.
 
@@ -77,7 +77,7 @@ def demo(redis: str | None, quick: bool) -> None:
 @click.option(
     *("-n", "--limit"),
     type=click.IntRange(min=0),
-    default=rendering.LISTED,
+    default=rendering.FUNCTIONS_SHOWN,
     show_default=True,
     help="Most functions; 0: all of them.",
 )
@@ -91,7 +91,7 @@ def stats(pattern: tuple[str, ...], as_json: bool, as_html: bool, plot: bool, li
     found = gathered(*pattern, shared=True)
     if pattern and not found.functions:
         click.echo("No function of this name has been called.")
-        _say_nearest(pattern)
+        _suggest_names(pattern)
         raise SystemExit(1)
     if as_json:
         click.echo(found.to_json())
@@ -144,15 +144,15 @@ def list_entries(pattern: tuple[str, ...], limit: int, as_json: bool, as_html: b
     PATTERN selects functions by name: load, app.* or sales:load. An entry that was invalidated
     stays here until it is computed again or evicted; it is never used.
     """
-    shown, count = inventory.items(inventory.Wanted(pattern), limit or None)
+    shown, count = inventory.items(inventory.Selection(pattern), limit or None)
     if as_json:
         for item in shown:
-            click.echo(json.dumps(_facts(item)))
+            click.echo(json.dumps(_as_data(item)))
         return
     if not count:
         click.echo("No entries on this host.")
         if pattern:
-            _say_nearest(pattern)
+            _suggest_names(pattern)
             raise SystemExit(1)
         return
     table = inventory.table(shown)
@@ -160,7 +160,7 @@ def list_entries(pattern: tuple[str, ...], limit: int, as_json: bool, as_html: b
         click.echo(rendering.page("memo ls", rendering.boxed(rendering.table_html(table))))
         return
     _show(rendering.table_lines(table, _width()))
-    click.echo(rendering.some_of(len(shown), count, "entry", "entries", "--limit 0"))
+    click.echo(rendering.shown_of(len(shown), count, "entry", "entries", "--limit 0"))
 
 
 @main.command("graph")
@@ -190,8 +190,8 @@ def draw_graph(svg: Any, as_json: bool, calls: bool) -> None:
 def clear(everything: bool, yes: bool, **target: str | None) -> None:
     """Invalidate entries, in every process and on every host that shares the cache.
 
-    Say which: one of the options. --all also frees their space.
-    Ends with the status 1 when nothing matched.
+    Give exactly one of the options. --all also frees the space.
+    The exit status is 1 if nothing matched.
     """
     named: dict[str, Any] = {name: value for name, value in target.items() if value is not None}
     if len(named) + everything != 1:
@@ -240,16 +240,16 @@ def import_(file: str, key_file: str | None, yes: bool) -> None:
     """Show where a bundle comes from, and store its entries here.
 
     The key is the one in --key-file or in MEMO_BUNDLE_KEY; without either it is asked for.
-    Ends with the status 1 when nothing was imported.
+    The exit status is 1 if nothing was imported.
     """
     from memo.inspection import bundles
 
     key = _key_in(key_file)
     if given_key(key) is None:
-        click.echo("\n".join(bundles.described(memo.Bundle(file))))
+        click.echo("\n".join(bundles.describe_bundle(memo.Bundle(file))))
         key = click.prompt("Key of the bundle", hide_input=True)
     bundle = memo.Bundle(file, key)
-    click.echo("\n".join(bundles.described(bundle)))
+    click.echo("\n".join(bundles.describe_bundle(bundle)))
     if not yes:
         click.confirm("Import it? Calls here will then unpickle its results.", abort=True)
     done = bundles.import_bundle(bundle)
@@ -268,14 +268,14 @@ def _key_in(file: str | None) -> str | None:
     type=click.IntRange(0, 65535),
     default=0,
     metavar="N",
-    help="Port to listen on; 0: any that is free.",
+    help="Port to listen on; 0: any free one.",
 )
 @click.option("--no-browser", is_flag=True, help="Print the URL, and open no browser.")
 def ui(port: int, no_browser: bool) -> None:
     """Serve the live view as a local page, over every process that shares the directory.
 
-    It listens on this machine alone, and its URL has a token: with it one can read what is
-    listed, and invalidate. No value is loaded.
+    It listens on this machine only. The token in its URL permits listing entries and invalidating
+    them. No value is loaded.
     """
     try:
         from memo.cli.web_page import Server
@@ -284,9 +284,9 @@ def ui(port: int, no_browser: bool) -> None:
     try:
         server = Server(port)
     except OSError as error:
-        fix = f"{error.strerror}; take another one, or 0."
+        fix = f"{error.strerror}; choose another port, or 0 for any free one."
         raise click.UsageError(f"--port {port}: {fix}") from None
-    click.echo(f"memo ui: {server.url}\nCtrl-C ends it.")
+    click.echo(f"memo ui: {server.url}\nPress Ctrl-C to stop it.")
     if not no_browser:
         click.launch(server.url)
     with suppress(KeyboardInterrupt):
@@ -296,21 +296,21 @@ def ui(port: int, no_browser: bool) -> None:
 @main.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def examine(as_json: bool) -> None:
-    """Check this set-up, and say for each finding what to do.
+    """Check this set-up, and name the fix for each finding.
 
-    Ends with the status 1 when something does not work or must not be trusted.
+    The exit status is 1 if something does not work or must not be trusted.
     """
     found = doctor.health()
     if as_json:
         click.echo(json.dumps([finding._asdict() for finding in found], indent=1))
     else:
         for finding in found:
-            _say_finding(finding)
+            _print_finding(finding)
     if not found.ok:
         raise SystemExit(1)
 
 
-def _say_nearest(patterns: tuple[str, ...]) -> None:
+def _suggest_names(patterns: tuple[str, ...]) -> None:
     """Name the functions that were probably intended by patterns that matched none."""
     near = names.functions_meant(patterns, drive(names.functions_known(BLOCKING, [])))
     if near:
@@ -332,17 +332,17 @@ def _clear_all(namespace: str) -> None:
         raise SystemExit(1)
 
 
-def _say_finding(finding: doctor.Finding) -> None:
+def _print_finding(finding: doctor.Finding) -> None:
     mark = click.style(f"{finding.level:<5}", fg=MARKS[finding.level])
-    click.echo(f"{mark} {finding.topic:<{doctor.WIDTH}} {finding.said}")
+    click.echo(f"{mark} {finding.topic:<{doctor.TOPIC_WIDTH}} {finding.said}")
     if finding.fix:
-        click.echo(f"{'':<{doctor.WIDTH + 6}} {finding.fix}")
+        click.echo(f"{'':<{doctor.TOPIC_WIDTH + 6}} {finding.fix}")
 
 
 # --- memo ls -------------------------------------------------------------------------------------
 
 
-def _facts(item: inventory.Item) -> dict[str, Any]:
+def _as_data(item: inventory.Item) -> dict[str, Any]:
     """Return an entry as `--json` shows it.
 
     Durations in seconds, times since the epoch, size in bytes.

@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-FULL = 8_000_000
+FULL_BYTES = 8_000_000
 """Bytes of source in a full demo: parsing takes about 0.5 s per megabyte on a machine of 2022."""
-QUICK = 3_000_000
+QUICK_BYTES = 3_000_000
 """Bytes of source with `--quick`."""
 PACKAGE = "workspace"
 """The package that the demo changes: a copy of one from the standard library."""
@@ -183,7 +183,7 @@ class Run:
     rows: int = 0
     check: str = ""
 
-    def hear(self, event: memo.Event) -> None:
+    def handle(self, event: memo.Event) -> None:
         """Count an event of the cache."""
         if event.kind == "computed":
             self.computed[event.function.rpartition(":")[2]] += 1
@@ -196,7 +196,7 @@ class Run:
 def measure(folders: tuple[Path, ...], heard: Callable[[memo.Event], None] | None = None) -> Run:
     """Run the pipeline once, and count what it does."""
     run = Run()
-    hooks = [memo.on_event(hook) for hook in (run.hear, heard) if hook]
+    hooks = [memo.on_event(hook) for hook in (run.handle, heard) if hook]
     try:
         begin = time.perf_counter()
         table = asyncio.run(_pipeline(folders))
@@ -255,11 +255,11 @@ def answer() -> None:
 # --- what is shown -------------------------------------------------------------------------------
 
 
-WIDE = 30
+BAR_WIDTH = 30
 """Most characters of a bar."""
 
 
-class Story:
+class DemoOutput:
     """Prints what happens, to a terminal or a log, and keeps the first run for comparison."""
 
     def __init__(self, console: Console) -> None:
@@ -283,9 +283,9 @@ class Story:
         self.say("Time of each run (logarithmic: each step of the scale is ten times)", "bold")
         for title, run in runs.items():
             share = (math.log10(run.seconds / shortest) + 1) / whole
-            bar = "█" * max(1, round(share * WIDE))
+            bar = "█" * max(1, round(share * BAR_WIDTH))
             style = "green" if run is not self.first else "red"
-            self.say(f"   {title:<19}{bar:<{WIDE}} {duration(run.seconds):>9}", style)
+            self.say(f"   {title:<19}{bar:<{BAR_WIDTH}} {duration(run.seconds):>9}", style)
 
     @contextmanager
     def progress(self, total: int) -> Iterator[Callable[[memo.Event], None]]:
@@ -324,7 +324,7 @@ def _is_package(event: memo.Event) -> bool:
     return event.kind == "computed" and event.function.endswith(":definitions")
 
 
-def _where(run: Run) -> str:
+def _source_text(run: Run) -> str:
     from_tiers = " and ".join(sorted(name for name in run.tiers if name))
     ran = sum(run.computed.values())
     return f"nothing ran, from {from_tiers}" if from_tiers and not ran else f"{ran} functions ran"
@@ -337,8 +337,8 @@ def main(redis: str | None = None, *, quick: bool = False) -> bool:
     """Run the demo in a process of its own; True if all its checks held.
 
     Args:
-        redis: URL of a Redis to put before the disk.  What the demo stores there is dropped at the
-            end, or expires; the namespace `memo-demo` with a dozen small keys stays.
+        redis: URL of a Redis to put in front of the disk.  Entries of the demo are dropped at the
+            end, or expire; a dozen small keys of the namespace `memo-demo` stay.
         quick: use fewer packages.
 
     Raises:
@@ -348,7 +348,7 @@ def main(redis: str | None = None, *, quick: bool = False) -> bool:
         kept = {name: text for name, text in os.environ.items() if not name.startswith("MEMO_")}
     with tempfile.TemporaryDirectory(prefix="memo-demo-", ignore_cleanup_errors=True) as directory:
         settings = _settings(Path(directory) / "cache", redis)
-        limit = QUICK if quick else FULL
+        limit = QUICK_BYTES if quick else FULL_BYTES
         return not python(
             f"demo.perform({limit})", env={**kept, **settings}, cwd=directory
         ).returncode
@@ -369,14 +369,14 @@ def perform(limit: int) -> None:
     from rich.console import Console
 
     try:
-        held = _tell(Story(Console()), Path.cwd(), limit)
+        held = _run_demo(DemoOutput(Console()), Path.cwd(), limit)
     finally:
         for function in (definitions, survey, report):
             function.cache_clear()
     sys.exit(0 if held else 1)
 
 
-def _tell(story: Story, directory: Path, limit: int) -> bool:
+def _run_demo(story: DemoOutput, directory: Path, limit: int) -> bool:
     import pandas as pd  # noqa: F401 - not part of what is measured
 
     packages, files, size = find_packages(limit)
@@ -391,9 +391,9 @@ def _tell(story: Story, directory: Path, limit: int) -> bool:
         first = story.first = measure(folders, hook)
     story.tell(1, "first run", first, f"{first.rows:,} definitions parsed")
     again = measure(folders)
-    story.tell(2, "again", again, _where(again))
+    story.tell(2, "again", again, _source_text(again))
     fresh, whole = measure_elsewhere(folders)
-    story.tell(3, "in a fresh process", fresh, _where(fresh))
+    story.tell(3, "in a fresh process", fresh, _source_text(fresh))
     story.say(f"   ({duration(whole)} with the start of Python and its imports)", "dim")
     story.say(f"   ... the files of {PACKAGE!r} are saved again, unchanged:")
     story.say(f"   definitions.invalidate(folder={PACKAGE!r})")
@@ -417,7 +417,7 @@ def _tell(story: Story, directory: Path, limit: int) -> bool:
     return _verdict(story, [first, again, fresh, touched, changed], total)
 
 
-def _verdict(story: Story, runs: list[Run], total: int) -> bool:
+def _verdict(story: DemoOutput, runs: list[Run], total: int) -> bool:
     first, again, fresh, touched, changed = runs
     promises = {
         f"the first run parsed all {total} packages": first.computed["definitions"] == total,

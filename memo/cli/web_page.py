@@ -24,8 +24,8 @@ from memo.inspection.live_view import Model
 from memo.metrics.rendering import asset
 
 HOST = "127.0.0.1"
-TOKEN = "X-Memo-Token"  # noqa: S105 - the name of the header
-LARGEST = 10_000
+TOKEN_HEADER = "X-Memo-Token"  # noqa: S105 - the name of the header
+LARGEST_MESSAGE = 10_000
 """Bytes of the largest message that a page may send."""
 FILES = {"view.js": "text/javascript", "view.css": "text/css", "page.js": "text/javascript"}
 HEADERS = {
@@ -49,7 +49,7 @@ PAGE = """<!doctype html>
 """
 
 
-class Site:
+class LivePage:
     """The page and its two requests, for a server that listens on `HOST` and a port."""
 
     def __init__(self, token: str, port: int) -> None:
@@ -73,12 +73,12 @@ class Site:
         """Return the refusal of a request that is not from our page; None if it is."""
         origin = request.headers.get("origin")
         if request.headers.get("host") not in self._hosts:
-            return _said("This host is not served.", 403)
+            return _plain_response("This host is not served.", 403)
         if origin is not None and origin.removeprefix("http://") not in self._hosts:
-            return _said("Requests of other pages are not served.", 403)
-        given = request.headers.get(TOKEN) or request.query_params.get("token", "")
+            return _plain_response("Requests from other pages are not served.", 403)
+        given = request.headers.get(TOKEN_HEADER) or request.query_params.get("token", "")
         if needs_token and not secrets.compare_digest(given.encode(), self._token.encode()):
-            return _said("Open the URL that memo ui printed: it has a token.", 403)
+            return _plain_response("Open the URL that memo ui printed: it has a token.", 403)
         return None
 
     def page(self, request: Request) -> Response:
@@ -89,7 +89,7 @@ class Site:
         """Serve a file of the page, which contains nothing of the cache."""
         name = request.path_params["name"]
         if name not in FILES:
-            return _said("Not found.", 404)
+            return _plain_response("Not found.", 404)
         refusal = self.refusal(request, needs_token=False)
         return refusal or Response(asset(name), 200, HEADERS, FILES[name])
 
@@ -102,12 +102,12 @@ class Site:
         refusal = self.refusal(request)
         if refusal is not None:
             return refusal
-        if int(request.headers.get("content-length") or LARGEST + 1) > LARGEST:
-            return _said("The message is too large.", 413)
+        if int(request.headers.get("content-length") or LARGEST_MESSAGE + 1) > LARGEST_MESSAGE:
+            return _plain_response("The message is too large.", 413)
         try:
             message: Any = await request.json()
         except ValueError:
-            return _said("The message is not JSON.", 400)
+            return _plain_response("The message is not JSON.", 400)
         return await run_in_threadpool(self._answer, message)
 
     def _answer(self, message: Any) -> Response:
@@ -117,7 +117,7 @@ class Site:
             return JSONResponse(self._model.state(), 200, HEADERS)
 
 
-def _said(text: str, status: int) -> Response:
+def _plain_response(text: str, status: int) -> Response:
     return PlainTextResponse(text, status, HEADERS)
 
 
@@ -136,7 +136,7 @@ class Server:
             self._socket.bind((HOST, port))
             self._socket.listen()  # so that a browser that is faster than the start waits
             self._port = self._socket.getsockname()[1]
-            self._application = Site(self.token, self._port).application()
+            self._application = LivePage(self.token, self._port).application()
         except BaseException:
             self._socket.close()
             raise

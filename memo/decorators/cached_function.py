@@ -39,10 +39,10 @@ from memo.errors import (
     NotCachedError,
     OptionError,
     at_the_call,
+    cut_to_user_frames,
     ending_at_the_call,
     label,
     public,
-    users,
 )
 from memo.keys.bindings import ABSENT
 from memo.keys.call_keys import Call
@@ -266,7 +266,7 @@ class CachedFunction(Generic[P, R]):
         """Pickle by reference if it can be imported, else by value with its id and code version.
 
         So a worker finds the same entries although it has neither file nor source.  The settings
-        made with `configure` in this process are included (`configuration.carried`).
+        made with `configure` in this process are included (`configuration.settings_for_workers`).
         """
         return pickling.reduced(self)
 
@@ -660,7 +660,7 @@ class ReplayingFunction(CachedFunction[P, R]):
         try:
             return cast("R", replay.performed(super().__call__(*args, **kwargs)))
         except Exception as error:
-            users(error)
+            cut_to_user_frames(error)
             raise
 
 
@@ -671,7 +671,7 @@ class ReplayingCoroutine(CachedCoroutine[P, R]):
         try:
             return replay.performed(await super()._called(args, kwargs))
         except Exception as error:
-            users(error)
+            cut_to_user_frames(error)
             raise
 
 

@@ -18,7 +18,7 @@ from memo.decorators.helpers import helper, passes_on
 from memo.engine.call import Function, Raised, hindered
 from memo.engine.sequences import elements
 from memo.engine.sequences.elements import Batch, Each, Place
-from memo.errors import NotCachedError, OptionError, at_the_call, users
+from memo.errors import NotCachedError, OptionError, at_the_call, cut_to_user_frames
 from memo.keys.bindings import ABSENT
 from memo.keys.call_keys import Call
 from memo.runtime.blocking import BLOCKING, drive
@@ -97,7 +97,7 @@ class _Elementwise(CachedFunction[P, R]):
             result: Any = self.__wrapped__(*args, **kwargs)
             return await result if self.is_async else result
         except Exception as error:  # a coroutine must not raise StopIteration
-            return Raised(users(error))
+            return Raised(cut_to_user_frames(error))
 
     # --- helpers ---------------------------------------------------------------------------------
 

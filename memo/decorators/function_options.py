@@ -72,7 +72,7 @@ def check(given: Mapping[str, Any]) -> None:
         OptionError: an option is wrong.
     """
     options.texts("ignore", given["ignore"])
-    options.text("name", given["name"], options.LONGEST)
+    options.text("name", given["name"], options.LONGEST_FUNCTION_NAME)
     options.text("version", given["version"])
     options.text("key_prefix", given["key_prefix"])
     options.flag("replay", given["replay"])

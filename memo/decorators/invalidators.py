@@ -27,10 +27,10 @@ from memo.errors import (
     NothingMatchedError,
     OptionError,
     TierError,
+    cut_to_user_frames,
     label,
     public,
     shown,
-    users,
 )
 from memo.keys import resolvers
 from memo.keys.call_keys import address_digest, normal_prefix, prefixes
@@ -647,7 +647,7 @@ def _sync(function: Callable[P, R], plan: _Plan) -> Callable[P, R]:
         try:
             result = function(*args, **kwargs)
         except Exception as error:
-            users(error)
+            cut_to_user_frames(error)
             raise
         if inspect.iscoroutine(result):  # it has not run yet
             return cast("R", _awaited(result, plan, args, kwargs))
@@ -678,7 +678,7 @@ async def _awaited(
     try:
         result = await work
     except Exception as error:
-        users(error)
+        cut_to_user_frames(error)
         raise
     await _to_the_end(port, lambda port: plan.carry_out(port, result, args, kwargs))
     return result

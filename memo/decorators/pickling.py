@@ -32,7 +32,11 @@ def reduced(function: CachedFunction[Any, Any]) -> Any:
 
 def _settings() -> tuple[dict[str, Any], str]:
     """Return settings to send to a worker, and the process that sends them."""
-    return ({}, "") if codec.storing.get() else (configuration.carried(), configuration.PROCESS)
+    return (
+        ({}, "")
+        if codec.storing.get()
+        else (configuration.settings_for_workers(), configuration.PROCESS)
+    )
 
 
 _whole: ContextVar[bool] = ContextVar("memo_whole", default=False)

@@ -15,7 +15,7 @@ from memo.engine.coordination.flights import FLIGHTS, Flight, Landing, inside
 from memo.engine.coordination.leases import patience
 from memo.engine.loading import BIG
 from memo.engine.used_calls import CURRENT, Life, Reads, bounded
-from memo.errors import DependencyError, TierError, label, type_named, users
+from memo.errors import DependencyError, TierError, cut_to_user_frames, label, type_named
 from memo.keys import instances, own_changes
 from memo.keys.encoding import canonical
 from memo.keys.instances import Mine
@@ -511,10 +511,10 @@ async def _called(port: Port, job: Job) -> Outcome:
         result = job.function.run(*job.args, **job.kwargs)
         return Outcome(await port.settle(result) if port.native else result)
     except Exception as error:
-        return Outcome(error=users(error))
+        return Outcome(error=cut_to_user_frames(error))
     except BaseException as error:
         if type(error).__name__ == "CancelledError" and not port.cancelled():
-            return Outcome(error=users(error))
+            return Outcome(error=cut_to_user_frames(error))
         raise
 
 

@@ -132,7 +132,7 @@ class Explanation:
             f'<li class="memo-dim">not tracked: {escape(one)}</li>' for one in self.untracked
         )
         diff = "".join(map(_coloured, self.diff))
-        colour = rendering.COLOURS["hits" if self.hit else "misses"]
+        colour = rendering.PLOT_COLOURS["hits" if self.hit else "misses"]
         return rendering.boxed(
             f"<p><b>{escape(self.call)}</b>: "
             f'<b style="color:{colour}">{"hit" if self.hit else "miss"}</b> '
@@ -144,7 +144,9 @@ class Explanation:
 
 
 def _coloured(line: str) -> str:
-    colour = {"+": rendering.COLOURS["hits"], "-": rendering.COLOURS["misses"]}.get(line[:1])
+    colour = {"+": rendering.PLOT_COLOURS["hits"], "-": rendering.PLOT_COLOURS["misses"]}.get(
+        line[:1]
+    )
     text = escape(line)
     return f'<span style="color:{colour}">{text}</span>\n' if colour else f"{text}\n"
 

@@ -20,7 +20,7 @@ from memo.decorators.cached_function import CachedFunction, functions
 from memo.engine.call import writer
 from memo.engine.explaining import listing
 from memo.errors import BundleError, EntryError, OptionError, TierError, label, public
-from memo.inspection.inventory import Wanted
+from memo.inspection.inventory import Selection
 from memo.keys import summaries
 from memo.metrics import rendering
 from memo.records import codec, seal
@@ -51,7 +51,7 @@ from memo.stores.chain import Chain
 from memo.validity.check import MISS, Verdict, age, judge
 
 Target = CachedFunction[..., Any] | Callable[..., Any] | str
-MATCHES, DIFFERS, UNKNOWN = "same code", "other code", "code not known here"
+SAME_CODE, OTHER_CODE, CODE_UNKNOWN = "same code", "other code", "code not known here"
 
 
 class Exported(NamedTuple):
@@ -97,7 +97,7 @@ def export_bundle(
     ::
 
         made = memo.export_bundle("features.memo", load, where={"region": "EU"})
-        made.key  # importing needs it: send it by another way than the file
+        made.key  # needed to import the file: send it by another channel
 
     Args:
         path: the file; an existing one is replaced.
@@ -113,7 +113,7 @@ def export_bundle(
     """
     several = isinstance(function, Sequence) and not isinstance(function, str)
     given: list[Any] = list(function) if several else [] if function is None else [function]  # type: ignore[arg-type]
-    wanted = Wanted(where=where or {}, tag=tag)
+    wanted = Selection(where=where or {}, tag=tag)
     file = file_path(path)
     chosen = given_key(key)
     secret_key = chosen or secrets.token_hex(32)
@@ -130,7 +130,7 @@ def export_bundle(
 
 
 async def _export(
-    port: Port, path: Path, given: Sequence[Any], wanted: Wanted, key: str, note: str
+    port: Port, path: Path, given: Sequence[Any], wanted: Selection, key: str, note: str
 ) -> list[Item]:
     secret = secret_of(key)
     here = {one.function_id: one for one in functions()}
@@ -195,11 +195,11 @@ async def _part(port: Port, chain: Chain, header: Header, secret: Secret) -> Par
 # --- looking at one -------------------------------------------------------------------------------
 
 
-def described(bundle: Bundle) -> list[str]:
+def describe_bundle(bundle: Bundle) -> list[str]:
     """Describe the origin and the content of a bundle, as lines of text."""
     origin = bundle.origin
     made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(origin.made))
-    verified = "sealed with this key" if bundle.verified else "NOT VERIFIED: needs its key"
+    verified = "sealed with this key" if bundle.verified else "NOT VERIFIED: the key is missing"
     lines = [
         f"{bundle.path.name}: {verified}",
         f"  made {made} by {origin.by}",
@@ -236,7 +236,7 @@ async def _codes(port: Port, chain: Chain, bundle: Bundle) -> dict[tuple[str, st
             latest = max(stored, key=lambda header: header.times.finished, default=None)
             code = None if latest is None else latest.code
         for item in items:
-            said = UNKNOWN if code is None else MATCHES if item.code == code else DIFFERS
+            said = CODE_UNKNOWN if code is None else SAME_CODE if item.code == code else OTHER_CODE
             told[function, item.code] = said
     return told
 
@@ -272,7 +272,7 @@ class Imported(NamedTuple):
             (self.changed, "will not be used: what it depends on is different here"),
         )
         for items, why in told:
-            lines += [f"  {shown(item)}: {why}" for item in items[:10]]
+            lines += [f"  {call_text(item)}: {why}" for item in items[:10]]
             lines += [f"  and {len(items) - 10} more"] if len(items) > 10 else []
         return lines
 
@@ -280,7 +280,7 @@ class Imported(NamedTuple):
         return "\n".join(self.lines())
 
 
-def shown(item: Item) -> str:
+def call_text(item: Item) -> str:
     """Return an entry as a call, for display."""
     given = {n: p[0] for n, p in json.loads(item.arguments).items() if n[0] != summaries.OWN}
     return f"{label(item.function)}({', '.join(f'{n}={text}' for n, text in given.items())})"
@@ -290,8 +290,8 @@ def shown(item: Item) -> str:
 def import_bundle(path: str | os.PathLike[str] | Bundle, /, *, key: str | None = None) -> Imported:
     """Store the entries of a bundle here, as if they had been computed now.
 
-    Their age still counts from the time they were computed.  `memo.Bundle(path)` shows the origin
-    of a bundle without its key.
+    Their age counts from the time they were computed.  `memo.Bundle(path)` shows the origin of a
+    bundle without its key.
 
     Args:
         path: the file, or a `Bundle`.
@@ -306,7 +306,7 @@ def import_bundle(path: str | os.PathLike[str] | Bundle, /, *, key: str | None =
     """
     bundle = path if isinstance(path, Bundle) else Bundle(path, key)
     if not bundle.verified:
-        where = "\n".join(described(bundle))
+        where = "\n".join(describe_bundle(bundle))
         said = f"The key is missing: give import_bundle(path, key=...), or {KEY_VARIABLE}."
         raise BundleError(f"{said}\n{where}")
     return drive(_import(BLOCKING, bundle))
@@ -319,7 +319,7 @@ async def _import(port: Port, bundle: Bundle) -> Imported:
     found: dict[str, list[Item]] = {name: [] for name in Imported._fields[1:]}
     for item in bundle.items:
         function = here.get(item.function)
-        if function is not None and codes[item.function, item.code] == DIFFERS:
+        if function is not None and codes[item.function, item.code] == OTHER_CODE:
             found["other_code"].append(item)
             continue
         chain = default if function is None else function.chain()
@@ -344,7 +344,7 @@ async def _stored(port: Port, chain: Chain, bundle: Bundle, item: Item) -> list[
     record = seal.pack(header, entry.stream, chain.secrets[0])
     name = chain.name(item.function, item.key)
     if not await chain.writer.store(port, name, record, payload, times):
-        raise TierError(f"no tier could store {shown(item)}")
+        raise TierError(f"no tier could store {call_text(item)}")
     changed = await chain.authorities.why_invalid(port, header.stamps)
     return ["stored", "changed"] if changed else ["stored"]
 

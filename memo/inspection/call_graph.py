@@ -1,8 +1,8 @@
 """The graph of cached calls: what each stored result was built on.
 
 An entry's stamps name the cached calls that its computation used, so the graph is read from the
-headers of this host's entries: nothing is computed, and no value is loaded.  More than `GROUPED`
-calls are grouped by function.
+headers of this host's entries: nothing is computed, and no value is loaded.  If there are more than
+`GROUPED_FROM` calls, they are grouped by function.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from memo.engine.coordination.flights import FLIGHTS
 from memo.engine.explaining import LOOKED_AT, listing
 from memo.inspection import graph_drawing, inventory
 from memo.inspection.graph_drawing import RUNNING, STORED, Node, directed
-from memo.inspection.under_way import BOARD, Running
+from memo.inspection.running_computations import COMPUTATIONS, Running
 from memo.metrics import rendering
 from memo.metrics.recorder import COUNTERS
 from memo.records.seal import Header
@@ -26,7 +26,7 @@ from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SECOND
 from memo.runtime.port import Port
 
-GROUPED = 40
+GROUPED_FROM = 40
 """Most calls that are shown one by one."""
 
 
@@ -80,7 +80,7 @@ class Graph:
         return {**bundle, "image/svg+xml": self.to_svg()} if self.nodes else bundle
 
 
-GRAVEST = (
+MOST_URGENT = (
     *(RUNNING, inventory.OUTDATED, inventory.INVALIDATED, inventory.EXPIRED),
     *(inventory.IN_DOUBT, inventory.STALE),
 )
@@ -89,7 +89,7 @@ GRAVEST = (
 
 def _group(function: str, nodes: list[Node]) -> Node:
     states = Counter(node.state for node in nodes)
-    worst = next((state for state in GRAVEST if states[state]), states.most_common(1)[0][0])
+    worst = next((state for state in MOST_URGENT if states[state]), states.most_common(1)[0][0])
     said = ", ".join(f"{count} {state}" for state, count in states.most_common())
     return Node(
         function,
@@ -121,10 +121,10 @@ def graph_of(*, everything: bool = False, group: bool | None = None) -> Graph:
 
     Args:
         everything: everything stored on this host, also by other processes.
-        group: one node for each function; None: if there are more than `GROUPED` calls.
+        group: one node for each function; None: if there are more than `GROUPED_FROM` calls.
     """
     made = drive(_graph(BLOCKING, everything))
-    whole = len(made.nodes) > GROUPED if group is None else group
+    whole = len(made.nodes) > GROUPED_FROM if group is None else group
     return made.grouped() if whole else made
 
 
@@ -212,7 +212,7 @@ def _built_on(headers: Mapping[Ref, tuple[Header, int]], wanted: set[str]) -> se
 
 def _running(*, everything: bool) -> dict[Ref, str]:
     """Return the running calls, each with its arguments for display."""
-    runs = BOARD.everywhere() if everything else BOARD.here()
+    runs = COMPUTATIONS.everywhere() if everything else COMPUTATIONS.here()
     known = (run for run in runs if run.arguments is not None)
     told = {Ref(f"f:{run.function}", run.arguments): _given(run) for run in known}
     refs = [ref for flight in FLIGHTS.under_way() for ref in flight.refs]

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 GOOD = "ok"
 NOTE = "note"
-"""Nothing is wrong; good to know."""
+"""Nothing is wrong; worth knowing."""
 WARN = "warn"
 """It works, but not as well as it could."""
 FAIL = "fail"
@@ -42,13 +42,13 @@ FAIL = "fail"
 PACKAGES = ("redis", "diskcache", "cloudpickle", "pandas", "ipython")
 OLDEST_REDIS = (6, 2)
 """The oldest Redis that memo is tested with."""
-OLD = 3600.0
+LEFTOVER_SECONDS = 3600.0
 """Seconds after which a temporary file is a leftover."""
-SHOWN = 3
+MOST_FILES_NAMED = 3
 """Most files that a finding names."""
 
 
-WIDTH = 18
+TOPIC_WIDTH = 18
 """Characters of the longest topic."""
 _CAPABILITY = "redis "
 
@@ -111,8 +111,8 @@ class Health(tuple[Finding, ...]):
 
 
 def _lines(finding: Finding) -> str:
-    said = f"{finding.level:<5} {finding.topic:<{WIDTH}} {finding.said}"
-    return f"{said}\n{'':<{WIDTH + 6}} {finding.fix}" if finding.fix else said
+    said = f"{finding.level:<5} {finding.topic:<{TOPIC_WIDTH}} {finding.said}"
+    return f"{said}\n{'':<{TOPIC_WIDTH + 6}} {finding.fix}" if finding.fix else said
 
 
 @public
@@ -184,14 +184,16 @@ def _secret(settings: Settings) -> Findings:
     source = settings.sources["secrets"]
     if not all(map(secret_keys.is_kept, settings.secrets)):
         fix = "Set MEMO_SECRET_FILE to an owner-only file, so that entries outlive the process."
-        yield Finding(FAIL, "secret", "none can be kept on this machine", fix)
+        yield Finding(FAIL, "secret", "it cannot be saved on this machine", fix)
         return
     where = str(secret_keys.default_file()) if source == DEFAULT else source
     ids = ", ".join(one.id.hex()[:8] for one in settings.secrets)
     yield Finding(GOOD, "secret", f"{where}; id {ids}")
     if settings.redis_url and source == DEFAULT:
         fix = "Give all hosts that share this Redis the same MEMO_SECRET or MEMO_SECRET_FILE."
-        yield Finding(NOTE, "secret", "generated here: other hosts cannot use this one's", fix)
+        yield Finding(
+            NOTE, "secret", "generated here, so other hosts cannot read these entries", fix
+        )
 
 
 def check_directory(directory: Path) -> Findings:
@@ -199,21 +201,23 @@ def check_directory(directory: Path) -> Findings:
     if not directory.exists():
         place = next(parent for parent in directory.parents if parent.exists())
         if os.access(place, os.W_OK | os.X_OK):
-            yield Finding(GOOD, "directory", f"{directory} is made at the first use")
+            yield Finding(GOOD, "directory", f"{directory} will be created at the first use")
         else:
             fix = "Set MEMO_DIRECTORY to a directory of your own."
-            yield Finding(FAIL, "directory", f"{directory} cannot be made", fix)
+            yield Finding(FAIL, "directory", f"{directory} cannot be created", fix)
         return
     yield from _owner(directory)
     yield from _modes(directory)
     kind = ownership.file_system(directory)
     if ownership.is_network(kind):
         fix = "Set MEMO_DIRECTORY to a local disk; share results through Redis."
-        said = f"{directory} lies on a network file system ({kind}): nothing there is mapped"
+        said = f"{directory} is on a network file system ({kind}), so no payload is mapped"
         yield Finding(WARN, "directory", said, fix)
     elif ownership.exposed(directory):
-        fix = "Set MEMO_DIRECTORY to where only you can write, from the root on."
-        said = f"others can write above {directory}: nothing there is mapped"
+        fix = (
+            "Set MEMO_DIRECTORY to a directory all of whose parents only you or root can write to."
+        )
+        said = f"others can write to a parent of {directory}, so no payload is mapped"
         yield Finding(WARN, "directory", said, fix)
 
 
@@ -229,22 +233,23 @@ def _owner(directory: Path) -> Findings:
 
 
 def _modes(directory: Path) -> Findings:
-    """Check that all files in the directory belong to the user alone: 0700 and 0600, no links."""
+    """Check that all files in the directory belong to the user alone: 0700, 0600, no symlinks."""
     open_, foreign = [], []
-    for path, facts in _walk(directory):
+    for path, facts in _all_files(directory):
         if stat.S_ISLNK(facts.st_mode) or facts.st_uid != os.geteuid():
             foreign.append(path)
         elif facts.st_mode & 0o077:
             open_.append(path)
     if open_:
         fix = f"Run: chmod -R go= {directory}"
-        yield Finding(WARN, "directory", f"others can reach {_named(open_)}", fix)
+        yield Finding(WARN, "directory", f"others can reach {_file_names(open_)}", fix)
     if foreign:
-        fix = "Find out how they came there, and remove them."
-        yield Finding(FAIL, "directory", f"links, or of another user: {_named(foreign)}", fix)
+        fix = "Find out how they got there, and remove them."
+        said = f"symlinks, or files of another user: {_file_names(foreign)}"
+        yield Finding(FAIL, "directory", said, fix)
 
 
-def _walk(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:
+def _all_files(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:
     for root, folders, names in os.walk(directory):
         for name in ("", *folders, *names) if root == str(directory) else (*folders, *names):
             path = Path(root, name)
@@ -254,15 +259,19 @@ def _walk(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:
                 continue  # evicted meanwhile
 
 
-def _named(paths: list[Path]) -> str:
-    more = f" and {number(len(paths) - SHOWN)} more" if len(paths) > SHOWN else ""
-    return ", ".join(str(path) for path in paths[:SHOWN]) + more
+def _file_names(paths: list[Path]) -> str:
+    more = (
+        f" and {number(len(paths) - MOST_FILES_NAMED)} more"
+        if len(paths) > MOST_FILES_NAMED
+        else ""
+    )
+    return ", ".join(str(path) for path in paths[:MOST_FILES_NAMED]) + more
 
 
 def _disk(settings: Settings) -> Findings:
     directory = home_of(settings)
     place = next(path for path in (directory, *directory.parents) if path.exists())
-    sizes = {facts.st_ino: facts.st_blocks * 512 for _, facts in _walk(directory)}
+    sizes = {facts.st_ino: facts.st_blocks * 512 for _, facts in _all_files(directory)}
     used = sum(sizes.values())
     free = shutil.disk_usage(place).free
     limit = settings.size_limit
@@ -277,19 +286,20 @@ def _disk(settings: Settings) -> Findings:
 
 
 def _leftovers(settings: Settings) -> Findings:
-    horizon = time.time() - OLD
+    horizon = time.time() - LEFTOVER_SECONDS
     places = [settings.directory]
     if (file := secret_keys.default_file()) is not None:
         places.append(file.parent)
     old = [
         path
         for place in places
-        for path, facts in _walk(place)
+        for path, facts in _all_files(place)
         if _is_leftover(path.name) and facts.st_mtime < horizon
     ]
     if old:
-        fix = f"They are leftovers; run: rm {' '.join(str(path) for path in old[:SHOWN])}"
-        yield Finding(WARN, "leftovers", _named(old), fix)
+        names = " ".join(str(path) for path in old[:MOST_FILES_NAMED])
+        fix = f"They are leftovers; run: rm {names}"
+        yield Finding(WARN, "leftovers", _file_names(old), fix)
     else:
         yield Finding(GOOD, "leftovers", "none")
 
@@ -300,10 +310,10 @@ def _is_leftover(name: str) -> bool:
 
 def _clock() -> Findings:
     if SYSTEM.boot_id == bytes(16):
-        fix = "Keep the clock right (NTP); ages are taken from it."
-        yield Finding(NOTE, "clock", "this system has no name for its start", fix)
+        fix = "Synchronize the system clock (NTP): ages are measured with it."
+        yield Finding(NOTE, "clock", "this system has no boot id", fix)
     else:
-        yield Finding(GOOD, "clock", "ages are taken from a clock that cannot step")
+        yield Finding(GOOD, "clock", "ages are measured with a clock that cannot step")
 
 
 def _tiers(settings: Settings) -> Findings:
@@ -331,20 +341,20 @@ def _redis(settings: Settings, facts: dict[str, Any]) -> Findings:
     if not facts.get("up"):
         fix = facts.get("fix") or "Start it, or correct redis_url."
         fix += f" (redis_url is from {settings.sources['redis_url']})"
-        said = f"{url} cannot be used: {facts.get('error', 'down')}; memo works without it"
+        said = f"{url} cannot be used: {facts.get('error', 'down')}; memo goes on without it"
         yield Finding(FAIL, "redis", said, fix)
         return
     yield Finding(GOOD, "redis", f"{url}: {_facts(facts) or 'up'}")
     version = str(facts.get("version", ""))
-    if version and _parts(version) < OLDEST_REDIS:
+    if version and _version_numbers(version) < OLDEST_REDIS:
         fix = "Use Redis 6.2 or newer."
         yield Finding(FAIL, "redis", f"version {version} is too old", fix)
     if str(facts.get("tracking", "")).startswith("strict"):
-        fix = "Let its ACL allow +hello +echo +client|tracking."
-        said = f"coherence is {facts['tracking']}: each hit in memory asks it"
+        fix = "Allow +hello +echo +client|tracking in its ACL."
+        said = f"coherence is {facts['tracking']}: each hit in memory asks Redis"
         yield Finding(WARN, "redis", said, fix)
     if facts.get("limit") and facts.get("policy") == "noeviction":
-        fix = "Set its maxmemory-policy to allkeys-lfu, or to volatile-lru."
+        fix = "Set its maxmemory-policy to allkeys-lfu or volatile-lru."
         yield Finding(WARN, "redis", "refuses to store when its memory is full", fix)
 
 
@@ -358,7 +368,7 @@ def _capabilities(tier: Any) -> Findings:
             yield Finding(FAIL, topic, error, "See docs/deployments.md.")
 
 
-def _parts(version: str) -> tuple[int, ...]:
+def _version_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdecimal())
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import networkx as nx
 
 HIT, COMPUTED, RUNNING, STORED = "hit", "computed", "running", "stored"
-EMPTY = "No cached call yet: put @cache above a function and call it."
-COLOURS = {
+NO_CALLS = "No cached call yet: put @cache above a function and call it."
+STATE_COLOURS = {
     "hit": "#9fd8b0",
     "computed": "#a9cdf5",
     "stored": "#d9dde3",
@@ -34,7 +34,7 @@ COLOURS = {
     "outdated": "#f3b0a8",
 }
 """State -> background; dark text on each has a contrast above 7 : 1."""
-SAID = {
+STATE_MEANINGS = {
     "hit": "answered from the cache in this process",
     "computed": "computed by this process",
     "stored": "stored, and still valid",
@@ -48,7 +48,7 @@ SAID = {
 }
 """State -> what it means."""
 WIDTH, HEIGHT = 188, 58
-BOLD = 23
+BOLD_CHARACTERS = 23
 """Most characters of bold text that fit into a box."""
 _ACROSS, _DOWN, _EDGE = 56, 16, 12
 SWEEPS = 4
@@ -94,7 +94,7 @@ class Node:
         many = [rendering.counted(self.calls, "call")] if self.calls > 1 else []
         known = [rendering.duration(self.seconds)] if self.seconds else []
         held = [rendering.size(self.size)] if self.size else []
-        return rendering.DOT.join([*many, *known, *held])
+        return rendering.SEPARATOR.join([*many, *known, *held])
 
 
 class Graph(Protocol):
@@ -202,7 +202,7 @@ def _edge_svg(start: Placed, end: Placed) -> str:
 
 def _box_svg(place: Placed) -> str:
     node, x, y = place
-    fill = COLOURS.get(node.state, "#d9dde3")
+    fill = STATE_COLOURS.get(node.state, "#d9dde3")
     texts = [
         (_short(node.label), 'font-weight="600"', 18),
         (node.arguments, "", 34),
@@ -215,7 +215,7 @@ def _box_svg(place: Placed) -> str:
     return (
         f'<g class="memo-node" data-id="{escape(node.id)}" data-key="{escape(node.key)}" '
         f'data-function="{escape(node.function)}" data-state="{node.state}">'
-        f"<title>{escape(explained(node))}</title>"
+        f"<title>{escape(tooltip(node))}</title>"
         f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="7" fill="{fill}" '
         f'stroke="#5b6470"/>{lines}</g>'
     )
@@ -223,7 +223,9 @@ def _box_svg(place: Placed) -> str:
 
 def _short(name: str) -> str:
     """Shorten a name to fit in bold: without its module if there is no space for both."""
-    return cut(name if cell_len(name) <= BOLD else name.rpartition(":")[2], BOLD)
+    return cut(
+        name if cell_len(name) <= BOLD_CHARACTERS else name.rpartition(":")[2], BOLD_CHARACTERS
+    )
 
 
 def _fitting(text: str) -> str:
@@ -234,15 +236,15 @@ def _legend_svg(state: str, at: int, high: int) -> str:
     x = _EDGE + at * 96
     return (
         f'<rect x="{x}" y="{high + 6}" width="12" height="12" rx="3" '
-        f'fill="{COLOURS.get(state, "#d9dde3")}" stroke="#5b6470"/>'
+        f'fill="{STATE_COLOURS.get(state, "#d9dde3")}" stroke="#5b6470"/>'
         f'<text x="{x + 18}" y="{high + 16}" fill="#808080">{escape(state)}</text>'
     )
 
 
-def explained(node: Node) -> str:
+def tooltip(node: Node) -> str:
     """Return facts about a node, one per line."""
     call = f"{node.label}({node.arguments})" if node.calls == 1 else node.label
-    lines = [call, f"{node.state}: {SAID.get(node.state, node.state)}"]
+    lines = [call, f"{node.state}: {STATE_MEANINGS.get(node.state, node.state)}"]
     if node.calls > 1:
         lines.append(f"{rendering.counted(node.calls, 'call')}: {node.arguments}")
     if node.seconds:
@@ -263,7 +265,7 @@ def tree(graph: Graph, width: int = 80) -> list[Styled]:
     Final results first, each with the calls it was built on below it.
     """
     if not graph.nodes:
-        return [Styled(EMPTY)]
+        return [Styled(NO_CALLS)]
     nodes = {node.id: node for node in graph.nodes}
     inputs: dict[str, list[str]] = {name: [] for name in nodes}
     for a, b in graph.edges:
@@ -275,7 +277,11 @@ def tree(graph: Graph, width: int = 80) -> list[Styled]:
     def branch(name: str, lead: str, mark: str) -> None:
         node, again = nodes[name], name in told and inputs[name]
         told.add(name)
-        facts = "see above" if again else rendering.DOT.join(filter(None, (node.state, node.facts)))
+        facts = (
+            "see above"
+            if again
+            else rendering.SEPARATOR.join(filter(None, (node.state, node.facts)))
+        )
         room = width - cell_len(lead + mark) - cell_len(facts) - 2
         call = f"{node.label}({node.arguments})" if node.calls == 1 else node.label
         text = f"{lead}{mark}{cut(call, max(12, room))}  {facts}"

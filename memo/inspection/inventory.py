@@ -78,7 +78,7 @@ ORDERS: dict[str, Callable[[Item], float]] = {
 """Name of an order -> sort key, the largest first."""
 
 
-class Wanted(NamedTuple):
+class Selection(NamedTuple):
     """A selection of entries, and their order.
 
     Attributes:
@@ -114,7 +114,7 @@ class Wanted(NamedTuple):
         )
 
 
-def items(wanted: Wanted, limit: int | None = None) -> tuple[list[Item], int]:
+def items(wanted: Selection, limit: int | None = None) -> tuple[list[Item], int]:
     """Return the selected entries, at most `limit` of them, and their total number.
 
     Raises:
@@ -127,10 +127,10 @@ def table(shown: Sequence[Item]) -> rendering.Table:
     """Return a table of entries, with the tiers that hold each."""
     listed = [(item.header, item.size) for item in shown]
     tiers = [", ".join(item.tiers) for item in shown]
-    return rendering.entries(listed, time.time(), tiers, list(map(_told_state, shown)))
+    return rendering.entries(listed, time.time(), tiers, list(map(_state_text, shown)))
 
 
-def _told_state(item: Item) -> str:
+def _state_text(item: Item) -> str:
     """Describe the state of an entry in words."""
     return f"{item.state}, raises" if item.header.flags & seal.RAISED else item.state
 
@@ -138,21 +138,21 @@ def _told_state(item: Item) -> str:
 async def _items(
     port: Port,
     chain: Chain,
-    wanted: Wanted,
+    wanted: Selection,
     limit: int | None,
     prefix: str | None = None,
-    afar: Sequence[tuple[Header, int]] = (),
+    from_redis: Sequence[tuple[Header, int]] = (),
 ) -> tuple[list[Item], int]:
     whole = f"{chain.namespace}:" if prefix is None else prefix
     if limit is not None and wanted.is_by_name:
         return await _newest(port, chain, wanted, limit, whole)
     listed = await listing(port, chain, whole)
     here = {header.key for header, _ in listed}
-    listed += [one for one in afar if one[0].key not in here]
+    listed += [one for one in from_redis if one[0].key not in here]
     found = [Item(header, size) for header, size in listed if wanted.holds(header)]
     found.sort(key=ORDERS[wanted.by], reverse=True)
     shown = found if wanted.tier else found[:limit]
-    places = await _places(port, chain, [item.header for item in shown])
+    places = await _holding_tiers(port, chain, [item.header for item in shown])
     shown = [item._replace(tiers=at) for item, at in zip(shown, places, strict=True)]
     if wanted.tier:
         found = shown = [item for item in shown if wanted.tier in item.tiers]
@@ -160,7 +160,7 @@ async def _items(
 
 
 async def _newest(
-    port: Port, chain: Chain, wanted: Wanted, limit: int, prefix: str
+    port: Port, chain: Chain, wanted: Selection, limit: int, prefix: str
 ) -> tuple[list[Item], int]:
     """Return the newest entries of some functions, and their number, without reading the others."""
     found: dict[str, Item] = {}
@@ -180,12 +180,12 @@ async def _newest(
                 if other is None or item.size > other.size:  # memory may lack the payload
                     found[item.header.key] = item
     shown = sorted(found.values(), key=ORDERS["newest"], reverse=True)[:limit]
-    places = await _places(port, chain, [item.header for item in shown])
+    places = await _holding_tiers(port, chain, [item.header for item in shown])
     shown = [item._replace(tiers=at) for item, at in zip(shown, places, strict=True)]
     return await _with_states(port, chain, shown), await _count(port, lists)
 
 
-def _is_ours(chain: Chain, wanted: Wanted, head: str) -> bool:
+def _is_ours(chain: Chain, wanted: Selection, head: str) -> bool:
     """True if entries with this head are selected, and sealed with one of our secrets."""
     rest, _, secret = head[:-1].rpartition(":")
     function = rest.removeprefix(f"{chain.namespace}:{{").removesuffix("}")
@@ -245,11 +245,11 @@ def _state(
     chain: Chain,
 ) -> str:
     absolute, readings = unfolded(header.stamps)
-    gone, times = _turned(absolute, now, changed)
+    gone, times = _invalid_state(absolute, now, changed)
     if gone:
         return gone
     beneath = [stamp for reading in readings for stamp in reading.stamps]
-    doubt, soft = _turned(beneath, now, changed)
+    doubt, soft = _invalid_state(beneath, now, changed)
     times += soft
     if code is not None and header.code != code:
         return OUTDATED
@@ -264,7 +264,7 @@ def _state(
     return {check.FRESH: FRESH, check.STALE: STALE}.get(kind, EXPIRED)
 
 
-def _turned(
+def _invalid_state(
     own: Iterable[Stamp], now: Mapping[Ref, State], changed: Mapping[Stamp, bool]
 ) -> tuple[str, list[int]]:
     """Return the state of an entry whose stamps no longer hold or `""`, and when it expired."""
@@ -278,7 +278,9 @@ def _turned(
     return "", [reason.at] if isinstance(reason, Expired) else []
 
 
-async def _places(port: Port, chain: Chain, headers: Sequence[Header]) -> list[tuple[str, ...]]:
+async def _holding_tiers(
+    port: Port, chain: Chain, headers: Sequence[Header]
+) -> list[tuple[str, ...]]:
     """Return the tiers that hold each of some entries; a tier that cannot be asked is left out."""
     names = [chain.name(header.function, header.key) for header in headers]
     found: list[tuple[str, ...]] = [()] * len(names)
@@ -295,23 +297,23 @@ async def _places(port: Port, chain: Chain, headers: Sequence[Header]) -> list[t
 
 # --- memo.entries --------------------------------------------------------------------------------
 
-SEARCH = 0.25
+SEARCH_SECONDS = 0.25
 """Seconds for which Redis is searched for entries that this host does not have."""
-MOST = 10_000
+MOST_READ = 10_000
 """Most entries of Redis that are read."""
 
 
-async def _afar(port: Port, chain: Chain, prefix: str) -> tuple[list[tuple[Header, int]], str]:
-    """Header and size of the entries in a shared tier; and what is missing there, in words."""
+async def _in_redis(port: Port, chain: Chain, prefix: str) -> tuple[list[tuple[Header, int]], str]:
+    """Return header and size of a shared tier's entries, and a sentence about missing ones."""
     shared = chain.authorities.shared
     if shared is None:
         return [], ""
-    name, without = title(shared.name), "entries that are only there are missing"
+    name, without = title(shared.name), "entries that only it has are missing here"
     if not isinstance(shared, ServerTier):
         return [], f"{name} cannot be listed: {without}."
     try:
-        until = time.monotonic() + SEARCH
-        listed, whole = await shared.listed(port, prefix, until, MOST)
+        until = time.monotonic() + SEARCH_SECONDS
+        listed, whole = await shared.listed(port, prefix, until, MOST_READ)
     except TierError:
         return [], f"{name} did not answer: {without}."
     found: list[tuple[Header, int]] = []
@@ -319,7 +321,7 @@ async def _afar(port: Port, chain: Chain, prefix: str) -> tuple[list[tuple[Heade
         with suppress(EntryError):
             header = chain.header_of(at, record)
             found.append((header, len(record) + seal.payload_size(header.buffers)))
-    return found, "" if whole else f"{name} was not searched whole: some {without}."
+    return found, "" if whole else f"{name} was not searched completely: some {without}."
 
 
 class Stored(NamedTuple):
@@ -430,7 +432,7 @@ def entries(
         if known is not None:
             chain = known._function.chain()
             known._function.keyer.check_names("entries", arguments)
-    wanted = Wanted(where=arguments)
-    afar, missing = drive(_afar(BLOCKING, chain, prefix))
-    found, _ = drive(_items(BLOCKING, chain, wanted, None, prefix, afar))
+    wanted = Selection(where=arguments)
+    from_redis, missing = drive(_in_redis(BLOCKING, chain, prefix))
+    found, _ = drive(_items(BLOCKING, chain, wanted, None, prefix, from_redis))
     return Entries(found, chain.clock, missing)

@@ -18,8 +18,8 @@ from memo.decorators.cached_function import CachedFunction, functions
 from memo.decorators.invalidators import invalidate
 from memo.errors import MemoError, label
 from memo.inspection import call_graph, graph_drawing, inventory
-from memo.inspection.inventory import Item, Wanted
-from memo.inspection.under_way import BOARD, LONG, Running
+from memo.inspection.inventory import Item, Selection
+from memo.inspection.running_computations import COMPUTATIONS, LONG_COMPUTATION, Running
 from memo.keys.summaries import BUILT_ON, RESOLVED, RESULT
 from memo.metrics import rendering
 from memo.metrics.recorder import stats
@@ -32,11 +32,11 @@ from memo.runtime.port import Port
 
 LISTED_EVERY = 3.0
 """Seconds between two listings of the entries on the disk."""
-ENTRIES = 200
+MOST_ENTRIES = 200
 """Most entries that one page lists; the filter narrows them down."""
-NAMED = 4
+MOST_NAMED = 4
 """Most entries named in the answer to a button."""
-POINTS = 60
+PLOT_STEPS = 60
 """Time steps in the plot of one function."""
 
 
@@ -68,7 +68,7 @@ class Model:
     def state(self) -> dict[str, Any]:
         """Return everything that the page draws."""
         now = stats(shared=self.shared)
-        running = BOARD.everywhere() if self.shared else BOARD.here()
+        running = COMPUTATIONS.everywhere() if self.shared else COMPUTATIONS.here()
         error = ""
         try:
             chain = assembly.default_chain()
@@ -94,23 +94,23 @@ class Model:
 
     def _follow(self, running: list[Running]) -> None:
         """Draw the graph again if a long computation has begun or ended."""
-        long = {(r.process, r.key) for r in running if time.time() - r.since >= LONG}
+        long = {(r.process, r.key) for r in running if time.time() - r.since >= LONG_COMPUTATION}
         if long != self._long:
             self._long, self.list_at = long, 0.0
 
     def _list(self, chain: Any) -> None:
         if chain is self._chain and time.monotonic() < self.list_at:
             return
-        wanted = Wanted(by=self.order)
+        wanted = Selection(by=self.order)
         items, _ = inventory.items(wanted)
         words = self.filter.lower().split()
         own = {function.function_id for function in functions()}
         if not self.shared:  # this notebook's come first
             items.sort(key=lambda item: item.header.function not in own)
         found = [item for item in items if all(word in _text(item) for word in words)]
-        self.items, self._count = found[:ENTRIES], len(found)
+        self.items, self._count = found[:MOST_ENTRIES], len(found)
         made = call_graph.graph_of(everything=self.shared)
-        self._graph = {"svg": made.to_svg(), "text": "" if made.nodes else graph_drawing.EMPTY}
+        self._graph = {"svg": made.to_svg(), "text": "" if made.nodes else graph_drawing.NO_CALLS}
         self._chain, self.list_at = chain, time.monotonic() + self._every
 
     def _entries(self) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class Model:
         for row, item in zip(rows, self.items, strict=True):
             row["key"] = item.header.key
             row["preview"] = preview(item)
-            row["why"] = "" if call_of(item.header) else _why_not(item.header)
+            row["why"] = "" if call_of(item.header) else _why_not_refreshed(item.header)
         return {**rendering.table_data(table), "rows": rows, "count": self._count}
 
     def press(self, message: Any) -> None:
@@ -135,7 +135,7 @@ class Model:
         try:
             said = self._press(message)
         except (MemoError, TypeError, ValueError) as error:
-            said = f"That did not work: {error}"
+            said = f"Failed: {error}"
         if target:
             self.said = {**dict(list(self.said.items())[-20:]), target: said}
             number = max(self.answers.values(), default=0) + 1
@@ -156,7 +156,7 @@ class Model:
         key = str(message.get("key", ""))
         item = next((item for item in self.items if item.header.key == key), None)
         if item is None:
-            return "That entry has gone."
+            return "That entry no longer exists."
         header = item.header
         if what == "refresh":
             return _refresh(header)
@@ -168,7 +168,7 @@ class Model:
 
     def _with_others(self, work: Callable[[], Any]) -> str:
         """Invalidate, and say which entries of this host were dropped."""
-        headers = [item.header for item in inventory.items(Wanted())[0]]
+        headers = [item.header for item in inventory.items(Selection())[0]]
         chain = assembly.default_chain()
         before = drive(inventory.states(BLOCKING, chain, headers))
         done = work()
@@ -178,9 +178,9 @@ class Model:
         gone.sort(key=lambda header: header.times.finished)  # what was built on it comes after it
         how = ", ".join(f"{tier}: {what}" for tier, what in done.tiers.items())
         if not gone:
-            return f"Nothing here was valid any more ({how})."
-        calls = ", ".join(_called(header) for header in gone[:NAMED])
-        more = f" and {len(gone) - NAMED} more" if len(gone) > NAMED else ""
+            return f"No entry here was still valid ({how})."
+        calls = ", ".join(_called(header) for header in gone[:MOST_NAMED])
+        more = f" and {len(gone) - MOST_NAMED} more" if len(gone) > MOST_NAMED else ""
         return f"Invalidated {calls}{more} ({how})."
 
 
@@ -227,15 +227,15 @@ def _functions(now: Stats) -> dict[str, Any]:
 def _plot(part: FunctionStats) -> dict[str, Any]:
     """Return hits, stale hits and misses over time.
 
-    Seconds of a step, and the last `POINTS` steps.
+    Seconds of a step, and the last `PLOT_STEPS` steps.
     """
     width, points = rendering.bars(Stats({"": part}))
     step = rendering.duration(width)
-    return {"width": width, "step": step, "points": [list(point) for point in points[-POINTS:]]}
+    return {"width": width, "step": step, "points": [list(point) for point in points[-PLOT_STEPS:]]}
 
 
 def preview(item: Item) -> str:
-    """Describe a stored value from its header alone, without loading it."""
+    """Describe a stored value by its header, without loading it."""
     header = item.header
     try:
         told = json.loads(header.summary).get(RESULT)
@@ -246,7 +246,7 @@ def preview(item: Item) -> str:
         held = rendering.size(sum(buffer.size for buffer in header.buffers))
         parts.append(f"{rendering.counted(len(header.buffers), 'buffer')}, {held}")
     parts.append(f"written with {header.codec}")
-    return rendering.DOT.join(parts)
+    return rendering.SEPARATOR.join(parts)
 
 
 def _explained(item: Item) -> str:
@@ -254,7 +254,7 @@ def _explained(item: Item) -> str:
     header = item.header
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(header.times.finished / SECOND))
     cost = rendering.duration(header.times.cost / SECOND)
-    what = graph_drawing.SAID.get(item.state, "stored, and valid: the next call is a hit")
+    what = graph_drawing.STATE_MEANINGS.get(item.state, "stored, and valid: the next call is a hit")
     origin = f"Computed {at} by {header.writer} in {cost}: {preview(item)}."
     return f"{_called(header)} is {item.state}: {what}. {origin}"
 
@@ -262,14 +262,14 @@ def _explained(item: Item) -> str:
 # --- refreshing an entry --------------------------------------------------------------------------
 
 
-def _named(identity: str) -> list[CachedFunction[Any, Any]]:
+def _functions_named(identity: str) -> list[CachedFunction[Any, Any]]:
     """Return all functions with an id; a cell that ran again leaves its earlier one behind."""
     return [function for function in functions() if function.function_id == identity]
 
 
-def _why_not(header: Header) -> str:
+def _why_not_refreshed(header: Header) -> str:
     """Explain why an entry cannot be refreshed from here."""
-    if not _named(header.function):
+    if not _functions_named(header.function):
         return "its function is not in this process"
     return "its arguments cannot be read back; call its refresh() by hand"
 
@@ -288,7 +288,7 @@ def call_of(header: Header) -> tuple[CachedFunction[Any, Any], dict[str, Any]] |
         given = {name: ast.literal_eval(parts[0]) for name, parts in summary.items()}
     except (ValueError, SyntaxError, TypeError, LookupError, AttributeError):
         return None
-    for function in reversed(_named(header.function)):
+    for function in reversed(_functions_named(header.function)):
         with suppress(ValueError, TypeError, MemoError):
             if function.key(**given) == header.key:
                 return function, given
@@ -299,7 +299,7 @@ def _refresh(header: Header) -> str:
     """Recompute an entry in the background."""
     call = call_of(header)
     if call is None:
-        return f"Not refreshed: {_why_not(header)}."
+        return f"Not refreshed: {_why_not_refreshed(header)}."
     function, given = call
 
     async def work(_: Port) -> None:
@@ -313,7 +313,7 @@ def _refresh(header: Header) -> str:
     return f"Refreshing {_called(header)} in the background."
 
 
-def static_bundle(model: Model) -> dict[str, str]:
+def static_mimebundle(model: Model) -> dict[str, str]:
     """Return the same facts without a script: HTML with the graph as SVG, and plain text."""
     state = model.state()
     now = stats(shared=model.shared)

@@ -16,13 +16,13 @@ from memo.decorators.cached_function import CachedFunction, functions
 from memo.engine.explaining import CODE_CHANGED, changed_code
 from memo.errors import MemoError
 from memo.metrics import rendering
-from memo.metrics.recorder import COUNTERS, Span, watch
+from memo.metrics.recorder import COUNTERS, Span, open_span
 from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.reasons import ABSENT
 
-PATIENCE = 0.5
+EXPLAINING_SECONDS = 0.5
 """Seconds after which no more entries are read to explain misses."""
-EXPLAINED = 3
+MOST_EXPLAINED = 3
 """Most misses of one span whose code is compared with an earlier version."""
 
 
@@ -42,7 +42,7 @@ def report(file: TextIO | None = None) -> Iterator[Span]:
     Yields:
         The report; its `stats` has the numbers.
     """
-    span = watch()
+    span = open_span()
     try:
         yield span
     finally:
@@ -57,7 +57,7 @@ def explain_misses(span: Span) -> None:
     """Name the changed code behind the first misses of a span, if that was the cause."""
     known = {function.function_id: function for function in functions()}
     absent = [at for at, miss in enumerate(span.misses) if miss.reason == ABSENT]
-    for at in absent[:EXPLAINED]:
+    for at in absent[:MOST_EXPLAINED]:
         miss = span.misses[at]
         function = known.get(miss.function)
         if function is not None and not miss.detail:
@@ -68,7 +68,7 @@ def explain_misses(span: Span) -> None:
 def explain_counts() -> None:
     """Count this process's misses as "code changed" if that was the cause."""
     known = {function.function_id: function for function in functions()}
-    latest = time.monotonic() + PATIENCE
+    latest = time.monotonic() + EXPLAINING_SECONDS
     for identity, keys in COUNTERS.unexplained(ABSENT).items():
         if identity in known and time.monotonic() < latest:
             for _ in _changed(known[identity], keys):

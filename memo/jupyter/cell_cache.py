@@ -29,7 +29,7 @@ from typing import Any
 from memo.decorators.cache_decorator import cache
 from memo.decorators.cached_function import CachedFunction
 from memo.engine import replay as output_replay
-from memo.errors import KeyingError, OptionError, users
+from memo.errors import KeyingError, OptionError, cut_to_user_frames
 from memo.keys.encoding import canonical
 from memo.keys.fingerprint import names_used
 from memo.keys.fingerprint.function_version import Identity, function_id
@@ -40,7 +40,7 @@ from memo.runtime.named_tuple import NamedTuple
 
 _SHOWN_NAMES = 3
 """Number of its outputs after which a cell is named."""
-_UNCHANGING = frozenset({int, float, complex, bool, str, bytes, type(None), types.FunctionType})
+_IMMUTABLE = frozenset({int, float, complex, bool, str, bytes, type(None), types.FunctionType})
 _AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 
 
@@ -65,14 +65,14 @@ class Names(NamedTuple):
 
 def names(tree: ast.Module) -> Names:
     """Find the names that a cell reads and assigns."""
-    flow = _Flow()
+    flow = _NameFlow()
     flow.block(tree.body)
     flow.end()
     hidden = frozenset(flow.hidden) - set(flow.reads)
     return Names(tuple(flow.reads), tuple(flow.assigned), hidden, frozenset(flow.imported))
 
 
-class _Flow(ast.NodeVisitor):
+class _NameFlow(ast.NodeVisitor):
     """Follows a cell from top to bottom.
 
     Attributes:
@@ -211,7 +211,7 @@ class _Flow(ast.NodeVisitor):
         self.block(node.body)
 
     def visit_Try(self, node: ast.Try | ast.TryStar) -> None:
-        handlers = [handler for handler in node.handlers if not _leaves(handler.body)]
+        handlers = [handler for handler in node.handlers if not _always_leaves(handler.body)]
         before = set(self.sure)
         self.block([*node.body, *node.orelse])
         after = set(self.sure)
@@ -243,7 +243,7 @@ class _Flow(ast.NodeVisitor):
         for body in bodies:
             self.sure = set(before)
             self.block(body)
-            if not _leaves(body):
+            if not _always_leaves(body):
                 ends.append(self.sure)
         self.sure = set.intersection(*ends) if ends else before
 
@@ -301,7 +301,7 @@ class _Flow(ast.NodeVisitor):
     visit_ListComp = visit_SetComp = visit_GeneratorExp = visit_DictComp = _comprehension
 
 
-def _leaves(body: Sequence[ast.AST]) -> bool:
+def _always_leaves(body: Sequence[ast.AST]) -> bool:
     """True if a branch never reaches what comes after it."""
     return bool(body) and isinstance(body[-1], (ast.Raise, ast.Return, ast.Continue, ast.Break))
 
@@ -315,7 +315,7 @@ class Recording:
 
     Attributes:
         outputs: the names that it assigned, with their values.
-        gone: the names that it deleted.
+        deleted: the names that it deleted.
         shown: what it printed and displayed; see `replay`.
         value: the value of the last expression; None if there is none, or if it cannot be pickled:
             then its display is the last of `shown`.
@@ -323,13 +323,13 @@ class Recording:
     """
 
     outputs: Mapping[str, Any]
-    gone: tuple[str, ...]
+    deleted: tuple[str, ...]
     shown: output_replay.Shown
     value: Any = None
     live: Any = None
 
     def __reduce__(self) -> Any:
-        return Recording, (self.outputs, self.gone, self.shown, self.value)
+        return Recording, (self.outputs, self.deleted, self.shown, self.value)
 
 
 def _flush_figures() -> None:
@@ -343,12 +343,12 @@ def replay(shell: Any, recording: Recording) -> None:
     """Show again what a cell showed, and assign what it assigned."""
     output_replay.replay(recording.shown)
     scope = shell.user_ns
-    scope.update({name: _at_home(value, scope) for name, value in recording.outputs.items()})
-    for name in recording.gone:
+    scope.update({name: _rebound(value, scope) for name, value in recording.outputs.items()})
+    for name in recording.deleted:
         scope.pop(name, None)
 
 
-def _at_home(value: Any, scope: dict[str, Any]) -> Any:
+def _rebound(value: Any, scope: dict[str, Any]) -> Any:
     """Rebind a function that a cell defined to the names of this notebook."""
     if type(value) is not types.FunctionType or value.__module__ != scope.get("__name__"):
         return value
@@ -422,7 +422,7 @@ class Cell:
         self._codes = [compile(part, file, mode, _AWAIT) for part, mode in _parts(tree)]
         self.awaits = any(code.co_flags & inspect.CO_COROUTINE for code in self._codes)
         self._quiet = _is_quiet(source)
-        self.identity = CellIdentity(_normal(tree, self._quiet), outputs)
+        self.identity = CellIdentity(_normalized(tree, self._quiet), outputs)
         name = options.pop("name", None) or _name(self._scope, self.names, self.identity)
         run = self._run_awaited if self.awaits else self._run
         made: Any = cache(name=name, **options)(_named(run, name))
@@ -494,7 +494,7 @@ class Cell:
         """Raise the cell's own error; if an input had no sound key, leave it out instead."""
         __tracebackhide__ = True
         if self._ran or not isinstance(error, KeyingError):
-            raise users(error)
+            raise cut_to_user_frames(error)
         self._leave_out()
 
     def _leave_out(self) -> None:
@@ -559,7 +559,7 @@ class Cell:
         return [
             (name, value)
             for name, value in self.inputs.items()
-            if type(value) not in _UNCHANGING and name not in self.names.assigned
+            if type(value) not in _IMMUTABLE and name not in self.names.assigned
         ]
 
     def _recorded(self, shown: output_replay.Shown, value: Any, changed: list[str]) -> Recording:
@@ -568,13 +568,13 @@ class Cell:
         if missing:
             raise OptionError("outputs", ",".join(missing), "is not assigned by the cell.")
         outputs = {name: self._scope[name] for name in wanted if name in self._scope}
-        gone = tuple(name for name in self.names.assigned if name not in self._scope)
+        deleted = tuple(name for name in self.names.assigned if name not in self._scope)
         value = None if self._quiet else value
-        if value is None or _is_kept(value, outputs):
-            return Recording(outputs, gone, shown, value)
+        if value is None or _may_keep(value, outputs):
+            return Recording(outputs, deleted, shown, value)
         data, metadata = self._shell.display_formatter.format(value)
         last = output_replay.plain({"data": data, "metadata": metadata})
-        return Recording(outputs, gone, (*shown, ("display", last)), None, value)
+        return Recording(outputs, deleted, (*shown, ("display", last)), None, value)
 
 
 def _parts(tree: ast.Module) -> Iterator[tuple[Any, str]]:
@@ -594,7 +594,7 @@ def _is_quiet(source: str) -> bool:
     return source.rstrip().endswith(";")
 
 
-def _normal(tree: ast.Module, quiet: bool) -> str:
+def _normalized(tree: ast.Module, quiet: bool) -> str:
     """Return a cell without comments and layout."""
     return ast.unparse(tree) + ";" * quiet
 
@@ -641,7 +641,7 @@ def _digest(value: Any) -> bytes:
         return b""
 
 
-def _is_kept(value: Any, outputs: Mapping[str, Any]) -> bool:
+def _may_keep(value: Any, outputs: Mapping[str, Any]) -> bool:
     """True if a value can be pickled, or is one of the outputs, which are checked separately."""
     return any(value is one for one in outputs.values()) or _is_picklable(value)
 

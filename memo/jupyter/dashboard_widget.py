@@ -41,7 +41,7 @@ def dashboard() -> Any:
 def _with_static(made: Any, model: Model) -> Any:
     """Return the display data of a widget, with a static form for front ends without widgets."""
     data, more = made if isinstance(made, tuple) else (made or {}, {})
-    return {**data, **live_view.static_bundle(model)}, more
+    return {**data, **live_view.static_mimebundle(model)}, more
 
 
 def _widget_class() -> Any:
@@ -61,9 +61,9 @@ def _widget_class() -> Any:
             self._views = 0
             self._ticker: Handle | None = None
             super().__init__(state=self.model.state())
-            self.on_msg(self._hear)
+            self.on_msg(self._handle)
 
-        def _hear(self, _: Any, message: Any, __: Any) -> None:
+        def _handle(self, _: Any, message: Any, __: Any) -> None:
             change = {"open": 1, "shut": -1}.get(message.get("do"))
             if change:
                 self._watch(self._views + change)

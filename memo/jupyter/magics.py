@@ -44,7 +44,7 @@ from memo.inspection.report_line import explain_misses
 from memo.jupyter.cell_cache import Cell
 from memo.jupyter.progress_view import WATCHER, Line
 from memo.metrics import rendering
-from memo.metrics.recorder import Span, reset, stats, watch
+from memo.metrics.recorder import Span, open_span, reset, stats
 from memo.metrics.recorder import publish as leave_for_others
 from memo.metrics.snapshots import Stats
 from memo.records.seal import Header
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
     from IPython.display import DisplayHandle
 
-OPEN_REPORTS = 16
+MOST_OPEN_REPORTS = 16
 """Most reports that wait for background refreshes; beyond it the oldest stops waiting."""
 
 
@@ -95,7 +95,12 @@ class CacheMagics(Magics):
     @argument("--plot", action="store_true", help="draw hits, stale hits and misses over time")
     @argument("--json", action="store_true", help="give the numbers as JSON text")
     @argument("--frame", action="store_true", help="give a DataFrame: df = %%cache_stats --frame")
-    @argument("--limit", type=int, default=rendering.LISTED, help="most functions; 0: all")
+    @argument(
+        "--limit",
+        type=int,
+        default=rendering.FUNCTIONS_SHOWN,
+        help="most functions to show; 0: all",
+    )
     @argument("--reset", action="store_true", help="start the counters of this kernel at zero")
     @line_magic
     def cache_stats(self, line: str) -> Any:
@@ -104,7 +109,7 @@ class CacheMagics(Magics):
         found = stats(shared=given.all)
         if given.reset:
             reset()
-        chosen = _chosen(found, given.patterns)
+        chosen = _selected(found, given.patterns)
         if given.frame:
             return chosen.to_frame()
         if given.json:
@@ -121,19 +126,19 @@ class CacheMagics(Magics):
     @argument("--all", action="store_true", help="every function of this kernel")
     @argument("--where", action="append", default=[], metavar="NAME=VALUE",
               help="only entries with this argument; may be given more than once")  # fmt: skip
-    @argument("--tag", help="entries with this tag, of whatever function")
+    @argument("--tag", help="entries with this tag, of any function")
     @line_magic
     def cache_clear(self, line: str) -> None:
         """Invalidate entries, in every kernel that shares the cache, and say which."""
         given = _parsed(self.cache_clear, line)
         if given.tag and (given.where or given.pattern or given.all):
-            raise UsageError("--tag goes alone: it selects entries of any function.")
+            raise UsageError("--tag cannot be combined: it selects entries of any function.")
         if given.all and given.pattern:
             raise UsageError("Give a pattern or --all, not both.")
         if not (given.tag or given.pattern or given.all) and not self._is_sure():
             return
         try:
-            done = _cleared(given.pattern or "*", dict(map(_pair, given.where)), given.tag)
+            done = _clear(given.pattern or "*", dict(map(_pair, given.where)), given.tag)
         except MemoError as error:
             raise UsageError(str(error)) from None
         _say("\n".join(done))
@@ -189,8 +194,8 @@ class CacheMagics(Magics):
               help="only entries with this argument; may be given more than once")  # fmt: skip
     @argument("--tag", help="only entries with this tag")
     @argument("--tier", help="only entries that this tier holds: memory, disk, redis")
-    @argument("--by", choices=sorted(inventory.ORDERS), default="newest", help="what comes first")
-    @argument("--limit", type=int, default=50, help="show the first so many; 0: all")
+    @argument("--by", choices=sorted(inventory.ORDERS), default="newest", help="sort order")
+    @argument("--limit", type=int, default=50, help="most entries to show; 0: all")
     @argument("--frame", action="store_true", help="give a DataFrame: df = %%cache_ls --frame")
     @line_magic
     def cache_ls(self, line: str) -> Any:
@@ -201,7 +206,7 @@ class CacheMagics(Magics):
         """
         given = _parsed(self.cache_ls, line)
         where = dict(map(_pair, given.where))
-        wanted = inventory.Wanted(given.patterns, where, given.tag, given.tier, given.by)
+        wanted = inventory.Selection(given.patterns, where, given.tag, given.tier, given.by)
         try:
             shown, count = inventory.items(wanted, given.limit or None)
         except MemoError as error:
@@ -211,7 +216,7 @@ class CacheMagics(Magics):
             return _frame(table)
         if not count:
             return _say(_none_found(given.patterns))
-        said = rendering.some_of(len(shown), count, "entry", "entries", "--limit 0")
+        said = rendering.shown_of(len(shown), count, "entry", "entries", "--limit 0")
         text = f"{rendering.table_text(table)}\n\n{said}"
         return _show(text, rendering.boxed(f"{rendering.table_html(table)}<p>{said}</p>"))
 
@@ -225,25 +230,29 @@ class CacheMagics(Magics):
         publish(call_graph.graph_of(everything=given.everything, group=given.group or None))
 
     @magic_arguments()
-    @argument("state", nargs="?", choices=("on", "off"), help="on or off; none: say which it is")
+    @argument("state", nargs="?", choices=("on", "off"), help="on or off; none: show the setting")
     @line_magic
     def cache_report(self, line: str) -> None:
-        """Put one line under each cell that used the cache; it follows background refreshes."""
+        """Show one line under each cell that used the cache, and keep it up to date."""
         state = _parsed(self.cache_report, line).state
         if state:
-            self.reporter.turn(on=state == "on")
+            self.reporter.switch(on=state == "on")
         _say(f"Cache reports are {'on' if self.reporter.on else 'off'}.")
 
     @magic_arguments()
-    @argument("--ttl", help="how long it is replayed: seconds, 90s, 1h30m; default: no expiry")
-    @argument("--tags", type=_listed_names, default=(), metavar="A,B", help="to invalidate it by")
+    @argument(
+        "--ttl", help="how long the result is replayed: seconds, 90s, 1h30m; default: no expiry"
+    )
+    @argument(
+        "--tags", type=_listed_names, default=(), metavar="A,B", help="tag to invalidate it by"
+    )
     @argument("--inputs", type=_listed_names, metavar="A,B",
-              help="the names that matter; default: those that the cell reads")  # fmt: skip
+              help="the names that count; default: those that the cell reads")  # fmt: skip
     @argument("--outputs", type=_listed_names, metavar="A,B",
               help="the names to keep; default: those that it assigns or changes")  # fmt: skip
     @argument("--name", help="its name in statistics; default: made from what it assigns")
     @argument("--force", action="store_true", help="run it now, and store what it does")
-    @argument("--explain", action="store_true", help="say whether it would run, and why")
+    @argument("--explain", action="store_true", help="tell whether it would run, and why")
     @cell_magic
     def cache(self, line: str, cell: str) -> Any:
         """Run a cell once, and from then on replay what it assigned and showed.
@@ -318,7 +327,7 @@ def _none_found(patterns: list[str]) -> str:
 # --- %cache_stats -------------------------------------------------------------------------------
 
 
-def _chosen(found: Stats, patterns: list[str]) -> Stats:
+def _selected(found: Stats, patterns: list[str]) -> Stats:
     chosen = found.select(*patterns)
     if patterns and found.functions and not chosen.functions:
         there = ", ".join(map(label, found.functions))
@@ -351,11 +360,11 @@ def _pair(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _cleared(pattern: str, where: dict[str, Any], tag: str | None) -> list[str]:
+def _clear(pattern: str, where: dict[str, Any], tag: str | None) -> list[str]:
     """Invalidate entries, and return lines that say what matched."""
     reason = "%cache_clear"
     if tag:
-        return [*_outcome(invalidate(tag=tag, reason=reason))]
+        return [*_outcome_text(invalidate(tag=tag, reason=reason))]
     here = {function.function_id: function for function in functions()}
     if pattern == "*":
         found = list(here)
@@ -370,7 +379,7 @@ def _cleared(pattern: str, where: dict[str, Any], tag: str | None) -> list[str]:
             refused = error
     if refused and not done:
         raise refused
-    return [line for outcome in done for line in _outcome(outcome)]
+    return [line for outcome in done for line in _outcome_text(outcome)]
 
 
 def _clear_one(
@@ -384,7 +393,7 @@ def _clear_one(
     return invalidate(function=identity, reason=reason)
 
 
-def _outcome(done: Invalidation) -> Iterator[str]:
+def _outcome_text(done: Invalidation) -> Iterator[str]:
     """Describe the entries that an invalidation matched, with some of the calls."""
     yield repr(done)
     if done.first:
@@ -439,31 +448,28 @@ class Reporter:
     def __init__(self, shell: InteractiveShell) -> None:
         self.on = False
         kernel = getattr(shell, "kernel", None)
-        self.screen = None if kernel is None else Notebook(kernel)
+        self.screen = None if kernel is None else NotebookScreen(kernel)
         self._live = getattr(shell, "kernel", None) is not None  # a terminal takes no updates
         self._span: Span | None = None
         self._open: deque[tuple[Span, DisplayHandle]] = deque()
 
-    def turn(self, *, on: bool) -> None:
+    def switch(self, *, on: bool) -> None:
         """Turn reports on, from the next cell, or off."""
         self.on = on
         if not on:
             self.close()
 
     def begin(self, *_: Any) -> None:
-        """A cell begins."""
-        WATCHER.cell_begins()
+        """Start the report of a cell."""
+        WATCHER.begin_cell()
         if self._span is not None:
             self._span.close()
-        self._span = watch(self._changed) if self.on else None
+        self._span = open_span(self._changed) if self.on else None
 
     def end(self, result: ExecutionResult | None = None) -> None:
-        """End the report of a cell, perhaps with an error.
-
-        Publish the statistics for other processes.
-        """
+        """End the report of a cell, which may have failed, and publish the statistics."""
         leave_for_others()
-        WATCHER.cell_ends()
+        WATCHER.end_cell()
         span, self._span = self._span, None
         if span is None:
             return
@@ -472,7 +478,7 @@ class Reporter:
             span.close()
             return
         explain_misses(span)
-        handle = self.screen.given_up() if self.screen else None
+        handle = self.screen.release_display() if self.screen else None
         if handle is None:
             handle = publish(_bundle(span), raw=True, display_id=True)
         else:  # the lines of progress become the report
@@ -484,7 +490,7 @@ class Reporter:
 
     def _keep(self, span: Span, handle: DisplayHandle) -> None:
         self._open.append((span, handle))
-        while len(self._open) > OPEN_REPORTS:
+        while len(self._open) > MOST_OPEN_REPORTS:
             self._open.popleft()[0].close()
 
     def _changed(self, span: Span) -> None:
@@ -521,7 +527,7 @@ def _lifetime(text: str | None) -> Any:
         return text
 
 
-def _awaiting(lines: list[str]) -> list[str]:
+def _transform_awaits(lines: list[str]) -> list[str]:
     """Turn a `%%cache` cell with top-level `await` into an `await` itself (an input transformer).
 
     Raises:
@@ -540,7 +546,7 @@ def _shell_with_magics() -> InteractiveShell | None:
     return next(iter(_loaded), None)
 
 
-_awaiting.has_side_effects = True  # type: ignore[attr-defined]
+_transform_awaits.has_side_effects = True  # type: ignore[attr-defined]
 """IPython does not run it on a cell that is still being typed, so it may raise errors."""
 
 
@@ -554,7 +560,7 @@ def _awaits(shell: Any, cell: str) -> bool:
 # --- Progress -----------------------------------------------------------------------------------
 
 
-class Notebook:
+class NotebookScreen:
     """A screen in the output of the running cell; its last lines stay, or become the report."""
 
     def __init__(self, kernel: Any) -> None:
@@ -587,14 +593,14 @@ class Notebook:
             Context().run(self._handle.update, bundle, raw=True)
 
     def close(self, lines: list[Line]) -> None:
-        """Leave these lines, and begin anew in the next cell."""
+        """Leave these lines in the output; the next cell starts with none."""
         self._last, self._handle = self._handle, None
         if self._last is not None:
             text = "\n".join(map(str, lines))
             bundle = {"text/plain": text, "text/html": rendering.report_html(text)}
             Context().run(self._last.update, bundle, raw=True)
 
-    def given_up(self) -> DisplayHandle | None:
+    def release_display(self) -> DisplayHandle | None:
         """Return the display of the cell's last lines, for the report; None if there were none."""
         last, self._last = self._last, None
         return last
@@ -602,7 +608,7 @@ class Notebook:
 
 # --- Loading and unloading -----------------------------------------------------------------------
 
-NAMES = (
+MAGIC_NAMES = (
     *("cache_stats", "cache_clear", "cache_explain", "cache_ls", "cache_graph"),
     "cache_report",
 )
@@ -625,9 +631,9 @@ def load(shell: InteractiveShell) -> None:
     shell.register_magics(magics)
     shell.events.register("pre_run_cell", magics.reporter.begin)
     shell.events.register("post_run_cell", magics.reporter.end)
-    shell.input_transformers_cleanup.append(_awaiting)
-    WATCHER.use(magics.reporter.screen)
-    WATCHER.turn(on=True)
+    shell.input_transformers_cleanup.append(_transform_awaits)
+    WATCHER.show_on(magics.reporter.screen)
+    WATCHER.switch(on=True)
     shell.Completer.custom_matchers.append(_matcher)
 
 
@@ -636,18 +642,18 @@ def unload(shell: InteractiveShell) -> None:
     magics = _loaded.pop(shell, None)
     if magics is None:
         return
-    magics.reporter.turn(on=False)
-    WATCHER.turn(on=False)
-    WATCHER.use(None)
+    magics.reporter.switch(on=False)
+    WATCHER.switch(on=False)
+    WATCHER.show_on(None)
     if not _loaded:
         used_calls.stop_carrying()
     shell.events.unregister("pre_run_cell", magics.reporter.begin)
     shell.events.unregister("post_run_cell", magics.reporter.end)
     manager: Any = shell.magics_manager
-    for name in NAMES:
+    for name in MAGIC_NAMES:
         manager.magics["line"].pop(name, None)
     manager.magics["cell"].pop("cache", None)
-    shell.input_transformers_cleanup.remove(_awaiting)
+    shell.input_transformers_cleanup.remove(_transform_awaits)
     manager.registry.pop(type(magics).__name__, None)
     configurables: list[Any] = shell.configurables
     if magics in configurables:
@@ -655,8 +661,8 @@ def unload(shell: InteractiveShell) -> None:
     shell.Completer.custom_matchers.remove(_matcher)
 
 
-def _keys() -> Iterator[str]:
-    for name in NAMES:
+def _matcher_key() -> Iterator[str]:
+    for name in MAGIC_NAMES:
         yield from (name, f"%{name}")
     yield "%%cache"
 
@@ -665,7 +671,7 @@ def _keys() -> Iterator[str]:
 def _matcher(context: Any) -> Any:
     """Complete flags and names of cached functions, nothing else, in a line with a magic."""
     name, space, rest = context.line_with_cursor[: context.cursor_position].partition(" ")
-    if not space or name not in _keys():
+    if not space or name not in _matcher_key():
         return {"completions": []}
     name, word = name.lstrip("%"), rest.rpartition(" ")[2]
     if name == "cache_explain":  # a call: Python completes what is in its parentheses

@@ -30,13 +30,13 @@ from memo.runtime.port import Handle, Port
 
 SHOWN_AFTER = 0.5
 """Seconds after which a computation or a wait is shown."""
-TICK = 0.25
+UPDATE_SECONDS = 0.25
 """Seconds between two updates of the lines."""
-KNOWN = 4096
+MOST_DURATIONS = 4096
 """Keys whose last duration is remembered."""
-_ASKED = 20
+_MOST_ESTIMATES = 20
 """Most runs whose end is estimated in one update."""
-_SIMILAR = 20
+_ENTRIES_COMPARED = 20
 """Most recent entries of a function whose median cost is the estimate for a new key."""
 
 
@@ -92,7 +92,7 @@ class Line(NamedTuple):
 
 
 class Screen(Protocol):
-    """Where progress is shown."""
+    """A place that shows lines of progress."""
 
     def open(self) -> bool:
         """True if there is a viewer now."""
@@ -105,7 +105,7 @@ class Screen(Protocol):
         """End the stretch with these lines; nothing is running any more."""
 
 
-class Terminal:
+class TerminalScreen:
     """Bars of `rich` on standard error; they are removed when all work has ended."""
 
     def __init__(self) -> None:
@@ -208,13 +208,13 @@ class _Group:
             ends = [(r.expected or each) - r.spent for r in self.running]
             seconds = (self.until if over else time.monotonic()) - self.first.since
             left = max(0.0, *ends, 0.0) if each and not over else None
-            what = _name(run) if run.kind == events.COMPUTE_STARTED else _what(run)
+            what = _name(run) if run.kind == events.COMPUTE_STARTED else _activity(run)
             return Line(what, seconds, None, over, "", self.done, count, each or None, left, depth)
         if run.holder is None or run.holder.since is None:
-            what = _name(run) if over and run.kind == events.COMPUTE_STARTED else _what(run)
+            what = _name(run) if over and run.kind == events.COMPUTE_STARTED else _activity(run)
             return Line(what, run.spent, None if run.waits else run.expected, over, depth=depth)
         running = max(0.0, time.time() - run.holder.since)
-        return Line(_what(run), running, run.expected, over, "running ", depth=depth)
+        return Line(_activity(run), running, run.expected, over, "running ", depth=depth)
 
 
 def _name(run: _Run) -> str:
@@ -222,7 +222,7 @@ def _name(run: _Run) -> str:
     return name if name.endswith(")") else f"{name}()"
 
 
-def _what(run: _Run) -> str:
+def _activity(run: _Run) -> str:
     if run.kind in _MOVES:
         return f"{_name(run)}: {rendering.size(run.size)} {_MOVES[run.kind]} {run.tier}"
     if run.waits:
@@ -248,12 +248,12 @@ class Watcher:
     """
 
     def __init__(self) -> None:
-        self._screen: Screen = Terminal()
+        self._screen: Screen = TerminalScreen()
         self._start_over()
         self._stop: Any = None
 
     def _start_over(self) -> None:
-        """Forget all work: at first, and in the child of a fork."""
+        """Forget all work: at creation, and in the child of a fork."""
         self._waking = threading.Lock()
         self._showing = threading.RLock()  # a run that ends during a redraw is not drawn after it
         self.runs: dict[tuple[str, str], _Run] = {}
@@ -270,12 +270,12 @@ class Watcher:
         """True if it listens."""
         return self._stop is not None
 
-    def turn(self, *, on: bool) -> None:
+    def switch(self, *, on: bool) -> None:
         """Begin to listen, or stop and show nothing any more."""
         if on == self.on:
             return
         if on:
-            self._stop = COUNTERS.listen(self.hear)
+            self._stop = COUNTERS.listen(self.handle)
             return
         self._stop()
         self._stop = None
@@ -283,23 +283,23 @@ class Watcher:
         self._rest()
         self._finish()
 
-    def use(self, screen: Screen | None) -> None:
+    def show_on(self, screen: Screen | None) -> None:
         """Show progress on this screen from now on; None: in the terminal."""
         self._finish()
         self._in_cell = False
-        self._screen = screen or Terminal()
+        self._screen = screen or TerminalScreen()
 
-    def cell_begins(self) -> None:
+    def begin_cell(self) -> None:
         """Assign the lines from now on to one cell of a notebook, until it ends."""
         self._finish()
         self._in_cell = True
 
-    def cell_ends(self) -> None:
+    def end_cell(self) -> None:
         """End the cell: its lines are final, except for what still runs."""
         self._in_cell = False
         self._finish()
 
-    def hear(self, event: Event) -> None:
+    def handle(self, event: Event) -> None:
         """Handle an event."""
         kind = event.kind
         if kind in _BEGINNINGS:
@@ -328,13 +328,13 @@ class Watcher:
         self.latest[event.function] = event.seconds
         self.known[event.key] = event.seconds
         self.known.move_to_end(event.key)
-        if len(self.known) > KNOWN:
+        if len(self.known) > MOST_DURATIONS:
             self.known.popitem(last=False)
 
     def _wake(self) -> None:
         with self._waking:
             if self.ticker is None:
-                self.ticker = DISPLAYS.every(TICK, self._tick)
+                self.ticker = DISPLAYS.every(UPDATE_SECONDS, self._tick)
 
     def _rest(self) -> bool:
         """If nothing is running, stop the updates and return True."""
@@ -389,7 +389,7 @@ class Watcher:
             unknown = [run for at in late for run in self._groups[at].running if not run.looked]
         if not late or not self._screen.open():
             return
-        for run in unknown[:_ASKED]:
+        for run in unknown[:_MOST_ESTIMATES]:
             run.looked = True
             run.expected = await self._expected(port, run)
         with self._showing:
@@ -441,7 +441,7 @@ async def _recorded(
     except MemoError:  # a fault of the cache: no bar
         return [], False
     own = [header for header in found if header.key == key]
-    latest = sorted(own or found, key=lambda header: -header.times.finished)[:_SIMILAR]
+    latest = sorted(own or found, key=lambda header: -header.times.finished)[:_ENTRIES_COMPARED]
     return [header.times.cost / 1e9 for header in latest], bool(own)
 
 
@@ -457,4 +457,4 @@ def progress(*, on: bool = True) -> None:
     `%load_ext memo` turns it on; a script calls it itself.  Without a viewer (standard error is not
     a terminal, a notebook runs unattended) nothing is shown.
     """
-    WATCHER.turn(on=on)
+    WATCHER.switch(on=on)

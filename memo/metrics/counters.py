@@ -13,19 +13,19 @@ from memo.runtime import events
 from memo.runtime.clock import SECOND
 from memo.runtime.events import ELSEWHERE, Event
 
-STEPS = 8
+STEPS_PER_DOUBLING = 8
 """Steps per doubling in the histogram of hit times: a median is accurate to about 4.5 %."""
-ORIGIN = 30 * STEPS
+STEP_OF_ONE_SECOND = 30 * STEPS_PER_DOUBLING
 """Step of one second; step 0 is everything up to a nanosecond."""
-POINTS = 128
+MOST_POINTS = 128
 """Most points of a timeline; beyond it, two neighbours are merged into one of twice the width."""
-OPEN = 4096
+MOST_OPEN_MISSES = 4096
 """Most keys whose running computation is remembered."""
-SEEN = 4096
+MOST_OUTCOMES = 4096
 """Most keys per function whose latest outcome is remembered, for the graph."""
-UNEXPLAINED = 256
+MOST_UNEXPLAINED = 256
 """Most misses per function that wait for a better explanation."""
-KEYS = 65536
+MOST_STORED_KEYS = 65536
 """Most stored keys that are remembered per function, for `cache_info().currsize`: by their hashes,
 so that the texts need not be kept."""
 
@@ -92,7 +92,7 @@ class Tally:
 
     def roll(self, second: int) -> None:
         """Advance the timeline to the bucket for a second, in nanoseconds since the epoch."""
-        while len(self.points) >= POINTS:
+        while len(self.points) >= MOST_POINTS:
             self._widen()
         self.second = second
         self.bucket = self.points.setdefault(second - second % self.width, [0, 0, 0])
@@ -118,34 +118,36 @@ class TierTally:
         self.up: bool | None = None
 
 
-def _up(counts: dict[str, int], name: str) -> None:
+def _increment(counts: dict[str, int], name: str) -> None:
     counts[name] = counts.get(name, 0) + 1
 
 
-def _see(tally: Tally, event: Event) -> None:
-    if len(tally.seen) < SEEN or event.key in tally.seen:
+def _note_outcome(tally: Tally, event: Event) -> None:
+    if len(tally.seen) < MOST_OUTCOMES or event.key in tally.seen:
         tally.seen[event.key] = event.kind
 
 
 def _stale(tally: Tally, event: Event) -> None:
-    _see(tally, event)
-    _up(tally.stale, event.tier)
+    _note_outcome(tally, event)
+    _increment(tally.stale, event.tier)
     tally.read += event.size
     tally.hit_seconds += event.seconds
     tally.saved += max(0.0, event.saved - event.seconds)
-    tally.times[int(math.log2(max(event.seconds, 1e-9)) * STEPS + ORIGIN)] += 1
+    tally.times[
+        int(math.log2(max(event.seconds, 1e-9)) * STEPS_PER_DOUBLING + STEP_OF_ONE_SECOND)
+    ] += 1
     tally.bucket[1] += 1
 
 
 def _miss(tally: Tally, event: Event) -> None:
-    _up(tally.misses, event.reason)
+    _increment(tally.misses, event.reason)
     tally.bucket[2] += 1
-    if len(tally.open) >= OPEN:
+    if len(tally.open) >= MOST_OPEN_MISSES:
         tally.open.clear()
     tally.open.setdefault(event.key, []).append((event.reason, tally.second))
 
 
-def _settled(tally: Tally, key: str) -> tuple[str, int] | None:
+def _close_miss(tally: Tally, key: str) -> tuple[str, int] | None:
     """End the first open miss of a key, and return its reason and second."""
     misses = tally.open.get(key)
     if not misses:
@@ -158,9 +160,9 @@ def _settled(tally: Tally, key: str) -> tuple[str, int] | None:
 
 def _computed(tally: Tally, event: Event) -> None:
     tally.computed += 1
-    _see(tally, event)
-    miss = _settled(tally, event.key)
-    if miss is not None and len(tally.unexplained) < UNEXPLAINED:
+    _note_outcome(tally, event)
+    miss = _close_miss(tally, event.key)
+    if miss is not None and len(tally.unexplained) < MOST_UNEXPLAINED:
         tally.unexplained[event.key] = miss[0]
 
 
@@ -169,8 +171,8 @@ def _compute_ended(tally: Tally, event: Event) -> None:
 
 
 def _failed(tally: Tally, event: Event) -> None:
-    _up(tally.failed, event.reason)
-    _settled(tally, event.key)
+    _increment(tally.failed, event.reason)
+    _close_miss(tally, event.key)
 
 
 def _coalesced(tally: Tally, event: Event) -> None:
@@ -180,7 +182,7 @@ def _coalesced(tally: Tally, event: Event) -> None:
 
 
 def _revalidated(tally: Tally, event: Event) -> None:
-    """Count a value in doubt that was confirmed as no miss either."""
+    """Count a look-up whose doubtful value was confirmed as no miss."""
     if event.reason == events.BY_REFRESH:  # no caller waited for it
         return
     tally.revalidated += 1
@@ -190,7 +192,7 @@ def _revalidated(tally: Tally, event: Event) -> None:
 def _answered_after_all(tally: Tally, event: Event) -> None:
     tally.seen.setdefault(event.key, events.COMPUTED)
     tally.saved += event.saved
-    miss = _settled(tally, event.key)
+    miss = _close_miss(tally, event.key)
     if miss is not None:
         reason, second = miss
         tally.misses[reason] -= 1
@@ -203,7 +205,7 @@ def _answered_after_all(tally: Tally, event: Event) -> None:
 def _stored(tally: Tally, event: Event) -> None:
     tally.stored += 1
     tally.bytes_stored += event.size
-    if len(tally.keys) < KEYS:
+    if len(tally.keys) < MOST_STORED_KEYS:
         tally.keys.add(hash(event.key))
 
 
@@ -243,10 +245,10 @@ def _lease_lost(tally: Tally, _event: Event) -> None:
 
 
 def _error(tally: Tally, event: Event) -> None:
-    _up(tally.errors, event.reason)
+    _increment(tally.errors, event.reason)
 
 
-COUNT: dict[str, Callable[[Tally, Event], None]] = {
+COUNTERS_BY_KIND: dict[str, Callable[[Tally, Event], None]] = {
     events.STALE: _stale,
     events.MISS: _miss,
     events.COMPUTED: _computed,

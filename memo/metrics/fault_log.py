@@ -16,15 +16,15 @@ from memo.metrics.recorder import COUNTERS
 from memo.runtime import events, fork
 from memo.runtime.events import Event
 
-QUIET = 60.0
-"""Seconds without a fault of the same kind after which the next one begins another outage."""
-KNOWN = 256
+OUTAGE_SECONDS = 60.0
+"""Seconds without a fault of the same kind after which the next one is a new outage."""
+MOST_FAULTS = 256
 """Most faults that are remembered; beyond it those of ended outages are dropped."""
-_PLAIN = frozenset({"error", "unavailable"})
+_VAGUE_REASONS = frozenset({"error", "unavailable"})
 """Reasons that add nothing to the detail."""
-_TOLD = frozenset({"redis"})
+_LOGGED_ELSEWHERE = frozenset({"redis"})
 """Tiers that log their faults themselves."""
-_SAID = frozenset({"directory"})
+_WARNED_ELSEWHERE = frozenset({"directory"})
 """Faults that also cause a Python warning."""
 
 
@@ -44,24 +44,28 @@ class FaultLog:
         self._lock = threading.Lock()
         self._latest: dict[tuple[str, str], float] = {}
 
-    def hear(self, event: Event) -> None:
+    def handle(self, event: Event) -> None:
         """Handle an error event."""
-        if event.tier in _TOLD:
+        if event.tier in _LOGGED_ELSEWHERE:
             return
         if not event.tier:
             self._log("memo.engine", event, warn=False)
         else:
-            warn = self._begins(event) and event.reason not in _SAID
+            warn = self._begins(event) and event.reason not in _WARNED_ELSEWHERE
             self._log("memo.stores", event, warn=warn)
 
     def _begins(self, event: Event) -> bool:
         """True if an outage begins with this fault."""
         now = self._now()
         with self._lock:
-            if len(self._latest) > KNOWN:
-                self._latest = {at: seen for at, seen in self._latest.items() if now - seen < QUIET}
+            if len(self._latest) > MOST_FAULTS:
+                self._latest = {
+                    at: seen for at, seen in self._latest.items() if now - seen < OUTAGE_SECONDS
+                }
             same = ((event.tier, event.reason), ("", event.detail))  # or the same fault elsewhere
-            begins = all(now - self._latest.get(one, now - QUIET) >= QUIET for one in same)
+            begins = all(
+                now - self._latest.get(one, now - OUTAGE_SECONDS) >= OUTAGE_SECONDS for one in same
+            )
             self._latest.update(dict.fromkeys(same, now))
         return begins
 
@@ -75,7 +79,7 @@ class FaultLog:
             return
         where = event.tier or label(event.function)
         what = event.detail
-        if event.reason not in _PLAIN or not what:
+        if event.reason not in _VAGUE_REASONS or not what:
             what = f"{event.reason}: {what}" if what else event.reason
         if not what.startswith(where):
             what = f"{where}: {what}"
@@ -105,10 +109,10 @@ def listen() -> None:
     global _listening
     if not _listening:
         _listening = True
-        COUNTERS.listen(FAULTS.hear, (events.ERROR,))
+        COUNTERS.listen(FAULTS.handle, (events.ERROR,))
         fork.in_child(_after_fork)
 
 
 def _after_fork() -> None:
     FAULTS.start_over()
-    COUNTERS.listen(FAULTS.hear, (events.ERROR,))
+    COUNTERS.listen(FAULTS.handle, (events.ERROR,))

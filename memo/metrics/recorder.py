@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from memo import metrics
 from memo.errors import OptionError
-from memo.metrics.counters import COUNT, ORIGIN, SEEN, STEPS, TIER_KINDS, Tally, TierTally
+from memo.metrics.counters import (
+    COUNTERS_BY_KIND,
+    MOST_OUTCOMES,
+    STEP_OF_ONE_SECOND,
+    STEPS_PER_DOUBLING,
+    TIER_KINDS,
+    Tally,
+    TierTally,
+)
 from memo.runtime import events, fork
 from memo.runtime.clock import SECOND, SYSTEM, Clock
 from memo.runtime.events import Event
@@ -38,21 +46,21 @@ __all__ = [
     "Span",
     "cache_info",
     "install",
+    "open_span",
     "publish",
     "reset",
     "stats",
-    "watch",
 ]
 
-PENDING = 256
+MOST_PENDING = 256
 """Number of pending hits before they are counted."""
-MISSES = 100
+MOST_MISSES = 100
 """Most misses whose reasons a span keeps."""
 
 
-_KEY = getsizeof(1 << 62)
+_KEY_BYTES = getsizeof(1 << 62)
 """Bytes of the hash of a key."""
-_NOTHING = Tally()
+_EMPTY = Tally()
 
 
 class Counters:
@@ -60,12 +68,14 @@ class Counters:
 
     Args:
         clock: tells the time of the timeline's points.
-        rolled: called, outside the lock, when the first event of a new second was counted.
+        on_new_second: called, outside the lock, after the first event of a new second.
     """
 
-    def __init__(self, clock: Clock = SYSTEM, rolled: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, clock: Clock = SYSTEM, on_new_second: Callable[[], None] | None = None
+    ) -> None:
         self._now = clock.wall_ns
-        self._rolled = rolled
+        self._on_new_second = on_new_second
         self._lock = threading.RLock()
         self._pending: list[Event] = []
         self._tallies: dict[str, Tally] = {}
@@ -79,12 +89,12 @@ class Counters:
     def __sizeof__(self) -> int:
         """Return the bytes of the remembered keys, the part that grows."""
         keys = [tally.keys for tally in tuple(self._tallies.values())]
-        return sum(getsizeof(known) + _KEY * len(known) for known in keys)
+        return sum(getsizeof(known) + _KEY_BYTES * len(known) for known in keys)
 
     def __call__(self, event: Event) -> None:
         """Count one event.
 
-        A hit only becomes pending: hits are counted `PENDING` at a time, or when a second has
+        A hit only becomes pending: hits are counted `MOST_PENDING` at a time, or when a second has
         passed, so that each costs one append and one check of the clock.
         """
         if event[0] != "hit":
@@ -94,7 +104,7 @@ class Counters:
             self._roll()
         pending = self._pending
         pending.append(event)  # atomic, so that no lock is needed here
-        if len(pending) > PENDING:
+        if len(pending) > MOST_PENDING:
             self._drain()
 
     def _roll(self) -> None:
@@ -103,8 +113,8 @@ class Counters:
             self._drain()
             self._second = self._now() // SECOND * SECOND
             self._until = self._second + SECOND
-        if self._rolled:
-            self._rolled()
+        if self._on_new_second:
+            self._on_new_second()
 
     def _drain(self) -> None:
         """Count the pending hits."""
@@ -112,16 +122,20 @@ class Counters:
             count = len(self._pending)
             hits = self._pending[:count]
             del self._pending[:count]  # others may have appended since
-            last, tally = None, _NOTHING
+            last, tally = None, _EMPTY
             by_tier, times, bucket, seen = tally.hits, tally.times, tally.bucket, tally.seen
             for _, function, key, tier, _, seconds, size, saved, _ in hits:
                 if function is not last:
                     last, tally = function, self._present(function)
                     by_tier, times, bucket, seen = tally.hits, tally.times, tally.bucket, tally.seen
-                if len(seen) < SEEN:
+                if len(seen) < MOST_OUTCOMES:
                     seen[key] = "hit"
                 by_tier[tier] += 1
-                times[int(log2(seconds) * STEPS + ORIGIN) if seconds > 1e-9 else 0] += 1
+                times[
+                    int(log2(seconds) * STEPS_PER_DOUBLING + STEP_OF_ONE_SECOND)
+                    if seconds > 1e-9
+                    else 0
+                ] += 1
                 bucket[0] += 1
                 tally.read += size
                 tally.hit_seconds += seconds
@@ -144,7 +158,7 @@ class Counters:
             if event.kind == events.RECONFIGURED:  # the earlier state of a tier is irrelevant now
                 for tier in self._tiers.values():
                     tier.up = None
-            count = COUNT.get(event.kind)
+            count = COUNTERS_BY_KIND.get(event.kind)
             if count:
                 count(self._present(event.function), event)
             if event.tier and event.kind in TIER_KINDS:
@@ -261,7 +275,7 @@ class Counters:
 
         with self._lock:
             self._drain()
-            tally = self._tallies.get(function, _NOTHING)
+            tally = self._tallies.get(function, _EMPTY)
             hits = sum(tally.hits.values()) + sum(tally.stale.values())
             hits += tally.coalesced + tally.revalidated
             size = len(tally.keys) if currsize is None else currsize
@@ -276,7 +290,7 @@ class Counters:
             self._drain()
             names = tuple(self._tallies) if function is None else (function,)
             for name in names:
-                old = self._tallies.pop(name, _NOTHING)
+                old = self._tallies.pop(name, _EMPTY)
                 if old.running:
                     self._tallies[name] = Tally(old.running)
             if function is not None:
@@ -321,19 +335,19 @@ class Span:
         self._ended: metrics.Stats | None = None
         self._mark = counters.since
         self.misses: list[Event] = []
-        """The first `MISSES` misses, with their reasons."""
+        """The first `MOST_MISSES` misses, with their reasons."""
         self.refreshes: dict[str, str] = {}
         """Key of a stale answer -> `""` (not begun), or one of the four words above."""
-        self._remove = counters.listen(self._hear)
+        self._remove = counters.listen(self._handle)
 
-    def _hear(self, event: Event) -> None:
+    def _handle(self, event: Event) -> None:
         if event.kind in _REFRESH_STATES:
             self._refresh(event)
         elif self._ended is not None:
             return
         elif event.kind == events.STALE and not event.reason.startswith("error"):
             self.refreshes.setdefault(event.key, "")
-        elif event.kind == events.MISS and len(self.misses) < MISSES:
+        elif event.kind == events.MISS and len(self.misses) < MOST_MISSES:
             self.misses.append(event)
         elif event.kind in (events.COALESCED, events.REVALIDATED):
             self._take_back(event.key)
@@ -403,21 +417,21 @@ _REFRESH_STATES = {
 # --- The counters of this process ---------------------------------------------------------------
 
 
-def _nowhere() -> Path | None:
+def _no_directory() -> Path | None:
     return None
 
 
-def _not_at_all() -> None:
+def _explain_nothing() -> None:
     """Explain nothing: the default."""
 
 
-_directory: Callable[[], Path | None] = _nowhere
-_explain: Callable[[], None] = _not_at_all
+_directory: Callable[[], Path | None] = _no_directory
+_explain: Callable[[], None] = _explain_nothing
 _publisher: Publisher | None = None
 _installed = False
 
 
-def _publishing() -> Publisher:
+def _get_publisher() -> Publisher:
     global _publisher
     if _publisher is None:
         from memo.metrics.shared_counters import Publisher
@@ -428,21 +442,21 @@ def _publishing() -> Publisher:
 
 def publish() -> None:
     """Write this process's snapshot for the others, unless that was done within the last second."""
-    _publishing()()
+    _get_publisher()()
 
 
 def publish_soon() -> None:
     """Write it within a fraction of a second, unless `nothing_runs` is called first."""
-    _publishing().soon()
+    _get_publisher().soon()
 
 
 def nothing_runs() -> None:
     """Note that the last running computation has ended, and that its end was counted."""
-    _publishing().not_later()
+    _get_publisher().not_later()
 
 
-def _find_causes() -> None:
-    """Find out more about misses; the code for that is imported only if there were any."""
+def _explain_misses() -> None:
+    """Find the causes of misses; the code for that is imported only if there were any."""
     if COUNTERS.has_unexplained:
         _explain()
 
@@ -450,19 +464,20 @@ def _find_causes() -> None:
 def _publish_last() -> None:
     if COUNTERS.used:
         try:
-            _find_causes()  # the last chance: later, these misses cannot be distinguished any more
+            _explain_misses()  # the last chance: other processes cannot tell these misses apart
         except Exception as error:
             events.emit(events.Event(events.ERROR, reason="statistics", detail=repr(error)))
         with suppress(ImportError):  # memo was removed from the disk
-            _publishing().publish()
+            _get_publisher().publish()
 
 
-COUNTERS = Counters(rolled=publish)
+COUNTERS = Counters(on_new_second=publish)
 """The counters of this process."""
 
 
 def install(
-    directory: Callable[[], Path | None] = _nowhere, explain: Callable[[], None] = _not_at_all
+    directory: Callable[[], Path | None] = _no_directory,
+    explain: Callable[[], None] = _explain_nothing,
 ) -> None:
     """Start to count; `import memo` does this once.
 
@@ -488,14 +503,14 @@ def _after_fork() -> None:
         _publisher.start_over()
 
 
-class Identified(Protocol):
+class HasFunctionId(Protocol):
     """A cached function, which this folder does not import."""
 
     @property
     def function_id(self) -> str: ...
 
 
-def stats(*patterns: str | Identified, shared: bool = False) -> metrics.Stats:
+def stats(*patterns: str | HasFunctionId, shared: bool = False) -> metrics.Stats:
     """Return a snapshot of what the cache did.
 
     Args:
@@ -512,12 +527,12 @@ def stats(*patterns: str | Identified, shared: bool = False) -> metrics.Stats:
             raise OptionError("patterns", pattern, "must be a cached function, or its name.")
         named.append(name)
     options.flag("shared", shared)
-    _find_causes()
+    _explain_misses()
     snapshot = COUNTERS.snapshot()
     publish()
-    board = _publishing().board() if shared else None
-    if board is not None:
-        snapshot = board.gather(snapshot)
+    shared_snapshots = _get_publisher().shared_snapshots() if shared else None
+    if shared_snapshots is not None:
+        snapshot = shared_snapshots.gather(snapshot)
     return snapshot.select(*named)
 
 
@@ -531,6 +546,6 @@ def cache_info(function: str, currsize: int | None = None) -> metrics.CacheInfo:
     return COUNTERS.info(function, currsize)
 
 
-def watch(changed: Callable[[Span], None] | None = None) -> Span:
+def open_span(changed: Callable[[Span], None] | None = None) -> Span:
     """Begin a span over this process's counters; see `Span`."""
     return Span(COUNTERS, changed)

@@ -28,7 +28,7 @@ from memo.metrics.snapshots import (
     Point,
     Stats,
     TierStats,
-    gathered,
+    merged_points,
 )
 from memo.records.seal import COMPRESSED, Header
 from memo.records.stamp_types import ADDRESS, Generation
@@ -36,15 +36,15 @@ from memo.runtime.clock import SECOND
 from memo.runtime.events import ELSEWHERE
 from memo.runtime.named_tuple import NamedTuple
 
-EMPTY = "No cached function was called yet. Put @cache above a function and call it."
-LISTED = 30
+NO_CALLS = "No cached function was called yet. Put @cache above a function and call it."
+FUNCTIONS_SHOWN = 30
 """Functions of a table, unless another number is given."""
-BARS = 96
+MOST_BARS = 96
 """Most bars of a plot."""
-COLOURS = {"hits": "#3a9d5d", "stale": "#c98a00", "misses": "#c9503f"}
+PLOT_COLOURS = {"hits": "#3a9d5d", "stale": "#c98a00", "misses": "#c9503f"}
 """The contrast against white and against JupyterLab's dark grey is above 3 : 1 for each."""
-DOT = " · "
-NONE, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"  # en dash, minus sign, multiplication sign
+SEPARATOR = " · "
+NO_VALUE, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"  # en dash, minus sign, multiplication sign
 
 
 # --- Numbers for people -------------------------------------------------------------------------
@@ -53,7 +53,7 @@ NONE, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"  # en dash, minus sign, multip
 def duration(seconds: float | None) -> str:
     """A time as text: `14 µs`, `3.2 ms`, `41.8 s`, `2 min 05 s`, `3 h 20 min`."""
     if seconds is None:
-        return NONE
+        return NO_VALUE
     if seconds < 0:
         return f"{MINUS}{duration(-seconds)}"
     if seconds == 0:
@@ -83,7 +83,7 @@ def _long_duration(seconds: int) -> str:
 def size(count: float | None) -> str:
     """Bytes as text, in powers of 1024: `512 B`, `3.2 KiB`, `1.2 GiB`."""
     if count is None:
-        return NONE
+        return NO_VALUE
     if abs(count) < 1024:
         return f"{count:.0f} B"
     for unit in ("KiB", "MiB", "GiB", "TiB"):
@@ -106,14 +106,14 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 def percent(share: float | None) -> str:
     """Return a fraction as text; 100 % only if nothing is missing."""
     if share is None:
-        return NONE
+        return NO_VALUE
     return f"{min(share * 100, 100 if share == 1 else 99.9):.3g} %"
 
 
-def listed(counts: Counts) -> str:
+def counts_text(counts: Counts) -> str:
     """`disk 3 · memory 5`, the largest first."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return DOT.join(f"{name or 'unknown'} {number(count)}" for name, count in ordered)
+    return SEPARATOR.join(f"{name or 'unknown'} {number(count)}" for name, count in ordered)
 
 
 # --- Tables in general --------------------------------------------------------------------------
@@ -155,7 +155,7 @@ class Styled(NamedTuple):
     style: str = ""
 
 
-SHORTEST = 8
+NARROWEST_TEXT = 8
 """Fewest columns to which a text is cut."""
 
 
@@ -179,7 +179,7 @@ def table_lines(table: Table, width: int = 80) -> list[Styled]:
     widths = _widths(table)
     for index in sorted(range(table.texts), key=lambda at: -widths[at]):
         over = sum(widths) + 2 * (len(widths) - 1) - width
-        widths[index] = max(min(widths[index], SHORTEST), widths[index] - max(0, over))
+        widths[index] = max(min(widths[index], NARROWEST_TEXT), widths[index] - max(0, over))
     rule = Styled("─" * (sum(widths) + 2 * (len(widths) - 1)), "dim")
     lines = [Styled(_line(table.titles, widths, table.texts), "bold"), rule]
     for row in table.rows:
@@ -291,7 +291,7 @@ def _sort_key(cell: Cell) -> str:
 
 
 def _cell_html(cell: Cell) -> str:
-    notes = cell.note.split(DOT) if cell.note else ()
+    notes = cell.note.split(SEPARATOR) if cell.note else ()
     return escape(cell.text) + "".join(f"<small>{escape(note)}</small>" for note in notes)
 
 
@@ -342,7 +342,7 @@ class _Column(NamedTuple):
 
 
 def _hits(stats: FunctionStats) -> Cell:
-    return Cell(number(stats.hits), stats.hits, listed(stats.hits_by_tier))
+    return Cell(number(stats.hits), stats.hits, counts_text(stats.hits_by_tier))
 
 
 def _stale(stats: FunctionStats) -> Cell:
@@ -350,14 +350,14 @@ def _stale(stats: FunctionStats) -> Cell:
 
 
 def _misses(stats: FunctionStats) -> Cell:
-    return Cell(number(stats.misses), stats.misses, listed(stats.misses_by_reason))
+    return Cell(number(stats.misses), stats.misses, counts_text(stats.misses_by_reason))
 
 
 def _refreshes(stats: FunctionStats) -> Cell:
     running, failed = stats.refreshes_running, stats.refreshes_failed
     notes = [f"{running} running"] * bool(running) + [f"{failed} failed"] * bool(failed)
     count = stats.refreshes_done + running + failed
-    return Cell(number(stats.refreshes_done), count, DOT.join(notes))
+    return Cell(number(stats.refreshes_done), count, SEPARATOR.join(notes))
 
 
 def _coalesced(stats: FunctionStats) -> Cell:
@@ -369,11 +369,11 @@ def _revalidated(stats: FunctionStats) -> Cell:
 
 
 def _errors(stats: FunctionStats) -> Cell:
-    return Cell(number(stats.errors), stats.errors, listed(stats.errors_by_reason))
+    return Cell(number(stats.errors), stats.errors, counts_text(stats.errors_by_reason))
 
 
 def _raised(stats: FunctionStats) -> Cell:
-    return Cell(number(stats.failed), stats.failed, listed(stats.failed_by_type))
+    return Cell(number(stats.failed), stats.failed, counts_text(stats.failed_by_type))
 
 
 def _rate(stats: FunctionStats) -> Cell:
@@ -466,7 +466,7 @@ def headline(stats: Stats) -> str:
         parts.append(f"{counted(total.refreshes_running, 'refresh', 'refreshes')} running")
     parts.append(f"saved {duration(total.saved)}")
     parts.append(_period(stats))
-    return DOT.join(part for part in parts if part)
+    return SEPARATOR.join(part for part in parts if part)
 
 
 def _period(stats: Stats) -> str:
@@ -498,7 +498,7 @@ def _tier_line(tier: TierStats) -> str:
     if tier.up is not None:
         parts.append("up" if tier.up else "down")
     parts += [counted(tier.downs, "outage")] if tier.downs else []
-    return DOT.join([*parts, *_health(tier.health)])
+    return SEPARATOR.join([*parts, *_health(tier.health)])
 
 
 _SIZES = ("size", "bytes", "used")
@@ -540,7 +540,7 @@ def _fact(name: str, fact: object) -> str:
     return f"{words} {fact}"
 
 
-def some_of(shown: int, count: int, noun: str, plural: str, more: str) -> str:
+def shown_of(shown: int, count: int, noun: str, plural: str, more: str) -> str:
     """Return `2 entries`, or `50 of 300 entries` and how to see the others."""
     if shown >= count:
         return counted(count, noun, plural)
@@ -553,21 +553,27 @@ def _left_out(stats: Stats, limit: int, more: str) -> str:
     if not limit or count <= limit:
         return ""
     said = "Those that saved most: "
-    return said + some_of(limit, count, "function", "functions", more)
+    return said + shown_of(limit, count, "function", "functions", more)
 
 
 def _nothing(stats: Stats) -> str:
     return (
-        f"No function named {' or '.join(stats.patterns)} was called." if stats.patterns else EMPTY
+        f"No function named {' or '.join(stats.patterns)} was called."
+        if stats.patterns
+        else NO_CALLS
     )
 
 
-ALL = "memo.stats().to_frame()"
-"""Shows every function, if no flag does."""
+SHOWS_ALL = "memo.stats().to_frame()"
+"""The expression that shows every function, where no flag does."""
 
 
 def text(
-    stats: Stats, plot: bool = False, width: int = 80, limit: int = LISTED, more: str = ALL
+    stats: Stats,
+    plot: bool = False,
+    width: int = 80,
+    limit: int = FUNCTIONS_SHOWN,
+    more: str = SHOWS_ALL,
 ) -> str:
     """Return statistics as plain text, at most `width` columns wide."""
     lines = stats_lines(stats, plot=plot, width=width, limit=limit, more=more)
@@ -575,7 +581,12 @@ def text(
 
 
 def stats_lines(
-    stats: Stats, *, plot: bool = False, width: int = 80, limit: int = LISTED, more: str = ALL
+    stats: Stats,
+    *,
+    plot: bool = False,
+    width: int = 80,
+    limit: int = FUNCTIONS_SHOWN,
+    more: str = SHOWS_ALL,
 ) -> list[Styled]:
     """Return statistics as lines of at most `width` columns.
 
@@ -599,11 +610,13 @@ def stats_lines(
         style = "" if well else "red"
         lines.append(Styled(f"{name.ljust(first)}  {head}", style))
         lines += [Styled(f"{' ' * first}  {line}", style) for line in rest]
-    drawn = sparks(stats) if plot else ""
+    drawn = sparklines(stats) if plot else ""
     return [*lines, *map(Styled, ["", *drawn.splitlines()] if drawn else [])]
 
 
-def html(stats: Stats, plot: bool = False, limit: int = LISTED, more: str = ALL) -> str:
+def html(
+    stats: Stats, plot: bool = False, limit: int = FUNCTIONS_SHOWN, more: str = SHOWS_ALL
+) -> str:
     """Return statistics as HTML; `limit` and `more` as for `stats_lines`."""
     if not stats.functions and not stats.total.invalidations:
         return boxed(f"<p>{_code(_nothing(stats))}</p>{_tiers_html(stats)}")
@@ -710,12 +723,12 @@ _WIDTH, _HEIGHT, _FOOT = 640, 96, 34
 
 
 def bars(stats: Stats) -> tuple[float, list[Point]]:
-    """Return the timeline with its gaps filled: seconds per bar, and at most `BARS` bars."""
+    """Return the timeline with its gaps filled: seconds per bar, and at most `MOST_BARS` bars."""
     total = stats.total
     width, points = total.width, list(total.timeline)
-    while points and (points[-1].start - points[0].start) / width >= BARS:
+    while points and (points[-1].start - points[0].start) / width >= MOST_BARS:
         width *= 2
-        points = gathered(points, width)
+        points = merged_points(points, width)
     if not points:
         return width, []
     known = {point.start: point for point in points}
@@ -748,7 +761,7 @@ def svg(stats: Stats) -> str:
 
 def _bar(x: float, step: float, point: Point, top: int) -> str:
     parts, base = [], float(_HEIGHT)
-    for (name, colour), count in zip(COLOURS.items(), point[1:], strict=True):
+    for (name, colour), count in zip(PLOT_COLOURS.items(), point[1:], strict=True):
         height = count / top * _HEIGHT
         base -= height
         if count:
@@ -762,20 +775,20 @@ def _bar(x: float, step: float, point: Point, top: int) -> str:
 
 def _legend(y: int) -> str:
     parts, x = [], 0
-    for name, colour in COLOURS.items():
+    for name, colour in PLOT_COLOURS.items():
         parts.append(f'<rect x="{x}" y="{y - 9}" width="10" height="10" fill="{colour}"/>')
         parts.append(f'<text x="{x + 15}" y="{y}">{name}</text>')
         x += 70
     return "".join(parts)
 
 
-def sparks(stats: Stats) -> str:
+def sparklines(stats: Stats) -> str:
     """Draw the same as three lines of block characters."""
     width, points = bars(stats)
     if not points:
         return ""
     top = max(max(point[1:]) for point in points)
-    rows = zip(COLOURS, zip(*(point[1:] for point in points), strict=True), strict=True)
+    rows = zip(PLOT_COLOURS, zip(*(point[1:] for point in points), strict=True), strict=True)
     lines = [f"{name:>6}  {''.join(_block(n, top) for n in counts)}" for name, counts in rows]
     foot = f"{'':>6}  {duration(width)} each, the last at {_clock(points[-1])}"
     return "\n".join((*lines, foot))
@@ -810,11 +823,13 @@ def report(span: Span) -> str:
         kinds = ", ".join(total.errors_by_reason)
         parts.append(f"{counted(total.errors, 'cache error')} ({kinds})")
     parts += [f"saved {duration(total.saved)}"] if total.saved > 0 else []
-    return DOT.join(parts)
+    return SEPARATOR.join(parts)
 
 
 def _answers(hits: int, by_tier: Counts) -> str:
-    names = " ".join(by_tier) if len(by_tier) == 1 else listed(by_tier).replace(DOT, ", ")
+    names = (
+        " ".join(by_tier) if len(by_tier) == 1 else counts_text(by_tier).replace(SEPARATOR, ", ")
+    )
     return f"{counted(hits, 'hit')} ({names})"
 
 
@@ -836,7 +851,7 @@ def _reasons(span: Span, total: FunctionStats) -> str:
         what = miss.detail or f"{call} {miss.reason}"
         said[what] = said.get(what, 0) + 1
     if not said:
-        return f": {listed(total.misses_by_reason)}"
+        return f": {counts_text(total.misses_by_reason)}"
     first = [what if n == 1 else f"{what} ({n}{TIMES})" for what, n in list(said.items())[:3]]
     return ": " + ", ".join(first) + (", …" if len(said) > 3 else "")
 

@@ -17,7 +17,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from memo.errors import MemoError
-from memo.metrics.snapshots import Stats, added, document
+from memo.metrics.snapshots import Stats, as_document, total_of
 from memo.runtime import events, private_files
 from memo.runtime.blocking import BLOCKING
 from memo.runtime.events import Event
@@ -30,19 +30,19 @@ PUBLISH_SHARE = 0.01
 SOON_SECONDS = 0.25
 SOON_SHARE = 0.2
 """The same fraction after a computation has begun, since the next event may be far off."""
-LATER = "memo-background-statistics"
+TIMER_THREAD = "memo-background-statistics"
 """The name of the thread that waits until a snapshot is due."""
-_LONG = 0.01
+_SLOW_SNAPSHOT = 0.01
 """If making a snapshot takes this many seconds, it is done in the background: the caller may be an
 event loop, and thousands of functions take a tenth of a second."""
 KEEP_SECONDS = 7 * 86400
 """Snapshots of processes that ended longer ago are folded into one total."""
-_FRESH = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 FILE_LIMIT = 8 << 20
 """Bytes; a larger file is not one of memo's."""
 
 
-class Board:
+class SharedSnapshots:
     """Snapshots of the processes that share a directory.
 
     `<directory>/stats/<pid>-<start>.json`, one file per process, owner-only, replaced as a whole.
@@ -67,7 +67,7 @@ class Board:
     def _write(self, name: str, text: str, *, make: bool = False) -> None:
         temporary = f".{name}.{os.getpid()}.{threading.get_ident()}.tmp"
         with private_files.inside(self.path, make=make) as folder:
-            descriptor = os.open(temporary, _FRESH, 0o600, dir_fd=folder)
+            descriptor = os.open(temporary, _CREATE, 0o600, dir_fd=folder)
             try:
                 with open(descriptor, "w", encoding="utf-8") as file:
                     file.write(text)
@@ -90,8 +90,8 @@ class Board:
         for name, snapshot in self._snapshots():
             if name in folded or (own is not None and name == process_name()):
                 continue
-            parts.append(snapshot if is_alive(name) else _at_rest(snapshot))
-        return added([*parts, total] if total.processes else parts)
+            parts.append(snapshot if is_alive(name) else _as_ended(snapshot))
+        return total_of([*parts, total] if total.processes else parts)
 
     def _snapshots(self) -> Iterator[tuple[str, Stats]]:
         for name in self._names():
@@ -138,10 +138,10 @@ class Board:
         """Add to the total and name what was added, then unlink: a crash counts nothing twice."""
         total, folded = self._total()
         names = set(old) - folded
-        parts = [_at_rest(snapshot) for name, snapshot in self._snapshots() if name in names]
+        parts = [_as_ended(snapshot) for name, snapshot in self._snapshots() if name in names]
         if names:
-            whole = added([*parts, total]) if total.processes or parts else total
-            content = {"stats": document(whole), "folded": sorted(old)}
+            whole = total_of([*parts, total]) if total.processes or parts else total
+            content = {"stats": as_document(whole), "folded": sorted(old)}
             self._write("total", json.dumps(content, default=str))
         for name in old:
             with contextlib.suppress(FileNotFoundError):
@@ -177,7 +177,7 @@ def _is_old(name: str, folder: int, horizon: float) -> bool:
     return facts.st_mtime < horizon and not is_alive(name)
 
 
-def _at_rest(stats: Stats) -> Stats:
+def _as_ended(stats: Stats) -> Stats:
     """Return the snapshot of a process that has ended: no refresh runs, its tiers are unknown."""
     functions = {n: replace(f, refreshes_running=0) for n, f in stats.functions.items()}
     tiers = {n: replace(tier, up=None, health={}) for n, tier in stats.tiers.items()}
@@ -237,7 +237,7 @@ class Publisher:
             self._publish_due()
         elif self._later is None or not self._later.is_alive():
             later = threading.Timer(left, self.publish)
-            later.daemon, later.name = True, LATER
+            later.daemon, later.name = True, TIMER_THREAD
             with contextlib.suppress(RuntimeError):  # no thread: the next event publishes
                 later.start()
                 self._later = later
@@ -270,7 +270,7 @@ class Publisher:
             self._complain(error)
         finally:
             took = time.monotonic() - began
-            self._is_long = time.thread_time() - worked >= _LONG
+            self._is_long = time.thread_time() - worked >= _SLOW_SNAPSHOT
             self._due = began + max(PUBLISH_SECONDS, took / PUBLISH_SHARE)
             self._due_soon = began + max(SOON_SECONDS, took / SOON_SHARE)
             self._lock.release()
@@ -282,21 +282,21 @@ class Publisher:
         directory = self._directory()
         if directory is None:
             return
-        board = Board(directory)
-        board.publish(snapshot)
+        shared_snapshots = SharedSnapshots(directory)
+        shared_snapshots.publish(snapshot)
         if not self._began:
             self._began = True
-            board.prune()
+            shared_snapshots.prune()
 
     def _complain(self, error: Exception) -> None:
         if not self._complained:
             self._complained = True
             events.emit(Event(events.ERROR, reason="statistics", detail=repr(error)))
 
-    def board(self) -> Board | None:
+    def shared_snapshots(self) -> SharedSnapshots | None:
         """Return the shared statistics of the directory in force."""
         directory = self._directory()
-        return None if directory is None else Board(directory)
+        return None if directory is None else SharedSnapshots(directory)
 
     def start_over(self) -> None:
         """Start over in the child of a fork, which has a file of its own."""

@@ -16,14 +16,14 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from memo.errors import label
-from memo.metrics.counters import ORIGIN, POINTS, STEPS, Tally
+from memo.metrics.counters import MOST_POINTS, STEP_OF_ONE_SECOND, STEPS_PER_DOUBLING, Tally
 from memo.runtime.clock import SECOND
 from memo.runtime.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 1
+JSON_FORMAT = 1
 """Version of the JSON form."""
 
 Counts = Mapping[str, int]
@@ -271,7 +271,7 @@ class Stats:
         return replace(self, tiers=tiers)
 
     def __add__(self, other: Stats) -> Stats:
-        return added((self, other))
+        return total_of((self, other))
 
     def __sub__(self, earlier: Stats) -> Stats:
         """Return the difference to an earlier snapshot of the same process."""
@@ -283,7 +283,7 @@ class Stats:
 
     def to_json(self) -> str:
         """Return JSON for `from_json`; derived numbers are included for other readers."""
-        return json.dumps(document(self), default=str)
+        return json.dumps(as_document(self), default=str)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Stats:
@@ -340,7 +340,7 @@ def median(histogram: Mapping[int, int]) -> float | None:
     half = sum(histogram.values()) / 2
     for step, seen in zip(steps, accumulate(histogram[step] for step in steps), strict=True):
         if seen >= half:
-            return float(2 ** ((step - ORIGIN + 0.5) / STEPS))
+            return float(2 ** ((step - STEP_OF_ONE_SECOND + 0.5) / STEPS_PER_DOUBLING))
     return None
 
 
@@ -351,7 +351,7 @@ def combined(parts: Iterable[FunctionStats]) -> FunctionStats:
     """Add up several snapshots and their timelines."""
     parts = tuple(parts)
     sums: dict[str, Any] = {name: _sum([getattr(p, name) for p in parts]) for name in _FIELDS}
-    width, timeline = _overlaid([(p.width, p.timeline) for p in parts])
+    width, timeline = _merged_timelines([(p.width, p.timeline) for p in parts])
     if not parts:
         return FunctionStats()
     return FunctionStats(**sums, width=width, timeline=timeline)
@@ -378,19 +378,21 @@ def _subtracted(now: FunctionStats, earlier: FunctionStats) -> FunctionStats:
     return FunctionStats(**{**differences, "refreshes_running": now.refreshes_running})
 
 
-def _overlaid(lines: list[tuple[float, tuple[Point, ...]]]) -> tuple[float, tuple[Point, ...]]:
+def _merged_timelines(
+    lines: list[tuple[float, tuple[Point, ...]]],
+) -> tuple[float, tuple[Point, ...]]:
     lines = [line for line in lines if line[1]]
     if not lines:
         return 1.0, ()
     width = max(width for width, _ in lines)
-    points = gathered([point for _, timeline in lines for point in timeline], width)
-    while len(points) > POINTS:
+    points = merged_points([point for _, timeline in lines for point in timeline], width)
+    while len(points) > MOST_POINTS:
         width *= 2
-        points = gathered(points, width)
+        points = merged_points(points, width)
     return width, tuple(points)
 
 
-def gathered(points: Iterable[Point], width: float) -> list[Point]:
+def merged_points(points: Iterable[Point], width: float) -> list[Point]:
     """Merge the points of a timeline into steps of `width` seconds."""
     sums: dict[float, list[int]] = {}
     for start, *counts in points:
@@ -400,7 +402,7 @@ def gathered(points: Iterable[Point], width: float) -> list[Point]:
     return [Point(start, *sums[start]) for start in sorted(sums)]
 
 
-def added(parts: Iterable[Stats]) -> Stats:
+def total_of(parts: Iterable[Stats]) -> Stats:
     """Add up snapshots of several processes."""
     parts = tuple(parts)
     if not parts:
@@ -425,10 +427,10 @@ def added(parts: Iterable[Stats]) -> Stats:
 _DERIVED = ("hits", "stale", "misses", "errors", "failed", "hit_rate", "median_hit")
 
 
-def document(stats: Stats) -> dict[str, Any]:
+def as_document(stats: Stats) -> dict[str, Any]:
     """Return a snapshot as JSON data."""
     return {
-        "format": FORMAT,
+        "format": JSON_FORMAT,
         "since": stats.since,
         "until": stats.until,
         "processes": stats.processes,
@@ -444,7 +446,7 @@ def _with_derived(stats: FunctionStats) -> dict[str, Any]:
 
 def _parsed(text: str | bytes) -> Stats:
     document = json.loads(text)
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
+    if not isinstance(document, dict) or document.get("format") != JSON_FORMAT:
         raise ValueError("not a snapshot of memo's statistics")
     try:
         return Stats(

@@ -36,7 +36,7 @@ SCOPE = "memo"
 """Name of the instrumentation scope."""
 FUNCTION, TIER, REASON, KEY = "memo.function", "memo.tier", "memo.reason", "memo.key"
 ERROR_TYPE = "error.type"
-KNOWN = 4096
+MOST_LINKABLE = 4096
 """Recent computations of this process to which later ones can be linked."""
 
 
@@ -44,15 +44,15 @@ Readings: TypeAlias = "Iterator[tuple[float, dict[str, str]]]"
 Read: TypeAlias = "Callable[[Stats], Readings]"
 
 
-class _Open(NamedTuple):
+class _OpenSpan(NamedTuple):
     """The span of a running computation, and the context before it."""
 
     span: Span
     before: Token[Context]
-    outer: _Open | None
+    outer: _OpenSpan | None
 
 
-_current: ContextVar[_Open | None] = ContextVar("memo_span", default=None)
+_current: ContextVar[_OpenSpan | None] = ContextVar("memo_span", default=None)
 
 
 class Instrumentation:
@@ -68,10 +68,12 @@ class Instrumentation:
         count, times = meter.create_counter, meter.create_histogram
         self._stale = count("memo.stale_hits", "{hit}", "Calls answered by an expired entry")
         self._misses = count("memo.misses", "{miss}", "Calls that no entry could answer")
-        self._shared = count("memo.shared", "{call}", "Calls that took another's computation")
+        self._shared = count(
+            "memo.shared", "{call}", "Calls that shared another call's computation"
+        )
         self._refreshes = count("memo.refreshes", "{refresh}", "Refreshes in the background")
         self._invalidations = count("memo.invalidations", "{invalidation}", "Invalidations")
-        self._errors = count("memo.errors", "{error}", "Faults of the cache, unseen by callers")
+        self._errors = count("memo.errors", "{error}", "Faults of the cache, hidden from callers")
         self._stored = count("memo.stored", "By", "Bytes of the results that were stored")
         self._lookup = times("memo.lookup.duration", "s", "Time of the look-ups that answered")
         self._compute = times("memo.compute.duration", "s", "Own time of computations")
@@ -144,7 +146,7 @@ class Instrumentation:
             facts[REASON] = event.reason
         span = self._tracer.start_span(at[FUNCTION], attributes=facts)
         before = context.attach(trace.set_span_in_context(span))
-        _current.set(_Open(span, before, _current.get()))
+        _current.set(_OpenSpan(span, before, _current.get()))
 
     def _end(self, event: Event, at: dict[str, Any]) -> None:
         from opentelemetry import context, trace
@@ -163,7 +165,7 @@ class Instrumentation:
         with self._lock:
             self._contexts[event.key] = opened.span.get_span_context()
             self._contexts.move_to_end(event.key)
-            if len(self._contexts) > KNOWN:
+            if len(self._contexts) > MOST_LINKABLE:
                 self._contexts.popitem(last=False)
 
     def _link(self, key: str) -> None:

@@ -1,8 +1,8 @@
 """Checks: validate each setting, and convert what the user wrote to its value.
 
-One function per kind of value.  Each takes the value and its `Place`, and returns the value in the
-form of `Settings`, or raises a `SettingError` that names the setting, its source, and the fix.  A
-value of `redis_url` or `secret` is never part of a message.
+One function per kind of value.  Each takes the value and its `SettingSource`, and returns the value
+in the form of `Settings`, or raises a `SettingError` that names the setting, its source, and the
+fix.  A value of `redis_url` or `secret` is never part of a message.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def redacted(url: str) -> str:
     return f"{parts.scheme}://{hidden}{host}{parts.path}{query}"
 
 
-class Place(NamedTuple):
+class SettingSource(NamedTuple):
     """The source of a value, for its check and for the error about it."""
 
     setting: str
@@ -70,10 +70,10 @@ class Place(NamedTuple):
         return SettingError(self.setting, self.source, fix)
 
 
-Check = Callable[[Any, Place], Any]
+Check = Callable[[Any, SettingSource], Any]
 
 
-def _redis_url(value: Any, place: Place) -> Url | None:
+def _redis_url(value: Any, place: SettingSource) -> Url | None:
     if value is None or value == "":
         return None
     if not isinstance(value, str):
@@ -94,7 +94,7 @@ class Options(dict[str, Any]):
         return f"{{{', '.join(f'{name!r}: ***' for name in self)}}}"
 
 
-def _redis_options(value: Any, place: Place) -> Options | None:
+def _redis_options(value: Any, place: SettingSource) -> Options | None:
     if value is None or value == "":
         return None
     from memo.settings import redis_urls
@@ -105,7 +105,7 @@ def _redis_options(value: Any, place: Place) -> Options | None:
         raise place.wrong(str(error)) from None
 
 
-def _path(value: Any, place: Place) -> Path:
+def _path(value: Any, place: SettingSource) -> Path:
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
         raise place.wrong(f"{shown(value)} is not a path; write a directory or file name.")
     from pathlib import Path
@@ -117,11 +117,11 @@ def _path(value: Any, place: Place) -> Path:
     return Path(os.path.abspath((place.base or Path()) / path))
 
 
-def _path_or_none(value: Any, place: Place) -> Path | None:
+def _path_or_none(value: Any, place: SettingSource) -> Path | None:
     return None if value is None or value == "" else _path(value, place)
 
 
-def _payload_store(value: Any, place: Place) -> Url | str | None:
+def _payload_store(value: Any, place: SettingSource) -> Url | str | None:
     if value is None or value == "":
         return None
     if find_spec("fsspec") is None:
@@ -137,7 +137,7 @@ def _payload_store(value: Any, place: Place) -> Url | str | None:
     return Url(value)
 
 
-def _size(value: Any, place: Place) -> int:
+def _size(value: Any, place: SettingSource) -> int:
     fix = 'write bytes as a number, or for instance "10GiB" or "256 MiB".'
     number = options.size(value)
     if number is None:
@@ -147,14 +147,14 @@ def _size(value: Any, place: Place) -> int:
     return number
 
 
-def _disk_size(value: Any, place: Place) -> int:
+def _disk_size(value: Any, place: SettingSource) -> int:
     size = _size(value, place)
     if size < MIB:
-        raise place.wrong(f'{size} bytes are too few; the minimum is 1 MiB, for instance "10GiB".')
+        raise place.wrong(f'{size} bytes are too few; write 1 MiB or more, for instance "10GiB".')
     return size
 
 
-def _redis_size(value: Any, place: Place) -> int:
+def _redis_size(value: Any, place: SettingSource) -> int:
     size = _size(value, place)
     if size > 512 * MIB:
         raise place.wrong("Redis takes at most 512 MiB in one value.")
@@ -162,7 +162,7 @@ def _redis_size(value: Any, place: Place) -> int:
 
 
 def _duration(example: str) -> Check:
-    def check(value: Any, place: Place) -> float:
+    def check(value: Any, place: SettingSource) -> float:
         fix = f'must be seconds above 0, as a number or as text such as "{example}".'
         with suppress(ValueError):  # text with units is read by `seconds`
             value = float(value) if isinstance(value, str) else value
@@ -181,14 +181,14 @@ _TRUTH = {"1": True, "true": True, "yes": True, "on": True}
 _TRUTH |= {"0": False, "false": False, "no": False, "off": False}
 
 
-def _truth(value: Any, place: Place) -> bool:
+def _boolean(value: Any, place: SettingSource) -> bool:
     found = _TRUTH.get(str(value).strip().lower()) if isinstance(value, (bool, int, str)) else None
     if found is None:
         raise place.wrong(f"{shown(value)} is neither true nor false; write true or false.")
     return found
 
 
-def _compress(value: Any, place: Place) -> int | None:
+def _compress(value: Any, place: SettingSource) -> int | None:
     truth = _TRUTH.get(value.strip().lower()) if isinstance(value, str) else None
     try:
         return options.compress(place.setting, value if truth is None else truth)
@@ -197,12 +197,12 @@ def _compress(value: Any, place: Place) -> int | None:
         raise place.wrong(f"{shown(value)} is none of these; {fix}") from None
 
 
-def _mode(value: Any, place: Place) -> str | None:
+def _mode(value: Any, place: SettingSource) -> str | None:
     return None if value is None or value == "" else _one_of(*KINDS)(value, place)
 
 
 def _one_of(*choices: str) -> Check:
-    def check(value: Any, place: Place) -> str:
+    def check(value: Any, place: SettingSource) -> str:
         if not isinstance(value, str) or value not in choices:
             words = " or ".join(f'"{choice}"' for choice in choices)
             raise place.wrong(f"{shown(value)} is unknown; write {words}.")
@@ -214,14 +214,14 @@ def _one_of(*choices: str) -> Check:
 _NAMESPACE = r"\w[\w.-]{0,99}"
 
 
-def _namespace(value: Any, place: Place) -> str:
+def _namespace(value: Any, place: SettingSource) -> str:
     if not isinstance(value, str) or not re.fullmatch(_NAMESPACE, value):
         fix = "write 1 to 100 letters, digits, dots, hyphens or underscores."
         raise place.wrong(f"{shown(value)} cannot be a namespace; {fix}")
     return value
 
 
-def _tiers(value: Any, place: Place) -> tuple[Any, ...] | None:
+def _tiers(value: Any, place: SettingSource) -> tuple[Any, ...] | None:
     if value is None:
         return None
     if isinstance(value, str):
@@ -238,7 +238,7 @@ def _tiers(value: Any, place: Place) -> tuple[Any, ...] | None:
     return tuple(value)
 
 
-def _check_tier(tier: Any, place: Place) -> None:
+def _check_tier(tier: Any, place: SettingSource) -> None:
     if isinstance(tier, str):
         if tier not in TIERS:
             names = ", ".join(f'"{name}"' for name in TIERS)
@@ -252,7 +252,7 @@ def _check_tier(tier: Any, place: Place) -> None:
         raise place.wrong(f"{type_named(type(tier))} {fix}")
 
 
-def _secret(value: Any, place: Place) -> tuple[Secret, ...] | None:
+def _secret(value: Any, place: SettingSource) -> tuple[Secret, ...] | None:
     if value is None:
         return None
     if place.base is not None:
@@ -262,7 +262,7 @@ def _secret(value: Any, place: Place) -> tuple[Secret, ...] | None:
     return secret_room.from_value(value, place.source)
 
 
-def _secret_file(value: Any, place: Place) -> tuple[Secret, ...] | None:
+def _secret_file(value: Any, place: SettingSource) -> tuple[Secret, ...] | None:
     path = _path_or_none(value, place)
     return None if path is None else secret_room.from_file(path, place.source, mounted=True)
 
@@ -275,7 +275,7 @@ CHECKS: Final[dict[str, tuple[Check, Any]]] = {
     "tiers": (_tiers, None),
     "read_strategy": (_one_of(ON_MISS_OR_ERROR, ON_ERROR), ON_MISS_OR_ERROR),
     "write_strategy": (_one_of(WRITE_THROUGH, WRITE_AROUND), WRITE_THROUGH),
-    "self_healing": (_truth, True),
+    "self_healing": (_boolean, True),
     "namespace": (_namespace, "memo"),
     "secret": (_secret, None),
     "secret_file": (_secret_file, None),
@@ -287,9 +287,9 @@ CHECKS: Final[dict[str, tuple[Check, Any]]] = {
     "retention": (_duration("30d"), 30 * 86_400.0),
     "on_redis_loss": (_one_of(RECOMPUTE, TRUST_DISK), RECOMPUTE),
     "compress": (_compress, None),
-    "enabled": (_truth, True),
+    "enabled": (_boolean, True),
     "mode": (_mode, None),
-    "follow_threads": (_truth, True),
+    "follow_threads": (_boolean, True),
     "live_file": (_path_or_none, None),
 }
 """Setting -> its check and its default; SPEC, section 6.  The deadline is five times a slow

@@ -26,7 +26,7 @@ from memo.runtime import fork
 from memo.runtime.named_tuple import NamedTuple
 from memo.settings import durations
 from memo.settings import secret_keys as secret_room
-from memo.settings.checks import CHECKS, NAMES, Place
+from memo.settings.checks import CHECKS, NAMES, SettingSource
 from memo.settings.secret_keys import Secret
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 DEFAULT: Final = "default"
 CONFIGURE: Final = "configure()"
-CARRIED: Final = "configure() of another process"
+OTHER_PROCESS: Final = "configure() of another process"
 _PREFIX = "MEMO_"
-_TABLE = "[tool.memo]"
+_TABLE_NAME = "[tool.memo]"
 
 
 class Settings(NamedTuple):
@@ -117,11 +117,11 @@ def _layer(values: Mapping[str, Any], where: Callable[[str], str], base: Path | 
             continue
         source = where(name)
         final = "secret" if name == "secret_file" else name
-        layer[final] = Given(CHECKS[name][0](value, Place(name, source, base)), source)
+        layer[final] = Given(CHECKS[name][0](value, SettingSource(name, source, base)), source)
     return layer
 
 
-def _near(name: str, likeness: float) -> list[str]:
+def _similar_setting(name: str, likeness: float) -> list[str]:
     """Return the setting whose name is most like a misspelled one, if any."""
     import difflib
 
@@ -129,7 +129,7 @@ def _near(name: str, likeness: float) -> list[str]:
 
 
 def _unknown(name: str, source: str) -> SettingError:
-    near = _near(name, 0.6)
+    near = _similar_setting(name, 0.6)
     hint = f"did you mean {near[0]!r}?" if near else f"the settings are {', '.join(NAMES)}."
     return SettingError(name, source, f"there is no such setting; {hint}")
 
@@ -137,8 +137,8 @@ def _unknown(name: str, source: str) -> SettingError:
 def _environment() -> Layer:
     """Read `MEMO_*`; an empty variable counts as not set, except for `MEMO_SECRET`.
 
-    A deployment template leaves an empty secret if the real one is missing; using another secret
-    then would silently share nothing.
+    A deployment template produces an empty secret if the real one is missing; with another secret
+    in its place, the host would silently share nothing.
 
     A name that is nearly a setting's is an error.  Any other is ignored, since other programs are
     called memo too; so is `MEMO_TEST_*`.
@@ -150,23 +150,23 @@ def _environment() -> Layer:
             continue
         if not text.strip() and name != "secret":
             continue
-        if name in CHECKS or _near(name, 0.7):
+        if name in CHECKS or _similar_setting(name, 0.7):
             values[name] = text
     return _layer(values, lambda name: _PREFIX + name.upper(), None)
 
 
 def _project() -> Layer:
     """Read `[tool.memo]` in the nearest `pyproject.toml`; relative paths start at its directory."""
-    path = _nearest()
+    path = _find_pyproject()
     if path is None:
         return {}
     table = _table(path)
     if not isinstance(table, dict):
         raise SettingError("tool.memo", str(path), "must be a table: [tool.memo]")
-    return _layer(table, lambda name: f"{_TABLE} in {path}", path.parent)
+    return _layer(table, lambda name: f"{_TABLE_NAME} in {path}", path.parent)
 
 
-def _nearest() -> Path | None:
+def _find_pyproject() -> Path | None:
     from pathlib import Path
 
     try:
@@ -181,7 +181,7 @@ def _table(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(_TABLE, str(path), f"cannot be read: {error}.") from None
+        raise SettingError(_TABLE_NAME, str(path), f"cannot be read: {error}.") from None
     if "memo" not in text:
         return {}
     import tomllib
@@ -189,7 +189,7 @@ def _table(path: Path) -> Any:
     try:
         tool = tomllib.loads(text).get("tool", {})
     except tomllib.TOMLDecodeError as error:
-        raise SettingError(_TABLE, str(path), f"is not valid TOML: {error}.") from None
+        raise SettingError(_TABLE_NAME, str(path), f"is not valid TOML: {error}.") from None
     return tool.get("memo", {}) if isinstance(tool, dict) else {}
 
 
@@ -278,7 +278,7 @@ def _settings(given: Layer) -> Settings:
     return Settings(**values, sources=MappingProxyType(sources))
 
 
-_hidden: list[Settings] = []
+_suspended: list[Settings] = []
 """Settings that come back when a `with` block ends."""
 
 
@@ -289,7 +289,7 @@ def named() -> list[Settings]:
         SettingError: a setting is wrong.
     """
     with _lock:
-        return [current(), *_hidden]
+        return [current(), *_suspended]
 
 
 def nothing() -> None:
@@ -309,7 +309,7 @@ class Restore:
 
     def __enter__(self) -> Self:
         if self._hidden is not None:
-            _hidden.append(self._hidden)
+            _suspended.append(self._hidden)
         return self
 
     def __exit__(
@@ -324,8 +324,8 @@ class Restore:
                     _overrides.pop(name, None)
                 else:
                     _overrides[name] = given
-            if self._hidden is not None and self._hidden in _hidden:
-                _hidden.remove(self._hidden)
+            if self._hidden is not None and self._hidden in _suspended:
+                _suspended.remove(self._hidden)
             _changed()
         ended()
 
@@ -335,7 +335,7 @@ class Restore:
 
 @contextmanager
 def restoring() -> Iterator[None]:
-    """Undo everything that is configured inside a block, not only by the block itself."""
+    """Undo everything that is configured inside a block, by nested calls too."""
     with _lock:
         before = dict(_overrides)
     try:
@@ -407,11 +407,8 @@ def configure(**settings: Unpack[Changes]) -> Restore:
 # --- settings that travel with a function to the workers of this process --------------------------
 
 
-def carried() -> dict[str, Any]:
-    """Return settings from `configure` that a worker may know.
-
-    No secret, no password, no object.
-    """
+def settings_for_workers() -> dict[str, Any]:
+    """Return what a worker may know of `configure`'s settings: no secret, password or object."""
     with _lock:
         given = {name: one.value for name, one in _overrides.items()}
     return {name: value for name, value in given.items() if _may_travel(name, value)}
@@ -435,7 +432,7 @@ def _password(url: str) -> bool:
 
 
 def adopt(settings: Mapping[str, Any], sender: str) -> None:
-    """Adopt what `carried` returned in the process `sender`, unless set by `configure` here.
+    """Adopt the `settings_for_workers` of the process `sender`, unless `configure` set them here.
 
     It replaces what other processes sent before.  Settings sent by this process itself are ignored,
     and so are those of a function inside a stored result, which have no sender (`""`).
@@ -443,8 +440,8 @@ def adopt(settings: Mapping[str, Any], sender: str) -> None:
     if sender in ("", PROCESS):
         return
     with _lock:
-        mine = {name: one for name, one in _overrides.items() if _stays(name, one)}
-        theirs = {name: Given(value, CARRIED) for name, value in settings.items()}
+        mine = {name: one for name, one in _overrides.items() if _keeps(name, one)}
+        theirs = {name: Given(value, OTHER_PROCESS) for name, value in settings.items()}
         wanted = theirs | mine
         if wanted != _overrides:
             _overrides.clear()
@@ -452,8 +449,8 @@ def adopt(settings: Mapping[str, Any], sender: str) -> None:
             _changed()
 
 
-def _stays(name: str, given: Given) -> bool:
-    return given.source != CARRIED or name == "secret"
+def _keeps(name: str, given: Given) -> bool:
+    return given.source != OTHER_PROCESS or name == "secret"
 
 
 PROCESS = os.urandom(8).hex()
@@ -466,7 +463,7 @@ def _after_fork() -> None:
     _lock = threading.RLock()
     PROCESS = os.urandom(8).hex()
     for name, given in list(_overrides.items()):
-        _overrides[name] = Given(given.value, CARRIED)
+        _overrides[name] = Given(given.value, OTHER_PROCESS)
 
 
 fork.in_child(_after_fork)

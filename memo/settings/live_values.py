@@ -5,10 +5,10 @@ age, so a changed value takes effect at once, also on existing entries.  Three s
 one with the key decides:
 
 1.  this process: `memo.live["ttl.products"] = 30`,
-2.  a TOML file: the setting `live_file`, checked on access, at most every `LOOK_EVERY` seconds; a
+2.  a TOML file: the setting `live_file`, checked on access, at most every `FILE_CHECK_SECONDS`; a
     dot in a key leads into a table,
-3.  a shared one (Redis), passed to `attach`: at most `SHARED_AGE` seconds old if the caller checks
-    `due` and then calls `refresh`, which may block.
+3.  a shared one (Redis), passed to `attach`: at most `SHARED_REFRESH_SECONDS` old if the caller
+    checks `due` and then calls `refresh`, which may block.
 
 It needs neither a thread nor an event loop.
 """
@@ -28,11 +28,11 @@ from memo.runtime.events import ERROR, Event, emit
 from memo.settings import configuration, durations
 from memo.settings.durations import seconds
 
-LOOK_EVERY = 0.2
+FILE_CHECK_SECONDS = 0.2
 """Seconds between two checks of the file."""
-SHARED_AGE = 0.5
+SHARED_REFRESH_SECONDS = 0.5
 """Seconds after which the shared source is read again: below 1 s with its deadline of 0.25 s."""
-_SETTLED = 0.1
+_SETTLED_SECONDS = 0.1
 """Seconds: a younger file may be written again within the resolution of its time stamp."""
 
 Ttl: TypeAlias = "float | int | str | durations.timedelta | None"
@@ -166,7 +166,9 @@ class Live(Mapping[str, float]):
 
     def due(self) -> bool:
         """True if the shared source has to be read again.  Never blocks."""
-        return self._fetch is not None and self._clock() - self._fetched_at >= SHARED_AGE
+        return (
+            self._fetch is not None and self._clock() - self._fetched_at >= SHARED_REFRESH_SECONDS
+        )
 
     def refresh(self) -> None:
         """Read the shared source if that is due; may block, never raises.
@@ -215,7 +217,7 @@ class Live(Mapping[str, float]):
     def _look(self) -> None:
         with self._lock:
             self._settings = configuration.revision
-            self._look_at = self._clock() + LOOK_EVERY
+            self._look_at = self._clock() + FILE_CHECK_SECONDS
             path = configuration.current().live_file
             if path is None:
                 self._take(None, {})
@@ -259,7 +261,7 @@ def _signature(path: str) -> object:
     None if it is too new to be distinguished from the next one.
     """
     found = os.stat(path)
-    if abs(time.time() - found.st_mtime) < _SETTLED:
+    if abs(time.time() - found.st_mtime) < _SETTLED_SECONDS:
         return None
     return (path, found.st_mtime_ns, found.st_size, found.st_ino)
 

@@ -144,7 +144,7 @@ def _errors(option: str, value: Any) -> tuple[tuple[type[Exception], float | Non
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):
             raise OptionError(option, value, f"{kind!r} is not an exception type.")
         if not issubclass(kind, Exception):
-            fix = f"{kind.__name__} stops programs and tasks, so it is never remembered."
+            fix = f"{kind.__name__} ends programs or tasks, so it is never stored."
             raise OptionError(option, value, fix)
     return tuple((kind, seconds(f"{option}[{kind.__name__}]", ttl)) for kind, ttl in value.items())
 
@@ -181,7 +181,7 @@ def flag(option: str, value: Any) -> bool:
     return value
 
 
-LONGEST = 1000
+LONGEST_FUNCTION_NAME = 1000
 """Most characters of a name that is given to a function."""
 
 

@@ -29,7 +29,7 @@ _SCHEMES = {
     "redis+cluster": (CLUSTER, False),
     "rediss+cluster": (CLUSTER, True),
 }
-_TLS = (
+_TLS_OPTIONS = (
     "ssl_keyfile",
     "ssl_certfile",
     "ssl_password",
@@ -40,9 +40,9 @@ _TLS = (
     "ssl_min_version",
     "ssl_ciphers",
 )
-_TEXTS = ("username", "password", "client_name", *_TLS)
+_TEXT_OPTIONS = ("username", "password", "client_name", *_TLS_OPTIONS)
 OPTIONS = (
-    *_TEXTS,
+    *_TEXT_OPTIONS,
     "db",
     "credential_provider",
     "socket_keepalive",
@@ -51,7 +51,7 @@ OPTIONS = (
     "address_remap",
 )
 """Names that `redis_options` may contain: arguments of redis-py's clients."""
-_OURS = {
+_NOT_OPTIONS = {
     "socket_timeout": "the setting `deadline` bounds an operation",
     "socket_connect_timeout": "memo bounds connecting itself",
     "retry": "memo does not retry; it falls back to the next tier",
@@ -59,13 +59,13 @@ _OURS = {
     "retry_on_error": "memo does not retry; it falls back to the next tier",
     "protocol": "memo speaks RESP2",
     "decode_responses": "memo stores bytes",
-    "host": "it belongs into redis_url",
-    "port": "it belongs into redis_url",
-    "path": "it belongs into redis_url",
-    "unix_socket_path": "it belongs into redis_url, as unix:///run/redis.sock",
+    "host": "it belongs in redis_url",
+    "port": "it belongs in redis_url",
+    "path": "it belongs in redis_url",
+    "unix_socket_path": "it belongs in redis_url, as unix:///run/redis.sock",
     "ssl": "write rediss:// in redis_url",
 }
-_QUERY = ("db", *_TEXTS, "socket_keepalive")
+_QUERY = ("db", *_TEXT_OPTIONS, "socket_keepalive")
 _PORTS = {SENTINEL: 26379}
 
 
@@ -174,7 +174,7 @@ def _query(query: str) -> dict[str, Any]:
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in _QUERY:
             raise ValueError(unknown(name, _QUERY, "query parameter"))
-        options[name] = _database(value) if name == "db" else _truth(value)
+        options[name] = _database(value) if name == "db" else _boolean(value)
     return options
 
 
@@ -184,14 +184,14 @@ def _database(text: str) -> int:
     return int(text)
 
 
-def _truth(text: str) -> Any:
+def _boolean(text: str) -> Any:
     return {"true": True, "yes": True, "false": False, "no": False}.get(text.lower(), text)
 
 
 def unknown(name: str, known: tuple[str, ...], what: str) -> str:
     """Return the reason why a name is refused, with the nearest valid one."""
-    if name in _OURS:
-        return f"{name!r} cannot be set: {_OURS[name]}."
+    if name in _NOT_OPTIONS:
+        return f"{name!r} cannot be set: {_NOT_OPTIONS[name]}."
     import difflib  # needed only for an error
 
     near = difflib.get_close_matches(name, known, 1, 0.6)

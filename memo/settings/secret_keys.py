@@ -35,11 +35,11 @@ LARGEST_FILE = 65_536
 """Bytes; a longer file is not a secret."""
 
 _SEPARATOR = r"[,\r\n]+"
-_MAKE = 'make one with: python -c "import secrets; print(secrets.token_hex(32))"'
+_HOW_TO_MAKE = 'make one with: python -c "import secrets; print(secrets.token_hex(32))"'
 
 
 class SecretWarning(RuntimeWarning):
-    """No secret could be kept: entries of this process will be unreadable to every other one."""
+    """The secret could not be saved, so no other process can read the entries of this one."""
 
 
 class Secret:
@@ -82,7 +82,7 @@ def from_value(value: Any, source: str) -> tuple[Secret, ...]:
         for number, one in enumerate((one for part in parts for one in _split(part, source)), 1)
     )
     if not found:
-        raise SecretError("secret", source, f"is empty; {_MAKE}")
+        raise SecretError("secret", source, f"is empty; {_HOW_TO_MAKE}")
     return found
 
 
@@ -99,7 +99,9 @@ def _split(part: Any, source: str) -> Iterable[bytes]:
 
 def _secret(value: bytes, number: int, source: str) -> Secret:
     if len(value) < SECRET_BYTES:
-        fix = f"no. {number} has {len(value)} bytes, and {SECRET_BYTES} is the least; {_MAKE}"
+        fix = (
+            f"no. {number} has {len(value)} bytes; it needs {SECRET_BYTES} or more; {_HOW_TO_MAKE}"
+        )
         raise SecretError("secret", source, fix)
     return Secret(value)
 
@@ -146,13 +148,13 @@ def read_private(path: Path, source: str, *, mounted: bool = False) -> bytes:
     finally:
         os.close(descriptor)
     if len(content) > LARGEST_FILE:
-        raise SecretError("secret", where, f"is longer than {LARGEST_FILE} bytes; {_MAKE}")
+        raise SecretError("secret", where, f"is longer than {LARGEST_FILE} bytes; {_HOW_TO_MAKE}")
     return content
 
 
 def _why_not_opened(path: Path, error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
-        return f"does not exist; {_MAKE} > {path} and: chmod 600 {path}"
+        return f"does not exist; {_HOW_TO_MAKE} > {path} and: chmod 600 {path}"
     with suppress(OSError):
         found = os.lstat(path)
         if stat.S_ISLNK(found.st_mode):
@@ -170,7 +172,7 @@ def _check_private(found: os.stat_result, path: Path, where: str, *, mounted: bo
     if _foreign(found) and not (mounted and found.st_uid == 0):
         raise SecretError("secret", where, "belongs to another user; give a file of your own.")
     if found.st_mode & (0o037 if mounted else 0o077):
-        fix = "can be read or written by others, so it is no secret any more; "
+        fix = "can be read or written by others, so it is no longer secret; "
         fix += f"replace it, and run: chmod 600 {path}"
         fix += " (in Kubernetes: defaultMode: 0440)" if mounted else ""
         raise SecretError("secret", where, fix)
@@ -202,12 +204,12 @@ def generated() -> tuple[Secret, ...]:
     """
     path = default_file()
     if path is None:
-        return (_of_this_process("there is no configuration directory"),)
+        return (_unkept_secret("there is no configuration directory"),)
     if not os.path.lexists(path):
         try:
             _create(path)
         except OSError as error:
-            return (_of_this_process(f"{path} cannot be made: {error.strerror or error}"),)
+            return (_unkept_secret(f"{path} cannot be made: {error.strerror or error}"),)
     return from_file(path, "the generated secret")
 
 
@@ -239,42 +241,46 @@ def _fill(descriptor: int) -> None:
 
 
 _lock = threading.Lock()
-FALLBACK: list[Secret] = []
+_UNKEPT_SECRETS: list[Secret] = []
 
 
-def _of_this_process(why: str) -> Secret:
+def _unkept_secret(why: str) -> Secret:
     with _lock:
-        first = not FALLBACK
+        first = not _UNKEPT_SECRETS
         if first:
-            FALLBACK.append(Secret(os.urandom(SECRET_BYTES)))
+            _UNKEPT_SECRETS.append(Secret(os.urandom(SECRET_BYTES)))
     if first:
-        text = f"no secret could be kept ({why}): cached entries will not survive this process."
-        _untold.append(text)
+        text = (
+            f"the secret could not be saved ({why}): cached entries will not outlive this process."
+        )
+        _unkept_reasons.append(text)
         emit(Event(ERROR, reason="secret", detail=text))
-    return FALLBACK[0]
+    return _UNKEPT_SECRETS[0]
 
 
 def forget() -> None:
     """Forget the secret that was generated for this process alone, if there is one."""
-    FALLBACK.clear()
-    _untold.clear()
+    _UNKEPT_SECRETS.clear()
+    _unkept_reasons.clear()
 
 
 def is_kept(secret: Secret) -> bool:
     """False for a secret of this process alone, used when none could be kept."""
-    return all(secret is not one for one in FALLBACK)
+    return all(secret is not one for one in _UNKEPT_SECRETS)
 
 
-_untold: list[str] = []
+_unkept_reasons: list[str] = []
 
 
 def warn_if_not_kept() -> None:
-    """Warn, once, that no secret could be kept: called where entries could outlive this process.
+    """Warn, once, that the secret could not be saved.
+
+    Called where entries could outlive the process.
 
     Otherwise the warning about the directory is enough.
     """
-    while _untold:
-        text = _untold.pop()
+    while _unkept_reasons:
+        text = _unkept_reasons.pop()
         fix = "Set MEMO_SECRET_FILE, or MEMO_SECRET, to keep and share them."
         with suppress(Warning):  # a filter made it an error; the caller still gets its result
             warnings.warn(f"memo: {text} {fix}", SecretWarning, stacklevel=2)

@@ -1,4 +1,4 @@
-"""Helpers for tests of code that uses memo: a separate cache, a clock that the test moves, events.
+"""Test helpers for code that uses memo: an isolated cache, a clock that the test moves, events.
 
 ::
 
@@ -33,7 +33,7 @@ from memo.decorators import assembly
 from memo.decorators.cached_function import CachedFunction
 from memo.engine import used_calls
 from memo.errors import OptionError, label, nearest
-from memo.inspection.under_way import BOARD
+from memo.inspection.running_computations import COMPUTATIONS
 from memo.metrics.recorder import reset as reset_stats
 from memo.runtime import blocking, events, ownership
 from memo.runtime.clock import SECOND, SYSTEM, Clock
@@ -95,11 +95,11 @@ def isolated(*, clock: Clock | None = None, **settings: Any) -> Iterator[Path]:
                 yield Path(place)
             finally:
                 blocking.drain_blocking(blocking.EXIT_GRACE)
-                BOARD.close()
+                COMPUTATIONS.close()
                 assembly.reset()
 
 
-KINDS: Final = {
+KIND_BY_COUNT: Final = {
     "hits": events.HIT,
     "stale": events.STALE,
     "misses": events.MISS,
@@ -133,18 +133,24 @@ def expecting(
         OptionError: there is no such count.
     """
     for name, count in counts.items():
-        if name not in KINDS:
-            known = ", ".join(KINDS)
-            raise OptionError(name, count, f"is not counted{nearest(name, KINDS)}; give {known}")
+        if name not in KIND_BY_COUNT:
+            known = ", ".join(KIND_BY_COUNT)
+            raise OptionError(
+                name, count, f"is not counted{nearest(name, KIND_BY_COUNT)}; give {known}"
+            )
     wanted = function.function_id if isinstance(function, CachedFunction) else function
     with recording() as heard:
         yield heard
     mine = [event for event in heard if wanted is None or event.function == wanted]
-    found = {name: sum(event.kind == KINDS[name] for event in mine) for name in KINDS}
+    found = {
+        name: sum(event.kind == KIND_BY_COUNT[name] for event in mine) for name in KIND_BY_COUNT
+    }
     if any(found[name] != count for name, count in counts.items()):
         __tracebackhide__ = True
         said = ", ".join(f"{name}={count}" for name, count in counts.items())
-        seen = ", ".join(f"{name}={found[name]}" for name in KINDS if found[name] or name in counts)
+        seen = ", ".join(
+            f"{name}={found[name]}" for name in KIND_BY_COUNT if found[name] or name in counts
+        )
         why = {event.reason: None for event in mine if event.kind == events.MISS}
         reasons = f" (missed: {', '.join(why)})" if why else ""
         what = "all functions" if wanted is None else label(wanted)
@@ -170,7 +176,7 @@ def reset() -> None:
     not be kept are forgotten.  Stored entries stay.
     """
     blocking.drain_blocking(blocking.EXIT_GRACE)
-    BOARD.close()
+    COMPUTATIONS.close()
     used_calls.stop_carrying()
     assembly.reset()
     configuration.reset()

@@ -275,7 +275,7 @@ def test_clear_by_tag(kernel: Kernel) -> None:
         ("%cache_clear nothing", "no cached function has this name"),
         ("%cache_clear known --where colour=red", "colour"),
         ("%cache_clear known --where colour", "--where region=EU"),
-        ("%cache_clear known --tag t", "--tag goes alone"),
+        ("%cache_clear known --tag t", "--tag cannot be combined"),
         ("%cache_explain known", "Write a call"),
         ("%cache_explain known(", "Write a call"),
         ("%cache_explain len([])", "not a cached function"),

@@ -28,7 +28,7 @@ from waiting import until, wait_for
 import memo
 from memo import cache
 from memo.engine.coordination.leases import Holder
-from memo.jupyter.progress_view import SHOWN_AFTER, WATCHER, Line, Terminal, holder_name
+from memo.jupyter.progress_view import SHOWN_AFTER, WATCHER, Line, TerminalScreen, holder_name
 from memo.runtime import events
 from memo.runtime.blocking import drain_blocking
 from memo.runtime.events import Event
@@ -403,7 +403,9 @@ def test_a_waiter_learns_who_has_it_now(sheet: Sheet) -> None:
     """When another one has taken the lease since, the line names that one, and the wait goes on."""
 
     def waiting(pid: int) -> None:
-        WATCHER.hear(Event(events.WAITING, "f", "key", detail=f"1f3a/a/{pid}/99ff/{time.time()}/"))
+        WATCHER.handle(
+            Event(events.WAITING, "f", "key", detail=f"1f3a/a/{pid}/99ff/{time.time()}/")
+        )
 
     waiting(1)
     until(lambda: sheet.shown)
@@ -413,7 +415,7 @@ def test_a_waiter_learns_who_has_it_now(sheet: Sheet) -> None:
     until(lambda: len(sheet.shown) >= count + 2)
     line = sheet.shown[-1][0]
     assert line.what == "f() waits for kernel 2 on host a"
-    WATCHER.hear(Event(events.WAIT_ENDED, "f", "key"))
+    WATCHER.handle(Event(events.WAIT_ENDED, "f", "key"))
     assert sheet.closed == [[]]
 
 
@@ -432,7 +434,7 @@ def test_holders_for_people() -> None:
 def test_hits_do_not_reach_it(sheet: Sheet) -> None:
     """Hits cost nothing more while progress is on: it hears none of them."""
     heard = []
-    WATCHER.hear, hear = lambda event: heard.append(event.kind) or hear(event), WATCHER.hear  # type: ignore[method-assign,func-returns-value]
+    WATCHER.handle, handle = lambda event: heard.append(event.kind) or handle(event), WATCHER.handle  # type: ignore[method-assign,func-returns-value]
     memo.progress(on=False)
     memo.progress()
 
@@ -441,7 +443,7 @@ def test_hits_do_not_reach_it(sheet: Sheet) -> None:
         return x
 
     f(1), f(1)
-    del WATCHER.hear
+    del WATCHER.handle
     assert "computed" in heard
     assert "hit" not in heard
 
@@ -495,7 +497,7 @@ def test_a_script_without_a_terminal_shows_nothing() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=env)
     assert done.stdout == "[]\n"
     assert done.stderr == ""
-    assert not Terminal().open()
+    assert not TerminalScreen().open()
 
 
 SLOW = """

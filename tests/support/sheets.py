@@ -54,8 +54,8 @@ def sheet() -> Iterator[Sheet]:
     from memo.jupyter.progress_view import WATCHER
 
     made = Sheet()
-    WATCHER.use(made)
+    WATCHER.show_on(made)
     memo.progress()
     yield made
     memo.progress(on=False)
-    WATCHER.use(None)
+    WATCHER.show_on(None)

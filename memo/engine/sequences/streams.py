@@ -52,7 +52,7 @@ from memo.engine.computing import (
 from memo.engine.coordination.flights import FLIGHTS, Flight, Landing, current_path, inside
 from memo.engine.coordination.leases import Hold, hold, patience, until_over
 from memo.engine.used_calls import CURRENT, Reads, tell, tell_landing
-from memo.errors import DependencyError, EntryError, ReentryError, TierError, users
+from memo.errors import DependencyError, EntryError, ReentryError, TierError, cut_to_user_frames
 from memo.records import codec
 from memo.records.spool import Cursor, Spool, Stream, load_item
 from memo.records.stamp_types import Stamp
@@ -350,7 +350,7 @@ class Live:
             self.spool.returned = stop.value
             self._ends()
         except Exception as error:
-            self.error = users(error)
+            self.error = cut_to_user_frames(error)
             self._ends()
         except BaseException:
             self._ends(lost=True)

@@ -11,7 +11,7 @@ import pytest
 
 from memo.metrics import rendering
 from memo.metrics.recorder import Counters, Span
-from memo.metrics.rendering import COLOURS, Cell, Table
+from memo.metrics.rendering import PLOT_COLOURS, Cell, Table
 from memo.metrics.snapshots import Stats
 from memo.runtime import events
 from memo.runtime.clock import SECOND, Clock
@@ -176,7 +176,7 @@ def test_empty_says_what_to_do() -> None:
     assert "@cache" in rendering.text(Stats())
     assert "@cache" in "".join(read(rendering.html(Stats())).texts)
     assert rendering.svg(Stats()) == ""
-    assert rendering.sparks(Stats()) == ""
+    assert rendering.sparklines(Stats()) == ""
 
 
 def test_repr_is_the_table(found: Stats) -> None:
@@ -215,9 +215,9 @@ def test_html_brings_no_colours_but_those_of_the_plot(found: Stats) -> None:
     """Text, lines and backgrounds are the theme's own, so light and dark both read well."""
     html = rendering.html(found, plot=True)
     colours = set(re.findall(r"#[0-9a-fA-F]{3,8}\b", html))
-    assert colours <= set(COLOURS.values())
+    assert colours <= set(PLOT_COLOURS.values())
     backgrounds = set(re.findall(r"background(?:-color)?:([^;}]+)", html))
-    assert backgrounds <= {"transparent", "var(--memo-line)", *COLOURS.values()}
+    assert backgrounds <= {"transparent", "var(--memo-line)", *PLOT_COLOURS.values()}
     assert "var(--jp-content-font-color1" in html
 
 
@@ -227,7 +227,7 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-@pytest.mark.parametrize("colour", COLOURS.values())
+@pytest.mark.parametrize("colour", PLOT_COLOURS.values())
 @pytest.mark.parametrize("background", ["#ffffff", "#212121", "#111111"])
 def test_plot_colours_have_contrast(colour: str, background: str) -> None:
     """Each colour of the plot has a contrast of 2.7 : 1 or more in light and dark themes."""
@@ -264,7 +264,7 @@ def test_svg_draws_every_call(found: Stats) -> None:
     """The plot is well-formed, and its bars name every hit, stale hit and miss."""
     root = ET.fromstring(rendering.svg(found))
     titles = " ".join(t.text or "" for t in root.iter("{http://www.w3.org/2000/svg}title"))
-    counts = {n: sum(map(int, re.findall(rf"(\d+) {n}", titles))) for n in COLOURS}
+    counts = {n: sum(map(int, re.findall(rf"(\d+) {n}", titles))) for n in PLOT_COLOURS}
     assert counts == {"hits": 3, "stale": 1, "misses": 1}
     assert root.get("role") == "img"
 
@@ -275,7 +275,7 @@ def test_plots_have_bounded_bars(counters: Counters, clock: Ticking) -> None:
         clock.now += 1800 * SECOND
         counters(Event(events.HIT, LOAD, "a", "disk", seconds=1e-4))
     width, points = rendering.bars(counters.snapshot())
-    assert len(points) <= rendering.BARS
+    assert len(points) <= rendering.MOST_BARS
     assert sum(point.hits for point in points) == 50
     starts = [point.start for point in points]
     assert {b - a for a, b in pairwise(starts)} == {width}
@@ -283,12 +283,12 @@ def test_plots_have_bounded_bars(counters: Counters, clock: Ticking) -> None:
 
 def test_sparks_are_the_plot_as_text(found: Stats) -> None:
     """A terminal gets the same plot in block characters."""
-    hits, stale, misses, foot = rendering.sparks(found).splitlines()
+    hits, stale, misses, foot = rendering.sparklines(found).splitlines()
     assert hits.startswith("  hits  █")
     assert stale.endswith("▃")
     assert misses.endswith("▃")
     assert "1.0 s each" in foot
-    assert rendering.sparks(found) in rendering.text(found, plot=True)
+    assert rendering.sparklines(found) in rendering.text(found, plot=True)
 
 
 def test_health_of_tiers_is_said_in_words(found: Stats) -> None:

@@ -115,19 +115,21 @@ def test_what_is_not_listed_is_said(
     with memo.configure(directory=tmp_path / "here", redis_url=redis_server.url, deadline=5):
         load("EU")
         with memo.configure(directory=tmp_path / "there"):
-            monkeypatch.setattr(inventory, "SEARCH", -1.0)  # its time is over before it begins
+            monkeypatch.setattr(inventory, "SEARCH_SECONDS", -1.0)  # over before it begins
             found = memo.entries()
-            said = "Redis was not searched whole: some entries that are only there are missing."
+            said = (
+                "Redis was not searched completely: some entries that only it has are missing here."
+            )
             assert (found, found.missing) == ([], said)
             assert repr(found) == f"No entries. {said}"
         assert said in repr(memo.entries())
         assert said in memo.entries()._repr_html_()
-        monkeypatch.setattr(inventory, "SEARCH", 5.0)
+        monkeypatch.setattr(inventory, "SEARCH_SECONDS", 5.0)
         redis_server.kill()
-        assert memo.entries().missing.startswith("Redis did not answer: entries that are only")
+        assert memo.entries().missing.startswith("Redis did not answer: entries that only it")
     own("EU")
     assert repr(memo.entries(own)) == (
-        "No entries. InADict cannot be listed: entries that are only there are missing."
+        "No entries. InADict cannot be listed: entries that only it has are missing here."
     )
 
 
@@ -147,12 +149,12 @@ def test_the_newest_are_listed_without_reading_the_others() -> None:
     for number in range(5):
         few(str(number))
     with calls_of(seal.open_record) as opened:
-        shown, count = inventory.items(inventory.Wanted(()), 10)
+        shown, count = inventory.items(inventory.Selection(()), 10)
     assert count == 205
     assert [item.header.function for item in shown] == ["shop:few"] * 5 + ["shop:many"] * 5
     assert {item.tiers for item in shown} == {("memory", "disk")}
     assert 10 <= len(opened) <= 2 * 10
-    shown, count = inventory.items(inventory.Wanted(("many",)), 3)
+    shown, count = inventory.items(inventory.Selection(("many",)), 3)
     newest = [rendering.address(item.header) for item in shown]
     assert (newest, count) == (["many:199:2024", "many:198:2024", "many:197:2024"], 200)
-    assert inventory.items(inventory.Wanted(("nothing",)), 10) == ([], 0)
+    assert inventory.items(inventory.Selection(("nothing",)), 10) == ([], 0)

@@ -22,7 +22,7 @@ import memo
 from memo import cache
 from memo.decorators import assembly
 from memo.inspection.live_view import Model, call_of
-from memo.inspection.under_way import BOARD
+from memo.inspection.running_computations import COMPUTATIONS
 from memo.metrics.recorder import reset
 from memo.testing import recording
 
@@ -301,7 +301,7 @@ def test_the_file_of_what_runs_goes_with_the_process() -> None:
     assert [p for p in folder.glob("*.now") if p.stem.startswith(f"{done.pid}-")]
     done.communicate("\n\n")
     assert not [p for p in folder.glob("*.now") if p.stem.startswith(f"{done.pid}-")]
-    BOARD.close()
+    COMPUTATIONS.close()
 
 
 def test_buttons_invalidate_and_say_what_goes_with_it() -> None:
@@ -330,7 +330,7 @@ def test_buttons_invalidate_and_say_what_goes_with_it() -> None:
     assert "load(region='US')" in model.said["load"]
     assert not load.is_cached("US")
     model.press({"do": "invalidate", "function": "load"})
-    assert "Nothing here was valid any more" in model.said["load"]
+    assert "No entry here was still valid" in model.said["load"]
 
 
 def test_the_filter_narrows_the_entries_down() -> None:
@@ -460,7 +460,7 @@ def test_it_looks_only_while_it_is_seen(widget: Any) -> None:
 def test_a_button_changes_what_is_shown_at_once(widget: Any) -> None:
     """The answer to a button is in the next state, without waiting for a look."""
     widget._handle_custom_msg({"do": "invalidate", "key": "gone"}, [])
-    assert widget.state["said"] == {"gone": "That entry has gone."}
+    assert widget.state["said"] == {"gone": "That entry no longer exists."}
 
 
 def test_without_scripts_the_same_facts_are_shown(widget: Any) -> None:

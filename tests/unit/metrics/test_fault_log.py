@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from memo import cache
-from memo.metrics.fault_log import QUIET, FaultLog
+from memo.metrics.fault_log import OUTAGE_SECONDS, FaultLog
 from memo.runtime.events import ERROR, Event
 
 
@@ -71,19 +71,19 @@ def test_the_next_outage_is_another_warning(caplog: pytest.LogCaptureFixture) ->
     log = FaultLog(lambda: now[0])
     fault = Event(ERROR, tier="disk", reason="error", detail="no space left on device")
     for _ in range(3):
-        log.hear(fault)
-        now[0] += QUIET - 1
+        log.handle(fault)
+        now[0] += OUTAGE_SECONDS - 1
     assert len(warnings_of(caplog)) == 1, "it went on all the time"
-    log.hear(fault._replace(reason="unreadable", detail="checksum"))
+    log.handle(fault._replace(reason="unreadable", detail="checksum"))
     assert len(warnings_of(caplog)) == 2
     now[0] += 2
-    log.hear(fault)
+    log.handle(fault)
     assert len(warnings_of(caplog)) == 3
 
 
 def test_a_record_has_the_facts_as_fields(caplog: pytest.LogCaptureFixture) -> None:
     """A handler that writes JSON needs to take no message apart."""
-    FaultLog().hear(Event(ERROR, "app:load", tier="disk", reason="error", detail="disk full"))
+    FaultLog().handle(Event(ERROR, "app:load", tier="disk", reason="error", detail="disk full"))
     [record] = caplog.records
     fields: dict[str, Any] = vars(record)
     found = {name: text for name, text in fields.items() if name.startswith("memo_")}
@@ -99,7 +99,7 @@ def test_a_record_has_the_facts_as_fields(caplog: pytest.LogCaptureFixture) -> N
 def test_faults_that_are_no_stores_are_not_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     """They are events, and logged at debug level by `memo.engine`."""
     with caplog.at_level(logging.DEBUG, "memo"):
-        FaultLog().hear(Event(ERROR, "app:load", reason="tags", detail="TypeError: here"))
+        FaultLog().handle(Event(ERROR, "app:load", reason="tags", detail="TypeError: here"))
     [record] = caplog.records
     assert (record.name, record.levelno) == ("memo.engine", logging.DEBUG)
 

@@ -27,7 +27,7 @@ from memo import cache
 from memo.cli.commands import main
 from memo.inspection.live_view import Model
 from memo.metrics import rendering
-from memo.metrics.recorder import reset, watch
+from memo.metrics.recorder import open_span, reset
 from memo.runtime.blocking import drain_blocking
 
 SLACK = 0.003
@@ -195,7 +195,7 @@ def test_concurrent_calls(watches: Stopwatch, sheet: Sheet, ahead: Ahead) -> Non
 
     turns = [asyncio.Event() for _ in range(4)]
     turns[0].set()
-    span = watch()
+    span = open_span()
     watches.call("all", lambda: asyncio.run(run("load")))
     asyncio.run(run("again"))
     span.end()
@@ -239,7 +239,7 @@ def test_nested_calls(watches: Stopwatch, sheet: Sheet, ahead: Ahead) -> None:
             ahead.work(0.2)
             return int(watches.call("load", load))
 
-    span = watch()
+    span = open_span()
     watches.call("report", report)
     watches.call("again", report)
     span.end()
@@ -287,7 +287,7 @@ def test_calls_that_share_a_computation(watches: Stopwatch, sheet: Sheet, ahead:
         await asyncio.gather(*calls)
 
     begun, half = asyncio.Event(), asyncio.Event()
-    span = watch()
+    span = open_span()
     asyncio.run(run())
     span.end()
     screens = Screens(rendering.report(span))
@@ -325,7 +325,7 @@ def test_stale_calls(watches: Stopwatch, ahead: Ahead) -> None:
     agree(_after("expired", said), Span(0.0, beyond.most), "time since it expired")
     agree(re.split(r" by \S+ in ", said)[1], watches.took("load"), "cost in what explain says")
     assert Model().state()["entries"]["rows"][0]["cells"][2]["text"] == "stale"
-    span = watch()
+    span = open_span()
     begun = time.perf_counter()
     watches.call("stale", load)
     until(lambda: watches.inside["refresh"])

@@ -16,10 +16,16 @@ from checkout import ROOT
 from time_ahead import Ahead
 from waiting import until
 
-from memo.metrics.counters import POINTS
+from memo.metrics.counters import MOST_POINTS
 from memo.metrics.recorder import COUNTERS, REFRESH_FAILED, REFRESHED, REFRESHING, Counters, Span
-from memo.metrics.shared_counters import KEEP_SECONDS, LATER, Board, Publisher, process_name
-from memo.metrics.snapshots import Stats, added, label, matches
+from memo.metrics.shared_counters import (
+    KEEP_SECONDS,
+    TIMER_THREAD,
+    Publisher,
+    SharedSnapshots,
+    process_name,
+)
+from memo.metrics.snapshots import Stats, label, matches, total_of
 from memo.runtime import events
 from memo.runtime.blocking import drain_blocking
 from memo.runtime.clock import SECOND, Clock
@@ -242,7 +248,7 @@ def test_timeline_is_bounded(counters: Counters, clock: Ticking) -> None:
         clock.go(7)
         counters(hit())
     found = counters.snapshot()
-    assert len(found.functions[LOAD].timeline) <= POINTS
+    assert len(found.functions[LOAD].timeline) <= MOST_POINTS
     assert sum(point.hits for point in found.total.timeline) == 2000
     assert found.total.width > 1
 
@@ -316,7 +322,7 @@ def test_snapshots_add_up_and_subtract(counters: Counters, clock: Ticking) -> No
     assert between.functions[LOAD].hits_by_tier == {"memory": 1}
     assert between.total.misses == 1
     assert between.total.median_hit is not None
-    assert added([]).processes == 0
+    assert total_of([]).processes == 0
 
 
 def test_timelines_of_different_widths_add_up(clock: Ticking) -> None:
@@ -331,7 +337,7 @@ def test_timelines_of_different_widths_add_up(clock: Ticking) -> None:
     total = (long.snapshot() + young.snapshot()).total
     assert sum(point.hits for point in total.timeline) == 1003
     assert total.width == long.snapshot().total.width
-    assert len(total.timeline) <= POINTS
+    assert len(total.timeline) <= MOST_POINTS
 
 
 def test_select_takes_names_and_patterns(counters: Counters) -> None:
@@ -497,7 +503,7 @@ DEAD = 2**22 + 12345
 
 def test_board_sums_over_processes(tmp_path: Path) -> None:
     """Every process' snapshot counts, its own by what it says now; the dead refresh nothing."""
-    board = Board(tmp_path)
+    board = SharedSnapshots(tmp_path)
     board.publish(snapshot_of(1))
     board.publish(snapshot_of(20), f"{DEAD}-1")
     board.publish(snapshot_of(300), f"{os.getppid()}-2")
@@ -510,7 +516,7 @@ def test_board_sums_over_processes(tmp_path: Path) -> None:
 
 def test_board_files_are_private_and_whole(tmp_path: Path) -> None:
     """Snapshots are readable by their owner alone, and no half of one is ever left."""
-    board = Board(tmp_path / "cache")
+    board = SharedSnapshots(tmp_path / "cache")
     board.publish(snapshot_of(1))
     assert board.path.stat().st_mode & 0o777 == 0o700
     assert board.path.parent.stat().st_mode & 0o777 == 0o700
@@ -521,19 +527,19 @@ def test_board_files_are_private_and_whole(tmp_path: Path) -> None:
 
 def test_board_leaves_out_what_it_cannot_read(tmp_path: Path) -> None:
     """A damaged, foreign or huge file costs its own numbers only."""
-    board = Board(tmp_path)
+    board = SharedSnapshots(tmp_path)
     board.publish(snapshot_of(2), f"{DEAD}-1")
     (board.path / "7-7.json").write_text("{")
     (board.path / "8-8.json").write_bytes(b"[" * (9 << 20))
     (board.path / "9-9.json").mkdir()
     (board.path / "total.json").write_text('{"stats": {}}')
     assert board.gather().total.hits == 2
-    assert Board(tmp_path / "nowhere").gather().processes == 0
+    assert SharedSnapshots(tmp_path / "nowhere").gather().processes == 0
 
 
 def test_board_folds_the_old_into_a_total(tmp_path: Path) -> None:
     """Snapshots of long dead processes become one total, and count once, also after a crash."""
-    board = Board(tmp_path)
+    board = SharedSnapshots(tmp_path)
     board.publish(snapshot_of(10), f"{DEAD}-1")
     board.publish(snapshot_of(5), f"{DEAD}-2")
     board.publish(snapshot_of(3), f"{os.getpid()}-3")
@@ -566,9 +572,9 @@ def test_publisher_writes_at_most_once_a_second(tmp_path: Path) -> None:
     publisher.publish()
     counters(hit())
     publisher()
-    assert Board(tmp_path).gather().total.hits == 1
+    assert SharedSnapshots(tmp_path).gather().total.hits == 1
     publisher.publish()
-    assert Board(tmp_path).gather().total.hits == 2
+    assert SharedSnapshots(tmp_path).gather().total.hits == 2
 
 
 def published_before(directory: Path) -> Publisher:
@@ -585,7 +591,7 @@ def test_a_snapshot_is_left_while_a_computation_runs(tmp_path: Path) -> None:
     """What was counted is told soon after a computation has begun, though no event follows."""
     publisher = published_before(tmp_path)
     publisher.soon()
-    until(lambda: Board(tmp_path).gather().total.hits == 2)
+    until(lambda: SharedSnapshots(tmp_path).gather().total.hits == 2)
 
 
 def test_no_snapshot_is_left_after_a_short_computation(tmp_path: Path) -> None:
@@ -593,8 +599,8 @@ def test_no_snapshot_is_left_after_a_short_computation(tmp_path: Path) -> None:
     publisher = published_before(tmp_path)
     publisher.soon()
     publisher.not_later()
-    until(lambda: all(thread.name != LATER for thread in threading.enumerate()))
-    assert Board(tmp_path).gather().total.hits == 1
+    until(lambda: all(thread.name != TIMER_THREAD for thread in threading.enumerate()))
+    assert SharedSnapshots(tmp_path).gather().total.hits == 1
 
 
 def test_a_snapshot_of_many_functions_is_made_in_the_background(
@@ -618,7 +624,7 @@ def test_a_snapshot_of_many_functions_is_made_in_the_background(
         drain_blocking()
     here = threading.current_thread()
     assert [thread is here for thread in threads] == [True, False]
-    assert Board(tmp_path).gather().total.hits == 2
+    assert SharedSnapshots(tmp_path).gather().total.hits == 2
 
 
 def test_publisher_takes_no_harm(tmp_path: Path) -> None:
@@ -678,7 +684,7 @@ def test_a_forked_child_starts_at_zero(tmp_path: Path) -> None:
     command = [sys.executable, "-c", child, str(tmp_path), "7"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert done.stdout.split("\n")[:2] == ["0 0", "1"]
-    assert Board(tmp_path).gather().total.hits == 8
+    assert SharedSnapshots(tmp_path).gather().total.hits == 8
 
 
 def test_this_process_counts_from_import_on() -> None:

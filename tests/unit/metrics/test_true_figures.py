@@ -16,7 +16,7 @@ import memo
 from memo import cache
 from memo.decorators import assembly
 from memo.metrics import rendering
-from memo.metrics.recorder import reset, watch
+from memo.metrics.recorder import open_span, reset
 from memo.runtime.blocking import BLOCKING, drain_blocking, drive
 from memo.testing import ManualClock, isolated
 
@@ -225,7 +225,7 @@ def test_a_report_of_a_cell_that_only_computed_saves_nothing(ahead: Ahead) -> No
     async def main() -> None:
         await asyncio.gather(*(load(1) for _ in range(9)))
 
-    span = watch()
+    span = open_span()
     asyncio.run(main())
     span.end()
     said = rendering.report(span)

@@ -14,7 +14,7 @@ from observed import calls_of
 from memo.errors import OptionError
 from memo.runtime import events
 from memo.settings import configuration
-from memo.settings.live_values import LOOK_EVERY, SHARED_AGE, Live, load_file
+from memo.settings.live_values import FILE_CHECK_SECONDS, SHARED_REFRESH_SECONDS, Live, load_file
 
 
 class Time:
@@ -147,12 +147,12 @@ def test_a_change_of_the_file_is_seen_at_the_next_look(live, file, clock):
     write(file, "x = 1\n")
     assert live["x"] == 1
     write(file, "x = 2\n")
-    clock.now += LOOK_EVERY * 0.9
+    clock.now += FILE_CHECK_SECONDS * 0.9
     assert live["x"] == 1
-    clock.now += LOOK_EVERY * 0.2
+    clock.now += FILE_CHECK_SECONDS * 0.2
     assert live["x"] == 2
     file.unlink()
-    clock.now += LOOK_EVERY
+    clock.now += FILE_CHECK_SECONDS
     assert live.get("x") is None
 
 
@@ -164,7 +164,7 @@ def test_a_file_written_twice_within_one_tick_is_read_twice(live, file, clock):
     assert live["x"] == 1
     file.write_text("x = 2\n")
     os.utime(file, ns=(stamp, stamp))
-    clock.now += LOOK_EVERY
+    clock.now += FILE_CHECK_SECONDS
     assert live["x"] == 2
 
 
@@ -173,7 +173,7 @@ def test_a_file_that_rests_is_not_read_again(live, file, clock):
     write(file, "x = 1\n")
     assert live["x"] == 1
     with calls_of(load_file) as read:
-        clock.now += LOOK_EVERY
+        clock.now += FILE_CHECK_SECONDS
         assert live["x"] == 1
     assert not read
 
@@ -188,12 +188,12 @@ def test_a_broken_file_keeps_the_last_good_values(live, file, clock, errors, bro
     file.write_bytes(broken.encode("latin-1"))
     os.utime(file, (1, 1))
     for _ in range(3):
-        clock.now += LOOK_EVERY
+        clock.now += FILE_CHECK_SECONDS
         assert live["x"] == 1
     assert [event.reason for event in errors] == ["live configuration"]
     assert str(file) in errors[0].detail
     write(file, "x = 3\n")
-    clock.now += LOOK_EVERY
+    clock.now += FILE_CHECK_SECONDS
     assert live["x"] == 3
     assert len(errors) == 1
 
@@ -202,7 +202,7 @@ def test_a_young_broken_file_is_one_event_too(live, file, clock, errors):
     """A broken file that is looked at again and again complains once."""
     file.write_text("x = \n")
     for _ in range(3):
-        clock.now += LOOK_EVERY
+        clock.now += FILE_CHECK_SECONDS
         assert live.get("x") is None
     assert len(errors) == 1
 
@@ -211,7 +211,7 @@ def test_a_missing_file_is_one_event(live, file, clock, errors):
     """A live file that was named and is not there is said once."""
     file.unlink()
     for _ in range(3):
-        clock.now += LOOK_EVERY
+        clock.now += FILE_CHECK_SECONDS
         assert live.get("x") is None
     assert len(errors) == 1
 
@@ -235,7 +235,7 @@ def test_this_process_wins_over_the_file_over_the_shared_source(live, file, cloc
     live.refresh()
     assert live["x"] == 3
     write(file, "x = 2\n")
-    clock.now += LOOK_EVERY
+    clock.now += FILE_CHECK_SECONDS
     assert live["x"] == 2
     live["x"] = 1
     assert live["x"] == 1
@@ -253,7 +253,7 @@ def test_the_shared_source_is_due_when_it_is_old(live, clock):
     live.refresh()
     assert not live.due()
     assert dict(live) == {"x": 5.5, "y": 3600.0, "z": math.inf}
-    clock.now += SHARED_AGE
+    clock.now += SHARED_REFRESH_SECONDS
     assert live.due()
     live.refresh()
     assert len(calls) == 2
@@ -273,7 +273,7 @@ def test_a_shared_source_that_fails_keeps_its_values(live, clock, errors):
     for expected in (1, 1, 1, 2):
         live.refresh()
         assert live["x"] == expected
-        clock.now += SHARED_AGE
+        clock.now += SHARED_REFRESH_SECONDS
     assert "y" not in live
     assert len(errors) == 2
 

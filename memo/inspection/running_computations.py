@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 SLOTS = 128
 """Most computations of one process that others see."""
-SLOT = 512
+SLOT_BYTES = 512
 """Bytes of one slot."""
-KNOWN = 1000
+MOST_DURATIONS = 1000
 """Most calls whose last duration is remembered."""
 SUFFIX = ".now"
-LONG = 0.5
+LONG_COMPUTATION = 0.5
 """Seconds from which a computation counts as long."""
 
 
@@ -71,7 +71,7 @@ class Running(NamedTuple):
         return label(self.function)
 
 
-class Board:
+class RunningComputations:
     """This process's computations, and the file in which others see them."""
 
     def __init__(self, directory: Callable[[], Path | None]) -> None:
@@ -88,7 +88,7 @@ class Board:
         self._path: Path | None = None
         self._home: Path | None = None
 
-    def hear(self, event: Event) -> None:
+    def handle(self, event: Event) -> None:
         """Handle an event."""
         if event.kind == events.COMPUTE_STARTED:
             self._begin(event)
@@ -101,7 +101,7 @@ class Board:
         call = event.function if flight is None or flight.call is None else flight.call.shown
         expected = self._took.get(event.key, None if flight is None else flight.expected)
         background = bool(event.reason)
-        if expected is None or expected >= LONG:
+        if expected is None or expected >= LONG_COMPUTATION:
             publish_soon()  # publish the counts now, as the next event may be far off
         now = time.time()
         arguments = None if flight is None or flight.call is None else flight.call.arguments
@@ -115,7 +115,7 @@ class Board:
             self._slots[event.key] = (slot, run)
             for facts in (run.arguments, None):  # many arguments do not fit into a slot
                 data = json.dumps((*run[:5], run.key, facts)).encode("utf-8", "replace")
-                if len(data) < SLOT:
+                if len(data) < SLOT_BYTES:
                     break
             self._write(slot, data)
 
@@ -125,22 +125,22 @@ class Board:
             if run is not None and not event.detail:  # it ended normally
                 self._took[event.key] = time.time() - run.since
                 self._took.move_to_end(event.key)
-                if len(self._took) > KNOWN:
+                if len(self._took) > MOST_DURATIONS:
                     self._took.popitem(last=False)
             if slot >= 0:
                 self._free.append(slot)
                 if self._map is not None:
-                    self._map[slot * SLOT] = 0
+                    self._map[slot * SLOT_BYTES] = 0
             idle = not self._slots
         if idle:
             nothing_runs()
 
     def _write(self, slot: int, data: bytes) -> None:
-        if slot < 0 or len(data) > SLOT - 1:
+        if slot < 0 or len(data) > SLOT_BYTES - 1:
             return
         file = self._opened()
         if file is not None:
-            file[slot * SLOT : slot * SLOT + len(data) + 1] = data + b"\0"
+            file[slot * SLOT_BYTES : slot * SLOT_BYTES + len(data) + 1] = data + b"\0"
 
     def _opened(self) -> mmap.mmap | None:
         from memo.metrics.shared_counters import process_name
@@ -155,9 +155,9 @@ class Board:
             with private_files.inside(self._path.parent, make=True) as folder:
                 descriptor = private_files.open_or_create(self._path.name, folder)
             try:
-                # written rather than truncated: on a full disk this fails, and a mapped hole kills
-                os.pwrite(descriptor, bytes(SLOTS * SLOT), 0)
-                self._map = mmap.mmap(descriptor, SLOTS * SLOT)
+                # zeros are written, since a hole in a mapped file would crash on a full disk
+                os.pwrite(descriptor, bytes(SLOTS * SLOT_BYTES), 0)
+                self._map = mmap.mmap(descriptor, SLOTS * SLOT_BYTES)
             finally:
                 os.close(descriptor)
         return self._map
@@ -203,7 +203,7 @@ def _files(folder: Path) -> list[tuple[str, bytes]]:
                     os.unlink(name, dir_fd=descriptor)
                     continue
                 with open(private_files.open_old(name, folder=descriptor), "rb") as file:
-                    found.append((name, file.read(SLOTS * SLOT)))
+                    found.append((name, file.read(SLOTS * SLOT_BYTES)))
     return found
 
 
@@ -211,8 +211,8 @@ def _read(folder: Path) -> Iterator[Running]:
     """Yield running computations, from the files of other processes."""
     for name, data in _files(folder):
         process = name.partition("-")[0]
-        for start in range(0, len(data), SLOT):
-            text = data[start : start + SLOT].partition(b"\0")[0]
+        for start in range(0, len(data), SLOT_BYTES):
+            text = data[start : start + SLOT_BYTES].partition(b"\0")[0]
             with suppress(ValueError, TypeError):
                 if text:
                     function, call, since, expected, background, key, pairs = json.loads(text)
@@ -224,17 +224,17 @@ def _read(folder: Path) -> Iterator[Running]:
 
 def turn_of(key: str) -> Turn | None:
     """Return the turn that invalidates a call which a process of this host is computing."""
-    for run in BOARD.everywhere():
+    for run in COMPUTATIONS.everywhere():
         if run.key == key:
             return Turn(f"f:{run.function}", run.arguments or (), whole=run.arguments is not None)
     return None
 
 
-def _nowhere() -> Path | None:
+def _no_directory() -> Path | None:
     return None
 
 
-BOARD = Board(_nowhere)
+COMPUTATIONS = RunningComputations(_no_directory)
 """The running computations of this process, and access to those of others."""
 
 
@@ -244,14 +244,14 @@ def listen(directory: Callable[[], Path | None]) -> None:
     Args:
         directory: returns the cache directory in force; None: only this process sees them.
     """
-    first, BOARD.directory = BOARD.directory is _nowhere, directory
+    first, COMPUTATIONS.directory = COMPUTATIONS.directory is _no_directory, directory
     if not first:  # `%reload_ext memo` imports it again
         return
-    COUNTERS.listen(BOARD.hear, (events.COMPUTE_STARTED, events.COMPUTE_ENDED))
-    atexit.register(BOARD.close)
+    COUNTERS.listen(COMPUTATIONS.handle, (events.COMPUTE_STARTED, events.COMPUTE_ENDED))
+    atexit.register(COMPUTATIONS.close)
     fork.in_child(_after_fork)
 
 
 def _after_fork() -> None:
-    BOARD.start_over()
-    COUNTERS.listen(BOARD.hear, (events.COMPUTE_STARTED, events.COMPUTE_ENDED))
+    COMPUTATIONS.start_over()
+    COUNTERS.listen(COMPUTATIONS.handle, (events.COMPUTE_STARTED, events.COMPUTE_ENDED))
