@@ -34,7 +34,7 @@ from memo.decorators.bound_functions import BoundFunction
 from memo.decorators.function_options import Ttl, function_of
 from memo.decorators.helpers import MISSING, helper, passes_on
 from memo.engine import replay
-from memo.engine.call import NOTHING, Function, Raised, hindered, keyed
+from memo.engine.call import NOTHING, Function, Raised, is_resource_failure, make_call
 from memo.errors import (
     NotCachedError,
     OptionError,
@@ -128,7 +128,7 @@ class CachedFunction(Generic[P, R]):
             call = function.keyer.call(args, kwargs)
             result = engine.answering.at_hand(_blocking, function, call, begun)
         except Exception as error:
-            if hindered(error):
+            if is_resource_failure(error):
                 __tracebackhide__ = True
                 return self.__wrapped__(*args, **kwargs)
             at_the_call(error)
@@ -153,7 +153,9 @@ class CachedFunction(Generic[P, R]):
 
     def _is_off(self, mode: Mode) -> bool:
         """True if a call passes the cache by, and no computation around it notes what it uses."""
-        return mode.kind == modes.OFF and not (assembly.enabled() and engine.answering.is_inside())
+        return mode.kind == modes.OFF and not (
+            assembly.enabled() and engine.answering.is_inside_computation()
+        )
 
     async def _in_mode(
         self, port: Port, mode: Mode, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -166,7 +168,7 @@ class CachedFunction(Generic[P, R]):
         if mode.kind != modes.ONLY:
             keep = mode.kind == modes.REFRESH
             return await engine.answering.refresh(port, function, args, kwargs, keep=keep)
-        result = await engine.answering.only(port, function, args, kwargs)
+        result = await engine.answering.read_stored(port, function, args, kwargs)
         if result is NOTHING:
             raise NotCachedError(await self._explained(port, function, args, kwargs))
         return result
@@ -197,7 +199,7 @@ class CachedFunction(Generic[P, R]):
         made.__dict__.update(self.__dict__)
         made._using = modes.checked(mode, max_age).over(self._using)
         if ttl is not MISSING:
-            made._function = self._function.under(
+            made._function = self._function.with_policy(
                 self._function.policy._replace(ttl=options.given_ttl("ttl", ttl))
             )
         return made
@@ -531,7 +533,7 @@ class CachedFunction(Generic[P, R]):
 
         known = {one.function_id: one._function for one in functions()}
         planner = Planner(port, function.chain(), {**known, self.function_id: function})
-        call = await keyed(port, function, args, kwargs)
+        call = await make_call(port, function, args, kwargs)
         await planner.like(self.function_id, call.text, call.shown, call.summary)
         import dataclasses
 
@@ -624,7 +626,7 @@ class CachedCoroutine(CachedFunction[P, R]):
                 call = await self._keyed(function, args, kwargs)
             result = engine.answering.at_hand(native, function, call, begun)
         except Exception as error:
-            if hindered(error):
+            if is_resource_failure(error):
                 __tracebackhide__ = True
                 return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
             at_the_call(error)
@@ -649,7 +651,7 @@ class CachedCoroutine(CachedFunction[P, R]):
             self._has_begun = True
             with suppress(HeavyError):
                 return function.keyer.call(args, kwargs, True)
-        return await keyed(native(), function, args, kwargs)
+        return await make_call(native(), function, args, kwargs)
 
 
 class ReplayingFunction(CachedFunction[P, R]):
@@ -721,7 +723,7 @@ def aged(function: Function, mode: Mode) -> Function:
     """Return a function with the ages that a mode allows its entries."""
     if mode.max_age is None:
         return function
-    return function.under(function.policy._replace(max_age=mode.max_age))
+    return function.with_policy(function.policy._replace(max_age=mode.max_age))
 
 
 @overload

@@ -15,7 +15,7 @@ from memo.decorators.cached_function import (
     raised,
 )
 from memo.decorators.helpers import helper, passes_on
-from memo.engine.call import Function, Raised, hindered
+from memo.engine.call import Function, Raised, is_resource_failure
 from memo.engine.sequences import elements
 from memo.engine.sequences.elements import Batch, Each, Place
 from memo.errors import NotCachedError, OptionError, at_the_call, cut_to_user_frames
@@ -62,7 +62,7 @@ class _Elementwise(CachedFunction[P, R]):
             args, kwargs = each.put(args, kwargs, [each.taken(args, kwargs)])
             return elements.answer(port, function, each, args, kwargs)
 
-        self._function.ask = ask
+        self._function.answer = ask
 
     def _made(
         self, port: Any, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -78,7 +78,7 @@ class _Elementwise(CachedFunction[P, R]):
         try:
             made = await self._made(port, function, args, kwargs)
         except Exception as error:
-            if not hindered(error):
+            if not is_resource_failure(error):
                 raise
             return await self._plainly(args, kwargs)
         if mode.kind is None:

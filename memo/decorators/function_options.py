@@ -127,7 +127,7 @@ def function_of(function: Callable[..., Any], identity: str, given: Mapping[str,
         replay=replay,
         cutoff=options.flag("cutoff", given["cutoff"]),
         is_async=options.is_async(function),
-        teach=assembly.teach,
+        publish_own_changes=assembly.teach,
     )
 
 

@@ -175,7 +175,7 @@ async def _turns_of_key(port: Port, key: str) -> list[Turn]:
     given = given_call(key)
     if given is not None:
         return [given]
-    for flight in FLIGHTS.under_way():
+    for flight in FLIGHTS.joinable():
         if flight.name.endswith(f":{key}"):
             return [_whole(ref) for ref in flight.refs if ref.group.startswith("f:")]
     elsewhere = await port.offload(FLIGHTS.elsewhere, key)

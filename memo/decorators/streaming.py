@@ -9,7 +9,7 @@ from memo.decorators import assembly
 from memo.decorators.cached_function import CachedFunction, aged
 from memo.decorators.helpers import passes_on
 from memo.engine import answering
-from memo.engine.call import Function, Job, Raised, hindered
+from memo.engine.call import Function, Job, Raised, is_resource_failure
 from memo.engine.sequences import streams
 from memo.engine.sequences.streams import END, Reader
 from memo.errors import NotCachedError, OptionError, at_the_call
@@ -80,7 +80,7 @@ class _Streaming(CachedFunction[P, R]):
             call = function.keyer.call(args, kwargs)
             job = Job(function, function.chain(), call, args, dict(kwargs))
         except Exception as error:
-            if hindered(error):
+            if is_resource_failure(error):
                 return self.__wrapped__(*args, **kwargs)
             at_the_call(error)
             raise
@@ -98,7 +98,7 @@ class _Streaming(CachedFunction[P, R]):
         Raises:
             NotCachedError: there are none.
         """
-        found = drive(answering.only(BLOCKING, function, args, kwargs))
+        found = drive(answering.read_stored(BLOCKING, function, args, kwargs))
         if not isinstance(found, Stream):
             raise NotCachedError(drive(self._explained(BLOCKING, function, args, kwargs)))
         return self._made(found.items())

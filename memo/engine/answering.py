@@ -30,22 +30,28 @@ from memo.engine.call import (
     Job,
     Raised,
     emit,
-    hindered,
-    keyed,
+    error_text,
+    is_resource_failure,
+    make_call,
     read_live,
-    told,
 )
-from memo.engine.computing import close, compute, encode, invoke, warn_of_change
+from memo.engine.computing import close_flight, compute, encode, invoke, warn_of_change
 from memo.engine.coordination.flights import (
     FLIGHTS,
     Flight,
-    Landing,
+    FlightResult,
     refuse_reentry,
 )
 from memo.engine.coordination.leases import LOOK_AGAIN, Hold, hold, patience, until_over
-from memo.engine.loading import BIG, load, look
-from memo.engine.refreshing import pause_after_failure, refresh_soon, renew
-from memo.engine.used_calls import CURRENT, in_background, tell, tell_entry, tell_landing
+from memo.engine.loading import BIG, load, look_and_load
+from memo.engine.refreshing import pause_after_failure, refresh_in_background, revalidate
+from memo.engine.used_calls import (
+    CURRENT,
+    in_background,
+    record_entry,
+    record_flight_result,
+    record_stamps,
+)
 from memo.errors import EntryError, TierError
 from memo.keys.call_keys import Call
 from memo.records import codec, seal
@@ -65,7 +71,7 @@ SOFT_TIMEOUT = "soft_timeout"
 """Reason of a stale answer: the computation takes longer than `soft_timeout`."""
 
 
-AGAIN = object()
+LOOK_UP_AGAIN = object()
 
 
 # --- answers -------------------------------------------------------------------------------------
@@ -85,9 +91,9 @@ def at_hand(port: Callable[[], Port], function: Function, call: Call, begun: flo
     """
     chain = function.chain()
     try:
-        found = chain.at_hand(port, function.id, call.text, FLIGHTS.landed)
+        found = chain.at_hand(port, function.id, call.text, FLIGHTS.ended)
     except Exception as error:
-        if not hindered(error):
+        if not is_resource_failure(error):
             raise
         return NOTHING
     if type(found) is Entry:
@@ -130,15 +136,15 @@ def _value(
         return NOTHING
     reads = CURRENT.get()
     if reads is not None:
-        tell_entry(function, chain, call, entry, begun)
+        record_entry(function, chain, call, entry, begun)
     taken = time.perf_counter() - begun
     saved = 0.0 if reads is not None and reads.background else cost / SECOND
     facts = (events.HIT, function.id, key, tier, "", taken, entry.size, saved, "")
-    events.emit(_made(events.Event, facts))
+    events.emit(_new_tuple(events.Event, facts))
     return value
 
 
-_made = tuple.__new__  # creates the event in half the time
+_new_tuple = tuple.__new__  # creates the event in half the time
 
 
 async def answer(
@@ -154,11 +160,11 @@ async def answer(
     Args:
         asked: the query that `at_hand` sent, now answered.
     """
-    with pausing():
+    with excluded_from_own_time():
         return await _answer(port, function, call, args, kwargs, asked)
 
 
-async def hear(port: Port, job: Job) -> bool:
+async def adopt_findings(port: Port, job: Job) -> bool:
     """Take in what other hosts have found that a function changes itself; True: keys may differ."""
     keyer = job.function.keyer
     if not keyer.identity.may_change_state(keyer.owner(job.args)):
@@ -169,21 +175,21 @@ async def hear(port: Port, job: Job) -> bool:
 
 async def rekeyed(port: Port, job: Job) -> Job | None:
     """Return the job under the key that other hosts' findings give it; None if it is the same."""
-    if not await hear(port, job):
+    if not await adopt_findings(port, job):
         return None
     function = job.function
-    call = await keyed(port, function, job.args, job.kwargs)
+    call = await make_call(port, function, job.args, job.kwargs)
     if call.text == job.call.text:
         return None
     identity = function.keyer.identity
     new = identity.note_own_changes(identity.adopted_changes(function.keyer.owner(job.args)))
     if new:
-        warn_of_change(job, function.changes(new, ", as another host has found"))
+        warn_of_change(job, function.own_changes_warning(new, ", as another host has found"))
     return Job(function, job.chain, call, job.args, job.kwargs)
 
 
 @contextmanager
-def pausing() -> Iterator[None]:
+def excluded_from_own_time() -> Iterator[None]:
     """Exclude the time in this block from the own time of the computation around it."""
     around, begun = CURRENT.get(), time.perf_counter()
     try:
@@ -208,7 +214,7 @@ async def _answer(
         asked = None
     missed = False
     while True:
-        since = FLIGHTS.landed if asked is None else asked.since
+        since = FLIGHTS.ended if asked is None else asked.since
         found, value = await look_up(port, job, begun, asked, shared=missed)
         asked = None
         if value is not NOTHING:
@@ -220,7 +226,7 @@ async def _answer(
             missed = True
             emit(job, events.MISS, reason=found.verdict.reason)
         value = await _lead_or_join(port, job, found, since, begun)
-        if value is not AGAIN:
+        if value is not LOOK_UP_AGAIN:
             return value
 
 
@@ -243,24 +249,24 @@ async def look_up(
     Returns:
         The value; or an `Asked` for `settled`; or `NOTHING`: `answer` the call.
         asked: see `Chain.lookup`.
-        shared: see `told_hit`.
+        shared: see `emit_hit`.
         refreshing: gives the job that refreshes a stale value; None: `job` does.
     """
     try:
-        found, value = await look(port, job, asked)
+        found, value = await look_and_load(port, job, asked)
     except Exception as error:
-        if not hindered(error):
+        if not is_resource_failure(error):
             raise
         found, value = Answer(Verdict(MISS, UNREACHABLE)), NOTHING
     if value is NOTHING:
-        return found, await _while_pausing(port, job, found)
-    told_hit(job, found, begun, shared=shared)
+        return found, await _during_retry_pause(port, job, found)
+    emit_hit(job, found, begun, shared=shared)
     if found.verdict.kind == STALE:
-        refresh_soon(port, job if refreshing is None else refreshing())
+        refresh_in_background(port, job if refreshing is None else refreshing())
     return found, value
 
 
-def told_hit(job: Job, found: Answer, begun: float, *, shared: bool) -> None:
+def emit_hit(job: Job, found: Answer, begun: float, *, shared: bool) -> None:
     """Emit the event of an answer from the cache.
 
     Args:
@@ -271,9 +277,9 @@ def told_hit(job: Job, found: Answer, begun: float, *, shared: bool) -> None:
     job.chain.latest_answers.record(job.call.text, times.started)
     stale = found.verdict.kind == STALE
     late = stale and found.verdict.reason == EXPIRED
-    tell_entry(job.function, job.chain, job.call, found.entry, begun, stale=late)
+    record_entry(job.function, job.chain, job.call, found.entry, begun, stale=late)
     if shared and not stale:
-        _tell_shared(job, begun, times.cost / SECOND)
+        _emit_coalesced(job, begun, times.cost / SECOND)
         return
     saved = 0.0 if in_background() else times.cost / SECOND
     events.emit(
@@ -290,7 +296,7 @@ def told_hit(job: Job, found: Answer, begun: float, *, shared: bool) -> None:
     )
 
 
-def _tell_shared(job: Job, begun: float, cost: float) -> None:
+def _emit_coalesced(job: Job, begun: float, cost: float) -> None:
     """Emit the event of an answer that another caller or process computed during this call."""
     waited = time.perf_counter() - begun
     saved = 0.0 if in_background() else max(0.0, cost - waited)
@@ -300,42 +306,42 @@ def _tell_shared(job: Job, begun: float, cost: float) -> None:
 async def _lead_or_join(port: Port, job: Job, found: Answer, since: int, begun: float) -> Any:
     flight, leads = FLIGHTS.join_since(job.name, job.call.refs, since)
     if flight is None:
-        return AGAIN
+        return LOOK_UP_AGAIN
     soft = job.function.policy.soft_timeout if found.verdict.fallback else 0.0
-    old: Landing | None = None
+    old: FlightResult | None = None
     try:
         if leads and not (port.native or soft):
-            await _fly(port, job, flight, found)
+            await _lead(port, job, flight, found)
         else:
             old = await _wait(port, job, flight, found, leads, soft)
     finally:
-        FLIGHTS.part(flight)
+        FLIGHTS.forget_wait(flight)
     if old is not None:
-        tell_landing(job, old)
+        record_flight_result(job, old)
         return old.value
-    landing = flight.landing
-    if landing is None:
-        return AGAIN
-    return await disembark(port, job, landing, leads, begun)
+    result = flight.result
+    if result is None:
+        return LOOK_UP_AGAIN
+    return await answer_from_flight(port, job, result, leads, begun)
 
 
 async def _wait(
     port: Port, job: Job, flight: Flight, found: Answer, leads: bool, soft: float
-) -> Landing | None:
-    """Wait until a flight has landed, or is known to be lost.
+) -> FlightResult | None:
+    """Wait until a flight has ended, or is known to be lost.
 
     Args:
         soft: seconds after which the old value is returned if it is still valid, while the
             computation goes on; 0: never.
 
     Returns:
-        The landing of the old value if the soft timeout has passed, else None.
+        The old value as a result if the soft timeout has passed, else None.
     """
-    waiter = FLIGHTS.board(flight, port)
+    waiter = FLIGHTS.add_waiter(flight, port)
     try:
         if leads:
             flight.handle = port.spawn(
-                lambda port: _fly(port, job, flight, found),
+                lambda port: _lead(port, job, flight, found),
                 f"memo-{job.function.id}",
                 lambda: FLIGHTS.abandon(flight),
                 apart=not port.native,
@@ -343,38 +349,40 @@ async def _wait(
         if soft and not await port.wait(waiter, soft):
             old = await _old_value(port, job, found, SOFT_TIMEOUT)
             if old is not None:
-                FLIGHTS.keep(flight)
+                FLIGHTS.keep_running(flight)
                 return old
         await until_over(port, flight, waiter, None if leads else LOOK_AGAIN)
     finally:
-        FLIGHTS.leave(flight, waiter)
+        FLIGHTS.remove_waiter(flight, waiter)
     return None
 
 
-async def disembark(port: Port, job: Job, landing: Landing, leads: bool, begun: float) -> Any:
+async def answer_from_flight(
+    port: Port, job: Job, result: FlightResult, leads: bool, begun: float
+) -> Any:
     """Turn the outcome of a flight into the answer of one caller that waited for it."""
-    if landing.fault:
-        return await _alone(port, job)
+    if result.cache_failed:
+        return await _compute_alone(port, job)
     if leads:
-        tell_landing(job, landing, begun)
-        return Raised(landing.error) if landing.error is not None else landing.value
-    if not landing.true or landing.renewed:
-        return AGAIN
-    if landing.error is not None:
-        tell(landing.used)
+        record_flight_result(job, result, begun)
+        return Raised(result.error) if result.error is not None else result.value
+    if not result.valid or result.revalidated:
+        return LOOK_UP_AGAIN
+    if result.error is not None:
+        record_stamps(result.stamps)
         waited = time.perf_counter() - begun
-        emit(job, events.COALESCED, reason=type(landing.error).__name__, seconds=waited)
-        return Raised(landing.error)
-    if job.chain.latest_answers.is_newer_than(job.call.text, landing.started):
-        return AGAIN
-    if landing.encoded is None:
-        return await _alone(port, job)
-    value = await _copy(port, job, landing.encoded)
+        emit(job, events.COALESCED, reason=type(result.error).__name__, seconds=waited)
+        return Raised(result.error)
+    if job.chain.latest_answers.is_newer_than(job.call.text, result.started):
+        return LOOK_UP_AGAIN
+    if result.encoded is None:
+        return await _compute_alone(port, job)
+    value = await _copy(port, job, result.encoded)
     if value is NOTHING:
-        return await _alone(port, job)
-    cost = landing.entry.times.cost / SECOND if landing.entry else 0.0
-    _tell_shared(job, begun, cost)
-    tell_landing(job, landing, begun)
+        return await _compute_alone(port, job)
+    cost = result.entry.times.cost / SECOND if result.entry else 0.0
+    _emit_coalesced(job, begun, cost)
+    record_flight_result(job, result, begun)
     return value
 
 
@@ -396,11 +404,11 @@ async def _copy(port: Port, job: Job, encoded: codec.Encoded) -> Any:
         return NOTHING
 
 
-async def _alone(port: Port, job: Job) -> Any:
+async def _compute_alone(port: Port, job: Job) -> Any:
     """Compute for one caller only, since the result cannot be copied or the cache has failed."""
     started = job.chain.latest_answers.start_time(job.call.text, job.chain.clock)
     outcome = await invoke(port, job)
-    tell(None)
+    record_stamps(None)
     if outcome.error is None:
         job.chain.latest_answers.record(job.call.text, started)
     return Raised(outcome.error) if outcome.error is not None else outcome.value
@@ -409,50 +417,52 @@ async def _alone(port: Port, job: Job) -> Any:
 # --- computing -----------------------------------------------------------------------------------
 
 
-async def _fly(port: Port, job: Job, flight: Flight, found: Answer) -> None:
+async def _lead(port: Port, job: Job, flight: Flight, found: Answer) -> None:
     """Compute for all callers of the flight, and end the flight in any case."""
-    landing: Landing | None = None
+    result: FlightResult | None = None
     try:
-        landing = await _land(port, job, flight, found)
-    except Exception as error:  # an error of memo: the user's are in the landing
-        emit(job, events.ERROR, reason="engine", detail=told(error))
-        landing = Landing(fault=True)
+        result = await _compute_as_leader(port, job, flight, found)
+    except Exception as error:  # an error of memo: the user's are in the result
+        emit(job, events.ERROR, reason="engine", detail=error_text(error))
+        result = FlightResult(cache_failed=True)
     finally:
-        FLIGHTS.land(flight, landing)
+        FLIGHTS.finish(flight, result)
 
 
-async def _land(port: Port, job: Job, flight: Flight, found: Answer) -> Landing | None:
-    """Compute and return the landing; None if another process has stored a result meanwhile."""
+async def _compute_as_leader(
+    port: Port, job: Job, flight: Flight, found: Answer
+) -> FlightResult | None:
+    """Compute and return the result; None if another process has stored a result meanwhile."""
     function = job.function
     held = await hold(
         *(port, job.chain, job.name, function.policy, flight),
-        expected=function.took,
-        question=partial(look_up_later, port, job),
+        expected=function.last_duration,
+        question=partial(lookup_with_lease, port, job),
     )
     try:
         renewable = found.verdict.renewable
-        if held is not None and await done_by_another(port, job, held, found):
+        if held is not None and await stored_by_another(port, job, held, found):
             return None
         if renewable:
-            renewed = await renew(port, job, flight, found)
+            renewed = await revalidate(port, job, flight, found)
             if renewed is not None:
-                return await close(port, job, flight, renewed)
-        landing = await compute(port, job, flight, errors=not found.verdict.fallback)
+                return await close_flight(port, job, flight, renewed)
+        result = await compute(port, job, flight, errors=not found.verdict.fallback)
     finally:
         if held is not None:
             await held.release(port, job.chain.uploads.get(job.name))
-    if landing.error is not None and found.verdict.fallback and found.entry is not None:
-        landing = await fall_back(port, job, found, landing)
-    return await close(port, job, flight, landing)
+    if result.error is not None and found.verdict.fallback and found.entry is not None:
+        result = await fall_back(port, job, found, result)
+    return await close_flight(port, job, flight, result)
 
 
-async def look_up_later(port: Port, job: Job) -> Asked | None:
-    """The look-up of `done_by_another`, to be sent with the acquisition of the lease."""
+async def lookup_with_lease(port: Port, job: Job) -> Asked | None:
+    """The look-up of `stored_by_another`, to be sent with the acquisition of the lease."""
     with patience(job.function.policy):
         return await job.chain.question(port, job.function.id, job.call.text, job.call.refs)
 
 
-async def done_by_another(port: Port, job: Job, held: Hold, before: Answer) -> bool:
+async def stored_by_another(port: Port, job: Job, held: Hold, before: Answer) -> bool:
     """True if another process stored a fresh result before this one got the lease.
 
     Args:
@@ -471,16 +481,16 @@ async def done_by_another(port: Port, job: Job, held: Hold, before: Answer) -> b
     return bad is None or found.entry.times.started > bad.times.started
 
 
-async def fall_back(port: Port, job: Job, found: Answer, landing: Landing) -> Landing:
+async def fall_back(port: Port, job: Job, found: Answer, result: FlightResult) -> FlightResult:
     """Return the old value instead of the error (`stale_if_error`), unless it was invalidated."""
-    old = await _old_value(port, job, found, f"error: {type(landing.error).__name__}")
+    old = await _old_value(port, job, found, f"error: {type(result.error).__name__}")
     pause = job.function.policy.retry_after
     if old is not None and pause:
         pause_after_failure(job, pause)
-    return landing if old is None else old
+    return result if old is None else old
 
 
-async def _while_pausing(port: Port, job: Job, found: Answer) -> Any:
+async def _during_retry_pause(port: Port, job: Job, found: Answer) -> Any:
     """Return the old value while retries are paused after a failure, else `NOTHING`."""
     if not (found.verdict.fallback and job.function.policy.retry_after):
         return NOTHING
@@ -490,12 +500,12 @@ async def _while_pausing(port: Port, job: Job, found: Answer) -> Any:
     old = await _old_value(port, job, found, "retry_after")
     if old is None:
         return NOTHING
-    tell_landing(job, old)
+    record_flight_result(job, old)
     return old.value
 
 
-async def _old_value(port: Port, job: Job, found: Answer, reason: str) -> Landing | None:
-    """Return a landing with the expired value; None if it was invalidated or does not load."""
+async def _old_value(port: Port, job: Job, found: Answer, reason: str) -> FlightResult | None:
+    """Return the expired value as a result; None if it was invalidated or does not load."""
     assert found.entry is not None
     why = await job.chain.authorities.why_invalid(port, found.entry.stamps)
     if why and why != SOURCE_UNREACHABLE and expiry(why) is None:
@@ -509,37 +519,41 @@ async def _old_value(port: Port, job: Job, found: Answer, reason: str) -> Landin
     emit(job, events.STALE, tier=found.tier, reason=reason)
     whole = found.entry.header.flags & seal.STREAM  # a stream is read from its first item
     encoded = None if whole else await encode(port, job, value)
-    return Landing(value, None, found.entry, encoded, used=used, known=used, started=started)
+    return FlightResult(
+        value, None, found.entry, encoded, stamps=used, known_stamps=used, started=started
+    )
 
 
 # --- the other methods of a decorated function ----------------------------------------------------
 
 
-async def _job(
+async def _make_job(
     port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Job:
     await read_live(port, function)
-    job = Job(function, function.chain(), await keyed(port, function, args, kwargs), args, kwargs)
+    job = Job(
+        function, function.chain(), await make_call(port, function, args, kwargs), args, kwargs
+    )
     return await rekeyed(port, job) or job
 
 
-def is_inside() -> bool:
+def is_inside_computation() -> bool:
     """True if a cached computation is running here, so that it must record what it uses."""
     reads = CURRENT.get()
     return reads is not None and not reads.over
 
 
-async def only(
+async def read_stored(
     port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
     """Return the stored value if it may be used now, else `NOTHING`; no computation, no refresh."""
     begun = time.perf_counter()
-    job = await _job(port, function, args, kwargs)
-    found, value = await look(port, job)
+    job = await _make_job(port, function, args, kwargs)
+    found, value = await look_and_load(port, job)
     if value is NOTHING:
         emit(job, events.MISS, reason=found.verdict.reason)
     else:
-        told_hit(job, found, begun, shared=False)
+        emit_hit(job, found, begun, shared=False)
     return value
 
 
@@ -551,7 +565,7 @@ async def put(
     value: Any,
 ) -> None:
     """Store a value as the result of a call, with stamps taken now."""
-    job = await _job(port, function, args, kwargs)
+    job = await _make_job(port, function, args, kwargs)
     await computing.put(port, [job], [value])
 
 
@@ -571,30 +585,30 @@ async def refresh(
     Raises:
         ReentryError: this call runs inside the computation of the same key.
     """
-    job = await _job(port, function, args, kwargs)
+    job = await _make_job(port, function, args, kwargs)
     call = job.call
     refuse_reentry(job.name)
     flight = Flight(job.name, call.refs, background=False)
     try:
-        with pausing():
-            landing = await compute(port, job, flight, keep=keep)
+        with excluded_from_own_time():
+            result = await compute(port, job, flight, keep=keep)
     finally:
         flight.over = True
-    tell_landing(job, landing)
-    return Raised(landing.error) if landing.error is not None else landing.value
+    record_flight_result(job, result)
+    return Raised(result.error) if result.error is not None else result.value
 
 
 async def peek(
     port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any], default: Any
 ) -> Any:
     """Return the stored value if it may be used now, else `default`; never computes."""
-    job = await _job(port, function, args, kwargs)
-    found, value = await look(port, job)
+    job = await _make_job(port, function, args, kwargs)
+    found, value = await look_and_load(port, job)
     if value is NOTHING or type(value) is Raised:
         return default
     assert found.entry is not None
     job.chain.latest_answers.record(job.call.text, found.entry.times.started)
-    tell_entry(function, job.chain, job.call, found.entry)
+    record_entry(function, job.chain, job.call, found.entry)
     return value
 
 
@@ -602,6 +616,6 @@ async def is_cached(
     port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> bool:
     """True if this call would be answered from the cache; does not load the value."""
-    job = await _job(port, function, args, kwargs)
+    job = await _make_job(port, function, args, kwargs)
     found = await job.chain.lookup(port, function.id, job.call.text, function.judge)
     return found.verdict.kind != MISS

@@ -32,7 +32,7 @@ NOTHING = object()
 """Placeholder for a missing value, since None is a valid result."""
 
 
-Ask: TypeAlias = Callable[
+AnswerCall: TypeAlias = Callable[
     [Port, "Function", Call, tuple[Any, ...], Mapping[str, Any]], Coroutine[Any, Any, Any]
 ]
 
@@ -47,15 +47,15 @@ class Function:
         policy: how its entries age.
         chain: returns the chain that holds its entries under the current settings.
         live_ttl: returns the ttl of the live configuration in seconds, or None.
-        manifest: records which parts a code version consists of; returns False if it could not.
-        noted: chain and code version of the last recorded manifest.
+        record_manifest: records which parts a code version consists of; False if it could not.
+        last_manifest: chain and code version of the last recorded manifest.
         compress: returns the size in bytes above which results are compressed, or None.
-        depends: takes the file and call stamps of one call, if the function has `depends_on`.
+        dependencies: takes the file and call stamps of one call, if the function has `depends_on`.
         replay: its output is stored with its results, and shown again on a hit.
-        ask: answers one of its calls, as a coroutine over the port.
+        answer: answers one of its calls, as a coroutine over the port.
         backoff: key -> (monotonic time before which no refresh is tried, length of that pause).
-        teach: publishes to other processes which state the function changes itself.
-        took: seconds of its latest computation in this process, or None.
+        publish_own_changes: publishes to other processes which state the function changes itself.
+        last_duration: seconds of its latest computation in this process, or None.
         warned: a warning has said that its results are not stored.
         cutoff: results built on its own stay valid while a recomputed result is equal.
         is_async: `run` returns an awaitable.
@@ -64,24 +64,24 @@ class Function:
 
     __slots__ = (
         "__weakref__",
-        "ask",
+        "answer",
         "backoff",
         "chain",
         "compress",
         "cutoff",
-        "depends",
+        "dependencies",
         "id",
         "is_async",
         "keyer",
+        "last_duration",
+        "last_manifest",
         "live_ttl",
         "looks",
-        "manifest",
-        "noted",
         "policy",
+        "publish_own_changes",
+        "record_manifest",
         "replay",
         "run",
-        "teach",
-        "took",
         "warned",
     )
 
@@ -92,16 +92,16 @@ class Function:
         keyer: Keyer,
         policy: Policy,
         chain: Callable[[], Chain],
-        ask: Ask,
+        answer: AnswerCall,
         live_ttl: Callable[[], float | None] = lambda: None,
-        depends: Dependencies | None = None,
-        manifest: Callable[[str, Callable[[], Mapping[str, str]]], bool] | None = None,
+        dependencies: Dependencies | None = None,
+        record_manifest: Callable[[str, Callable[[], Mapping[str, str]]], bool] | None = None,
         compress: Callable[[], int | None] = lambda: None,
         *,
         replay: bool = False,
         cutoff: bool = False,
         is_async: bool = False,
-        teach: Callable[[str, Mapping[str, str]], None] | None = None,
+        publish_own_changes: Callable[[str, Mapping[str, str]], None] | None = None,
     ) -> None:
         self.id = function_id
         self.run = run
@@ -109,23 +109,23 @@ class Function:
         self.policy = policy
         self.chain = chain
         self.live_ttl = live_ttl
-        self.depends = depends
-        self.manifest = manifest
-        self.noted: tuple[weakref.ref[Chain], str] | None = None
+        self.dependencies = dependencies
+        self.record_manifest = record_manifest
+        self.last_manifest: tuple[weakref.ref[Chain], str] | None = None
         self.compress = compress
         self.replay = replay
-        self.teach = teach
+        self.publish_own_changes = publish_own_changes
         self.cutoff = cutoff
-        self.ask = ask
+        self.answer = answer
         self.is_async = is_async
         if cutoff:
             _CUTOFFS[function_id] = self
         self.backoff: dict[str, tuple[float, float]] = {}
-        self.took: float | None = None
+        self.last_duration: float | None = None
         self.warned = False
         self.looks: dict[str, set[str]] | None = {}
 
-    def changes(self, names: Sequence[str], found: str = "") -> str:
+    def own_changes_warning(self, names: Sequence[str], found: str = "") -> str:
         """Return the warning that the function changes some state itself.
 
         Args:
@@ -157,7 +157,7 @@ class Function:
         ttl = None if raised else self.live_ttl()
         return judge(times, policy, self.chain().clock, ttl, expired)
 
-    def under(self, policy: Policy) -> Function:
+    def with_policy(self, policy: Policy) -> Function:
         """Return a copy of the function with another ageing policy."""
         made = copy.copy(self)
         made.policy = policy
@@ -167,7 +167,7 @@ class Function:
 _CUTOFFS: weakref.WeakValueDictionary[str, Function] = weakref.WeakValueDictionary()
 
 
-def with_cutoff(function_id: str) -> Function | None:
+def cutoff_function(function_id: str) -> Function | None:
     """Return the latest `cutoff=True` function with this id in this process, or None."""
     return _CUTOFFS.get(function_id)
 
@@ -227,7 +227,7 @@ class Outcome(NamedTuple):
         return f"<Outcome {type(self.value if self.error is None else self.error).__name__}>"
 
 
-def warn_of(function: Callable[..., Any], said: str) -> None:
+def warn_at_definition(function: Callable[..., Any], said: str) -> None:
     """Warn at the line where a function is defined, since it may run far from the call."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     if code is None:
@@ -236,13 +236,13 @@ def warn_of(function: Callable[..., Any], said: str) -> None:
         warnings.warn_explicit(said, UserWarning, code.co_filename, code.co_firstlineno)
 
 
-def told(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """An error as text for an event; of a foreign error only its place, as it may quote a value."""
     text = str(error) if isinstance(error, MemoError) else _raised_at(error)
     return f"{type(error).__name__}: {text}"
 
 
-async def keyed(
+async def make_call(
     port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Call:
     """Make the key of a call; in a thread where it would hold up an event loop."""
@@ -261,11 +261,11 @@ async def read_live(port: Port, function: Function) -> None:
         await port.offload(live.refresh)
 
 
-def hindered(error: Exception) -> bool:
+def is_resource_failure(error: Exception) -> bool:
     """True, with an event, if the cache failed for lack of a resource: compute without it then."""
     if not lacks_resources(error):
         return False
-    events.emit(events.Event(events.ERROR, reason="engine", detail=told(error)))
+    events.emit(events.Event(events.ERROR, reason="engine", detail=error_text(error)))
     return True
 
 
@@ -281,7 +281,7 @@ def emit(job: Job, kind: str, **facts: Any) -> None:
     events.emit(events.Event(kind, job.function.id, job.call.text, **facts))
 
 
-def writer() -> str:
+def writer_name() -> str:
     """Return the name of this host and process, as entries and notes give it."""
     return f"{_node()}/{os.getpid()}"
 

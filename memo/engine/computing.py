@@ -10,11 +10,19 @@ from contextlib import suppress
 from typing import Any, Self, TypeAlias
 
 from memo.engine import never_hits, replay, same_types, used_calls
-from memo.engine.call import Function, Job, Outcome, emit, told, warn_of, writer
-from memo.engine.coordination.flights import FLIGHTS, Flight, Landing, inside
+from memo.engine.call import (
+    Function,
+    Job,
+    Outcome,
+    emit,
+    error_text,
+    warn_at_definition,
+    writer_name,
+)
+from memo.engine.coordination.flights import FLIGHTS, Flight, FlightResult, inside
 from memo.engine.coordination.leases import patience
 from memo.engine.loading import BIG
-from memo.engine.used_calls import CURRENT, Life, Reads, bounded
+from memo.engine.used_calls import CURRENT, Expiry, UsedCalls, bounded
 from memo.errors import DependencyError, TierError, cut_to_user_frames, label, type_named
 from memo.keys import instances, own_changes
 from memo.keys.encoding import canonical
@@ -39,7 +47,7 @@ from memo.validity import results, stamps
 from memo.validity.check import BORN_STALE, ttl_ns
 from memo.validity.stamps import TAGS
 
-KEPT = 86_400 * SECOND
+LIVE_TTL_RETENTION = 86_400 * SECOND
 """Shortest retention in nanoseconds of entries with a `ttl_key`, whose ttl may be raised later."""
 CHANGED = "arguments changed"
 """Reason for not storing a result: the caller changed the arguments during the computation."""
@@ -59,7 +67,7 @@ async def compute(
     alone: bool = False,
     keep: bool = True,
     errors: bool = False,
-) -> Landing:
+) -> FlightResult:
     """Run the function once, and store its result.
 
     Args:
@@ -68,35 +76,35 @@ async def compute(
         errors: also store an exception, if `cache_errors` names its type.
     """
     try:
-        [before] = await begin(port, [job], alone=alone)
+        [before] = await before_run(port, [job], alone=alone)
     except DependencyError as error:
-        return Landing(error=error)
+        return FlightResult(error=error)
     if alone and not before.same:
-        return Landing(fault=True)
+        return FlightResult(cache_failed=True)
     never_hits.notice(job)
     ran = await run_once(port, job, flight, alone=alone)
     if ran.outcome.error is not None:
-        landing = await failed(port, job, before, ran)
+        result = await failed_result(port, job, before, ran)
         emit(job, events.FAILED, reason=ran.outcome.raised, seconds=ran.cost)
         sound = errors and before.same and ran.unchanged and not flight.detached
-        return await _remembered(port, job, landing, ran.cost) if sound else landing
+        return await _store_error(port, job, result, ran.cost) if sound else result
     emit(job, events.COMPUTED, seconds=ran.cost)
     if alone and not await is_same_call(port, job):
-        return Landing(fault=True)
+        return FlightResult(cache_failed=True)
     value = ran.outcome.value
-    ready = await made_ready(port, job, flight, value, before, ran, keep=keep, alone=alone)
-    [landing] = await stored(port, [ready])
-    return landing
+    ready = await prepare_result(port, job, flight, value, before, ran, keep=keep, alone=alone)
+    [result] = await store_prepared(port, [ready])
+    return result
 
 
-class Before(NamedTuple):
+class BeforeRun(NamedTuple):
     """A call before the function runs for it.
 
     Attributes:
         own: its stamps; None: no tier can tell what is valid.
         same: its arguments still make its key.
         started: as `Times` has it.
-        arguments: packed, see `packed`.
+        arguments: packed, see `pickled_arguments`.
         watch: see `watch_tags`.
     """
 
@@ -107,7 +115,7 @@ class Before(NamedTuple):
     watch: tuple[Generation, ...]
 
 
-class Ran(NamedTuple):
+class Run(NamedTuple):
     """One run of the function.
 
     Attributes:
@@ -119,11 +127,11 @@ class Ran(NamedTuple):
 
     outcome: Outcome
     cost: float
-    reads: Reads
+    reads: UsedCalls
     unchanged: bool
 
 
-async def begin(port: Port, jobs: Sequence[Job], *, alone: bool = False) -> list[Before]:
+async def before_run(port: Port, jobs: Sequence[Job], *, alone: bool = False) -> list[BeforeRun]:
     """Take the stamps of calls that one run of the function is to answer.
 
     Raises:
@@ -136,19 +144,19 @@ async def begin(port: Port, jobs: Sequence[Job], *, alone: bool = False) -> list
     for job, own in zip(jobs, taken, strict=True):
         same = not (alone or port.native) or await is_same_call(port, job)
         started = job.chain.latest_answers.start_time(job.call.text, job.chain.clock)
-        begun.append(Before(own, same, started, packed(job), watch))
+        begun.append(BeforeRun(own, same, started, pickled_arguments(job), watch))
     return begun
 
 
-async def run_once(port: Port, job: Job, flight: Flight, *, alone: bool = False) -> Ran:
+async def run_once(port: Port, job: Job, flight: Flight, *, alone: bool = False) -> Run:
     """Run the function as the computation of a flight.
 
     Args:
         alone: see `compute`.
     """
-    used_calls.carry_context()
-    reads = Reads(background=alone or used_calls.in_background())
-    flight.call, flight.expected = job.call, job.function.took
+    used_calls.follow_threads()
+    reads = UsedCalls(background=alone or used_calls.in_background())
+    flight.call, flight.expected = job.call, job.function.last_duration
     watch, why = InputWatch(job), "refresh" if alone else ""
     with inside(flight, alone=alone), watch:
         token = CURRENT.set(reads)
@@ -161,13 +169,13 @@ async def run_once(port: Port, job: Job, flight: Flight, *, alone: bool = False)
             CURRENT.reset(token)
             reads.over = True
             ended = time.perf_counter()
-            run_ended(job, reads.own_time(begun, ended), ended_by, why)
+            emit_run_ended(job, reads.own_time(begun, ended), ended_by, why)
     if outcome.error is None:
-        job.function.took = ended - begun
-    return Ran(outcome, ended - begun, reads, watch.unchanged)
+        job.function.last_duration = ended - begun
+    return Run(outcome, ended - begun, reads, watch.unchanged)
 
 
-def run_ended(job: Job, seconds: float, ended_by: str, why: str = "") -> None:
+def emit_run_ended(job: Job, seconds: float, ended_by: str, why: str = "") -> None:
     """Emit the event that a run of the function has ended.
 
     Args:
@@ -176,27 +184,29 @@ def run_ended(job: Job, seconds: float, ended_by: str, why: str = "") -> None:
     emit(job, events.COMPUTE_ENDED, reason=why, seconds=seconds, detail=ended_by)
 
 
-async def failed(port: Port, job: Job, before: Before, ran: Ran) -> Landing:
-    """The landing of a call whose run raised."""
-    known, used = await merged(port, job, ran.reads, before.own)
-    return Landing(error=ran.outcome.error, used=used, known=known, started=before.started)
+async def failed_result(port: Port, job: Job, before: BeforeRun, ran: Run) -> FlightResult:
+    """Return the result of a call whose run raised."""
+    known, used = await merged_stamps(port, job, ran.reads, before.own)
+    return FlightResult(
+        error=ran.outcome.error, stamps=used, known_stamps=known, started=before.started
+    )
 
 
-Ready: TypeAlias = "tuple[Landing, Sealed | None]"
-"""A landing, and what is to be stored; None: nothing."""
+Prepared: TypeAlias = "tuple[FlightResult, Sealed | None]"
+"""A result, and what is to be stored; None: nothing."""
 
 
-async def made_ready(
+async def prepare_result(
     port: Port,
     job: Job,
     flight: Flight,
     value: Any,
-    before: Before,
-    ran: Ran,
+    before: BeforeRun,
+    ran: Run,
     *,
     keep: bool,
     alone: bool = False,
-) -> Ready:
+) -> Prepared:
     """Seal the result of a call; the caller gets it whatever comes of that.
 
     Args:
@@ -207,56 +217,60 @@ async def made_ready(
     if own is not None:
         late = await late_stamps(port, job, value, before.watch)
         own = None if late is None else own + late
-    known, used = await merged(port, job, ran.reads, own)
+    known, used = await merged_stamps(port, job, ran.reads, own)
     job.function.backoff.pop(job.call.text, None)
     job.chain.latest_answers.record(job.call.text, before.started)
-    true = before.same and not flight.detached
-    if alone and true:
-        true = not await job.chain.authorities.why_invalid(port, known)
-    vouched = used if true and keep and ran.unchanged else None
-    made = Made(value, vouched, before.started, ran.cost, before.arguments, ran.reads.life)
+    valid = before.same and not flight.detached
+    if alone and valid:
+        valid = not await job.chain.authorities.why_invalid(port, known)
+    vouched = used if valid and keep and ran.unchanged else None
+    made = Computed(value, vouched, before.started, ran.cost, before.arguments, ran.reads.life)
     try:
-        ready = await sealed_result(port, job, made)
+        ready = await seal_result(port, job, made)
     except Exception as error:
-        ready = _unstored(job, value, error)
-    landing = Landing(value, encoded=ready.encoded, true=true, used=used, started=before.started)
-    return landing._replace(known=known + before.watch), ready if type(ready) is Sealed else None
+        ready = _report_unstored(job, value, error)
+    result = FlightResult(
+        value, encoded=ready.encoded, valid=valid, stamps=used, started=before.started
+    )
+    return result._replace(known_stamps=known + before.watch), ready if type(
+        ready
+    ) is Sealed else None
 
 
-async def stored(port: Port, ready: Sequence[Ready]) -> list[Landing]:
-    """Store results together; their landings, with the entries."""
-    landings = [landing for landing, _ in ready]
+async def store_prepared(port: Port, ready: Sequence[Prepared]) -> list[FlightResult]:
+    """Store results together; return them with their entries."""
+    flight_results = [result for result, _ in ready]
     wanted = [(at, sealed) for at, (_, sealed) in enumerate(ready) if sealed is not None]
     if not wanted:
-        return landings
+        return flight_results
     try:
-        entries = await keep(port, [sealed for _, sealed in wanted])
+        entries = await store_sealed(port, [sealed for _, sealed in wanted])
     except Exception as error:
-        emit(wanted[0][1].job, events.ERROR, reason="store", detail=told(error))
-        return [landing._replace(encoded=None) for landing in landings]
+        emit(wanted[0][1].job, events.ERROR, reason="store", detail=error_text(error))
+        return [result._replace(encoded=None) for result in flight_results]
     for (at, sealed), entry in zip(wanted, entries, strict=True):
-        landings[at] = landings[at]._replace(entry=entry, used=sealed.header.stamps)
-    return landings
+        flight_results[at] = flight_results[at]._replace(entry=entry, stamps=sealed.header.stamps)
+    return flight_results
 
 
 async def put(port: Port, jobs: Sequence[Job], values: Sequence[Any]) -> None:
     """Store values as the results of calls of one function, under the stamps of the present."""
     ready = []
-    for job, value, before in zip(jobs, values, await begin(port, jobs), strict=True):
+    for job, value, before in zip(jobs, values, await before_run(port, jobs), strict=True):
         if before.own is None or not before.same:
             continue
         late = await late_stamps(port, job, value, before.watch)
         if late is not None:
             own, arguments = before.own + late, before.arguments
             result = replay.Performed(value, ()) if job.function.replay else value
-            made = Made(result, own, before.started, arguments=arguments)
-            sealed = await sealed_result(port, job, made)
+            made = Computed(result, own, before.started, arguments=arguments)
+            sealed = await seal_result(port, job, made)
             ready += [sealed] if isinstance(sealed, Sealed) else []
     if ready:
-        await keep(port, ready)
+        await store_sealed(port, ready)
 
 
-def packed(job: Job) -> str:
+def pickled_arguments(job: Job) -> str:
     """Pickle the arguments of a call, before the function can change them, to repeat it later."""
     if not job.function.cutoff:
         return ""
@@ -269,7 +283,7 @@ def packed(job: Job) -> str:
     return b2a_base64(encoded.stream, newline=False).decode()
 
 
-async def _with_result(
+async def _with_own_result(
     port: Port, job: Job, value: Any, used: tuple[Stamp, ...], arguments: str
 ) -> tuple[Stamp, ...]:
     """Add the stamp that identifies the value, for a function with `cutoff=True`."""
@@ -286,7 +300,7 @@ async def _with_result(
             "Return a value with a key, give its type one with memo.register_key, or leave out "
             "cutoff."
         )
-        warn_of(function.run, said)
+        warn_at_definition(function.run, said)
         return used
     return (*used, Result(function.id, job.call.text, digest, arguments))
 
@@ -317,7 +331,7 @@ class InputWatch:
             self.unchanged = not job.call.code or code == job.call.code
             self._watching = True
         except Exception as error:  # the values' own methods may raise anything
-            emit(job, events.ERROR, reason=STATE_CHANGED, detail=told(error))
+            emit(job, events.ERROR, reason=STATE_CHANGED, detail=error_text(error))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -328,7 +342,7 @@ class InputWatch:
             try:
                 others, warning = self._changes()
             except Exception as error:
-                others = told(error)
+                others = error_text(error)
         self.unchanged = self.unchanged and not others
         if not self.unchanged:
             emit(self._job, events.ERROR, reason=STATE_CHANGED, detail=others)
@@ -347,7 +361,7 @@ class InputWatch:
         new = identity.note_own_changes((*code.own, *mine.own))
         warning = ""
         if new:
-            warning = function.changes(new)
+            warning = function.own_changes_warning(new)
             self._teach({**code.learned, **mine.learned})
         elif others and identity.changes_often(others):
             warning = (
@@ -362,8 +376,8 @@ class InputWatch:
         function, findings = self._job.function, self._job.chain.findings
         if not learned:
             return
-        if function.teach is not None:
-            function.teach(function.id, learned)
+        if function.publish_own_changes is not None:
+            function.publish_own_changes(function.id, learned)
         BLOCKING.spawn(lambda port: findings.add(port, function.id, learned), "memo-tell")
 
 
@@ -377,7 +391,7 @@ def _to_ignore(others: Sequence[str]) -> str:
 def warn_of_change(job: Job, said: str) -> None:
     """Warn of state that the function changes itself."""
     try:
-        warn_of(job.function.run, said)
+        warn_at_definition(job.function.run, said)
     except UserWarning:  # warnings are errors here; the caller still gets the result
         emit(job, events.ERROR, reason=STATE_CHANGED, detail=said)
 
@@ -425,14 +439,14 @@ async def take_stamps(port: Port, jobs: Sequence[Job]) -> list[tuple[Stamp, ...]
     taken: list[tuple[Stamp, ...] | None] = []
     for job in jobs:
         own: tuple[Stamp, ...] = tuple(Generation(ref, states[ref]) for ref in job.call.refs)
-        if job.function.depends is not None:
-            own += await job.function.depends.take(port, job.args, job.kwargs)
+        if job.function.dependencies is not None:
+            own += await job.function.dependencies.take(port, job.args, job.kwargs)
         taken.append(own)
     return taken
 
 
-async def merged(
-    port: Port, job: Job, used: Reads, own: tuple[Stamp, ...] | None
+async def merged_stamps(
+    port: Port, job: Job, used: UsedCalls, own: tuple[Stamp, ...] | None
 ) -> tuple[tuple[Stamp, ...], tuple[Stamp, ...] | None]:
     """Return the known stamps of a computation, and the same again if they are complete."""
     if not used.size and len(own or ()) <= stamps.READS:  # it used no other cached call
@@ -478,10 +492,10 @@ async def late_stamps(
         if await job.chain.authorities.why_invalid(port, watch):
             return None
     except Exception as error:  # the user's callable raised, or no tier could be asked
-        emit(job, events.ERROR, reason="tags", detail=told(error))
+        emit(job, events.ERROR, reason="tags", detail=error_text(error))
         if not isinstance(error, TierError):
             with suppress(UserWarning):  # warnings are errors here: the caller gets the result
-                fault = f"has no tags ({told(error)})"
+                fault = f"has no tags ({error_text(error)})"
                 warn_not_stored(function, result, fault, "correct its tags")
         return None
     return tuple(map(Generation, refs, states))
@@ -528,7 +542,7 @@ async def encode(port: Port, job: Job, value: Any, verb: str = "returned") -> co
         bare = replay.bare(value)
         return await port.offload(same_types.encode, value, bare, job.function.compress())
     except Exception as error:
-        emit(job, events.ERROR, reason="unpicklable", detail=told(error))
+        emit(job, events.ERROR, reason="unpicklable", detail=error_text(error))
         fault = f"cannot be pickled ({type(error).__name__})"
         if isinstance(error, codec.AlteredError):
             fault = error.of(type(replay.bare(value)))
@@ -537,13 +551,13 @@ async def encode(port: Port, job: Job, value: Any, verb: str = "returned") -> co
         return None
 
 
-def _unstored(job: Job, value: Any, error: Exception) -> Landing:
+def _report_unstored(job: Job, value: Any, error: Exception) -> FlightResult:
     """Report a result that is not stored because a `ttl` or `cache_if` callable raised."""
-    emit(job, events.ERROR, reason="store", detail=told(error))
+    emit(job, events.ERROR, reason="store", detail=error_text(error))
     with suppress(UserWarning):  # warnings are errors here: the caller gets the result
-        fault = f"cannot be stored ({told(error)})"
+        fault = f"cannot be stored ({error_text(error)})"
         warn_not_stored(job.function, value, fault, "correct its ttl or cache_if")
-    return Landing(value)
+    return FlightResult(value)
 
 
 def warn_not_stored(
@@ -556,10 +570,10 @@ def warn_not_stored(
             f"{label(function.id)} {verb} {type_named(type(replay.bare(value)))} that {fault}, "
             f"so it is computed at each call; {fix}"
         )
-        warn_of(function.run, said)
+        warn_at_definition(function.run, said)
 
 
-class Made(NamedTuple):
+class Computed(NamedTuple):
     """A computed result, with what is known about its computation.
 
     Attributes:
@@ -576,16 +590,16 @@ class Made(NamedTuple):
     started: int
     cost: float = 0.0
     arguments: str = ""
-    life: Life | None = None
+    life: Expiry | None = None
 
 
-async def store_result(port: Port, job: Job, made: Made) -> Landing:
+async def store_result(port: Port, job: Job, made: Computed) -> FlightResult:
     """Encode, seal and store a result."""
-    ready = await sealed_result(port, job, made)
-    if isinstance(ready, Landing):
+    ready = await seal_result(port, job, made)
+    if isinstance(ready, FlightResult):
         return ready
-    [entry] = await keep(port, [ready])
-    return Landing(made.value, None, entry, ready.encoded, used=ready.header.stamps)
+    [entry] = await store_sealed(port, [ready])
+    return FlightResult(made.value, None, entry, ready.encoded, stamps=ready.header.stamps)
 
 
 class Sealed(NamedTuple):
@@ -604,63 +618,65 @@ class Sealed(NamedTuple):
     record: bytes
 
 
-async def sealed_result(port: Port, job: Job, made: Made) -> Landing | Sealed:
-    """Encode and seal a result; return a landing instead if it must not be stored."""
+async def seal_result(port: Port, job: Job, made: Computed) -> FlightResult | Sealed:
+    """Encode and seal a result; return a `FlightResult` instead if it must not be stored."""
     value, used, started, cost, arguments, life = made
     function = job.function
     if not port.native and same_types.only_once(value):
         warn_not_stored(
             function, value, "can be awaited only once", "decorate the `async def` itself"
         )
-        return Landing(value, used=used)
+        return FlightResult(value, stamps=used)
     encoded = await encode(port, job, value)
     if encoded is None:
-        return Landing(value, used=used)
+        return FlightResult(value, stamps=used)
     result = replay.bare(value)
     wanted = function.policy.cache_if is None or function.policy.cache_if(result)
     if used is None or not wanted:
-        return Landing(value, encoded=encoded, used=used)
-    used = await _with_result(port, job, result, used, arguments)
+        return FlightResult(value, encoded=encoded, stamps=used)
+    used = await _with_own_result(port, job, result, used, arguments)
     ttl = ttl_ns(function.policy, result, function.live_ttl(), _inherited(job, life))
     header = _header(job, encoded, used, started, cost, ttl)
     summary = with_result(header.summary, result)
     if life is not None and (ttl == BORN_STALE or function.policy.ttl == INHERIT):
         summary = with_built(summary, life.path(), life.until)
     header = header._replace(summary=summary)
-    return await _sealed(port, job, header, encoded)
+    return await _seal(port, job, header, encoded)
 
 
-def _inherited(job: Job, life: Life | None) -> int | None:
+def _inherited(job: Job, life: Expiry | None) -> int | None:
     """Return the nanoseconds for which the results it was built on are still fresh, or None."""
     if life is None or not (life.stale or job.function.policy.ttl == INHERIT):
         return None
     return 0 if life.stale else max(0, life.until - job.chain.clock.wall_ns())
 
 
-async def _remembered(port: Port, job: Job, landing: Landing, cost: float) -> Landing:
-    """The landing of a computation that raised, stored where `cache_errors` names its type."""
-    error, vouched = landing.error, landing.used
+async def _store_error(port: Port, job: Job, result: FlightResult, cost: float) -> FlightResult:
+    """Store an exception where `cache_errors` names its type; return the result."""
+    error, vouched = result.error, result.stamps
     assert error is not None
     ttl = job.function.policy.error_ttl(error)
     if vouched is None or ttl is None:
-        return landing
+        return result
     try:
         encoded = await encode(port, job, error, "raised")
         if encoded is None:
-            return landing
-        header = _header(job, encoded, vouched, landing.started, cost, ttl)
+            return result
+        header = _header(job, encoded, vouched, result.started, cost, ttl)
         header = header._replace(
             summary=with_result(header.summary, error, raised=True),
             times=header.times._replace(grace=0),
             flags=header.flags | seal.RAISED,
         )
-        await keep(port, [await _sealed(port, job, header, encoded)])
+        await store_sealed(port, [await _seal(port, job, header, encoded)])
     except Exception as fault:
-        emit(job, events.ERROR, reason="store", detail=told(fault))
-    return landing
+        emit(job, events.ERROR, reason="store", detail=error_text(fault))
+    return result
 
 
-async def keep_renewed(port: Port, job: Job, found: Answer, known: tuple[Stamp, ...]) -> seal.Entry:
+async def store_revalidated(
+    port: Port, job: Job, found: Answer, known: tuple[Stamp, ...]
+) -> seal.Entry:
     """Store an entry again in every tier with new stamps; its age stays the same.
 
     Raises:
@@ -674,11 +690,11 @@ async def keep_renewed(port: Port, job: Job, found: Answer, known: tuple[Stamp, 
         assert found.source is not None
         payload = codec.payload_of(found.source.open(seal.payload_size(header.buffers)), header)
     encoded = Encoded(bytes(old.stream), payload, header.codec, header.flags)
-    [entry] = await keep(port, [await _sealed(port, job, header, encoded)])
+    [entry] = await store_sealed(port, [await _seal(port, job, header, encoded)])
     return entry
 
 
-async def _sealed(port: Port, job: Job, header: Header, encoded: Encoded) -> Sealed:
+async def _seal(port: Port, job: Job, header: Header, encoded: Encoded) -> Sealed:
     secret = job.chain.secrets[0]
     if len(encoded.stream) > BIG:
         record = await port.offload(seal.pack, header, encoded.stream, secret)
@@ -687,7 +703,7 @@ async def _sealed(port: Port, job: Job, header: Header, encoded: Encoded) -> Sea
     return Sealed(job, header, encoded, record)
 
 
-async def keep(port: Port, made: Sequence[Sealed]) -> list[seal.Entry]:
+async def store_sealed(port: Port, made: Sequence[Sealed]) -> list[seal.Entry]:
     """Store results of one function, and record the manifest of their code version."""
     chain, function, code = made[0].job.chain, made[0].job.function, made[0].header.code
     items = [Item(one.job.name, one.record, one.encoded.payload, one.header.times) for one in made]
@@ -701,9 +717,12 @@ async def keep(port: Port, made: Sequence[Sealed]) -> list[seal.Entry]:
         follows = "redis follows" if chain.uploads.get(job.name) else ""
         emit(job, events.STORED, tier=",".join(tiers), size=size, detail=follows)
         chain.latest_answers.record(job.call.text, header.times.started)
-    if function.manifest is not None and function.noted != (weakref.ref(chain), code):
-        kept = await port.offload(function.manifest, code, function.keyer.identity.parts)
-        function.noted = (weakref.ref(chain), code) if kept else None
+    if function.record_manifest is not None and function.last_manifest != (
+        weakref.ref(chain),
+        code,
+    ):
+        kept = await port.offload(function.record_manifest, code, function.keyer.identity.parts)
+        function.last_manifest = (weakref.ref(chain), code) if kept else None
     return [seal.entry(h, memoryview(encoded.stream), record) for _, h, encoded, record in made]
 
 
@@ -732,9 +751,9 @@ def _header(
         job.call.text,
         function.id,
         job.call.code,
-        _told_address(job.call.address),
+        _shortened_address(job.call.address),
         encoded.codec,
-        writer(),
+        writer_name(),
         job.call.summary,
         times,
         used,
@@ -743,7 +762,7 @@ def _header(
     )
 
 
-def _told_address(address: str) -> str:
+def _shortened_address(address: str) -> str:
     """Shorten a long address for the header, with a visible mark."""
     data = address[: seal.LONGEST_TEXT + 1].encode("utf-8", "replace")
     if len(data) <= seal.LONGEST_TEXT:
@@ -754,16 +773,16 @@ def _told_address(address: str) -> str:
 def _grace(policy: Policy, ttl: int) -> int:
     """Return for how many nanoseconds past its ttl an entry is kept."""
     grace = int(policy.grace * SECOND)
-    return grace if policy.ttl_key is None or ttl < 0 else max(grace, KEPT - ttl)
+    return grace if policy.ttl_key is None or ttl < 0 else max(grace, LIVE_TTL_RETENTION - ttl)
 
 
-async def close(port: Port, job: Job, flight: Flight, landing: Landing) -> Landing:
+async def close_flight(port: Port, job: Job, flight: Flight, result: FlightResult) -> FlightResult:
     """Close the flight to new callers, then check whether an invalidation overtook it.
 
     All callers joined before this check, so its result holds for all of them (I1).
     """
-    if FLIGHTS.close(flight) and landing.known and landing.true:
-        return landing._replace(
-            true=not await job.chain.authorities.why_invalid(port, landing.known)
+    if FLIGHTS.close(flight) and result.known_stamps and result.valid:
+        return result._replace(
+            valid=not await job.chain.authorities.why_invalid(port, result.known_stamps)
         )
-    return landing
+    return result

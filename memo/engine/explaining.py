@@ -16,7 +16,7 @@ from html import escape
 from typing import Any
 
 from memo.engine.answering import rekeyed
-from memo.engine.call import Function, Job, keyed
+from memo.engine.call import Function, Job, make_call
 from memo.errors import EntryError, TierError, label
 from memo.keys.call_keys import Call
 from memo.keys.fingerprint.source_history import Manifests
@@ -160,7 +160,7 @@ async def explain(
 ) -> Explanation:
     """Explain whether this call would be answered from the cache, and why."""
     chain = function.chain()
-    call = await keyed(port, function, args, kwargs)
+    call = await make_call(port, function, args, kwargs)
     job = Job(function, chain, call, args, kwargs)
     call = (await rekeyed(port, job) or job).call
     code = function.keyer.code(args)

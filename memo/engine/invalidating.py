@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
-from memo.engine.call import writer
+from memo.engine.call import writer_name
 from memo.engine.coordination.flights import FLIGHTS
 from memo.errors import EntryError, TierError, label
 from memo.records.seal import Header
@@ -193,7 +193,7 @@ async def _turn(
     port: Port, chains: Sequence[Chain], turns: tuple[Turn, ...], reason: str
 ) -> dict[str, str]:
     """Turn generations, and return the outcome by tier."""
-    note = make_note(reason, writer())
+    note = make_note(reason, writer_name())
     tiers: dict[str, str] = {}
     for chain in chains:
         for tier, how in (await chain.authorities.turn(port, turns, note)).items():

@@ -22,7 +22,7 @@ BIG = 1 << 20
 """A pickle stream of at least this many bytes is loaded off the event loop."""
 
 
-async def look(port: Port, job: Job, asked: Asked | None = None) -> tuple[Answer, Any]:
+async def look_and_load(port: Port, job: Job, asked: Asked | None = None) -> tuple[Answer, Any]:
     """Look a call up; return the chain's answer, and the value if it may be used.
 
     Args:

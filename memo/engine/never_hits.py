@@ -14,7 +14,7 @@ import re
 from types import FunctionType
 from typing import Any, Final
 
-from memo.engine.call import Function, Job, warn_of
+from memo.engine.call import Function, Job, warn_at_definition
 from memo.errors import label
 from memo.keys.encoding import atoms, canonical
 from memo.keys.fingerprint.function_version import changed_names
@@ -115,7 +115,7 @@ def _hidden(value: Any) -> str:
 
 
 def _warn(function: Function, names: list[Any]) -> None:
-    warn_of(
+    warn_at_definition(
         function.run,
         f"{label(function.id)} was computed {ENOUGH} times for arguments that look the same and "
         f"have a different key each time: {', '.join(names)}; if they are equal, say what counts: "

@@ -14,19 +14,19 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from memo.engine import used_calls
-from memo.engine.call import Function, Job, Raised, emit, keyed, with_cutoff
-from memo.engine.computing import CHANGED, close, compute, keep_renewed
+from memo.engine.call import Function, Job, Raised, cutoff_function, emit, make_call
+from memo.engine.computing import CHANGED, close_flight, compute, store_revalidated
 from memo.engine.coordination.flights import (
     FLIGHTS,
     Flight,
-    Landing,
+    FlightResult,
     current_path,
-    following,
     inside,
+    on_path,
 )
 from memo.engine.coordination.leases import hold, let_go
 from memo.engine.loading import load
-from memo.engine.used_calls import CURRENT, Reads
+from memo.engine.used_calls import CURRENT, UsedCalls
 from memo.errors import EntryError, MemoError, TierError
 from memo.keys.call_keys import Call
 from memo.records import codec
@@ -43,16 +43,16 @@ from memo.validity import results
 from memo.validity.check import FRESH, STALE, Unproven
 from memo.validity.results import Reading
 
-BACK_OFF = (1.0, 60.0)
+BACKOFF = (1.0, 60.0)
 """Seconds to pause after a failed refresh: from the first, doubled at each failure, to the
 second."""
-SOON = 0.2
+RECHECK = 0.2
 """Seconds after which a refresh that another process has begun is checked again."""
 
 
-async def renew(
+async def revalidate(
     port: Port, job: Job, flight: Flight, found: Answer, *, alone: bool = False
-) -> Landing | None:
+) -> FlightResult | None:
     """Confirm a value if the results that it was built on come back equal.
 
     They are asked for in the order of their first use, concurrently if they were used concurrently,
@@ -69,7 +69,7 @@ async def renew(
     assert entry is not None
     waited_for = not (alone or used_calls.in_background())
     absolute, readings = results.unfolded(entry.stamps)
-    used_calls.carry_context()
+    used_calls.follow_threads()
     try:
         with inside(flight, alone=alone):
             confirmed = await _confirmed(port, job, readings)
@@ -78,7 +78,7 @@ async def renew(
         own = results.own_result(entry.stamps)
         known = (*results.folded(absolute, confirmed), *([] if own is None else [own]))
         value = await load(port, found)
-        kept = await keep_renewed(port, job, found, known)
+        kept = await store_revalidated(port, job, found, known)
     except (EntryError, TierError) as error:
         emit(job, events.ERROR, reason="renewing", detail=str(error))
         return None
@@ -87,7 +87,9 @@ async def renew(
     why = events.BY_REFRESH if alone else found.verdict.reason
     emit(job, events.REVALIDATED, reason=why, seconds=taken, size=kept.size, saved=saved)
     started = entry.times.started
-    return Landing(value, None, kept, used=known, known=known, started=started, renewed=True)
+    return FlightResult(
+        value, None, kept, stamps=known, known_stamps=known, started=started, revalidated=True
+    )
 
 
 async def _confirmed(port: Port, job: Job, readings: Sequence[Reading]) -> list[Reading] | None:
@@ -136,7 +138,7 @@ async def _together(port: Port, wanted: Sequence[Result]) -> list[Reading | None
 
 async def ask_again(port: Port, result: Result) -> Reading | None:
     """Ask for a result again; return it with its present stamps, or None if it differs."""
-    reads = Reads(background=True)
+    reads = UsedCalls(background=True)
     token = CURRENT.set(reads)
     try:
         answered = await answered_again(port, result)
@@ -154,28 +156,28 @@ async def ask_again(port: Port, result: Result) -> Reading | None:
 
 async def answered_again(port: Port, result: Result) -> bool:
     """Ask a call of a `cutoff` function again; True if it answered and is still that call."""
-    function, arguments = with_cutoff(result.function), _unpacked(result)
+    function, arguments = cutoff_function(result.function), _unpacked(result)
     if function is None or arguments is None:
         return False
     args, kwargs = arguments
     try:
-        call = await keyed(port, function, args, kwargs)
+        call = await make_call(port, function, args, kwargs)
         if call.text != result.key:  # the code or the state of `self` is another by now
             return False
         if function.is_async == port.native:
-            value = await function.ask(port, function, call, args, kwargs)
+            value = await function.answer(port, function, call, args, kwargs)
         elif port.native:
             value = await port.offload(
-                lambda: drive(function.ask(BLOCKING, function, call, args, kwargs)), apart=True
+                lambda: drive(function.answer(BLOCKING, function, call, args, kwargs)), apart=True
             )
         else:
-            value = run_elsewhere(_carried(function, call, args, kwargs))
+            value = run_elsewhere(_in_other_thread(function, call, args, kwargs))
     except (MemoError, TypeError):  # the computation that asks meets it as well
         return False
     return type(value) is not Raised
 
 
-def _carried(
+def _in_other_thread(
     function: Function, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Callable[[Port], Coroutine[Any, Any, Any]]:
     """A call for another thread's loop, as part of the computation that runs here."""
@@ -184,8 +186,8 @@ def _carried(
     async def work(port: Port) -> Any:
         token = CURRENT.set(reads)
         try:
-            with following(path):
-                return await function.ask(port, function, call, args, kwargs)
+            with on_path(path):
+                return await function.answer(port, function, call, args, kwargs)
         finally:
             CURRENT.reset(token)
 
@@ -203,7 +205,7 @@ def _unpacked(result: Result) -> tuple[tuple[object, ...], dict[str, object]] | 
     return args, kwargs
 
 
-def refresh_soon(port: Port, job: Job) -> None:
+def refresh_in_background(port: Port, job: Job) -> None:
     """Refresh a stale value in the background, unless a refresh is under way or has just failed."""
     until, _ = job.function.backoff.get(job.call.text, (0.0, 0.0))
     if time.monotonic() < until:
@@ -215,12 +217,12 @@ def refresh_soon(port: Port, job: Job) -> None:
             f"memo-refresh-{job.function.id}",
             lambda: FLIGHTS.abandon(flight),
         )
-    elif FLIGHTS.lost(flight):
+    elif FLIGHTS.abandon_if_lost(flight):
         port.spawn(lambda port: let_go(port, flight), "memo-let-go")
 
 
 async def _refresh(port: Port, job: Job, flight: Flight) -> None:
-    landing: Landing | None = None
+    result: FlightResult | None = None
     begun = time.perf_counter()
     emit(job, events.REFRESH_STARTED)
     kind, reason = events.REFRESH_FAILED, "dropped"
@@ -229,31 +231,31 @@ async def _refresh(port: Port, job: Job, flight: Flight) -> None:
         held = await hold(
             *(port, job.chain, job.name, function.policy, flight),
             refresh=True,
-            expected=function.took,
+            expected=function.last_duration,
         )
         assert held is not None
         try:
             if held.mine and not await _done_elsewhere(port, job):
-                landing = await _renewed(port, job, flight)
-                if landing is None:
-                    landing = await compute(port, job, flight, alone=True)
-                landing = await close(port, job, flight, landing)
+                result = await _revalidated(port, job, flight)
+                if result is None:
+                    result = await compute(port, job, flight, alone=True)
+                result = await close_flight(port, job, flight, result)
         finally:
             await held.release(port, job.chain.uploads.get(job.name))
-        kind, reason = _refresh_ended(job, landing)
+        kind, reason = _refresh_ended(job, result)
     finally:
-        FLIGHTS.land(flight, landing)
+        FLIGHTS.finish(flight, result)
         emit(job, kind, reason=reason, seconds=time.perf_counter() - begun)
 
 
-async def _renewed(port: Port, job: Job, flight: Flight) -> Landing | None:
+async def _revalidated(port: Port, job: Job, flight: Flight) -> FlightResult | None:
     """As `renew`, for a value that expired only because results it was built on did."""
     found = await job.chain.lookup(port, job.function.id, job.call.text, job.function.judge)
     if found.verdict.kind != STALE or found.entry is None or not found.entry.results:
         return None
     if not isinstance(await job.chain.authorities.why_invalid(port, found.entry.stamps), Unproven):
         return None
-    return await renew(port, job, flight, found, alone=True)
+    return await revalidate(port, job, flight, found, alone=True)
 
 
 async def _done_elsewhere(port: Port, job: Job) -> bool:
@@ -269,22 +271,22 @@ async def _done_elsewhere(port: Port, job: Job) -> bool:
     return found.verdict.kind == FRESH
 
 
-def _refresh_ended(job: Job, landing: Landing | None) -> tuple[str, str]:
+def _refresh_ended(job: Job, result: FlightResult | None) -> tuple[str, str]:
     """Return kind and reason of the event that ends a refresh, and set the backoff."""
     backoff, key = job.function.backoff, job.call.text
-    if landing is None:  # its holder will end soon; until then stale answers need not ask
-        backoff[key] = (time.monotonic() + SOON, 0.0)
+    if result is None:  # its holder will end soon; until then stale answers need not ask
+        backoff[key] = (time.monotonic() + RECHECK, 0.0)
         return events.REFRESH_DONE, events.ELSEWHERE
-    if landing.fault:
+    if result.cache_failed:
         return events.REFRESH_FAILED, CHANGED
-    if landing.error is None:
+    if result.error is None:
         backoff.pop(key, None)
-        if not landing.true:
+        if not result.valid:
             return events.REFRESH_FAILED, INVALIDATED
         return events.REFRESH_DONE, ""
-    pause = min(BACK_OFF[1], max(BACK_OFF[0], backoff.get(key, (0.0, 0.0))[1] * 2))
+    pause = min(BACKOFF[1], max(BACKOFF[0], backoff.get(key, (0.0, 0.0))[1] * 2))
     pause_after_failure(job, max(pause, job.function.policy.retry_after))
-    return events.REFRESH_FAILED, type(landing.error).__name__
+    return events.REFRESH_FAILED, type(result.error).__name__
 
 
 def pause_after_failure(job: Job, pause: float) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from memo.engine import replay
 from memo.engine.call import Function, Job
-from memo.engine.coordination.flights import Flight, Landing, current_path, following
+from memo.engine.coordination.flights import Flight, FlightResult, current_path, on_path
 from memo.keys.call_keys import Call
 from memo.keys.summaries import built_on
 from memo.records.seal import RAISED, Entry
@@ -28,7 +28,7 @@ from memo.validity.check import broken, remaining
 from memo.validity.results import Reading, folded, own_result, unfolded
 
 
-class Life(NamedTuple):
+class Expiry(NamedTuple):
     """The time at which a used result expires.
 
     Attributes:
@@ -49,7 +49,7 @@ class Life(NamedTuple):
         return self.call.shown if beyond is None else f"{self.call.shown}, that on {beyond[0]}"
 
 
-class Reads:
+class UsedCalls:
     """The stamps of every cached call that a computation has used; they become its own stamps.
 
     Attributes:
@@ -84,7 +84,7 @@ class Reads:
         self._blocks: tuple[Block, ...] = ()
         self._others: dict[Stamp, None] = {}
         self._results: dict[tuple[str, str], Reading] = {}
-        self.life: Life | None = None
+        self.life: Expiry | None = None
         self._wave = 0
         self._wave_began = math.inf
         self.sound = True
@@ -149,7 +149,7 @@ class Reads:
         inside = sum(len(block.packed_generations) for block in self._blocks)
         return len(self._states) + inside + len(self._others) + len(self._results)
 
-    def expires(self, life: Life) -> None:
+    def expires(self, life: Expiry) -> None:
         """Add the expiry of a used result."""
         own = self.life
         if own is None or (not life.stale, life.until) < (not own.stale, own.until):
@@ -201,9 +201,9 @@ class Reads:
             until = max(until, end)
         return max(0.0, left)
 
-    def merged(self, own: Iterable[Stamp]) -> tuple[Reads, bool]:
+    def merged(self, own: Iterable[Stamp]) -> tuple[UsedCalls, bool]:
         """Merge a computation's own stamps with those it used; True if none is missing."""
-        whole = Reads()
+        whole = UsedCalls()
         whole.add(tuple(own))
         whole.add(self.absolute())
         for stamp in self._flattened():
@@ -245,31 +245,37 @@ async def bounded(port: Port, chain: Chain, known: tuple[Stamp, ...]) -> tuple[S
     return (*kept, *map(Generation, wholes, states), *changed[:1])
 
 
-class Carried(NamedTuple):
+class ThreadContext(NamedTuple):
     """The context of a computation that a thread it starts must inherit."""
 
-    reads: Reads
+    reads: UsedCalls
     path: tuple[Flight, ...]
     recorders: tuple[replay.Recorder, ...]
 
 
-def carried() -> Carried | None:
+def current_context() -> ThreadContext | None:
     """Return the context for a thread that is started here; None if no computation runs here."""
     reads = CURRENT.get()
-    return None if reads is None or reads.over else Carried(reads, current_path(), replay.current())
+    return (
+        None
+        if reads is None or reads.over
+        else ThreadContext(reads, current_path(), replay.current())
+    )
 
 
-def carry(given: Carried, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+def run_in_context(
+    given: ThreadContext, work: Callable[..., Any], /, *args: Any, **kwargs: Any
+) -> Any:
     """Call `work` in another thread as part of the computation that started the thread."""
     token = CURRENT.set(given.reads)
     try:
-        with following(given.path), replay.heard_by(given.recorders):
+        with on_path(given.path), replay.heard_by(given.recorders):
             return work(*args, **kwargs)
     finally:
         CURRENT.reset(token)
 
 
-CURRENT: ContextVar[Reads | None] = ContextVar("memo_reads", default=None)
+CURRENT: ContextVar[UsedCalls | None] = ContextVar("memo_reads", default=None)
 
 
 def in_background() -> bool:
@@ -278,7 +284,7 @@ def in_background() -> bool:
     return around is not None and not around.over and around.background
 
 
-def tell(used: tuple[Stamp, ...] | None) -> None:
+def record_stamps(used: tuple[Stamp, ...] | None) -> None:
     """Tell the computation around this call, if any, what it has just used."""
     reads = CURRENT.get()
     if reads is not None and not reads.over:
@@ -288,7 +294,7 @@ def tell(used: tuple[Stamp, ...] | None) -> None:
             reads.add(used)
 
 
-def tell_entry(
+def record_entry(
     function: Function,
     chain: Chain,
     call: Call,
@@ -315,26 +321,26 @@ def tell_entry(
     if left is not None:
         until = chain.clock.wall_ns() + left
         beyond = built_on(entry.header.summary) if left <= 0 else None
-        reads.expires(Life(until if beyond is None else beyond[1], left <= 0, call, entry))
+        reads.expires(Expiry(until if beyond is None else beyond[1], left <= 0, call, entry))
 
 
-def tell_landing(job: Job, landing: Landing, begun: float = math.inf) -> None:
-    """Record in the computation around this call, if any, the landing that has answered it."""
-    if landing.entry is None or landing.used is None:
-        tell(landing.used)
+def record_flight_result(job: Job, result: FlightResult, begun: float = math.inf) -> None:
+    """Record in the computation around this call, if any, the result that has answered it."""
+    if result.entry is None or result.stamps is None:
+        record_stamps(result.stamps)
     else:
-        tell_entry(job.function, job.chain, job.call, landing.entry, begun)
+        record_entry(job.function, job.chain, job.call, result.entry, begun)
 
 
 # --- threads --------------------------------------------------------------------------------------
 
-_carrying = threading.RLock()
+_wrapping = threading.RLock()
 _originals: list[tuple[type, str, Any, Any]] = []
 """Wrapped methods: class, name, original, and ours."""
 _submitting: ContextVar[bool] = ContextVar("memo_submitting", default=False)
 
 
-def carry_context() -> None:
+def follow_threads() -> None:
     """Let threads that a computation starts be part of it, unless `follow_threads` is off.
 
     A context variable gathers what a computation reads through other cached functions, since that
@@ -342,7 +348,7 @@ def carry_context() -> None:
     work submitted to a `ThreadPoolExecutor`, including `loop.run_in_executor`.  Both methods are
     wrapped before the first computation, and behave as before unless a cached computation calls
     them.  Only memo's own two variables are carried; the user's keep Python's rules.
-    `stop_carrying` restores the methods.
+    `stop_following_threads` restores the methods.
 
     Other kinds of pools do not reveal which computation a thread works for, and other processes
     have their own context: values read there are not part of the computation.
@@ -351,25 +357,25 @@ def carry_context() -> None:
     if wanted is bool(_originals):
         return
     if not wanted:
-        stop_carrying()
+        stop_following_threads()
         return
-    with _carrying:
+    with _wrapping:
         if _originals:
             return
-        _wrap(threading.Thread, "start", _carrying_start)
+        _wrap(threading.Thread, "start", _following_start)
         with suppress(ImportError, RuntimeError):  # too late in the process's life to import a pool
             from concurrent.futures.thread import ThreadPoolExecutor
 
-            _wrap(ThreadPoolExecutor, "submit", _carrying_submit)
+            _wrap(ThreadPoolExecutor, "submit", _following_submit)
 
 
-def stop_carrying() -> None:
+def stop_following_threads() -> None:
     """Restore `Thread.start` and `ThreadPoolExecutor.submit`.
 
     If another library has wrapped ours since, its wrapper stays, and ours only passes calls
     through.
     """
-    with _carrying:
+    with _wrapping:
         while _originals:
             owner, name, original, ours = _originals.pop()
             if getattr(owner, name) is ours:
@@ -383,17 +389,17 @@ def _wrap(owner: type, name: str, made: Callable[[Any], Any]) -> None:
     _originals.append((owner, name, original, ours))
 
 
-def _carrying_start(original: Callable[[threading.Thread], None]) -> Callable[..., None]:
+def _following_start(original: Callable[[threading.Thread], None]) -> Callable[..., None]:
     @wraps(original)
     def start(self: threading.Thread) -> None:
-        given = carried() if _originals else None
+        given = current_context() if _originals else None
         # a pool's thread outlives the work it was started for: each submit carries its context
         if given is not None and not _submitting.get() and not self.name.startswith("memo-"):
             body = self.run
 
             def run() -> None:
                 del self.run
-                carry(given, body)
+                run_in_context(given, body)
 
             self.run = run  # type: ignore[method-assign]
         original(self)
@@ -401,15 +407,15 @@ def _carrying_start(original: Callable[[threading.Thread], None]) -> Callable[..
     return start
 
 
-def _carrying_submit(original: Callable[..., Any]) -> Callable[..., Any]:
+def _following_submit(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def submit(self: Any, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        given = carried() if _originals else None
+        given = current_context() if _originals else None
         if given is None:
             return original(self, fn, *args, **kwargs)
         token = _submitting.set(True)
         try:
-            return original(self, partial(carry, given, fn), *args, **kwargs)
+            return original(self, partial(run_in_context, given, fn), *args, **kwargs)
         finally:
             _submitting.reset(token)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from memo.decorators import assembly, names
 from memo.decorators.cached_function import CachedFunction, functions
-from memo.engine.call import writer
+from memo.engine.call import writer_name
 from memo.engine.explaining import listing
 from memo.errors import BundleError, EntryError, OptionError, TierError, label, public
 from memo.inspection.inventory import Selection
@@ -158,7 +158,7 @@ async def _export(
         raise OptionError("export_bundle", [str(one) for one in given] or "everything", fix)
     user = getpass.getuser()
     python = platform.python_version()
-    by, system = f"{user}@{writer()}", f"{platform.system()} {platform.machine()}"
+    by, system = f"{user}@{writer_name()}", f"{platform.system()} {platform.machine()}"
     origin = Origin(time.time(), by, VERSION, python, system, usual.namespace, note)
     await port.offload(write, path, origin, parts, secret)
     return [part.item for part in parts]

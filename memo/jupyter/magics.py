@@ -646,7 +646,7 @@ def unload(shell: InteractiveShell) -> None:
     WATCHER.switch(on=False)
     WATCHER.show_on(None)
     if not _loaded:
-        used_calls.stop_carrying()
+        used_calls.stop_following_threads()
     shell.events.unregister("pre_run_cell", magics.reporter.begin)
     shell.events.unregister("post_run_cell", magics.reporter.end)
     manager: Any = shell.magics_manager

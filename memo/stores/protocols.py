@@ -533,7 +533,7 @@ class Asked(NamedTuple):
         name: the name that is looked up.
         lookup: the tier's part of the query.
         entry: the entry whose states are queried; None if a record is.
-        since: `Flights.landed` when it was asked.
+        since: `Flights.ended` when it was asked.
         before: this host's states of the refs that are read with it; None if there is no host.
     """
 

@@ -177,7 +177,7 @@ def reset() -> None:
     """
     blocking.drain_blocking(blocking.EXIT_GRACE)
     COMPUTATIONS.close()
-    used_calls.stop_carrying()
+    used_calls.stop_following_threads()
     assembly.reset()
     configuration.reset()
     secret_keys.forget()

@@ -44,7 +44,7 @@ def test_one_who_joined_but_has_not_boarded_is_told_the_truth() -> None:
         joined.set()
         leader.join(10)
 
-    with calls_of(Flights.board, then=late):
+    with calls_of(Flights.add_waiter, then=late):
         assert load() == 2
     assert first == [1]
 

@@ -50,13 +50,13 @@ def shield() -> None:
     """Mutant: a cancelled caller takes the computation with it."""
     from memo.engine.coordination.flights import Flights
 
-    def leave(self: Flights, flight: Any, waiter: Any) -> None:
+    def remove_waiter(self: Flights, flight: Any, waiter: Any) -> None:
         if waiter in flight.joiners:
             flight.joiners.remove(waiter)
         if not flight.over and flight.handle is not None:
             flight.handle.cancel()
 
-    Flights.leave = leave  # type: ignore[method-assign]
+    Flights.remove_waiter = remove_waiter  # type: ignore[method-assign]
 
 
 def size_check() -> None:
@@ -123,7 +123,7 @@ def silence() -> None:
     """Events quote what others raised."""
     from memo.engine import answering, computing
 
-    computing.told = answering.told = repr
+    computing.error_text = answering.error_text = repr
 
 
 def fall_through() -> None:

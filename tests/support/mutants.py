@@ -53,13 +53,13 @@ def comparison_by_the_host() -> None:
 
 def stamps_afterwards() -> None:
     """Stamps are taken when the computation is over, not before it begins."""
-    seal: Any = computing.sealed_result
+    seal: Any = computing.seal_result
 
     async def late(port: Any, job: Any, made: Any) -> Any:
         [used] = await computing.take_stamps(port, [job])
         return await seal(port, job, made._replace(used=used))
 
-    computing.sealed_result = late
+    computing.seal_result = late
 
 
 def replay() -> None:
@@ -79,11 +79,12 @@ def detaching() -> None:
 def landing() -> None:
     """Joiners take what landed, true or not."""
 
-    async def close(port: Any, job: Any, flight: Any, landing: Any) -> Any:
+    async def close(port: Any, job: Any, flight: Any, result: Any) -> Any:
         FLIGHTS.close(flight)
-        return landing
+        return result
 
-    answering.close = refreshing.close = elements.close = close  # type: ignore[assignment]
+    for module in (answering, refreshing, elements):
+        module.close_flight = close  # type: ignore[attr-defined]
 
 
 def flights() -> None:
@@ -106,7 +107,7 @@ def digests() -> None:
     """Results of `cutoff` functions that are asked again count as equal, whatever they are."""
 
     async def asked(port: Any, result: Any) -> Any:
-        reads = refreshing.Reads(background=True)
+        reads = refreshing.UsedCalls(background=True)
         token = refreshing.CURRENT.set(reads)
         try:
             await refreshing.answered_again(port, result)

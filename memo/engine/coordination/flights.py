@@ -4,8 +4,8 @@ The first caller *leads*; the others *join* and wait.  Rules of this module:
 
 1.  A flight has no owner: a joiner that leaves (is cancelled, interrupted) affects no other.  When
     the last one has left, the computation itself is cancelled, unless it is a refresh.
-2.  A flight ends once: it *lands* with a `Landing`, or is *abandoned*; then one of the waiting
-    callers leads a new one.
+2.  A flight ends once: it *finishes* with a `FlightResult`, or is *abandoned*; then one of the
+    waiting callers leads a new one.
 3.  An invalidation *detaches* a flight: no further caller joins it, and its result is not
     stored.  Its leader gets the result; the waiting callers look the entry up again.
 4.  A caller that would wait for a flight that waits for that caller, directly or through other
@@ -34,7 +34,7 @@ RECENT = 4096
 """Number of ended flights whose names are remembered."""
 
 
-class Landing(NamedTuple):
+class FlightResult(NamedTuple):
     """How a computation ended.
 
     Attributes:
@@ -42,24 +42,24 @@ class Landing(NamedTuple):
         error: what it raised, or None.
         entry: what was stored of it, None where nothing could be.
         encoded: the bytes from which each joiner makes its own copy; None: it cannot be copied.
-        true: whether its stamps still held after the last caller joined.
-        used: the stamps of what the computation used; None: they are not known.
-        known: the stamps that are known, also where others are missing.
+        valid: whether its stamps still held after the last caller joined.
+        stamps: the stamps of what the computation used; None: they are not known.
+        known_stamps: the stamps that are known, also where others are missing.
         started: when the computation began, in nanoseconds; 0: it did not.
-        fault: the cache itself failed before the function ran: each caller computes for itself.
-        renewed: an old value was confirmed: each caller looks it up.
+        cache_failed: the cache itself failed before the function ran: each caller computes alone.
+        revalidated: an old value was confirmed: each caller looks it up.
     """
 
     value: Any = None
     error: BaseException | None = None
     entry: Entry | None = None
     encoded: Encoded | None = None
-    true: bool = True
-    used: tuple[Stamp, ...] | None = None
-    known: tuple[Stamp, ...] = ()
+    valid: bool = True
+    stamps: tuple[Stamp, ...] | None = None
+    known_stamps: tuple[Stamp, ...] = ()
     started: int = 0
-    fault: bool = False
-    renewed: bool = False
+    cache_failed: bool = False
+    revalidated: bool = False
 
 
 class Flight:
@@ -74,10 +74,10 @@ class Flight:
         "joined",
         "joiners",
         "kept",
-        "landing",
         "name",
         "over",
         "refs",
+        "result",
         "stream",
         "waits",
     )
@@ -87,7 +87,7 @@ class Flight:
         self.refs = refs
         self.background = background
         self.kept = False
-        self.landing: Landing | None = None
+        self.result: FlightResult | None = None
         self.over = False
         self.detached = False
         self.joined = 0
@@ -112,7 +112,7 @@ def current_path() -> tuple[Flight, ...]:
 
 
 @contextmanager
-def following(path: tuple[Flight, ...]) -> Iterator[None]:
+def on_path(path: tuple[Flight, ...]) -> Iterator[None]:
     """Mark the running code, in another thread, as part of these flights' computations."""
     token = _path.set(path)
     try:
@@ -144,7 +144,7 @@ class Flights:
         self._lock = threading.Lock()
         self._active: dict[str, Flight] = {}
         self._recent: dict[str, int] = {}
-        self.landed = 0
+        self.ended = 0
         """Number of flights that have ended."""
 
     def join(
@@ -175,17 +175,17 @@ class Flights:
         """As `join`; no flight where one of the name may have ended since: look again.
 
         Args:
-            since: `landed` before the caller looked for a stored value.
+            since: `ended` before the caller looked for a stored value.
         """
         flight, leads = self.join(name, refs)
-        ended = self._recent.get(name, 0) > since or self.landed - since > RECENT
+        ended = self._recent.get(name, 0) > since or self.ended - since > RECENT
         if leads and ended:
             self._withdraw(flight)
-            self.part(flight)
+            self.forget_wait(flight)
             return None, False
         return flight, leads
 
-    def part(self, flight: Flight) -> None:
+    def forget_wait(self, flight: Flight) -> None:
         """Record that the computation around this call no longer waits for a flight."""
         path = _path.get()
         if path:
@@ -194,19 +194,19 @@ class Flights:
                     path[-1].waits.remove(flight)
 
     def abandon(self, flight: Flight) -> None:
-        """End a flight that has not landed, without a result."""
+        """End a flight that has not finished, without a result."""
         if not flight.over:
-            self.land(flight, None)
+            self.finish(flight, None)
 
-    def lost(self, flight: Flight) -> bool:
-        """True if a flight can never land, because its loop is closed; it is abandoned then."""
+    def abandon_if_lost(self, flight: Flight) -> bool:
+        """True if a flight can never finish, because its loop is closed; it is abandoned then."""
         handle = flight.handle
         if flight.over or handle is None or not handle.dead():
             return False
         self.abandon(flight)
         return True
 
-    def board(self, flight: Flight, port: Port) -> Waiter:
+    def add_waiter(self, flight: Flight, port: Port) -> Waiter:
         """Return a waiter that is set when the flight ends; pass it to `leave` afterwards."""
         waiter = port.waiter()
         with self._lock:
@@ -216,7 +216,7 @@ class Flights:
                 flight.joiners.append(waiter)
         return waiter
 
-    def leave(self, flight: Flight, waiter: Waiter) -> None:
+    def remove_waiter(self, flight: Flight, waiter: Waiter) -> None:
         """Remove the waiter of a caller; the last one to leave cancels the computation."""
         with self._lock:
             if waiter in flight.joiners:
@@ -228,7 +228,7 @@ class Flights:
         if unwanted and flight.handle is not None:  # None: the leader computes in its own thread
             flight.handle.cancel()
 
-    def keep(self, flight: Flight) -> None:
+    def keep_running(self, flight: Flight) -> None:
         """Let a computation finish although no caller waits: its result is for later calls."""
         flight.kept = True
 
@@ -237,31 +237,31 @@ class Flights:
         with self._lock:
             if self._active.get(flight.name) is flight:
                 del self._active[flight.name]
-            self.landed += 1
+            self.ended += 1
             self._recent.pop(flight.name, None)
-            self._recent[flight.name] = self.landed
+            self._recent[flight.name] = self.ended
             if len(self._recent) > RECENT:
                 del self._recent[next(iter(self._recent))]
             return flight.joined
 
-    def land(self, flight: Flight, landing: Landing | None) -> None:
+    def finish(self, flight: Flight, result: FlightResult | None) -> None:
         """End a flight and wake all waiting callers; None: it is abandoned."""
         self.close(flight)
-        self._end(flight, landing)
+        self._end(flight, result)
 
     def _withdraw(self, flight: Flight) -> None:
         """End a flight whose leader has not begun and will look the entry up again.
 
-        It does not count as landed; if it did, two callers could withdraw for each other forever.
+        It does not count as ended; if it did, two callers could withdraw for each other forever.
         """
         with self._lock:
             if self._active.get(flight.name) is flight:
                 del self._active[flight.name]
         self._end(flight, None)
 
-    def _end(self, flight: Flight, landing: Landing | None) -> None:
+    def _end(self, flight: Flight, result: FlightResult | None) -> None:
         with self._lock:
-            flight.landing = landing
+            flight.result = result
             flight.over = True
             joiners, flight.joiners = flight.joiners, []
         for waiter in joiners:
@@ -283,7 +283,7 @@ class Flights:
                 del self._active[flight.name]
             flight.detached = True
 
-    def under_way(self) -> list[Flight]:
+    def joinable(self) -> list[Flight]:
         """Return the flights that a caller could join now."""
         with self._lock:
             return list(self._active.values())

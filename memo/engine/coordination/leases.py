@@ -271,18 +271,18 @@ def patience(policy: Policy) -> AbstractContextManager[None]:
 async def until_over(
     port: Port, flight: Flight, waiter: Waiter, every: float | None = LOOK_AGAIN
 ) -> None:
-    """Wait until a flight is over; the lease of one that can never land is freed.
+    """Wait until a flight is over; the lease of one that can never finish is freed.
 
     Args:
         every: seconds between two looks at the loop that computes; None: it is the caller's.
     """
     while not await port.wait(waiter, every):
-        if FLIGHTS.lost(flight):
+        if FLIGHTS.abandon_if_lost(flight):
             await let_go(port, flight)
 
 
 async def let_go(port: Port, flight: Flight) -> None:
-    """Free the lease of a flight that can never land."""
+    """Free the lease of a flight that can never finish."""
     for held in tuple(HELD):
         if held.flight is flight:
             await held.release(port)

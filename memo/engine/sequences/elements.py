@@ -28,37 +28,37 @@ from typing import Any, cast
 
 from memo.engine import computing, never_hits
 from memo.engine.answering import (
-    AGAIN,
+    LOOK_UP_AGAIN,
+    adopt_findings,
+    answer_from_flight,
     at_hand,
-    disembark,
-    done_by_another,
+    emit_hit,
+    excluded_from_own_time,
     fall_back,
-    hear,
     look_up,
-    pausing,
     settled,
-    told_hit,
+    stored_by_another,
 )
-from memo.engine.call import NOTHING, Function, Job, Raised, emit, read_live, told
+from memo.engine.call import NOTHING, Function, Job, Raised, emit, error_text, read_live
 from memo.engine.computing import (
     AT_ONCE,
-    Before,
-    Ran,
-    begin,
-    close,
-    failed,
+    BeforeRun,
+    Run,
+    before_run,
+    close_flight,
+    failed_result,
     invoke,
-    made_ready,
+    prepare_result,
     run_once,
-    stored,
+    store_prepared,
     warn_not_stored,
 )
-from memo.engine.coordination.flights import FLIGHTS, Flight, Landing
+from memo.engine.coordination.flights import FLIGHTS, Flight, FlightResult
 from memo.engine.coordination.leases import Hold, hold, until_over
-from memo.engine.loading import look
-from memo.engine.refreshing import renew
+from memo.engine.loading import look_and_load
+from memo.engine.refreshing import revalidate
 from memo.engine.replay import Wrapped
-from memo.engine.used_calls import tell, tell_entry, tell_landing
+from memo.engine.used_calls import record_entry, record_flight_result, record_stamps
 from memo.errors import DependencyError, OptionError, shown, type_named
 from memo.keys.bindings import ABSENT
 from memo.keys.call_keys import Call, Keyer
@@ -285,7 +285,7 @@ class Place:
         job: the call with this element alone.
         asked: the query to the shared tier that was made for it; None if there is none, or it is
             used up.
-        since: `FLIGHTS.landed` before it was looked up.
+        since: `FLIGHTS.ended` before it was looked up.
         missed: it was looked up, and a miss was emitted.
     """
 
@@ -394,7 +394,7 @@ async def batch(
     function.keyer.check_call(args, kwargs)
     await read_live(port, function)
     made = await _keyed(port, Batch(function, each, args, kwargs))
-    if made.places and await hear(port, next(iter(made.places.values())).job):
+    if made.places and await adopt_findings(port, next(iter(made.places.values())).job):
         made = await _keyed(port, Batch(function, each, args, kwargs))
     return made
 
@@ -416,7 +416,7 @@ async def answer(
 
 async def answer_batch(port: Port, made: Batch) -> Any:
     """Answer a call over a collection whose keys are made; return its value, or `Raised`."""
-    with pausing():
+    with excluded_from_own_time():
         return await _answer(port, made)
 
 
@@ -429,17 +429,17 @@ async def _answer(port: Port, made: Batch) -> Any:
         pending = await _looked_up(port, made, pending, begun)
         led, joined, again = _joined(pending)
         try:
-            landed = await _fly_and_wait(port, made, led, joined)
+            ended = await _fly_and_wait(port, made, led, joined)
         finally:
             _part(*led, *joined)
         mine = {place.text for place in led}
-        for place, landing in landed:
-            value = await _value_of(port, place, landing, place.text in mine, begun)
+        for place, result in ended:
+            value = await _value_of(port, place, result, place.text in mine, begun)
             if value is NOTHING:
                 return await _plainly(port, made)
             if type(value) is Raised:
                 return value
-            if value is AGAIN:
+            if value is LOOK_UP_AGAIN:
                 again.append(place)
             else:
                 made.parts[place.text] = value
@@ -454,31 +454,31 @@ async def _answer(port: Port, made: Batch) -> Any:
 def _part(*places: Place) -> None:
     """The call waits for the flights of some places no more."""
     for place in places:
-        FLIGHTS.part(place.flight)
+        FLIGHTS.forget_wait(place.flight)
 
 
 async def _value_of(
-    port: Port, place: Place, landing: Landing | None, leads: bool, begun: float
+    port: Port, place: Place, result: FlightResult | None, leads: bool, begun: float
 ) -> Any:
-    """Turn a landing into a part, `Raised`, `AGAIN`, or `NOTHING` after a fault of the cache."""
-    if landing is None:
-        return AGAIN
-    if landing.fault:
+    """Turn a result into a part, `Raised`, `LOOK_UP_AGAIN`, or `NOTHING` if the cache failed."""
+    if result is None:
+        return LOOK_UP_AGAIN
+    if result.cache_failed:
         return NOTHING
-    if not leads and landing.error is None and landing.encoded is None and landing.true:
-        return AGAIN if landing.entry is not None else NOTHING
-    return await disembark(port, place.job, landing, leads, begun)
+    if not leads and result.error is None and result.encoded is None and result.valid:
+        return LOOK_UP_AGAIN if result.entry is not None else NOTHING
+    return await answer_from_flight(port, place.job, result, leads, begun)
 
 
 async def _plainly(port: Port, made: Batch) -> Any:
     """Return the plain result of the function if it cannot be cached by element."""
     if made.whole is not NOTHING:
-        tell(None)
+        record_stamps(None)
         return made.whole
     chain = made.function.chain()
     call = Call("", made.function.keyer, (), (), ())
     outcome = await invoke(port, Job(made.function, chain, call, made.args, made.kwargs))
-    tell(None)
+    record_stamps(None)
     return outcome.value if outcome.error is None else Raised(outcome.error)
 
 
@@ -492,7 +492,7 @@ async def _at_hand(port: Port, made: Batch) -> list[Place]:
     await chain.get_ready(port)
     with together():
         for place in made.places.values():
-            place.since = FLIGHTS.landed
+            place.since = FLIGHTS.ended
             begun = time.perf_counter()
             value = at_hand(lambda: port, function, place.job.call, begun)
             if type(value) is Part:
@@ -524,7 +524,7 @@ async def _looked_up(
     for place in pending:
         asked, place.asked = place.asked, None
         if asked is None:
-            place.since = FLIGHTS.landed
+            place.since = FLIGHTS.ended
         again = partial(made.alone, place)
         found, value = await look_up(
             *(port, place.job, begun, asked), shared=place.missed, refreshing=again
@@ -591,8 +591,8 @@ class _Shared:
 
 async def _fly_and_wait(
     port: Port, made: Batch, led: list[Place], joined: list[Place]
-) -> list[tuple[Place, Landing | None]]:
-    """Compute what is led here, then wait for the rest; return each place with its landing."""
+) -> list[tuple[Place, FlightResult | None]]:
+    """Compute what is led here, then wait for the rest; return each place with its result."""
     boarded: list[tuple[Flight, Waiter]] = []
     try:
         if led and port.native:
@@ -605,15 +605,15 @@ async def _fly_and_wait(
             await until_over(port, flight, waiter)
     finally:
         for flight, waiter in boarded:
-            FLIGHTS.leave(flight, waiter)
+            FLIGHTS.remove_waiter(flight, waiter)
         for place in led:
             if place.flight.handle is None:
                 FLIGHTS.abandon(place.flight)
-    return [(place, place.flight.landing) for place in (*led, *joined)]
+    return [(place, place.flight.result) for place in (*led, *joined)]
 
 
 def _board(port: Port, places: Sequence[Place]) -> list[tuple[Flight, Waiter]]:
-    return [(place.flight, FLIGHTS.board(place.flight, port)) for place in places]
+    return [(place.flight, FLIGHTS.add_waiter(place.flight, port)) for place in places]
 
 
 def _spawn(port: Port, made: Batch, led: list[Place]) -> None:
@@ -641,13 +641,13 @@ async def _fly(port: Port, made: Batch, led: list[Place]) -> None:
     fault = False
     try:
         await _leased(port, made, led)
-    except Exception as error:  # an error of memo: the user's are in the landings
-        emit(led[0].job, events.ERROR, reason="engine", detail=told(error))
+    except Exception as error:  # an error of memo: the user's are in the results
+        emit(led[0].job, events.ERROR, reason="engine", detail=error_text(error))
         fault = True
     finally:
         for place in led:
             if not place.flight.over:
-                FLIGHTS.land(place.flight, Landing(fault=True) if fault else None)
+                FLIGHTS.finish(place.flight, FlightResult(cache_failed=True) if fault else None)
 
 
 async def _leased(port: Port, made: Batch, led: list[Place]) -> None:
@@ -668,39 +668,39 @@ async def _leased(port: Port, made: Batch, led: list[Place]) -> None:
             if not held:
                 await _wait_for_one(port, left[0], end, held, leases)
             late = end is not None and time.monotonic() >= end
-            landings = await _compute_missing(port, made, left, held, late=late)
-        await _land(port, landings)
+            flight_results = await _compute_missing(port, made, left, held, late=late)
+        await _land(port, flight_results)
         left = [place for place in left if not place.flight.over]
 
 
 async def _compute_missing(
     port: Port, made: Batch, left: Sequence[Place], held: Mapping[str, Hold], *, late: bool
-) -> list[tuple[Place, Landing | None]]:
+) -> list[tuple[Place, FlightResult | None]]:
     """Compute the elements whose leases are held here, unless another process has stored them.
 
     Args:
         late: the lock timeout has passed, so compute the others as well.
     """
-    landings: list[tuple[Place, Landing | None]] = []
+    flight_results: list[tuple[Place, FlightResult | None]] = []
     wanted: list[Place] = []
     for place in left:
         one = held.get(place.text)
-        if one is not None and await done_by_another(port, place.job, one, place.found):
-            landings.append((place, None))
+        if one is not None and await stored_by_another(port, place.job, one, place.found):
+            flight_results.append((place, None))
         elif one is not None or late:
             wanted.append(place)
     if wanted:
-        landings += await _compute(port, made, wanted)
-    return landings
+        flight_results += await _compute(port, made, wanted)
+    return flight_results
 
 
-async def _land(port: Port, landings: Sequence[tuple[Place, Landing | None]]) -> None:
+async def _land(port: Port, flight_results: Sequence[tuple[Place, FlightResult | None]]) -> None:
     """End the flights of these places."""
-    for place, landing in landings:
-        landed = landing
-        if landing is not None and not landing.fault:
-            landed = await close(port, place.job, place.flight, landing)
-        FLIGHTS.land(place.flight, landed)
+    for place, result in flight_results:
+        ended = result
+        if result is not None and not result.cache_failed:
+            ended = await close_flight(port, place.job, place.flight, result)
+        FLIGHTS.finish(place.flight, ended)
 
 
 async def _try_all(port: Port, places: Sequence[Place], leases: AsyncExitStack) -> dict[str, Hold]:
@@ -729,7 +729,7 @@ async def _take(
     one = await hold(
         *(port, job.chain, job.name, policy, place.flight),
         refresh=wait is None,
-        expected=job.function.took,
+        expected=job.function.last_duration,
     )
     if one is not None and (one.mine or wait is not None):
         held[place.text] = one
@@ -742,16 +742,16 @@ async def _free(port: Port, one: Hold, job: Job) -> None:
 
 async def _compute(
     port: Port, made: Batch, places: list[Place]
-) -> list[tuple[Place, Landing | None]]:
-    """Run the function once over some elements and store each result; return their landings.
+) -> list[tuple[Place, FlightResult | None]]:
+    """Run the function once over some elements and store each result; return the results.
 
     Elements whose inputs come back equal are confirmed instead of computed.
     """
-    renewed: list[tuple[Place, Landing | None]] = []
+    renewed: list[tuple[Place, FlightResult | None]] = []
     for place in places:
         if place.found.verdict.renewable:
-            landing = await renew(port, place.job, place.flight, place.found)
-            renewed += [] if landing is None else [(place, landing)]
+            result = await revalidate(port, place.job, place.flight, place.found)
+            renewed += [] if result is None else [(place, result)]
     done = {place.text for place, _ in renewed}
     left = [place for place in places if place.text not in done]
     return [*renewed, *(await _computed(port, made, left) if left else ())]
@@ -759,12 +759,12 @@ async def _compute(
 
 async def _computed(
     port: Port, made: Batch, places: list[Place]
-) -> list[tuple[Place, Landing | None]]:
+) -> list[tuple[Place, FlightResult | None]]:
     """As `_compute`, without confirming any element."""
     try:
-        before = await begin(port, [place.job for place in places])
+        before = await before_run(port, [place.job for place in places])
     except DependencyError as missing:
-        return [(place, Landing(error=missing)) for place in places]
+        return [(place, FlightResult(error=missing)) for place in places]
     never_hits.notice(places[0].job)
     ran = await _run(port, made, places)
     if ran.outcome.error is not None:
@@ -775,18 +775,18 @@ async def _computed(
         made.warn(ran.outcome.value, unfit)
         if len(places) == len(made.items):
             made.whole = ran.outcome.value
-        return [(place, Landing(fault=True)) for place in places]
+        return [(place, FlightResult(cache_failed=True)) for place in places]
     share = ran._replace(cost=ran.cost / len(places))
     ready = []
     for place, part, one in zip(places, parts, before, strict=True):
         emit(place.job, events.COMPUTED, seconds=share.cost)
         ready.append(
-            await made_ready(port, place.job, place.flight, part, one, share, keep=made.keep)
+            await prepare_result(port, place.job, place.flight, part, one, share, keep=made.keep)
         )
-    return list(zip(places, await stored(port, ready), strict=True))
+    return list(zip(places, await store_prepared(port, ready), strict=True))
 
 
-async def _run(port: Port, made: Batch, places: Sequence[Place]) -> Ran:
+async def _run(port: Port, made: Batch, places: Sequence[Place]) -> Run:
     """Run the function once for some elements."""
     whole = made.run_for(places)
     lead = Flight(whole.name, (), background=False)
@@ -800,17 +800,17 @@ async def _run(port: Port, made: Batch, places: Sequence[Place]) -> Ran:
 
 
 async def _failed(
-    port: Port, places: Sequence[Place], before: Sequence[Before], ran: Ran
-) -> list[tuple[Place, Landing | None]]:
-    """The landings of a run that raised: old values, where they still may answer."""
-    landings: list[tuple[Place, Landing | None]] = []
+    port: Port, places: Sequence[Place], before: Sequence[BeforeRun], ran: Run
+) -> list[tuple[Place, FlightResult | None]]:
+    """Return the results of a run that raised: old values, where they still may answer."""
+    flight_results: list[tuple[Place, FlightResult | None]] = []
     emit(places[0].job, events.FAILED, reason=ran.outcome.raised, seconds=ran.cost)
     for place, one in zip(places, before, strict=True):
-        landing = await failed(port, place.job, one, ran)
+        result = await failed_result(port, place.job, one, ran)
         if place.found.verdict.fallback and place.found.entry is not None:
-            landing = await fall_back(port, place.job, place.found, landing)
-        landings.append((place, landing))
-    return landings
+            result = await fall_back(port, place.job, place.found, result)
+        flight_results.append((place, result))
+    return flight_results
 
 
 # --- the other methods of a decorated function ----------------------------------------------------
@@ -823,11 +823,11 @@ async def only(port: Port, made: Batch) -> Any:
     """
     begun = time.perf_counter()
     for place in made.places.values():
-        found, value = await look(port, place.job)
+        found, value = await look_and_load(port, place.job)
         if value is NOTHING:
             emit(place.job, events.MISS, reason=found.verdict.reason)
             return place
-        told_hit(place.job, found, begun, shared=False)
+        emit_hit(place.job, found, begun, shared=False)
         made.parts[place.text] = value
     return made.answer()
 
@@ -837,12 +837,12 @@ async def peek(port: Port, made: Batch, default: Any) -> Any:
     if not made.items:
         return default
     for place in made.places.values():
-        found, value = await look(port, place.job)
+        found, value = await look_and_load(port, place.job)
         if value is NOTHING:
             return default
         assert found.entry is not None
         place.job.chain.latest_answers.record(place.text, found.entry.times.started)
-        tell_entry(place.job.function, place.job.chain, place.job.call, found.entry)
+        record_entry(place.job.function, place.job.chain, place.job.call, found.entry)
         made.parts[place.text] = value
     return made.answer()
 
@@ -865,16 +865,16 @@ async def refresh(port: Port, made: Batch, *, keep: bool = True) -> Any:
         return await _plainly(port, made)
     for place in places:
         place.flight = Flight(place.job.name, place.job.call.refs, background=False)
-    with pausing():
+    with excluded_from_own_time():
         await _land(port, await _compute(port, made, places))
     for place in places:
-        landing = place.flight.landing
-        if landing is None or landing.fault:
+        result = place.flight.result
+        if result is None or result.cache_failed:
             return await _plainly(port, made)
-        tell_landing(place.job, landing)
-        if landing.error is not None:
-            return Raised(landing.error)
-        made.parts[place.text] = landing.value
+        record_flight_result(place.job, result)
+        if result.error is not None:
+            return Raised(result.error)
+        made.parts[place.text] = result.value
     return made.answer()
 
 

@@ -32,26 +32,26 @@ from typing import Any
 
 from memo.engine import same_types, used_calls
 from memo.engine.answering import (
-    done_by_another,
     fall_back,
     look_up,
-    look_up_later,
+    lookup_with_lease,
     rekeyed,
+    stored_by_another,
 )
-from memo.engine.call import Function, Job, Outcome, Raised, emit, read_live, told
+from memo.engine.call import Function, Job, Outcome, Raised, emit, error_text, read_live
 from memo.engine.computing import (
+    Computed,
     InputWatch,
-    Made,
+    emit_run_ended,
     is_same_call,
-    merged,
-    run_ended,
+    merged_stamps,
     store_result,
     take_stamps,
     warn_not_stored,
 )
-from memo.engine.coordination.flights import FLIGHTS, Flight, Landing, current_path, inside
+from memo.engine.coordination.flights import FLIGHTS, Flight, FlightResult, current_path, inside
 from memo.engine.coordination.leases import Hold, hold, patience, until_over
-from memo.engine.used_calls import CURRENT, Reads, tell, tell_landing
+from memo.engine.used_calls import CURRENT, UsedCalls, record_flight_result, record_stamps
 from memo.errors import DependencyError, EntryError, ReentryError, TierError, cut_to_user_frames
 from memo.records import codec
 from memo.records.spool import Cursor, Spool, Stream, load_item
@@ -93,7 +93,7 @@ class Live:
         count: number of items produced so far.
         over: it produces no more items: it returned, raised `error`, or was lost.
         own: the stamps of its call; None if they are unknown.
-        landing: the outcome, once it has returned.
+        result: the outcome, once it has returned.
     """
 
     def __init__(
@@ -109,8 +109,8 @@ class Live:
         self.over = self.lost = False
         self.error: BaseException | None = None
         self.own: tuple[Stamp, ...] | None = ()
-        self.gathered = Reads()
-        self.landing: Landing | None = None
+        self.gathered = UsedCalls()
+        self.result: FlightResult | None = None
         self._lock = threading.Lock()
         self._readers = 1
         self._busy = True
@@ -216,14 +216,14 @@ class Live:
                 return
             with patience(policy):
                 [self.own] = await take_stamps(port, [job])
-            used_calls.carry_context()
+            used_calls.follow_threads()
             started = job.chain.latest_answers.start_time(job.call.text, job.chain.clock)
             if self.flight.detached:  # during the wait for the lease: the next run may have begun
                 self._ends(lost=True)
                 await self._end(port, None)
                 return
             self._started = started
-            self.flight.call, self.flight.expected = job.call, job.function.took
+            self.flight.call, self.flight.expected = job.call, job.function.last_duration
             with inside(self.flight):
                 emit(job, events.COMPUTE_STARTED)
             self._watch.__enter__()
@@ -232,7 +232,7 @@ class Live:
         except DependencyError as error:
             self.error = error
             self._ends()
-            await self._end(port, Landing(error=error))
+            await self._end(port, FlightResult(error=error))
         except BaseException:
             self._ends(lost=True)
             await self._end(port, None)
@@ -248,16 +248,16 @@ class Live:
             if before is not None and before.loop is self.loop:
                 before._heir = self
                 return False
-        expected = job.function.took
+        expected = job.function.last_duration
         held = await hold(
             *(port, job.chain, job.name, policy, self.flight),
             expected=expected,
-            question=partial(look_up_later, port, job),
+            question=partial(lookup_with_lease, port, job),
         )
         self._held = held
         if held is not None and held.mine:
             _leased[job.name] = self
-        return held is not None and await done_by_another(port, job, held, found)
+        return held is not None and await stored_by_another(port, job, held, found)
 
     def _release(self) -> None:
         """Let the next consumer advance the run."""
@@ -271,10 +271,10 @@ class Live:
         self.over, self.lost = True, lost
         self._watch.__exit__()
 
-    async def _end(self, port: Port, landing: Landing | None) -> None:
+    async def _end(self, port: Port, result: FlightResult | None) -> None:
         """Release the lease, then end the flight."""
         await self._free(port)
-        FLIGHTS.land(self.flight, landing)
+        FLIGHTS.finish(self.flight, result)
 
     async def _free(self, port: Port) -> None:
         with _leasing:
@@ -392,7 +392,7 @@ class Live:
             seconds = max(0.0, self._active - pauses)
             with inside(self.flight):
                 raised = Outcome(error=self.error).raised
-                run_ended(self.job, seconds, events.INTERRUPTED if self.lost else raised)
+                emit_run_ended(self.job, seconds, events.INTERRUPTED if self.lost else raised)
 
     async def _failed(self, port: Port) -> None:
         """End the run of a generator that raised: nothing is stored."""
@@ -400,27 +400,29 @@ class Live:
         self._told_end()
         emit(self.job, events.FAILED, reason=type(self.error).__name__, seconds=self._active)
         known = self.known()
-        await self._end(port, Landing(error=self.error, used=known, known=known or ()))
+        await self._end(
+            port, FlightResult(error=self.error, stamps=known, known_stamps=known or ())
+        )
 
     async def _finish(self, port: Port) -> None:
         """End the run of a generator that returned: store its items."""
         job, cost = self.job, self._active
         self._told_end()
         emit(job, events.COMPUTED, seconds=cost)
-        job.function.took = cost
+        job.function.last_duration = cost
         job.function.backoff.pop(job.call.text, None)
-        known, used = await merged(port, job, self.gathered, self.own)
-        landing = Landing(used=used, known=known)
+        known, used = await merged_stamps(port, job, self.gathered, self.own)
+        result = FlightResult(stamps=used, known_stamps=known)
         job.chain.latest_answers.record(job.call.text, self._started)
         stored = not (self.flight.detached or self.spool.fault) and self._watch.unchanged
         if stored and used is not None and await is_same_call(port, job):
             try:
-                made = Made(self.spool, used, self._started, cost, life=self.gathered.life)
-                landing = await store_result(port, job, made)
+                made = Computed(self.spool, used, self._started, cost, life=self.gathered.life)
+                result = await store_result(port, job, made)
             except Exception as error:
-                emit(job, events.ERROR, reason="store", detail=told(error))
-        self.landing = landing
-        await self._end(port, landing)
+                emit(job, events.ERROR, reason="store", detail=error_text(error))
+        self.result = result
+        await self._end(port, result)
 
 
 class _Waiting:
@@ -482,7 +484,7 @@ class Reader:
         if one is not None:
             self._tell_of(one)
             self.returned = one.spool.returned
-            FLIGHTS.part(one.flight)
+            FLIGHTS.forget_wait(one.flight)
             await one.leave(port)
             self._stored = iter(())
 
@@ -533,7 +535,7 @@ class Reader:
         begun, missed, job = time.perf_counter(), False, self.job
         await read_live(port, job.function)
         while not self._fresh:
-            since = FLIGHTS.landed
+            since = FLIGHTS.ended
             found, value = await look_up(port, job, begun, shared=missed)
             if isinstance(value, Stream):
                 self._replay(value)
@@ -563,26 +565,26 @@ class Reader:
             await self._live.open(port, self._found)
             if not self._live.lost:
                 return True
-            FLIGHTS.part(flight)
+            FLIGHTS.forget_wait(flight)
             self._live = None
             return False
         one: Live | None = flight.stream
         if one is None:  # a refresh in the background, which cannot be read while it runs
-            await _landed(port, flight)
+            await _wait_until_ended(port, flight)
             return False
         if one.loop is not port.loop:
-            FLIGHTS.part(flight)
+            FLIGHTS.forget_wait(flight)
             await self._alone(port)
             return True
         if not one.attach():  # it has just ended, or items can no longer be spooled
             if one.spool.fault:
-                FLIGHTS.part(flight)
+                FLIGHTS.forget_wait(flight)
             else:
-                await _landed(port, flight)
+                await _wait_until_ended(port, flight)
             return False
         if await one.is_overtaken(port):
             FLIGHTS.supersede(flight)
-            FLIGHTS.part(flight)
+            FLIGHTS.forget_wait(flight)
             await one.leave(port)
             return False
         self._live = one
@@ -602,12 +604,12 @@ class Reader:
         """True if an old sequence answers because the generator raised before its first item."""
         if not (self._found.verdict.fallback and self._found.entry is not None):
             return False
-        failed = Landing(error=raised.error)
+        failed = FlightResult(error=raised.error)
         old = await fall_back(port, self.job, self._found, failed)
         if old is failed or not isinstance(old.value, Stream):
             return False
         await self._done(port)
-        tell_landing(self.job, old)
+        record_flight_result(self.job, old)
         self._replay(old.value)
         return True
 
@@ -625,21 +627,21 @@ class Reader:
         size = one.gathered.size if one.own is not None and one.gathered.sound else None
         if size != self._told:
             self._told = size
-            tell(one.known())
+            record_stamps(one.known())
             if one.gathered.life is not None:
                 around.expires(one.gathered.life)
-        if one.landing is not None and one.landing.entry is not None:
-            tell_landing(self.job, one.landing)
+        if one.result is not None and one.result.entry is not None:
+            record_flight_result(self.job, one.result)
 
 
-async def _landed(port: Port, flight: Flight) -> None:
-    """Wait until a flight has landed."""
-    waiter = FLIGHTS.board(flight, port)
+async def _wait_until_ended(port: Port, flight: Flight) -> None:
+    """Wait until a flight has ended."""
+    waiter = FLIGHTS.add_waiter(flight, port)
     try:
         await until_over(port, flight, waiter)
     finally:
-        FLIGHTS.leave(flight, waiter)
-        FLIGHTS.part(flight)
+        FLIGHTS.remove_waiter(flight, waiter)
+        FLIGHTS.forget_wait(flight)
 
 
 # --- whole sequences ------------------------------------------------------------------------------

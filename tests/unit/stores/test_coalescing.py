@@ -218,7 +218,7 @@ def test_who_look_again_together_do_so_once(redis_server: RedisServer) -> None:
         name = chain.name(load.function_id, key)
         calls = [asyncio.create_task(load(1)) for _ in range(2)]
         await asyncio.sleep(0)  # both have asked, and nothing has come yet
-        FLIGHTS.land(FLIGHTS.join(name, ())[0], None)
+        FLIGHTS.finish(FLIGHTS.join(name, ())[0], None)
         return list(await asyncio.wait_for(asyncio.gather(*calls), PATIENT))
 
     with memo.configure(redis_url=redis_server.url, tiers=["redis"], deadline=PATIENT):
