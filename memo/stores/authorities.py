@@ -328,7 +328,7 @@ class Authorities:
                 row = None
             finally:
                 if self.listener is not None:
-                    self.listener.hear({turn.group: None for turn in turns})
+                    self.listener.record_changes({turn.group: None for turn in turns})
         if row is not None and self.host is not None:
             await self._strike(port, self.host.journal.done, row)
         return outcome

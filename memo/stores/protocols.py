@@ -594,11 +594,11 @@ class Listener(Protocol):
         """Return a mark to keep with what is verified from now on; None if it is not listening."""
         ...
 
-    def still(self, mark: int, groups: Sequence[str]) -> int | None:
+    def renewed_mark(self, mark: int, groups: Sequence[str]) -> int | None:
         """Return a renewed mark if no change of these groups came since, else None."""
         ...
 
-    def hear(self, groups: Iterable[str]) -> None:
+    def record_changes(self, groups: Iterable[str]) -> None:
         """Record changed groups, as this process invalidates them itself."""
         ...
 

@@ -163,7 +163,7 @@ def _parsed(faults: Faults) -> Any:
             if faults.step("redis"):
                 faults.how("redis")
         except ConnectionError as error:
-            answer = self.explain(error)
+            answer = self.as_failure(error)
         return original(self, parse, answer)
 
     return parsed

@@ -23,7 +23,7 @@ from redis_server import RedisServer
 import memo
 from memo.settings.redis_urls import parse
 from memo.stores.redis.client import Client
-from memo.stores.redis.connections import Loop, Threads
+from memo.stores.redis.connections import LoopConnections, ThreadConnections
 
 STORED = 60
 """Results that another host has stored."""
@@ -249,14 +249,14 @@ def test_connections_that_open_at_once_forget_no_sentinel(
         return sorted(one.connection_pool.connection_kwargs["port"] for one in asked)
 
     async def gathered() -> list[int]:
-        loop = Loop(address, {}, Client("redis://", 5.0), lambda: None)
+        loop = LoopConnections(address, {}, Client("redis://", 5.0), lambda: None)
         pool = loop.nodes.pool
         await asyncio.gather(*(pool.get_connection() for _ in range(8)))
-        loop.shut()
+        loop.close_now()
         return known(pool)
 
     def side_by_side() -> list[int]:
-        threads = Threads(address, {}, lambda: None)
+        threads = ThreadConnections(address, {}, lambda: None)
         pool = threads.nodes(5.0).pool
         with ThreadPoolExecutor(16) as crowd:
             for _ in range(10):

@@ -3,8 +3,8 @@
 Rules of this module:
 
 1.  *Closed*: all calls pass.  It opens after one refused connection, one timeout (a second one
-    would cost a second deadline), one reply that means "nothing works here", or `PATIENCE` other
-    faults in a row.
+    would cost a second deadline), one reply that means "nothing works here", or `FAULTS_TO_OPEN`
+    other faults in a row.
 2.  *Open*: every call is refused at once, until a backoff of `FIRST` to `LONGEST` seconds has
     passed.
 3.  *Half open*: one caller probes, all others are still refused.  If the probe succeeds the breaker
@@ -32,7 +32,7 @@ LONGEST = 5.0
 """Seconds of the longest backoff, and of uptime after which the backoff starts over."""
 JITTER = 0.2
 """A backoff is shortened by a random fraction of up to this, so that clients spread out."""
-PATIENCE = 2
+FAULTS_TO_OPEN = 2
 """Number of faults in a row that open the breaker."""
 RATE = 50_000_000
 """Bytes per second: a server that transfers a big value more slowly than this counts as down.  A
@@ -137,14 +137,14 @@ class Breaker:
         where: str,
         now: Callable[[], float] = time.monotonic,
         *,
-        goes_on: str = "Calls go on without it, from the other tiers or by computing",
+        consequence: str = "Calls go on without it, from the other tiers or by computing",
     ) -> None:
         self.tier = tier
         self.where = where
-        self.quiet = True
+        self.healthy = True
         self.fault: Fault | None = None
         self._now = now
-        self._goes_on = goes_on
+        self._consequence = consequence
         self._lock = threading.Lock()
         self.open = False
         self._probing = False
@@ -194,7 +194,7 @@ class Breaker:
         """Record that a caller got an answer."""
         with self._lock:
             self._faults = 0
-            self.quiet = True
+            self.healthy = True
             was_open, self.open, self._probing = self.open, False, False
             if was_open:
                 self._closed_at = self._now()
@@ -227,15 +227,15 @@ class Breaker:
             return error
         with self._lock:
             self.fault = fault
-            self.quiet = False
+            self.healthy = False
             self._faults += 1
-            opens = not self.open and (fault.at_once or self._faults >= PATIENCE)
+            opens = not self.open and (fault.at_once or self._faults >= FAULTS_TO_OPEN)
             if opens or (probe and self._probing):
                 self._back_off(fresh=opens)
         if opens:
-            story = self._story(fault, detail)
-            emit(Event(TIER_DOWN, tier=self.tier, reason=fault.kind, detail=story))
-            _log.warning("%s", story)
+            message = self._message(fault, detail)
+            emit(Event(TIER_DOWN, tier=self.tier, reason=fault.kind, detail=message))
+            _log.warning("%s", message)
         return error
 
     def refused(self, error: TierError, *, probe: bool = False) -> TierError:
@@ -251,10 +251,12 @@ class Breaker:
 
     def _error(self, fault: Fault, detail: str) -> TierError:
         if fault.down:
-            error: TierError = TierUnavailable(f"Redis at {self.where} {_said(fault.text, detail)}")
+            error: TierError = TierUnavailable(
+                f"Redis at {self.where} {_with_detail(fault.text, detail)}"
+            )
         else:
             error = TierError(
-                f"Redis at {self.where} {_said(f'{fault.text} ({fault.kind})', detail)}"
+                f"Redis at {self.where} {_with_detail(f'{fault.text} ({fault.kind})', detail)}"
             )
         error.kind, error.detail = fault.kind, detail
         return error
@@ -277,9 +279,10 @@ class Breaker:
         self.openings += 1
         self.retry_at = now + seconds * (1 - random.random() * JITTER)
 
-    def _story(self, fault: Fault, detail: str) -> str:
+    def _message(self, fault: Fault, detail: str) -> str:
         return (
-            f"memo: Redis at {self.where} {_said(fault.text, detail)}. {self._goes_on}; it is "
+            f"memo: Redis at {self.where} {_with_detail(fault.text, detail)}."
+            f" {self._consequence}; it is "
             f"tried again every {LONGEST:g} s at the latest. {fault.fix}"
         )
 
@@ -290,7 +293,7 @@ class Breaker:
         _log.warning(
             "memo: Redis at %s %s (%s); calls go on without what needs it. %s",
             self.where,
-            _said(fault.text, detail),
+            _with_detail(fault.text, detail),
             fault.kind,
             fault.fix,
         )
@@ -300,6 +303,6 @@ class Breaker:
         self._probing = False
 
 
-def _said(text: str, detail: str) -> str:
+def _with_detail(text: str, detail: str) -> str:
     """Append the detail to the text of a fault."""
     return f"{text} [{detail}]" if detail else text

@@ -39,15 +39,15 @@ from memo.runtime.port import TOGETHER, Later, Port
 from memo.settings.redis_urls import CLUSTER, SENTINEL, parse
 from memo.stores.protocols import REDIS
 from memo.stores.redis.breaker import GARBLED, SILENT, WRITES_DENIED, Breaker, Fault
-from memo.stores.redis.exchange import Command, ErrorReply, Exchange, located, pack, packed
+from memo.stores.redis.exchange import Command, ErrorReply, Exchange, pack, packed, with_key
 
 if TYPE_CHECKING:
-    from memo.stores.redis.connections import Loop, Threads
+    from memo.stores.redis.connections import LoopConnections, ThreadConnections
 
 T = TypeVar("T")
 PROBE = 0.1
 """Longest time in seconds that probing may delay a caller."""
-TOGETHER_AT_MOST = 256
+BATCH = 256
 """Most look-up commands of a thread that share a round trip."""
 _NOTHING = pack(b"ECHO", b"")
 _READ_ONLY = "Hits go on; new results are stored on this host"
@@ -100,7 +100,7 @@ class NoScriptsError(TierError):
     """Redis does not let this user run scripts at all."""
 
 
-class Together:
+class ThreadBatch:
     """Look-ups of one thread that are sent together, when the first answer is needed.
 
     Args:
@@ -115,7 +115,7 @@ class Together:
     @property
     def full(self) -> bool:
         """True if the next look-up needs another round trip."""
-        return self._replies is not None or len(self._places) >= TOGETHER_AT_MOST
+        return self._replies is not None or len(self._places) >= BATCH
 
     def add(self, commands: Sequence[Command]) -> Later:
         """Add commands, and return their future replies.
@@ -160,7 +160,7 @@ class Client:
         self.where = self._address.where
         self.clustered = self._address.kind == CLUSTER
         self.breaker = Breaker(REDIS, self.where)
-        self.writes = Breaker(REDIS, self.where, goes_on=_READ_ONLY)
+        self.writes = Breaker(REDIS, self.where, consequence=_READ_ONLY)
         self.outages = 0
         self.interruptions = 0
         self.scripts: bool | None = None
@@ -174,9 +174,9 @@ class Client:
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._threads: Threads | None = None
-        self._waiting: Threads | None = None
-        self.loops: dict[Any, Loop] = {}
+        self._threads: ThreadConnections | None = None
+        self._waiting: ThreadConnections | None = None
+        self.loops: dict[Any, LoopConnections] = {}
 
     # --- look-ups, which share exchanges ---------------------------------------------------------
 
@@ -189,7 +189,7 @@ class Client:
         Returns:
             An object that `port.settle` turns into a list of replies or a `Failure`, for `parsed`.
         """
-        if not self.breaker.quiet:
+        if not self.breaker.healthy:
             return None
         if not port.native:
             others = TOGETHER.get()
@@ -202,7 +202,7 @@ class Client:
         try:
             return loop.look_up(commands)
         except Exception as error:  # a slot without a server
-            return self.explain(error)
+            return self.as_failure(error)
 
     async def get_ready(self, port: Port) -> None:
         """Connect an event loop, so that `prompt` can be used on it.
@@ -210,7 +210,7 @@ class Client:
         Raises:
             TierError: it cannot be connected.
         """
-        if port.native and self.breaker.quiet:
+        if port.native and self.breaker.healthy:
             loop = await self._loop(port)
             if loop.look_up is None:
                 await self._guarded(loop.get_ready())
@@ -223,7 +223,7 @@ class Client:
         Raises:
             TierError: one of the replies is an error, or there is no answer.
         """
-        if self.breaker.quiet:
+        if self.breaker.healthy:
             await self.get_ready(port)
             answer = self.prompt(port, commands)
             if answer is not None:
@@ -236,9 +236,9 @@ class Client:
         Raises:
             TierError: the answer is a failure, or the replies are not of the expected form.
         """
-        again = getattr(answer, "again", None)
-        if again is not None:
-            raise again()
+        new_error = getattr(answer, "new_error", None)
+        if new_error is not None:
+            raise new_error()
         try:
             return parse(answer)
         except Exception as error:
@@ -246,9 +246,9 @@ class Client:
 
     def _read_later(self, others: dict[object, Any], commands: Sequence[Command]) -> Later:
         """Return the future replies to look-ups of a thread that shares round trips."""
-        batch: Together | None = others.get(self)
+        batch: ThreadBatch | None = others.get(self)
         if batch is None or batch.full:
-            batch = others[self] = Together(self._read_here)
+            batch = others[self] = ThreadBatch(self._read_here)
         return batch.add(commands)
 
     def _read_here(self, commands: Sequence[Command]) -> Any:
@@ -264,15 +264,15 @@ class Client:
             else:
                 replies = self._read_parts(threads, commands)
         except Exception as error:
-            return self.explain(error)
+            return self.as_failure(error)
         for reply in replies:
             if type(reply) is ErrorReply:
-                return self.explain(located(reply, commands[replies.index(reply)][1]))
-        if not self.breaker.quiet:
+                return self.as_failure(with_key(reply, commands[replies.index(reply)][1]))
+        if not self.breaker.healthy:
             self.recovered()
         return replies
 
-    def _read_parts(self, threads: Threads, commands: Sequence[Command]) -> list[Any]:
+    def _read_parts(self, threads: ThreadConnections, commands: Sequence[Command]) -> list[Any]:
         found: list[Any] = [None] * len(commands)
         for node, places in _parts(threads.nodes(self.deadline), commands).items():
             exchange = Exchange([commands[p][1] for p in places], len(places), self.deadline)
@@ -316,7 +316,7 @@ class Client:
         """
         breaker = self.breaker
         seconds = seconds or self.deadline
-        probe = False if breaker.quiet else breaker.admit()
+        probe = False if breaker.healthy else breaker.admit()
         if probe and breaker.fault is SILENT:
             self._probe(port)
             raise breaker.unavailable()
@@ -324,9 +324,9 @@ class Client:
         if not writes:
             return await self._ask(port, key, exchange, parse, blocks=blocks, probe=probe)
         try:
-            probes = False if self.writes.quiet else self.writes.admit()
+            probes = False if self.writes.healthy else self.writes.admit()
         except TierError:
-            self._abandon(probe)
+            self._abandon_probe(probe)
             raise
         try:
             answer = await self._ask(
@@ -342,7 +342,7 @@ class Client:
             if probes:
                 self.writes.abandoned()
             raise
-        if not self.writes.quiet:
+        if not self.writes.healthy:
             self.writes.succeeded()
         return answer
 
@@ -412,19 +412,19 @@ class Client:
         writes: bool = False,
     ) -> T:
         try:
-            replies = await self.exchanged(port, key, exchange, blocks=blocks)
+            replies = await self._exchange(port, key, exchange, blocks=blocks)
             if (wrong := exchange.first_error()) is not None:
                 replies = await self._redirected(port, exchange, wrong, blocks=blocks)
             answer = parse(replies[0] if exchange.count == 1 else replies)
         except TierError:
-            self._abandon(probe)
+            self._abandon_probe(probe)
             raise
         except Exception as error:
             raise self._failed(_fault_of(error), probe, error, writes=writes) from None
         except BaseException:
-            self._abandon(probe)
+            self._abandon_probe(probe)
             raise
-        if not self.breaker.quiet:
+        if not self.breaker.healthy:
             self.recovered()
         return answer
 
@@ -438,18 +438,18 @@ class Client:
         """
         if not self.clustered or wrong.code not in (_MOVED, _ASK):
             raise wrong
-        self._doubt()
+        self._reconnect()
         node = (await self._nodes(port)).named_by(wrong)
         if node is None:
             raise wrong
         first = (pack(b"ASKING"),) if wrong.code == _ASK else ()
         other = Exchange([*first, *exchange.given], exchange.count + len(first), exchange.seconds)
-        replies = await self.exchanged(port, node, other, blocks=blocks)
+        replies = await self._exchange(port, node, other, blocks=blocks)
         if (still := other.first_error()) is not None:
             raise still
         return replies[len(first) :]
 
-    async def exchanged(
+    async def _exchange(
         self, port: Port, key: Any, exchange: Exchange, *, blocks: bool
     ) -> list[Any]:
         check = self.breaker.check
@@ -462,7 +462,7 @@ class Client:
 
     # --- outcomes --------------------------------------------------------------------------------
 
-    def explain(self, error: Exception) -> Any:
+    def as_failure(self, error: Exception) -> Any:
         """Classify the error of an exchange that several callers share, and count it once."""
         from memo.stores.redis.coalescing import Failure
 
@@ -476,7 +476,7 @@ class Client:
         for hook in self.on_recover:
             hook()
 
-    def renewed(self) -> None:
+    def connection_replaced(self) -> None:
         """Record that a connection died while idle: the server may have restarted."""
         self.interruptions += 1
 
@@ -489,12 +489,12 @@ class Client:
         writes: bool = False,
     ) -> TierError:
         if fault.kind == "NOSCRIPT":
-            self._abandon(probe)
+            self._abandon_probe(probe)
             return NoScriptError(fault.text)
         self.outages += 1
         self.interruptions += 1
         if fault.down or (self._address.kind in (CLUSTER, SENTINEL) and fault.kind in _ELSEWHERE):
-            self._doubt()
+            self._reconnect()
         if fault is GARBLED:
             self._flush()
         told = (writes and fault.kind in WRITES_DENIED) or (
@@ -503,17 +503,17 @@ class Client:
         detail = "" if error is None else str(error)
         return self.breaker.failed(fault, probe=probe, detail=detail, told=told)
 
-    def _abandon(self, probe: bool) -> None:
+    def _abandon_probe(self, probe: bool) -> None:
         if probe:
             self.breaker.abandoned()
 
-    def _doubt(self) -> None:
+    def _reconnect(self) -> None:
         """Connect again before the next exchange: another server may have the role now."""
         for threads in (self._threads, self._waiting):
             if threads is not None:
-                threads.doubt()
+                threads.reconnect()
         for loop in list(self.loops.values()):
-            loop.doubt_soon()
+            loop.reconnect_soon()
 
     def _flush(self) -> None:
         """Close idle connections: one of them may hold unexpected data."""
@@ -613,13 +613,13 @@ class Client:
     def here(self, work: Callable[[Port], Coroutine[Any, Any, T]]) -> T:
         """Run a request in this thread, for callers without a port."""
         try:
-            work(_HERE).send(None)
+            work(_THREAD_PORT).send(None)
         except StopIteration as stop:
             answer: T = stop.value
             return answer
         raise AssertionError("a question suspended in a thread")
 
-    async def reach(
+    async def ask_while_open(
         self,
         port: Port,
         *parts: bytes | memoryview,
@@ -633,14 +633,18 @@ class Client:
 
     # --- connections -----------------------------------------------------------------------------
 
-    def _thread_pool(self, *, blocks: bool = False) -> Threads:
-        from memo.stores.redis.connections import Threads
+    def _thread_pool(self, *, blocks: bool = False) -> ThreadConnections:
+        from memo.stores.redis.connections import ThreadConnections
 
         with self._lock:
             threads = self._waiting if blocks else self._threads
             if threads is None:
-                home = weakref.proxy(self)
-                threads = Threads(self._address, self._options, lambda: home.renewed())  # noqa: PLW0108
+                me = weakref.proxy(self)
+                threads = ThreadConnections(
+                    self._address,
+                    self._options,
+                    lambda: me.connection_replaced(),  # noqa: PLW0108
+                )
                 # work that runs after `close` opens them again, and only this closes them
                 weakref.finalize(self, _close, threads, os.getpid()).atexit = False
                 if blocks:
@@ -649,16 +653,16 @@ class Client:
                     self._threads = threads
             return threads
 
-    async def _loop(self, port: Port) -> Loop:
+    async def _loop(self, port: Port) -> LoopConnections:
         where = port.loop
         known = self.loops.get(where)
         if known is not None:
             return known
         if not hasattr(
-            sys.modules.get("memo.stores.redis.connections"), "Loop"
+            sys.modules.get("memo.stores.redis.connections"), "LoopConnections"
         ):  # importing it takes half a second
             await port.offload(import_module, "memo.stores.redis.connections")
-        from memo.stores.redis.connections import Loop
+        from memo.stores.redis.connections import LoopConnections
 
         with self._lock:
             for key, loop in list(self.loops.items()):
@@ -669,14 +673,14 @@ class Client:
                 home = weakref.proxy(self)
                 ended = partial(self.loops.pop, where, None)
                 try:
-                    self.loops[where] = Loop(self._address, self._options, home, ended)
+                    self.loops[where] = LoopConnections(self._address, self._options, home, ended)
                 except Exception as error:
                     raise self._failed(_fault_of(error), probe=False, error=error) from None
             return self.loops[where]
 
     def close(self) -> None:
         """Close all connections: those of threads now, those of loops as soon as each loop can."""
-        pools, loops = self._take()
+        pools, loops = self._detach_connections()
         for threads in pools:
             threads.close()
         for loop in loops:
@@ -686,7 +690,7 @@ class Client:
         """As `close`, and wait until those of the running loop are closed."""
         import asyncio
 
-        pools, loops = self._take()
+        pools, loops = self._detach_connections()
         for threads in pools:
             threads.close()
         for loop in loops:
@@ -695,7 +699,7 @@ class Client:
             else:
                 loop.close()
 
-    def _take(self) -> tuple[list[Threads], list[Loop]]:
+    def _detach_connections(self) -> tuple[list[ThreadConnections], list[LoopConnections]]:
         with self._lock:
             pools = [pool for pool in (self._threads, self._waiting) if pool is not None]
             loops = list(self.loops.values())
@@ -711,7 +715,7 @@ class Client:
         self._reset()
 
 
-class _Here:
+class _ThreadPort:
     """The part of a port that a request from a thread needs."""
 
     native = False
@@ -721,10 +725,10 @@ class _Here:
         raise RuntimeError("no background here")
 
 
-_HERE = cast("Port", _Here())
+_THREAD_PORT = cast("Port", _ThreadPort())
 
 
-def _close(threads: Threads, process: int) -> None:
+def _close(threads: ThreadConnections, process: int) -> None:
     if os.getpid() == process:  # in a child process a lock may be held forever
         threads.close()
 

@@ -31,7 +31,7 @@ LOOK_EVERY = 1.0
 """Seconds after which a waiting process checks the lease, in case its holder has died."""
 LOOK_SOON = 0.05
 """Seconds after which a waiter that found no connection to wait on checks the lease."""
-RING = 5.0
+BELL_LIFE = 5.0
 """Seconds for which a bell stays, for processes that begin to wait late."""
 _UNDO_AFTER = (0.0, 0.5)
 """Seconds after which a lost acquisition is undone: at once, and again in case it arrived later."""
@@ -50,13 +50,13 @@ class RedisLeases:
         self.lease = lease
         self._client = client
         self.lives = b"%d" % int(lease * 1000)
-        self._rings = b"%d" % int(RING * 1000)
+        self._bell_life = b"%d" % int(BELL_LIFE * 1000)
         self._lease_prefix = prefix + b"l:"
         self._bell_prefix = prefix + b"w:"
         self.orphans: set[tuple[str, str]] = set()
         self._undoing: set[threading.Thread] = set()
         self._closing = threading.Event()
-        client.on_recover.append(self._adopt)
+        client.on_recover.append(self._release_orphans)
 
     @property
     def prefixes(self) -> tuple[bytes, bytes]:
@@ -102,7 +102,7 @@ class RedisLeases:
     async def replace(self, port: Port, name: str, old: str, new: str) -> bool:
         """Hand a lease over with a full life; False if `old` does not hold it."""
         words = (old.encode(), new.encode(), self.lives)
-        return await self._client.run(port, RENEW, self._keys(name)[:1], *words, parse=_whether)
+        return await self._client.run(port, RENEW, self._keys(name)[:1], *words, parse=_parse_flag)
 
     async def release(self, port: Port, name: str, holder: str) -> bool:
         """Release a lease and wake all waiting processes; False if the holder had lost it."""
@@ -114,8 +114,8 @@ class RedisLeases:
 
     async def _release(self, held: tuple[str, str], port: Port) -> bool:
         name, holder = held
-        words = (holder.encode(), self._rings)
-        return await self._client.run(port, RELEASE, self._keys(name), *words, parse=_whether)
+        words = (holder.encode(), self._bell_life)
+        return await self._client.run(port, RELEASE, self._keys(name), *words, parse=_parse_flag)
 
     async def wait(self, port: Port, name: str, timeout: float) -> None:
         """Wait until a lease may be free: it was released, or `timeout` or one second passed.
@@ -141,20 +141,22 @@ class RedisLeases:
     def _undo(self, name: str, holder: str) -> None:
         """Release a lease that this holder may have taken without knowing it."""
         self.orphans.add((name, holder))
-        self._adopt()
+        self._release_orphans()
 
-    def _adopt(self) -> None:
+    def _release_orphans(self) -> None:
         """Release orphans in a thread, which outlives a cancelled task and a closed loop."""
         if not self.orphans:
             return
-        thread = threading.Thread(target=self._give_back, args=(self._closing,), name="memo-undo")
+        thread = threading.Thread(
+            target=self._undo_orphans, args=(self._closing,), name="memo-undo"
+        )
         try:
             thread.start()
         except RuntimeError:  # the interpreter is shutting down; the lease expires by itself
             return
         self._undoing.add(thread)
 
-    def _give_back(self, closing: threading.Event) -> None:
+    def _undo_orphans(self, closing: threading.Event) -> None:
         orphans = list(self.orphans)
         try:
             for seconds in _UNDO_AFTER:
@@ -182,5 +184,5 @@ def _holder(answer: list[Any]) -> tuple[str, float] | None:
     return answer[0].decode("utf-8", "replace"), left / 1000 if left >= 0 else LOOK_EVERY
 
 
-def _whether(answer: Any) -> bool:
+def _parse_flag(answer: Any) -> bool:
     return bool(int(answer))

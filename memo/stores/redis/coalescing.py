@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from memo.errors import TierError
 from memo.stores.redis.breaker import Breaker
-from memo.stores.redis.exchange import Command, ErrorReply, Exchange, Stream, located
+from memo.stores.redis.exchange import Command, ErrorReply, Exchange, Stream, with_key
 
 COUNT = 64
 """Number of commands at which a batch is sent: enough to spread the cost of a packet, few enough
@@ -38,7 +38,7 @@ class Failure:
     def __init__(self, error: TierError) -> None:
         self._error = error
 
-    def again(self) -> TierError:
+    def new_error(self) -> TierError:
         """Return a copy of the error, without the frames of other callers."""
         return copy.copy(self._error)
 
@@ -52,10 +52,10 @@ class Batch:
         size: their bytes.
     """
 
-    __slots__ = ("_waiting", "again", "commands", "size")
+    __slots__ = ("_waiting", "commands", "resent", "size")
 
     def __init__(self) -> None:
-        self.again = False
+        self.resent = False
         self.commands: dict[bytes, int] = {}
         self.size = 0
         self._waiting: list[tuple[asyncio.Future[Any], list[int]]] = []
@@ -77,12 +77,12 @@ class Batch:
         """True if it should be sent now."""
         return len(self.commands) >= COUNT or self.size >= SIZE
 
-    def hand_out(self, replies: list[Any], explain: Callable[[Exception], Failure]) -> bool:
+    def distribute(self, replies: list[Any], as_failure: Callable[[Exception], Failure]) -> bool:
         """Pass each caller its replies; True if none of them is an error."""
         failures: dict[str, Failure] = {}
         for command, reply in zip(self.commands, replies, strict=True):
             if type(reply) is ErrorReply and str(reply) not in failures:
-                failures[str(reply)] = explain(located(reply, command))
+                failures[str(reply)] = as_failure(with_key(reply, command))
         for future, wanted in self._waiting:
             if future.done():
                 continue
@@ -100,7 +100,7 @@ class Batch:
                 future.set_result(failure)
 
 
-class Home(Protocol):
+class LoopOwner(Protocol):
     """The part of the client that the connections of a loop need.
 
     Attributes:
@@ -111,7 +111,7 @@ class Home(Protocol):
     breaker: Breaker
     deadline: float
 
-    def explain(self, error: Exception) -> Failure:
+    def as_failure(self, error: Exception) -> Failure:
         """Classify the error of an exchange; called once for each exchange that fails."""
         ...
 
@@ -119,7 +119,7 @@ class Home(Protocol):
         """An exchange went well, the first after a fault."""
         ...
 
-    def renewed(self) -> None:
+    def connection_replaced(self) -> None:
         """Record that a connection died while idle, and is replaced."""
         ...
 
@@ -135,11 +135,11 @@ class Coalescer:
 
     def __init__(
         self,
-        home: Home,
+        owner: LoopOwner,
         opened: Callable[[], Coroutine[Any, Any, Stream]],
         closed: Callable[[Stream], None],
     ) -> None:
-        self._home = home
+        self._owner = owner
         self._open = opened
         self._closed = closed
         self._loop = asyncio.get_running_loop()
@@ -153,8 +153,8 @@ class Coalescer:
         future: asyncio.Future[Any] = self._loop.create_future()
         stream = self._stream
         if stream is not None and stream.closed:
-            self._home.renewed()
-            self._leave(stream)
+            self._owner.connection_replaced()
+            self._drop_stream(stream)
             stream = None
         batch = self._next or Batch()
         batch.add(commands, future)
@@ -182,10 +182,10 @@ class Coalescer:
             self._send(self._stream, batch)
 
     def _send(self, stream: Stream, batch: Batch) -> None:
-        exchange = Exchange(tuple(batch.commands), len(batch.commands), self._home.deadline)
-        stream.send(exchange, partial(self._landed, stream, batch, exchange))
+        exchange = Exchange(tuple(batch.commands), len(batch.commands), self._owner.deadline)
+        stream.send(exchange, partial(self._finish, stream, batch, exchange))
 
-    def _landed(
+    def _finish(
         self, stream: Stream, batch: Batch, exchange: Exchange, error: Exception | None
     ) -> None:
         if error is None:
@@ -194,24 +194,24 @@ class Coalescer:
             except Exception as wrong:
                 error = wrong
             else:
-                home = self._home
-                if batch.hand_out(replies, home.explain) and not home.breaker.quiet:
-                    home.recovered()
+                owner = self._owner
+                if batch.distribute(replies, owner.as_failure) and not owner.breaker.healthy:
+                    owner.recovered()
                 return
-        self._leave(stream)
-        if isinstance(error, ConnectionError) and stream.proven and not batch.again:
-            batch.again = True
-            self._home.renewed()
+        self._drop_stream(stream)
+        if isinstance(error, ConnectionError) and stream.has_received and not batch.resent:
+            batch.resent = True
+            self._owner.connection_replaced()
             self._ready.append(batch)
             self._begin_opening()
         else:
-            batch.fail(self._explain_once(error))
+            batch.fail(self._failure_of(error))
 
-    def _explain_once(self, error: Exception) -> Failure:
+    def _failure_of(self, error: Exception) -> Failure:
         """Return one failure for all batches that the same fault has ended."""
         known = getattr(error, "failure", None)
         if known is None:
-            known = error.failure = self._home.explain(error)  # type: ignore[attr-defined]
+            known = error.failure = self._owner.as_failure(error)  # type: ignore[attr-defined]
         return known
 
     def _begin_opening(self) -> None:
@@ -223,7 +223,7 @@ class Coalescer:
             self._stream = stream = await self._open()
         except Exception as error:
             self._opening = None
-            self._fail(self._home.explain(error))
+            self._fail(self._owner.as_failure(error))
             return
         except BaseException:  # the loop is being closed
             self._opening = None
@@ -241,7 +241,7 @@ class Coalescer:
         for batch in batches:
             batch.fail(failure)
 
-    def _leave(self, stream: Stream) -> None:
+    def _drop_stream(self, stream: Stream) -> None:
         if self._stream is stream:
             self._stream = None
             stream.fail(ConnectionError("closed"))
@@ -251,7 +251,7 @@ class Coalescer:
         """Close the connection if nothing is in flight."""
         stream = self._stream
         if stream is not None and not stream.sent:
-            self._leave(stream)
+            self._drop_stream(stream)
 
     def close(self) -> None:
         """Close the connection, even if it is in use."""
@@ -263,6 +263,6 @@ class Coalescer:
         if stream is not None:
             closing = ConnectionError("closed here")
             closing.failure = failure  # type: ignore[attr-defined]
-            stream.proven = False
+            stream.has_received = False
             stream.fail(closing)
             self._closed(stream)

@@ -4,7 +4,8 @@ redis-py does the connecting, login, TLS, pools, Sentinels and the topology of a
 this module:
 
 1.  Connecting has its own time limit: `CONNECT` seconds for each step, `CONNECT_ON_A_LOOP` on a
-    loop.  A caller waits at most `OPENS` seconds; after that the connection is for the next caller.
+    loop.  A caller waits at most `OPEN_PATIENCE` seconds; after that the connection is for the
+    next caller.
 2.  At most `CONNECTIONS` of a process, or of a loop, are in use.  If all are busy, a caller waits
     for one as long as an exchange may take, then goes on without Redis.  Commands that wait at the
     server have a separate limit of the same size, and do not wait for a connection.  A thread that
@@ -44,10 +45,10 @@ from memo.errors import TierError
 from memo.settings.redis_urls import CLUSTER, SENTINEL, SOCKET, Address, parse
 from memo.stores.redis import breaker
 from memo.stores.redis.breaker import REPLIES, Fault
-from memo.stores.redis.coalescing import Coalescer, Failure, Home
+from memo.stores.redis.coalescing import Coalescer, Failure, LoopOwner
 from memo.stores.redis.exchange import (
     LATE,
-    SPARED,
+    MOST_EXCUSES,
     BusyError,
     Command,
     ErrorReply,
@@ -55,8 +56,8 @@ from memo.stores.redis.exchange import (
     GarbledError,
     Stream,
     UnwantedError,
-    is_over,
-    talk,
+    is_closed,
+    run_exchange,
 )
 
 T = TypeVar("T")
@@ -67,7 +68,7 @@ CONNECT = 1.0
 CONNECT_ON_A_LOOP = 10.0
 """As `CONNECT`, for an event loop: its timers also count the time for which other work blocks
 it."""
-OPENS = 0.25
+OPEN_PATIENCE = 0.25
 """Least seconds that a caller waits for a connection to be opened; longer if its deadline is
 longer."""
 OPENINGS = 4
@@ -75,7 +76,7 @@ OPENINGS = 4
 instead of each making a TLS handshake."""
 REFRESH = 0.5
 """Least seconds between two queries of a cluster's topology."""
-KEPT = 1.0
+REUSE_FOR = 1.0
 """Seconds for which threads reuse a connection without redis-py's pool, which checks it and renews
 its login."""
 _LOOK_AGAIN = 0.001
@@ -126,7 +127,7 @@ def _sentinels(family: Any, address: Address, options: dict[str, Any], given: An
 
 
 @contextlib.contextmanager
-def _list_of_its_own(group: T) -> Iterator[T]:
+def _own_copy(group: T) -> Iterator[T]:
     """Yield a copy of a group of Sentinels; the group then adopts the order of the copy.
 
     redis-py moves the Sentinel that answered to the front of its list.  If two callers do that at
@@ -143,7 +144,7 @@ class _ThreadSentinels(redis.sentinel.Sentinel):
     """Sentinels for threads, none of which gets lost."""
 
     def discover_master(self, service_name: str) -> Any:
-        with _list_of_its_own(self) as mine:
+        with _own_copy(self) as mine:
             return super(_ThreadSentinels, mine).discover_master(service_name)  # type: ignore[no-untyped-call]
 
 
@@ -151,7 +152,7 @@ class _LoopSentinels(redis.asyncio.sentinel.Sentinel):
     """Sentinels for an event loop, none of which gets lost."""
 
     async def discover_master(self, service_name: str) -> Any:
-        with _list_of_its_own(self) as mine:
+        with _own_copy(self) as mine:
             return await super(_LoopSentinels, mine).discover_master(service_name)
 
 
@@ -205,7 +206,7 @@ _PERHAPS_TLS = "closed at the greeting; a port for TLS does that: write rediss:/
 
 
 @contextlib.contextmanager
-def _greeting(connection: Any, let_go: Callable[[], None]) -> Iterator[None]:
+def _logging_in(connection: Any, let_go: Callable[[], None]) -> Iterator[None]:
     """Describe an error in the first exchange, and close the connection if it fails."""
     _note_renewal(connection)
     try:
@@ -220,38 +221,38 @@ def _greeting(connection: Any, let_go: Callable[[], None]) -> Iterator[None]:
         raise
 
 
-def _greet(connection: Any) -> None:
+def _log_in(connection: Any) -> None:
     """Log in and read one reply, so that nothing that the server sends unasked stays unread.
 
     That may be an error before it closes the connection, or what TLS sends after its handshake.
     The pools of redis-py would take it for the reply to an earlier command.
     """
-    with _greeting(connection, connection.disconnect):
+    with _logging_in(connection, connection.disconnect):
         connection.on_connect()
-        talk(connection, Exchange((), 0, CONNECT))
+        run_exchange(connection, Exchange((), 0, CONNECT))
 
 
 def _note_renewal(connection: Any) -> None:
     """Detect that a pool reopens a connection which died while it was idle."""
     if getattr(connection, "used", False):
-        connection.used, connection.renewed = False, True
+        connection.used, connection.was_renewed = False, True
 
 
 def _was_renewed(connection: Any) -> bool:
-    renewed = getattr(connection, "renewed", False)
-    connection.renewed = False
-    return bool(renewed)
+    connection_replaced = getattr(connection, "was_renewed", False)
+    connection.was_renewed = False
+    return bool(connection_replaced)
 
 
-async def _greet_async(connection: Any) -> None:
-    """As `_greet`, on an event loop."""
-    with _greeting(connection, partial(_let_go, connection)):
+async def _log_in_async(connection: Any) -> None:
+    """As `_log_in`, on an event loop."""
+    with _logging_in(connection, partial(_let_go, connection)):
         await connection.on_connect()
         stream = Stream(connection)
-        landed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         exchange = Exchange((), 0, CONNECT)
-        stream.send(exchange, partial(_settle, landed))
-        await landed
+        stream.send(exchange, partial(_settle, done))
+        await done
         exchange.answer()
         stream.give_back()
 
@@ -261,7 +262,7 @@ class _ThreadNodes(_Nodes):
 
     def __init__(self, address: Address, options: dict[str, Any]) -> None:
         given = _arguments(address, options, redis.retry.Retry)  # pyright: ignore[reportAttributeAccessIssue]
-        given["redis_connect_func"] = _greet
+        given["redis_connect_func"] = _log_in
         if address.kind == CLUSTER:
             node: Any = redis.cluster.ClusterNode
             nodes = [node(*host) for host in address.hosts]
@@ -290,7 +291,7 @@ class _ThreadNodes(_Nodes):
                 self.pool.disconnect()
 
 
-class Threads:
+class ThreadConnections:
     """Connections that the threads of this process share.
 
     Args:
@@ -305,17 +306,17 @@ class Threads:
     """
 
     def __init__(
-        self, address: Address, options: dict[str, Any], renewed: Callable[[], None]
+        self, address: Address, options: dict[str, Any], connection_replaced: Callable[[], None]
     ) -> None:
         self._address = address
         self._options = options
-        self.renewed = renewed
+        self.connection_replaced = connection_replaced
         self.slow = _slow(address)
         self._lock = threading.Lock()
         self._nodes: _ThreadNodes | None = None
         self._opening: _Opening | None = None
         self._refreshed = 0.0
-        self._proven = False
+        self._is_ready = False
         self.closed = False
         self.answers = 0
         self._kept: dict[Any, list[Any]] = {}
@@ -324,12 +325,12 @@ class Threads:
         """Return the servers; creates their client first, or queries the topology again.
 
         Args:
-            seconds: the caller's deadline; connecting has at least `OPENS`.
+            seconds: the caller's deadline; connecting has at least `OPEN_PATIENCE`.
 
         Raises:
             Exception: any error of redis-py, for `fault_of`.
         """
-        nodes = self._nodes if self._proven else None
+        nodes = self._nodes if self._is_ready else None
         return nodes or self._opened(b"", seconds)
 
     def exchange(
@@ -346,7 +347,9 @@ class Threads:
             Exception: any error of redis-py, for `fault_of`.
         """
         try:
-            nodes = (self._nodes if self._proven else None) or self._opened(route, exchange.seconds)
+            nodes = (self._nodes if self._is_ready else None) or self._opened(
+                route, exchange.seconds
+            )
             pool = nodes.of(route)
             connection = self._taken(pool, exchange.seconds, check, blocks)
             used = connection.used
@@ -356,7 +359,7 @@ class Threads:
                 if not used:
                     raise
             # It may have died while it was idle, and the others that are kept with it.
-            self.renewed()
+            self.connection_replaced()
             self._let_go()
             exchange.restart()
             connection = self._taken(pool, exchange.seconds, check, blocks)
@@ -370,7 +373,7 @@ class Threads:
 
     def _talk(self, pool: Any, connection: Any, exchange: Exchange) -> list[Any]:
         try:
-            answer = talk(connection, exchange)
+            answer = run_exchange(connection, exchange)
         except BaseException as error:
             connection.disconnect()
             connection.used = False
@@ -431,7 +434,7 @@ class Threads:
                     opening = self._opening = _Opening(partial(self._open, route), self._over)
             if mine:
                 opening.begin()
-            if not opening.done.wait(max(OPENS, seconds)):
+            if not opening.done.wait(max(OPEN_PATIENCE, seconds)):
                 raise TimeoutError(self.slow)
             if opening.error is None:
                 break
@@ -455,7 +458,7 @@ class Threads:
         pool.release(pool.get_connection())
         with self._lock:
             if not self.closed:
-                self._nodes, self._proven = nodes, True
+                self._nodes, self._is_ready = nodes, True
                 return
         nodes.close()
 
@@ -463,9 +466,9 @@ class Threads:
         with self._lock:
             self._opening = None
 
-    def doubt(self) -> None:
+    def reconnect(self) -> None:
         """After a fault, connect again and query the topology before the next exchange."""
-        self._proven = False
+        self._is_ready = False
 
     def flush(self) -> None:
         """Close the idle connections."""
@@ -478,7 +481,7 @@ class Threads:
         """Close all connections for good, even those in use."""
         with self._lock:
             self.closed = True
-            nodes, self._nodes, self._proven, self._kept = self._nodes, None, False, {}
+            nodes, self._nodes, self._is_ready, self._kept = self._nodes, None, False, {}
         if nodes is not None:
             nodes.close()
 
@@ -496,14 +499,16 @@ class _Wait:
         BusyError: all connections are in use, and it must not wait.
     """
 
-    def __init__(self, threads: Threads, pool: Any, seconds: float, blocks: bool) -> None:
+    def __init__(self, threads: ThreadConnections, pool: Any, seconds: float, blocks: bool) -> None:
         self._threads = threads
         self._pool = pool
         self._answers = threads.answers
-        self._opening = self._opens()
+        self._opening = self._start_opening()
         if self._opening is None and blocks:
             raise BusyError(_BUSY)
-        self._ends = time.monotonic() + (seconds if self._opening is None else max(OPENS, seconds))
+        self._ends = time.monotonic() + (
+            seconds if self._opening is None else max(OPEN_PATIENCE, seconds)
+        )
 
     def step(self) -> Any:
         """Return the connection that was opened; None after `_LOOK_AGAIN` seconds without one.
@@ -517,16 +522,16 @@ class _Wait:
             if self._opening is None or self._threads.answers != self._answers:
                 raise BusyError(_BUSY)
             raise TimeoutError(self._threads.slow)
-        opening = self._opening = self._opening or self._opens()
+        opening = self._opening = self._opening or self._start_opening()
         if opening is not None and not opening.done.wait(_LOOK_AGAIN):
             return None
         if opening is None or isinstance(opening.error, exceptions.MaxConnectionsError):
             time.sleep(_LOOK_AGAIN)
             return None
         connection = opening.take()
-        connection.until = time.monotonic() + KEPT
+        connection.until = time.monotonic() + REUSE_FOR
         if _was_renewed(connection):
-            self._threads.renewed()
+            self._threads.connection_replaced()
         connection.used = getattr(connection, "used", False)
         return connection
 
@@ -535,7 +540,7 @@ class _Wait:
         if self._opening is not None:
             self._opening.leave()
 
-    def _opens(self) -> _Opening | None:
+    def _start_opening(self) -> _Opening | None:
         """Let redis-py check a connection or open one; None if all are in use."""
         if len(self._pool._in_use_connections) >= CONNECTIONS:
             return None
@@ -622,7 +627,7 @@ class _Opening:
             self._late(self.result)
 
 
-def alone(url: str, options: dict[str, Any]) -> tuple[Any, socket.socket]:
+def dedicated_connection(url: str, options: dict[str, Any]) -> tuple[Any, socket.socket]:
     """Open a dedicated connection to one server; return it, logged in, and its socket.
 
     Raises:
@@ -641,7 +646,7 @@ class _LoopNodes(_Nodes):
     def __init__(self, address: Address, options: dict[str, Any]) -> None:
         given = _arguments(address, options, redis.asyncio.retry.Retry)  # pyright: ignore[reportAttributeAccessIssue]
         if address.kind != CLUSTER:
-            given["redis_connect_func"] = _greet_async
+            given["redis_connect_func"] = _log_in_async
         if address.kind == CLUSTER:
             given.pop("ssl_password", None)
             nodes = [redis.asyncio.cluster.ClusterNode(*host) for host in address.hosts]
@@ -663,9 +668,9 @@ class _LoopNodes(_Nodes):
         if self.cluster is None:
             return await node.get_connection()
         connection = node.acquire_connection()
-        if connection.is_connected and is_over(connection):
+        if connection.is_connected and is_closed(connection):
             _let_go(connection)  # pools check what they hand out, nodes of a cluster do not
-            connection.renewed = True
+            connection.was_renewed = True
         try:
             await connection.connect()
         except BaseException:
@@ -708,11 +713,11 @@ class _LoopNodes(_Nodes):
         return [*known, *self.cluster.startup_nodes]
 
 
-class Loop:
+class LoopConnections:
     """Connections that the tasks of one event loop share; created and used on that loop.
 
     Args:
-        address, options: see `Threads`.
+        address, options: see `ThreadConnections`.
         home: the client.
         ended: called when the loop has ended.
 
@@ -721,10 +726,10 @@ class Loop:
     """
 
     def __init__(
-        self, address: Address, options: dict[str, Any], home: Home, ended: Callable[[], Any]
+        self, address: Address, options: dict[str, Any], owner: LoopOwner, ended: Callable[[], Any]
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self._home = home
+        self._owner = owner
         self._ended = ended
         self.nodes = _LoopNodes(address, options)
         self._slow = _slow(address)
@@ -748,7 +753,7 @@ class Loop:
             if self.nodes.cluster is None:
                 self.look_up = self._coalescer(self.nodes.pool).ask
             else:
-                await self._within_time(self._learn())
+                await self._within_time(self._refresh_topology())
 
     def _look_up_at_each(self, commands: Sequence[Command]) -> asyncio.Future[Any]:
         """Look up commands at the servers of a cluster that have their keys."""
@@ -758,7 +763,7 @@ class Loop:
         if len(parts) == 1:
             (node,) = parts
             return self._coalescer(node).ask(commands)
-        return _Gathered(self.loop, len(commands)).begin(
+        return _GatheredReplies(self.loop, len(commands)).begin(
             (self._coalescer(node).ask([commands[place] for place in places]), places)
             for node, places in parts.items()
         )
@@ -767,7 +772,7 @@ class Loop:
         found = self._coalescers.get(node)
         if found is None:
             opened = partial(self._open, node)
-            found = self._coalescers[node] = Coalescer(self._home, opened, self._take_back)
+            found = self._coalescers[node] = Coalescer(self._owner, opened, self._take_back)
         return found
 
     # --- exchanges -------------------------------------------------------------------------------
@@ -775,7 +780,7 @@ class Loop:
     async def exchange(
         self, route: Route, exchange: Exchange, check: Callable[[], None], *, blocks: bool = False
     ) -> list[Any]:
-        """As `Threads.exchange`."""
+        """As `ThreadConnections.exchange`."""
         slots = self._slots[blocks]
         if slots.locked():
             if blocks:
@@ -808,18 +813,18 @@ class Loop:
     ) -> list[Any]:
         for again in (True, False):
             stream = await self._open(node, check)
-            landed: asyncio.Future[None] = self.loop.create_future()
+            done: asyncio.Future[None] = self.loop.create_future()
             fresh = not getattr(stream.connection, "used", False)
             stream.connection.used = True
             try:
-                stream.send(exchange, partial(_settle, landed))
-                await landed
+                stream.send(exchange, partial(_settle, done))
+                await done
                 answer = exchange.answer()
             except ConnectionError:
                 self._take_back(stream)
                 if fresh or not again:
                     raise
-                self._home.renewed()
+                self._owner.connection_replaced()
                 exchange.restart()
                 continue
             except BaseException:
@@ -844,7 +849,7 @@ class Loop:
                 self.nodes.acquire(node), lambda late: self._abandon(node, late)
             )
         if _was_renewed(connection):
-            self._home.renewed()
+            self._owner.connection_replaced()
         stream = Stream(connection)
         self._streams[stream] = node
         return stream
@@ -861,8 +866,8 @@ class Loop:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
-            for _ in range(SPARED):
-                seconds = max(OPENS, self._home.deadline)
+            for _ in range(MOST_EXCUSES):
+                seconds = max(OPEN_PATIENCE, self._owner.deadline)
                 due = self.loop.time() + seconds
                 await asyncio.wait({task}, timeout=seconds)
                 if task.done() or self.loop.time() - due < LATE:
@@ -889,7 +894,7 @@ class Loop:
         if not self.loop.is_closed():
             self._abandon(node, stream.connection)
 
-    async def _learn(self) -> None:
+    async def _refresh_topology(self) -> None:
         """Query the topology of a cluster if it is in doubt."""
         async with self._refreshing:
             if self.look_up is None and self.loop.time() - self._refreshed > REFRESH:
@@ -897,12 +902,12 @@ class Loop:
                 await self.nodes.refresh()
                 self.look_up = self._look_up_at_each
 
-    def doubt_soon(self) -> None:
+    def reconnect_soon(self) -> None:
         """After a fault, have the topology queried before the next exchange; from any thread."""
         with contextlib.suppress(RuntimeError):  # the loop has been closed since
-            self.loop.call_soon_threadsafe(self._doubt)
+            self.loop.call_soon_threadsafe(self._reconnect)
 
-    def _doubt(self) -> None:
+    def _reconnect(self) -> None:
         if self.nodes.cluster is not None:
             self.look_up = None
         self.flush()
@@ -918,7 +923,7 @@ class Loop:
             yield
         finally:
             self._ended()
-            self.shut()
+            self.close_now()
             for _ in range(3):  # so that the transports can close their sockets
                 await asyncio.sleep(0)
 
@@ -930,7 +935,7 @@ class Loop:
             if connection.is_connected:
                 _let_go(connection)
 
-    def shut(self) -> None:
+    def close_now(self) -> None:
         """Close all connections, even those in use.  On the pool's own loop."""
         _live.discard(self)
         self.look_up = None
@@ -948,7 +953,7 @@ class Loop:
     async def aclose(self) -> None:
         """Close all connections and wait until they are closed.  On the pool's own loop."""
         keeper, self._keeper = self._keeper, None
-        self.shut()
+        self.close_now()
         if keeper is not None:
             await keeper.aclose()
 
@@ -958,7 +963,7 @@ class Loop:
             self.forget()
             return
         with contextlib.suppress(RuntimeError):  # the loop has been closed since
-            self.loop.call_soon_threadsafe(self.shut)
+            self.loop.call_soon_threadsafe(self.close_now)
 
     def forget(self) -> None:
         """Drop the connections of a loop that ended without closing them."""
@@ -996,7 +1001,7 @@ def _over(late: Callable[[Any], None] | None, task: asyncio.Task[Any]) -> None:
         late(task.result())
 
 
-class _Gathered:
+class _GatheredReplies:
     """The replies of several servers, in the order of the commands."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, count: int) -> None:
@@ -1026,7 +1031,7 @@ class _Gathered:
             self.future.set_result(self._found)
 
 
-_live: set[Loop] = set()
+_live: set[LoopConnections] = set()
 """Loops with open connections: these are closed explicitly, never left to the garbage collector."""
 
 

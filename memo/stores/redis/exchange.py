@@ -37,10 +37,10 @@ LARGEST = 512 << 20
 """Bytes of the largest value that Redis can store."""
 LATE = 0.02
 """Seconds by which a timer of a loop may be late before the loop, not Redis, counts as slow."""
-SPARED = 20
+MOST_EXCUSES = 20
 """How often a slow loop excuses a missing answer; after that the exchange fails."""
 _FIRST = 8 * 1024
-_LOOKS, _LOOK = 3, 0.005
+_EXTRA_READS, _EXTRA_READ = 3, 0.005
 """Number and seconds of the extra reads after the deadline: the thread may have been delayed."""
 
 Part = bytes | memoryview
@@ -62,7 +62,7 @@ class BusyError(TierError):
     """All connections are in use for too long; says nothing about the server."""
 
 
-def located(reply: ErrorReply, command: Part) -> ErrorReply:
+def with_key(reply: ErrorReply, command: Part) -> ErrorReply:
     """Return the error with the key that it is about, if Redis does not say it."""
     words = bytes(command).split(b"\r\n", 9) if "WRONGTYPE" in str(reply) else []
     place = 8 if words[2:3] and words[2].startswith(b"EVAL") else 4
@@ -155,7 +155,7 @@ class Reader:
         self.unread -= self._at
         return self._data[:end]
 
-    def some(self, size: int) -> bytes:
+    def take_bytes(self, size: int) -> bytes:
         """Take at most `size` bytes that have arrived and are not parsed."""
         taken = self._data[self._at : self._at + size]
         self._at += len(taken)
@@ -301,21 +301,21 @@ class Exchange:
         """Return the first error among the replies so far; a server may send one and hang up."""
         for place, reply in enumerate(self.replies):
             if type(reply) is ErrorReply:
-                return located(reply, self.given[place]) if place < len(self.given) else reply
+                return with_key(reply, self.given[place]) if place < len(self.given) else reply
         return None
 
 
 # --- over a connection of threads ----------------------------------------------------------------
 
 
-def talk(connection: Any, exchange: Exchange) -> list[Any]:
+def run_exchange(connection: Any, exchange: Exchange) -> list[Any]:
     """Run an exchange over a connected `redis.Connection`, in this thread.
 
     Raises:
         ErrorReply, GarbledError: see `Exchange.answer`.
         OSError: the connection broke, or the deadline has passed (`TimeoutError`).
     """
-    line = _Line(connection._sock, exchange.seconds)
+    line = _TimedSocket(connection._sock, exchange.seconds)
     for piece in exchange.commands if exchange.body is None else exchange.pieces():
         line.send(piece)
     reader = Reader()
@@ -330,40 +330,40 @@ def talk(connection: Any, exchange: Exchange) -> list[Any]:
     return exchange.answer()
 
 
-class _Line:
+class _TimedSocket:
     """A socket with one deadline for all its calls together."""
 
-    __slots__ = ("_armed", "_ends", "_looks", "_received", "_sock")
+    __slots__ = ("_calls_left", "_ends", "_extra_reads", "_received", "_sock")
 
     def __init__(self, sock: Any, seconds: float) -> None:
         self._sock = sock
         self._ends = time.monotonic() + seconds
-        self._received = self._looks = 0
-        self._armed = 2  # the timeout set here is right for the first send and receive
+        self._received = self._extra_reads = 0
+        self._calls_left = 2  # the timeout set here is right for the first send and receive
         if sock.gettimeout() != seconds:
             sock.settimeout(seconds)
 
-    def _arm(self) -> None:
+    def _set_timeout(self) -> None:
         seconds = self._ends + self._received / RATE - time.monotonic()
         if seconds <= 0:
-            if self._looks >= _LOOKS:
+            if self._extra_reads >= _EXTRA_READS:
                 raise TimeoutError("deadline")
-            self._looks += 1
-            seconds = _LOOK
+            self._extra_reads += 1
+            seconds = _EXTRA_READ
         self._sock.settimeout(seconds)
 
     def send(self, data: Part) -> None:
-        if self._armed:
-            self._armed -= 1
+        if self._calls_left:
+            self._calls_left -= 1
         else:
-            self._arm()
+            self._set_timeout()
         self._sock.sendall(data)
 
     def receive(self) -> bytes:
-        if self._armed:
-            self._armed -= 1
+        if self._calls_left:
+            self._calls_left -= 1
         else:
-            self._arm()
+            self._set_timeout()
         data: bytes = self._sock.recv(_FIRST if not self._received else CHUNK)
         if not data:
             raise ConnectionError("closed")
@@ -371,7 +371,7 @@ class _Line:
         return data
 
     def receive_into(self, room: memoryview) -> int:
-        self._arm()
+        self._set_timeout()
         size: int = self._sock.recv_into(room)
         if not size:
             raise ConnectionError("closed")
@@ -379,7 +379,7 @@ class _Line:
         return size
 
 
-def _receive(line: _Line, reader: Reader, sink: PayloadSink) -> Any:
+def _receive(line: _TimedSocket, reader: Reader, sink: PayloadSink) -> Any:
     """Read one value straight into a sink; False if it is missing or has another size."""
     while (header := reader.header()) is None:
         reader.feed(line.receive())
@@ -395,7 +395,7 @@ def _receive(line: _Line, reader: Reader, sink: PayloadSink) -> Any:
     at = 0
     while at < sink.size:
         room = sink.buffer_at(at)[: sink.size - at]
-        early = reader.some(len(room))
+        early = reader.take_bytes(len(room))
         done = len(early)
         room[:done] = early
         while done < len(room):
@@ -416,13 +416,13 @@ class UnwantedError(Exception):
 # --- over a connection of an event loop ----------------------------------------------------------
 
 
-class Landing(Protocol):
+class Callback(Protocol):
     """Called with None when an exchange has all its replies, else with the error."""
 
     def __call__(self, error: Exception | None, /) -> None: ...
 
 
-def is_over(connection: Any) -> bool:
+def is_closed(connection: Any) -> bool:
     """True if an idle `redis.asyncio.Connection` was closed, at either end.
 
     Its transport reports that only once, to redis-py's reader, which then keeps it half open.
@@ -444,36 +444,36 @@ class Stream(asyncio.Protocol):
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
-        self.proven = False
+        self.has_received = False
         self._loop = asyncio.get_running_loop()
         self._transport = connection._writer.transport
-        self.closed = is_over(connection)
+        self.closed = is_closed(connection)
         self._before = self._transport.get_protocol()
         self._transport.set_protocol(self)
         self._reader = Reader()
-        self.sent: deque[tuple[Exchange, Landing, float, int]] = deque()
-        self._received = self._spared = 0
+        self.sent: deque[tuple[Exchange, Callback, float, int]] = deque()
+        self._received = self._excuses = 0
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
 
-    def send(self, exchange: Exchange, landed: Landing) -> None:
+    def send(self, exchange: Exchange, done: Callback) -> None:
         """Send an exchange after those that are in flight."""
         if self.closed:
-            self._loop.call_soon(landed, ConnectionError("closed"))
+            self._loop.call_soon(done, ConnectionError("closed"))
             return
         now = self._loop.time()
-        self.sent.append((exchange, landed, now, self._received))
+        self.sent.append((exchange, done, now, self._received))
         if self._timer is None:
             self._due = now + exchange.seconds
-            self._timer = self._loop.call_at(self._due, self._look)
+            self._timer = self._loop.call_at(self._due, self._check_deadline)
         for piece in exchange.commands:
             self._transport.write(piece)
 
     def data_received(self, data: bytes) -> None:
         """Complete the exchanges whose replies have arrived."""
         self._received += len(data)
-        self.proven = True
-        self._spared = 0
+        self.has_received = True
+        self._excuses = 0
         sent = self.sent
         try:
             self._reader.feed(data)
@@ -486,26 +486,26 @@ class Stream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail what is in flight: the server or the network has closed the connection."""
-        last_words = self.sent[0][0].first_error() if self.sent else None
-        self.fail(last_words or exc or ConnectionError("closed"))
+        last_error = self.sent[0][0].first_error() if self.sent else None
+        self.fail(last_error or exc or ConnectionError("closed"))
 
-    def _look(self) -> None:
+    def _check_deadline(self) -> None:
         """See whether the oldest exchange has had its time, unless the loop is too busy to read."""
         self._timer = None
         if not self.sent:
             return
         exchange, _, begun, before = self.sent[0]
         now = self._loop.time()
-        earned = begun + exchange.seconds + (self._received - before) / RATE
-        if now < earned:
-            self._due = earned
-        elif self._spared < SPARED and (now - self._due > LATE or self._unread()):
-            self._spared += 1
+        due_at = begun + exchange.seconds + (self._received - before) / RATE
+        if now < due_at:
+            self._due = due_at
+        elif self._excuses < MOST_EXCUSES and (now - self._due > LATE or self._unread()):
+            self._excuses += 1
             self._due = now + min(exchange.seconds, 2 * LATE)
         else:
             self.fail(TimeoutError("deadline"))
             return
-        self._timer = self._loop.call_at(self._due, self._look)
+        self._timer = self._loop.call_at(self._due, self._check_deadline)
 
     def _unread(self) -> bool:
         """True if data has arrived that the loop has not read yet."""
@@ -529,10 +529,10 @@ class Stream(asyncio.Protocol):
         self.closed = True
         self._stop_timer()
         self._transport.abort()
-        sent = [landed for _, landed, _, _ in self.sent]
+        sent = [done for _, done, _, _ in self.sent]
         self.sent.clear()
-        for landed in sent:
-            landed(error)
+        for done in sent:
+            done(error)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -106,7 +106,7 @@ class Group:
         return state
 
 
-class Expected:
+class FunctionGroups:
     """The groups that the entries of one function are expected to name.
 
     Attributes:
@@ -119,7 +119,7 @@ class Expected:
 
     __slots__ = ("big", "commands", "groups", "known", "parts")
 
-    def __init__(self, known: _Known[Group]) -> None:
+    def __init__(self, known: _BoundedTable[Group]) -> None:
         self.known = known
         self.groups: dict[str, tuple[int, Group]] = {}
         self.commands: tuple[Command, ...] = ()
@@ -168,10 +168,10 @@ class Expected:
     def _remember(self, entry: str, parts: Sequence[Part]) -> None:
         if len(self.parts) >= KNOWN:
             self.parts.clear()
-        self.parts[entry] = tuple(map(plain, parts))
+        self.parts[entry] = tuple(map(normalised, parts))
 
 
-def plain(part: Part) -> Part:
+def normalised(part: Part) -> Part:
     """Return a part of a group in a comparable form, whatever its source."""
     name, arguments = part
     return name, None if arguments is None else tuple(map(tuple, arguments))
@@ -193,8 +193,8 @@ class Lookups:
         self._client = client
         self._namespace = f"{namespace}:"
         self._prefix = prefix
-        self._groups = _Known(lambda name: Group(group_key(name)))
-        self._functions = _Known(lambda _: Expected(self._groups))
+        self._groups = _BoundedTable(lambda name: Group(group_key(name)))
+        self._functions = _BoundedTable(lambda _: FunctionGroups(self._groups))
 
     def key(self, name: str) -> bytes:
         """Return the key of an entry."""
@@ -203,14 +203,14 @@ class Lookups:
     async def lookup(self, port: Port, name: str) -> Found | None:
         """Return the record under a name and the states of its groups, in one round trip."""
         look = RecordLookup(self._client, self._functions, name, self.key(name))
-        if look.expected.big:
-            return look.seen(await self._client.ask_each(port, look.commands))
-        return await self._client.look_up(port, look.commands, parse=look.seen)
+        if look.function.big:
+            return look.parse_replies(await self._client.ask_each(port, look.commands))
+        return await self._client.look_up(port, look.commands, parse=look.parse_replies)
 
     def ask(self, port: Port, name: str) -> RecordLookup | None:
         """As `lookup`, but a plain function; None if that needs a coroutine."""
         look = RecordLookup(self._client, self._functions, name, self.key(name))
-        if look.expected.big:
+        if look.function.big:
             return None
         look.answer = self._client.prompt(port, look.commands)
         return None if look.answer is None else look
@@ -218,11 +218,11 @@ class Lookups:
     def question(self, name: str, refs: Sequence[Ref] = ()) -> RecordLookup | None:
         """As `ask`, not sent yet: `RecordLookup.send` does that, or `RedisLeases.acquire`."""
         look = RecordLookup(self._client, self._functions, name, self.key(name), refs)
-        return None if look.expected.big else look
+        return None if look.function.big else look
 
     def ask_states(self, port: Port, refs: Sequence[Ref]) -> StatesLookup | None:
         """As `read`, by a plain function; None where that takes a coroutine."""
-        look = StatesLookup(self._client, Reading(self._groups, refs))
+        look = StatesLookup(self._client, StatesQuery(self._groups, refs))
         return look if look.send(port) else None
 
     async def read(self, port: Port, refs: Sequence[Ref]) -> list[State]:
@@ -232,10 +232,10 @@ class Lookups:
             TierError: they cannot be read.
         """
         for _ in range(READS):
-            reading = Reading(self._groups, refs)
-            if not reading.commands:
+            query = StatesQuery(self._groups, refs)
+            if not query.commands:
                 return []
-            states = await self._client.look_up(port, reading.commands, parse=reading.states)
+            states = await self._client.look_up(port, query.commands, parse=query.states)
             if states is not None:
                 return list(states)
         raise TierError("the generations in Redis change faster than they can be read")
@@ -261,34 +261,34 @@ class RecordLookup:
         "_groups",
         "_name",
         "_parts",
-        "_reading",
+        "_query",
         "answer",
         "commands",
-        "expected",
+        "function",
         "refs",
     )
 
     def __init__(
         self,
         client: Client,
-        functions: _Known[Expected],
+        functions: _BoundedTable[FunctionGroups],
         name: str,
         key: bytes,
         refs: Sequence[Ref] = (),
     ) -> None:
         self._client = client
         self._name = name
-        self.expected = expected = functions[name.rpartition(":")[0]]
+        self.function = function = functions[name.rpartition(":")[0]]
         self.refs = refs
         self.answer: Any = None
-        self._parts = tuple(refs) or (expected.parts.get(name) if expected.parts else None)
+        self._parts = tuple(refs) or (function.parts.get(name) if function.parts else None)
         get = key, b"*2\r\n$3\r\nGET\r\n$%d\r\n%s\r\n" % (len(key), key)
         if self._parts is None:
-            self._groups = expected.groups
-            self.commands = (get, *expected.commands)
+            self._groups = function.groups
+            self.commands = (get, *function.commands)
         else:
-            self._reading = Reading(expected.known, [Ref(*part) for part in self._parts])
-            self.commands = (get, *self._reading.commands)
+            self._query = StatesQuery(function.known, [Ref(*part) for part in self._parts])
+            self.commands = (get, *self._query.commands)
 
     def send(self, port: Port) -> bool:
         """See `memo.stores.protocols.Lookup`."""
@@ -297,33 +297,33 @@ class RecordLookup:
 
     def found(self) -> Found | None:
         """See `memo.stores.protocols.Lookup`."""
-        return self._client.parsed(self.seen, self.answer)
+        return self._client.parsed(self.parse_replies, self.answer)
 
     def states(self) -> tuple[State, ...] | None:
         """Return the states of `refs`; None if they take more fields than were read."""
-        return self._client.parsed(self._along, self.answer)
+        return self._client.parsed(self._parse_states, self.answer)
 
-    def _along(self, replies: list[Any]) -> tuple[State, ...] | None:
-        return self._reading.states(replies[1:])
+    def _parse_states(self, replies: list[Any]) -> tuple[State, ...] | None:
+        return self._query.states(replies[1:])
 
-    def seen(self, replies: list[Any]) -> Found | None:
+    def parse_replies(self, replies: list[Any]) -> Found | None:
         """Return the record among the replies, with the reader of the groups among them."""
         record, *others = replies
         if record is None:
             return None
         if not isinstance(record, bytes):
             raise TypeError("not bytes")
-        expected = self.expected
-        expected.big = len(record) > BIG
+        function = self.function
+        function.big = len(record) > BIG
         if self._parts is None:
-            return Found(record, read=partial(expected.states, self._name, self._groups, others))
+            return Found(record, read=partial(function.states, self._name, self._groups, others))
         return Found(record, read=partial(self._read, others))
 
     def _read(self, replies: list[Any], parts: Sequence[Part]) -> tuple[State, ...] | None:
-        if self._parts != tuple(map(plain, parts)):
-            self.expected.parts.pop(self._name, None)
+        if self._parts != tuple(map(normalised, parts)):
+            self.function.parts.pop(self._name, None)
             return None
-        return self._reading.states(replies)
+        return self._query.states(replies)
 
 
 class StatesLookup:
@@ -333,30 +333,30 @@ class StatesLookup:
         answer: see `memo.stores.protocols.Lookup`.
     """
 
-    __slots__ = ("_client", "_reading", "answer")
+    __slots__ = ("_client", "_query", "answer")
 
-    def __init__(self, client: Client, reading: Reading) -> None:
+    def __init__(self, client: Client, query: StatesQuery) -> None:
         self._client = client
-        self._reading = reading
+        self._query = query
         self.answer: Any = None
 
     def send(self, port: Port) -> bool:
         """See `memo.stores.protocols.Lookup`."""
-        if self._reading.commands:
-            self.answer = self._client.prompt(port, self._reading.commands)
+        if self._query.commands:
+            self.answer = self._client.prompt(port, self._query.commands)
         return self.answer is not None
 
     def found(self) -> tuple[State, ...] | None:
         """See `memo.stores.protocols.Lookup`."""
-        return self._client.parsed(self._reading.states, self.answer)
+        return self._client.parsed(self._query.states, self.answer)
 
 
-class Reading:
+class StatesQuery:
     """The commands that read some refs, and the parser of their replies."""
 
     __slots__ = ("_parts", "commands")
 
-    def __init__(self, groups: _Known[Group], refs: Sequence[Ref]) -> None:
+    def __init__(self, groups: _BoundedTable[Group], refs: Sequence[Ref]) -> None:
         places: dict[Command, int] = {}
         parts: list[tuple[Ref, Group, tuple[str, ...], int]] = []
         for ref in refs:
@@ -378,7 +378,7 @@ class Reading:
         return tuple(found)
 
 
-class _Known(dict[str, V]):
+class _BoundedTable(dict[str, V]):
     """Functions or groups by name, made when first asked for; of too many, the oldest go.
 
     Args:

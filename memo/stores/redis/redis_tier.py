@@ -60,7 +60,7 @@ VALUE_LIMIT = 64 * 1024 * 1024
 """Largest record or payload in bytes that is sent to Redis, unless a setting says otherwise."""
 BATCH = 1000
 """Names that one step of `clear` scans."""
-GLANCED = 1 << 16
+LONGEST_LISTED = 1 << 16
 """Records above this many bytes are not read for counting."""
 RETENTION = 30 * 86400.0
 """Default retention in seconds: for entries without a ttl and for shared bookkeeping."""
@@ -70,7 +70,7 @@ SLACK = 30.0
 """Seconds by which a group outlives the entries that name it."""
 TOMB = 120.0
 """Seconds that a group lives which an invalidation finds missing, so that no host gives it back."""
-AWAY = DAY
+ABSENT_AFTER = DAY
 """Seconds after which a host that was not seen is no longer registered."""
 KNOWN = 65_536
 """Most groups whose lifetimes are remembered."""
@@ -150,7 +150,7 @@ class Redis:
         self.ask_states = self._lookups.ask_states
         self._kept = (self._groups, self._hosts, self._findings, self._live, *self.leases.prefixes)
         self._lives: dict[str, float] = {}
-        self._made: set[str] = set()
+        self._created: set[str] = set()
         self.listener = (
             self._listener(url, options) if tracking and not self.client.clustered else None
         )
@@ -242,7 +242,7 @@ class Redis:
             head, tail = _set(key, len(record), b"PX", b"%d" % _milliseconds(life))
             commands.append((key, b"".join((head, record, tail))))
         for reply in await self.client.ask_each(port, commands, writes=True):
-            _ok(reply)
+            _check_ok(reply)
         await self._keep_groups(
             port, [(record, life) for (_, record, _), life in zip(records, lives, strict=True)]
         )
@@ -258,14 +258,16 @@ class Redis:
 
         async def extend(port: Port) -> None:
             with suppress(TierError):  # it expires a little early, which costs only a miss
-                await self._outlive(port, name, entry)
+                await self._extend_life(port, name, entry)
 
         port.spawn(extend, "memo-extend")
 
-    async def _outlive(self, port: Port, name: str, entry: Entry) -> None:
+    async def _extend_life(self, port: Port, name: str, entry: Entry) -> None:
         life = b"%d" % _milliseconds(self._retention)
         if entry.buffers:
-            await self._extend(port, self._payload_name(seal.payload_digest(entry.buffers)), life)
+            await self._extend_payload(
+                port, self._payload_name(seal.payload_digest(entry.buffers)), life
+            )
         key = self._lookups.key(name)
         await self.client.ask(port, pack(b"PEXPIRE", key, life), parse=int, key=key, writes=True)
         await self._keep_groups(port, [(entry.record, self._retention)])
@@ -290,7 +292,7 @@ class Redis:
         else:
             raise TierError("a payload comes and goes in Redis")
         if there and before < _milliseconds(lifetime):
-            await self._extend(port, name, life)
+            await self._extend_payload(port, name, life)
 
     async def _set_payload(
         self, port: Port, name: bytes, payload: Payload, words: Sequence[bytes]
@@ -302,7 +304,7 @@ class Redis:
                 port,
                 head,
                 tail,
-                parse=_whether_set,
+                parse=_parse_set,
                 key=name,
                 seconds=seconds,
                 writes=True,
@@ -312,10 +314,10 @@ class Redis:
         for view in payload.views:
             parts += (view, bytes(-view.nbytes % ALIGN))
         return await self.client.ask(
-            port, head, *parts, tail, parse=_whether_set, key=name, writes=True
+            port, head, *parts, tail, parse=_parse_set, key=name, writes=True
         )
 
-    async def _extend(self, port: Port, name: bytes, life: bytes) -> None:
+    async def _extend_payload(self, port: Port, name: bytes, life: bytes) -> None:
         """Extend the life of a payload to at least `life` milliseconds."""
         try:
             await self.client.run_each(port, LAST, [((name,), (life, b""))])
@@ -331,14 +333,14 @@ class Redis:
         calls = []
         for record, lifetime in kept:
             for group in seal.groups_of(record):
-                shortens = group in self._made and group.startswith("t:")
+                shortens = group in self._created and group.startswith("t:")
                 if not shortens and self._lives.get(group, 0.0) >= now + lifetime + SLACK / 2:
                     continue
-                self._made.discard(group)
+                self._created.discard(group)
                 seconds = (lifetime + SLACK) * (1 if shortens or lifetime < DAY else 1.1)
                 words = (b"%d" % _milliseconds(seconds), b"1" if shortens else b"")
                 calls.append(((self._group_key(group),), words))
-                self._live_until(group, now + seconds)
+                self._note_expiry(group, now + seconds)
         try:
             if calls:
                 await self.client.run_each(port, LAST, calls)
@@ -347,7 +349,7 @@ class Redis:
             commands = [(keys[0], pack(b"PEXPIRE", keys[0], life)) for keys, _ in calls]
             await self.client.ask_each(port, commands, writes=True)
 
-    def _live_until(self, group: str, until: float) -> None:
+    def _note_expiry(self, group: str, until: float) -> None:
         if len(self._lives) >= KNOWN:
             self._lives.clear()
         self._lives[group] = until
@@ -361,7 +363,7 @@ class Redis:
     ) -> None:
         life = b"%d" % _milliseconds(lifetime)
         head, tail = _set(name, sum(map(len, value)), b"PX", life)
-        await self.client.ask(port, head, *value, tail, parse=_ok, key=name, writes=True)
+        await self.client.ask(port, head, *value, tail, parse=_check_ok, key=name, writes=True)
 
     async def holds(self, port: Port, names: Sequence[str]) -> list[bool]:
         """For each of some names, return True if it is stored here; one round trip.
@@ -376,7 +378,7 @@ class Redis:
     async def listed(
         self, port: Port, prefix: str, until: float, most: int | None = None
     ) -> tuple[list[tuple[str, bytes]], bool]:
-        """See `memo.stores.protocols.ServerTier.listed`; without records above `GLANCED` bytes."""
+        """See `memo.stores.protocols.ServerTier.listed`; without records above `LONGEST_LISTED`."""
         start = self._lookups.key(prefix)
         start = start if start != self._prefix else start + b"{"
         pattern = _GLOB.sub(r"\\\1", start.decode()).encode() + b"*"
@@ -389,13 +391,15 @@ class Redis:
                     return found, False
                 command = pack(b"SCAN", cursor or b"0", b"MATCH", pattern, b"COUNT", b"%d" % BATCH)
                 cursor, keys = await self.client.ask(port, command, parse=_page, key=node)
-                ranges = [(key, pack(b"GETRANGE", key, b"0", b"%d" % GLANCED)) for key in keys]
+                ranges = [
+                    (key, pack(b"GETRANGE", key, b"0", b"%d" % LONGEST_LISTED)) for key in keys
+                ]
                 records = await self.client.ask_each(port, ranges) if ranges else []
-                whole = whole and all(len(_bytes(one)) <= GLANCED for one in records)
+                whole = whole and all(len(_bytes(one)) <= LONGEST_LISTED for one in records)
                 found += [
                     (f"{self._namespace}:{_text(key[len(self._prefix) :])}", record)
                     for key, record in zip(keys, records, strict=True)
-                    if len(record) <= GLANCED
+                    if len(record) <= LONGEST_LISTED
                 ]
         return found, whole
 
@@ -511,10 +515,10 @@ class Redis:
                 bool(one) for one in (await self.client.ask_each(port, commands, writes=True))[::2]
             ]
         for group, new in zip(groups, made, strict=True):
-            self._live_until(group, now + DAY if new or not group.startswith("t:") else 0.0)
+            self._note_expiry(group, now + DAY if new or not group.startswith("t:") else 0.0)
             if new:
-                self._made = self._made if len(self._made) < KNOWN else set()
-                self._made.add(group)
+                self._created = self._created if len(self._created) < KNOWN else set()
+                self._created.add(group)
 
     async def census(self, port: Port, host: str, epoch: str) -> Census:
         """See `memo.stores.protocols.ServerTier.census`.
@@ -545,7 +549,7 @@ class Redis:
         giver = fields.get("giver", "")
         others = {name: _number(seen) for name, seen in fields.items() if name.startswith("h:")}
         others.pop(field.decode())
-        if gone := [name for name, seen in others.items() if seen < time.time() - AWAY]:
+        if gone := [name for name, seen in others.items() if seen < time.time() - ABSENT_AFTER]:
             counts = (f"n:{name[2:]}" for name in gone)
             command = pack(b"HDEL", key, *map(str.encode, (*gone, *counts)))
             await self.client.ask(port, command, parse=int, key=key, writes=True)
@@ -568,8 +572,8 @@ class Redis:
         for group, fields in groups.items():
             words = [word.encode("utf-8", "surrogateescape") for p in fields.items() for word in p]
             calls.append(((self._group_key(group),), (b"%d" % _milliseconds(DAY), *words)))
-            self._made.discard(group)
-            self._live_until(group, time.monotonic() + DAY)
+            self._created.discard(group)
+            self._note_expiry(group, time.monotonic() + DAY)
         with suppress(NoScriptsError):
             await self.client.run_each(port, SEED, calls)
 
@@ -687,7 +691,7 @@ class Redis:
 
     async def _facts_of_server(self, port: Port) -> dict[str, Any]:
         try:
-            facts, names = await self.client.reach(
+            facts, names = await self.client.ask_while_open(
                 port, pack(b"INFO"), pack(b"DBSIZE"), parse=_facts, replies=2
             )
         except TierError as error:
@@ -717,8 +721,8 @@ class Redis:
             "write": lambda: self._set(port, self._lookups.key(name), [b"probe"], SLACK),
             "read": lambda: self.lookup(port, name),
             "script": lambda: self.client.runs_scripts(port),
-            "lease": lambda: self._tries_lease(port, name),
-            "invalidation": lambda: self._tries_turn(port, group),
+            "lease": lambda: self._try_lease(port, name),
+            "invalidation": lambda: self._try_turn(port, group),
         }
         store = self.payload_store
         if store is not None:
@@ -731,12 +735,12 @@ class Redis:
                 outcome[capability] = str(error)
         return outcome
 
-    async def _tries_lease(self, port: Port, name: str) -> bool:
+    async def _try_lease(self, port: Port, name: str) -> bool:
         holder = stamps.token()
         other = await self.leases.acquire(port, name, holder)
         return other is not None or await self.leases.release(port, name, holder)
 
-    async def _tries_turn(self, port: Port, group: str) -> bool:
+    async def _try_turn(self, port: Port, group: str) -> bool:
         refs = [Ref(group)]
         before = await self.begin(port, refs)
         await self.turn(port, [Turn(group)], "{}")
@@ -804,12 +808,12 @@ def _number(text: str) -> float:
         return 0.0
 
 
-def _ok(answer: Any) -> None:
+def _check_ok(answer: Any) -> None:
     if answer != b"OK":
         raise ValueError("not confirmed")
 
 
-def _whether_set(answer: Any) -> bool:
+def _parse_set(answer: Any) -> bool:
     if answer not in (b"OK", None):
         raise ValueError("not confirmed")
     return answer is not None

@@ -35,7 +35,7 @@ from memo.stores.redis.exchange import ErrorReply, pack
 
 BOUND = 1.0
 """Seconds after which a lost push is noticed: no answer is outdated for longer."""
-BEAT = 0.25
+ECHO_EVERY = 0.25
 """Seconds between two echoes."""
 IDLE = 30.0
 """Seconds without use after which the connection is closed."""
@@ -46,7 +46,7 @@ REFUSED_FOR = 60.0
 GROUPS = 65_536
 """Most groups that are remembered; beyond it all marks are invalidated and the list starts
 again."""
-LONGEST_WORD = 16 << 20
+LONGEST_MESSAGE = 16 << 20
 """Bytes above which a message cannot come from Redis."""
 
 _log = logging.getLogger("memo.stores")
@@ -86,13 +86,13 @@ class Listener:
         self.where = where
         self.now = clock.boot_ns
         self.count = 0
-        self.base = 0
+        self.oldest_valid = 0
         self.until = 0
-        self.wanted = False
+        self.in_use = False
         self.why = "not connected"
-        self.told = False
-        self.heard: dict[str, int] = {}
-        self._ear: Ear | None = None
+        self.refused = False
+        self.changed_at: dict[str, int] = {}
+        self._receiver: Receiver | None = None
         self._lock = threading.Lock()
         fork.renewed_in_child(self)
 
@@ -103,26 +103,26 @@ class Listener:
 
     def mark(self) -> int | None:
         """Return a mark to keep with what is verified from now on; None if it is not listening."""
-        self.wanted = True
+        self.in_use = True
         if self.now() < self.until:
             return self.count
-        if self._ear is None:
+        if self._receiver is None:
             self._start()
         return None
 
-    def still(self, mark: int, groups: Sequence[str]) -> int | None:
+    def renewed_mark(self, mark: int, groups: Sequence[str]) -> int | None:
         """Return a renewed mark if no change of these groups came since, else None."""
         if self.now() >= self.until:
             return None
-        self.wanted = True
+        self.in_use = True
         count = self.count
         if mark == count:
             return mark
-        heard = self.heard
-        if mark < self.base:
+        changed_at = self.changed_at
+        if mark < self.oldest_valid:
             return None
         for group in groups:
-            if heard.get(group, 0) > mark:
+            if changed_at.get(group, 0) > mark:
                 return None
         return count
 
@@ -140,87 +140,87 @@ class Listener:
         """Begin to listen, and wait until it does; False if it cannot, or after `seconds`."""
         ends = time.monotonic() + seconds
         while self.mark() is None:
-            if self.told or time.monotonic() >= ends:
+            if self.refused or time.monotonic() >= ends:
                 return False
             time.sleep(0.002)
         return True
 
     # --- for invalidations -----------------------------------------------------------------------
 
-    def hear(self, groups: Iterable[str]) -> None:
+    def record_changes(self, groups: Iterable[str]) -> None:
         """Record that these groups have changed."""
         with self._lock:
             count = self.count + 1
             for group in groups:
-                self.heard[group] = count
-            if len(self.heard) > GROUPS:
+                self.changed_at[group] = count
+            if len(self.changed_at) > GROUPS:
                 self._renew()
             else:
                 self.count = count
 
-    def begin_anew(self) -> None:
+    def invalidate_marks(self) -> None:
         """Invalidate all marks, since anything may have changed."""
         with self._lock:
             self._renew()
 
     def _renew(self) -> None:
-        self.base = self.count + 1
-        self.heard = {}
-        self.count = self.base
+        self.oldest_valid = self.count + 1
+        self.changed_at = {}
+        self.count = self.oldest_valid
 
-    def confirm(self, ear: Ear, until: int) -> None:
+    def confirm(self, receiver: Receiver, until: int) -> None:
         """Record that all messages sent until `BOUND` before `until` have arrived."""
         with self._lock:
-            if self._ear is ear:
+            if self._receiver is receiver:
                 self.until = until
-                self.told = False
+                self.refused = False
 
-    def lose(self, ear: Ear, why: str, *, ended: bool = False) -> None:
+    def disconnected(self, receiver: Receiver, why: str, *, ended: bool = False) -> None:
         """Record that a receiver has lost its connection."""
         with self._lock:
-            if self._ear is ear:
+            if self._receiver is receiver:
                 self.until = 0
                 self.why = why
-                self._ear = None if ended else ear
+                self._receiver = None if ended else receiver
 
     # --- the thread ------------------------------------------------------------------------------
 
     def _start(self) -> None:
         with self._lock:
-            if self._ear is not None:
+            if self._receiver is not None:
                 return
-            ear = Ear(self)
+            receiver = Receiver(self)
             with contextlib.suppress(RuntimeError):  # the interpreter is shutting down
-                ear.thread.start()
-                self._ear = ear
+                receiver.thread.start()
+                self._receiver = receiver
 
     def wake(self) -> None:
         """Try to connect now, since the server answers again."""
-        ear = self._ear
-        if ear is not None and not self.told:
-            ear.awake.set()
+        receiver = self._receiver
+        if receiver is not None and not self.refused:
+            receiver.awake.set()
 
     def close(self) -> None:
         """Stop listening, until it is used again."""
         with self._lock:
-            ear, self._ear = self._ear, None
+            receiver, self._receiver = self._receiver, None
             self.until = 0
             self.why = "not connected"
-        if ear is not None:
-            ear.close()
-            if ear.thread is not threading.current_thread():
-                ear.thread.join(2 * self.deadline)
+        if receiver is not None:
+            receiver.close()
+            if receiver.thread is not threading.current_thread():
+                receiver.thread.join(2 * self.deadline)
 
     def after_fork(self) -> None:
         self._lock = threading.Lock()
-        ear, self._ear = self._ear, None
+        receiver, self._receiver = self._receiver, None
         self.until = 0
         self._renew()
-        if ear is not None and ear.sock is not None:
-            ear.sock.close()  # otherwise Redis keeps pushing after the parent has ended
+        if receiver is not None and receiver.sock is not None:
+            receiver.sock.close()  # otherwise Redis keeps pushing after the parent has ended
 
 
-class Ear:
+class Receiver:
     """One thread that receives pushes, on one connection after another."""
 
     def __init__(self, listener: Listener) -> None:
@@ -251,16 +251,16 @@ class Ear:
                     continue
                 except Exception as error:
                     pause, why = self._failed(error)
-                listener.lose(self, why)
+                listener.disconnected(self, why)
                 self.awake.wait(pause)
                 self.awake.clear()
         finally:
-            listener.lose(self, why, ended=True)
+            listener.disconnected(self, why, ended=True)
 
     def _is_wanted(self) -> bool:
         now = time.monotonic()
-        if self.listener.wanted:
-            self.listener.wanted = False
+        if self.listener.in_use:
+            self.listener.in_use = False
             self._asked_at = now
         return not self.closing and now - self._asked_at < IDLE
 
@@ -276,9 +276,9 @@ class Ear:
 
     def _refused(self, fault: Fault, reply: str) -> None:
         listener = self.listener
-        if listener.told or self.closing:
+        if listener.refused or self.closing:
             return
-        listener.told = True
+        listener.refused = True
         text = f"{listener.where} {fault.text} ({reply})"
         events.emit(events.Event(events.ERROR, tier=REDIS, reason="tracking", detail=text))
         _log.warning(
@@ -292,9 +292,9 @@ class Ear:
 
     def _connection(self) -> None:
         """Receive on one connection until it can no longer be used."""
-        from memo.stores.redis.connections import alone
+        from memo.stores.redis.connections import dedicated_connection
 
-        connection, sock = alone(self.listener.url, self.listener.options)
+        connection, sock = dedicated_connection(self.listener.url, self.listener.options)
         try:
             self.sock = sock
             if not self.closing:
@@ -310,11 +310,11 @@ class Ear:
         words = (b"TRACKING", b"ON", b"BCAST", b"PREFIX", listener.prefix)
         stream.send(b"CLIENT", *words)
         self._reply(stream, listener.deadline)
-        listener.begin_anew()
+        listener.invalidate_marks()
         while self._is_wanted():
-            self._beat(stream)
+            self._await_echo(stream)
 
-    def _beat(self, stream: _Stream) -> None:
+    def _await_echo(self, stream: _Stream) -> None:
         """Wait for an echo, then receive until it is time for the next."""
         sent = self.listener.now()
         nonce = b"%d" % sent
@@ -323,10 +323,10 @@ class Ear:
             raise ValueError("the echo of something else")
         self.listener.confirm(self, sent + int(BOUND * SECOND))
         self._failures = 0
-        ends = time.monotonic() + BEAT
+        ends = time.monotonic() + ECHO_EVERY
         with contextlib.suppress(TimeoutError):
             while not self.closing and time.monotonic() < ends:
-                self.hear_names(stream.next(ends))
+                self.record_pushed(stream.next(ends))
 
     def _reply(self, stream: _Stream, seconds: float) -> Any:
         """Return the reply to what was sent, after everything that was pushed before it.
@@ -337,12 +337,12 @@ class Ear:
         """
         ends = time.monotonic() + seconds
         while isinstance(message := stream.next(ends), _Push):
-            self.hear_names(message)
+            self.record_pushed(message)
         if isinstance(message, _RefusedError):
             raise message
         return message
 
-    def hear_names(self, message: Any) -> None:
+    def record_pushed(self, message: Any) -> None:
         """Record the changes in a push message.
 
         One without names means that anything may have changed.
@@ -352,11 +352,11 @@ class Ear:
         if message[0] != b"invalidate":
             return
         if message[1] is None:
-            self.listener.begin_anew()
+            self.listener.invalidate_marks()
             return
         prefix = self.listener.prefix
         names = [name[len(prefix) : -1] for name in message[1] if name.startswith(prefix)]
-        self.listener.hear(name.decode("utf-8", "surrogateescape") for name in names)
+        self.listener.record_changes(name.decode("utf-8", "surrogateescape") for name in names)
 
 
 # --- parsing what Redis sends --------------------------------------------------------------------
@@ -400,7 +400,7 @@ class _Stream:
             return message
 
     def _receive(self, ends: float) -> None:
-        if len(self._data) > LONGEST_WORD:
+        if len(self._data) > LONGEST_MESSAGE:
             raise ValueError("a message that does not end")
         self._sock.settimeout(max(0.001, ends - time.monotonic()))
         more = self._sock.recv(1 << 16)

@@ -36,7 +36,7 @@ from memo.stores.redis import exchange
 from memo.stores.redis.breaker import CLOSED, GARBLED
 from memo.stores.redis.client import Client
 from memo.stores.redis.coalescing import COUNT, Batch, Failure
-from memo.stores.redis.connections import CONNECTIONS, KEPT, Loop
+from memo.stores.redis.connections import CONNECTIONS, REUSE_FOR, LoopConnections
 from memo.stores.redis.exchange import pack, packed
 from memo.stores.redis.lookups import Group
 from memo.stores.redis.redis_tier import Redis
@@ -429,7 +429,7 @@ def test_a_new_login_reaches_connections_in_use(redis_server: RedisServer) -> No
     look()
     before = redis_server.commands()["auth"]
     tokens.told(Token("default", "second"))
-    assert wait_for(lambda: look() or redis_server.commands()["auth"] > before, 3 * KEPT)
+    assert wait_for(lambda: look() or redis_server.commands()["auth"] > before, 3 * REUSE_FOR)
     tier.close()
 
 
@@ -518,7 +518,7 @@ def test_a_connection_closed_while_it_is_handed_over_is_told(proxy: Proxy, reset
     client = Client(proxy.url, PATIENT)
 
     async def work() -> None:
-        loop = Loop(parse(proxy.url), {}, client, lambda: None)
+        loop = LoopConnections(parse(proxy.url), {}, client, lambda: None)
         connection = await loop.nodes.pool.get_connection()
         proxy.cut_all(reset=reset)
         with pytest.raises(redis.ConnectionError):
@@ -675,7 +675,7 @@ def test_a_batch_sends_each_command_once() -> None:
                 batch.add(commands, asked[-1][0])
             sent = list(batch.commands)
             assert sorted(sent) == sorted({one for _, some in asked for _, one in some})
-            assert batch.hand_out(sent, lambda error: Failure(TierError("")))
+            assert batch.distribute(sent, lambda error: Failure(TierError("")))
             assert all(future.result() == list(packed(commands)) for future, commands in asked)
 
     asyncio.run(work())

@@ -66,7 +66,7 @@ def unheard(tracking: RedisServer) -> Iterator[None]:
     """The connection of the listener is there, and no push of Redis arrives on it."""
     with Proxy(tracking.port) as proxy:
         proxy.without = b"invalidate"
-        ear().url = proxy.url
+        listener_in_use().url = proxy.url
         yield
         assembly.reset()
 
@@ -78,7 +78,7 @@ def until(holds: Callable[[], Any]) -> Any:
     return found[-1]
 
 
-def ear() -> Listener:
+def listener_in_use() -> Listener:
     """The listener of the default chain."""
     found = assembly.default_chain().authorities.listener
     assert isinstance(found, Listener)
@@ -208,8 +208,8 @@ def test_no_hit_on_the_disk_alone_is_quick(tracking: RedisServer) -> None:
 def test_what_is_not_quick_asks_nobody_either(tracking: RedisServer, function: Any) -> None:
     """A hit in memory that has to look at a source, or copy buffers, asks Redis nothing."""
     function("EU")
-    ears = ear()
-    until(lambda: function("EU") is not None and ears.mark() is not None)
+    listener = listener_in_use()
+    until(lambda: function("EU") is not None and listener.mark() is not None)
     function("EU")
     with commands(tracking) as asked, recording() as seen:
         function("EU")
@@ -308,7 +308,7 @@ def test_this_host_is_heard_where_hits_are_not_quick(
     with another_process(tracking.url, cache_home) as invalidate:
         for round_ in range(1, 6):
             function("EU")
-            until(lambda: ear().mark() is not None)
+            until(lambda: listener_in_use().mark() is not None)
             function("EU")
             with commands(tracking) as asked:
                 function("EU")
@@ -365,20 +365,20 @@ def test_word_between_question_and_answer_is_not_lost(
 ) -> None:
     """A change after Redis has answered, and before that is remembered, is noticed."""
     before = proven(load, "EU")
-    ears = ear()
+    listener = listener_in_use()
     states_by = Authorities.states_by
 
     async def overtaken(self: Any, port: Any, refs: Any) -> Any:
         answer = await states_by(self, port, refs)
         if not overtaken.done:  # type: ignore[attr-defined]
             overtaken.done = True  # type: ignore[attr-defined]
-            count = ears.count
+            count = listener.count
             elsewhere(tracking.url, load)
-            until(lambda: ears.count > count)
+            until(lambda: listener.count > count)
         return answer
 
     overtaken.done = False  # type: ignore[attr-defined]
-    ears.begin_anew()
+    listener.invalidate_marks()
     monkeypatch.setattr(Authorities, "states_by", overtaken)
     assert load("EU") == before  # it began before the invalidation
     assert overtaken.done  # type: ignore[attr-defined]
@@ -400,13 +400,13 @@ def test_what_only_this_host_knows_is_not_vouched_for(redis_server: RedisServer)
     """While Redis is listened to and cannot be asked, no entry becomes quick."""
     with Proxy(redis_server.port) as proxy:
         configure(redis_url=proxy.url, coherence="tracking")
-        ear().url = redis_server.url
+        listener_in_use().url = redis_server.url
         before = proven(load, "EU")
-        ears, count = ear(), ear().count
+        listener, count = listener_in_use(), listener_in_use().count
         proxy.mode = "refuse"
         proxy.cut_all()
         elsewhere(redis_server.url, load)
-        until(lambda: ears.count > count)
+        until(lambda: listener.count > count)
         for _ in range(3):
             assert load("EU") == before  # known to this host, as with "strict"
             assert not is_quick(load, "EU")
@@ -449,15 +449,15 @@ def test_a_lost_group_is_heard(tracking: RedisServer) -> None:
 def test_the_connection_is_made_anew(tracking: RedisServer, way: str) -> None:
     """When Redis or the connection was gone, each entry is asked about once before it is quick."""
     before = proven(load, "EU")
-    ears = ear()
-    base = ears.base
+    listener = listener_in_use()
+    base = listener.oldest_valid
     if way == "cut":
         tracking.client().execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
     else:
         tracking.kill()
-        until(lambda: not ears.listening)
+        until(lambda: not listener.listening)
         tracking.restart(empty=way == "empty")
-    until(lambda: ears.base > base and ears.listening)
+    until(lambda: listener.oldest_valid > base and listener.listening)
     assert not is_quick(load, "EU")
     after = proven(load, "EU")
     assert after == before
@@ -478,7 +478,7 @@ class HalfDead(Proxy):
 def half_dead(as_promised: RedisServer) -> Iterator[HalfDead]:
     """The way of the listener alone leads through it; the bound is the one that is promised."""
     with HalfDead(as_promised.port) as proxy:
-        ear().url = proxy.url
+        listener_in_use().url = proxy.url
         yield proxy
         assembly.reset()
 
@@ -499,9 +499,9 @@ def test_a_silent_connection_is_noticed_within_the_bound(
         oldest = max(oldest, begun - returned)
         assert begun < ends
     assert oldest < BOUND
-    assert not ear().listening
+    assert not listener_in_use().listening
     half_dead.deaf = False
-    until(lambda: ear().listening)
+    until(lambda: listener_in_use().listening)
     proven(load, "EU")
 
 
@@ -509,12 +509,12 @@ def test_a_frozen_redis_is_noticed_within_the_bound(as_promised: RedisServer) ->
     """A Redis that hangs is not believed for longer than `BOUND`; when it is back, it is again."""
     configure(deadline=0.25)
     proven(load, "EU")
-    ears = ear()
+    listener = listener_in_use()
     as_promised.freeze()
     frozen = time.monotonic()
-    limit = ears.now() + int((BOUND + 0.001) * 1e9)
-    until(lambda: not ears.listening)
-    assert ears.until <= limit
+    limit = listener.now() + int((BOUND + 0.001) * 1e9)
+    until(lambda: not listener.listening)
+    assert listener.until <= limit
     assert not is_quick(load, "EU")
     assert time.monotonic() - frozen < PATIENCE
     as_promised.thaw()
@@ -525,7 +525,7 @@ def test_an_outage_is_what_it_is_without(tracking: RedisServer) -> None:
     """While Redis is away, hits and invalidations of this host go on as with `"strict"`."""
     before = proven(load, "EU")
     tracking.stop()
-    until(lambda: not ear().listening)
+    until(lambda: not listener_in_use().listening)
     assert load("EU") == before
     assert not load.invalidate("EU").complete
     anew = load("EU")
@@ -551,17 +551,17 @@ def test_without_permission_each_hit_asks(
         configure(redis_url=f"redis://deaf:pw@127.0.0.1:{tracking.port}/0")
         monkeypatch.setattr(tracking_module, "REFUSED_FOR", 0.01)
         with recording() as seen:
-            until(lambda: load("EU") and ear().told)
+            until(lambda: load("EU") and listener_in_use().refused)
             client = tracking.client()
             taken = client.info("stats")["total_connections_received"]
             until(lambda: client.info("stats")["total_connections_received"] > taken + 5)
-        ears = ear()
-        told = [e for e in seen if e.kind == ERROR and e.reason == "tracking"]
-        assert [event.tier for event in told] == ["redis"]
-        assert "NOPERM" in told[0].detail
-        assert "pw" not in told[0].detail
+        listener = listener_in_use()
+        refused = [e for e in seen if e.kind == ERROR and e.reason == "tracking"]
+        assert [event.tier for event in refused] == ["redis"]
+        assert "NOPERM" in refused[0].detail
+        assert "pw" not in refused[0].detail
         assert not is_quick(load, "EU")
-        assert "strict" in ears.state
+        assert "strict" in listener.state
         facts = blocking(assembly.default_chain().health)["redis"]
         assert facts["tracking"].startswith("strict (forbids")
         warned = [one for one in doctor.examine() if one.level == doctor.WARN]
@@ -601,21 +601,21 @@ def test_a_user_with_a_password_listens(tracking: RedisServer) -> None:
 def test_what_is_no_redis_is_never_listened_to(answer: bytes) -> None:
     """With any program at the other end, nothing is vouched for and nothing raises."""
     with Scripted(answer) as server:
-        ears = Listener(server.url, b"memo:2:g:{", 1.0, "nowhere")
-        assert ears.mark() is None
-        until(lambda: server.accepted > 1 or ears.told)
-        assert ears.mark() is None
-        assert ears.still(ears.count, ["n"]) is None
-        ears.close()
+        listener = Listener(server.url, b"memo:2:g:{", 1.0, "nowhere")
+        assert listener.mark() is None
+        until(lambda: server.accepted > 1 or listener.refused)
+        assert listener.mark() is None
+        assert listener.renewed_mark(listener.count, ["n"]) is None
+        listener.close()
 
 
 def test_nobody_there() -> None:
     """If nothing listens at the port, it tries again, later and later, until it is closed."""
-    ears = Listener(f"redis://127.0.0.1:{free_port()}/0", b"memo:2:g:{", 1.0, "nowhere")
-    assert ears.mark() is None
-    until(lambda: "refuses" in ears.state)
-    assert not ears.wait(0.05)
-    ears.close()
+    listener = Listener(f"redis://127.0.0.1:{free_port()}/0", b"memo:2:g:{", 1.0, "nowhere")
+    assert listener.mark() is None
+    until(lambda: "refuses" in listener.state)
+    assert not listener.wait(0.05)
+    listener.close()
 
 
 # --- threads and processes -----------------------------------------------------------------------
@@ -640,7 +640,7 @@ def test_the_thread_ends_when_nobody_wants_it(ahead: Ahead) -> None:
     """A process that asks nothing for a while keeps no connection; it comes back when wanted."""
     before = proven(load, "EU")
     until(lambda: ahead.advance(2 * tracking_module.IDLE) or not threads())
-    assert not ear().listening
+    assert not listener_in_use().listening
     assert proven(load, "EU") == before
 
 
@@ -678,7 +678,7 @@ def proven():
     return load("EU")
 
 first = proven()
-inherited = assembly.default_chain().authorities.listener._ear.sock.fileno()
+inherited = assembly.default_chain().authorities.listener._receiver.sock.fileno()
 child = os.fork()
 if not child:
     code = 1
@@ -752,51 +752,51 @@ def test_health_says_so(tracking: RedisServer) -> None:
 
 def heard(clock: ManualClock) -> Listener:
     """A listener without a thread, that listens for a second of its clock."""
-    ears = Listener("redis://nowhere", b"memo:2:g:{", 1.0, "nowhere", clock)
-    ears.until = clock.boot_ns() + int(BOUND * 1e9)
-    return ears
+    listener = Listener("redis://nowhere", b"memo:2:g:{", 1.0, "nowhere", clock)
+    listener.until = clock.boot_ns() + int(BOUND * 1e9)
+    return listener
 
 
 def test_marks_hold_until_something_is_heard() -> None:
     """A mark holds for the groups of which nothing was heard, and is renewed for them."""
-    ears = heard(ManualClock())
-    mark = ears.mark()
+    listener = heard(ManualClock())
+    mark = listener.mark()
     assert mark is not None
-    assert ears.still(mark, ["f:a"]) == mark
-    ears.hear(["f:b", "n"])
-    later = ears.still(mark, ["f:a"])
+    assert listener.renewed_mark(mark, ["f:a"]) == mark
+    listener.record_changes(["f:b", "n"])
+    later = listener.renewed_mark(mark, ["f:a"])
     assert later is not None
     assert later > mark
-    assert ears.still(mark, ["f:a", "f:b"]) is None
-    assert ears.still(later, ["f:b"]) == later
-    ears.begin_anew()
-    assert ears.still(later, ["f:a"]) is None
-    assert ears.mark() is not None
+    assert listener.renewed_mark(mark, ["f:a", "f:b"]) is None
+    assert listener.renewed_mark(later, ["f:b"]) == later
+    listener.invalidate_marks()
+    assert listener.renewed_mark(later, ["f:a"]) is None
+    assert listener.mark() is not None
 
 
 def test_marks_do_not_outlive_the_bound() -> None:
     """Without another echo, no mark is given or holds after `BOUND` seconds."""
     clock = ManualClock()
-    ears = heard(clock)
-    mark = ears.mark()
+    listener = heard(clock)
+    mark = listener.mark()
     assert mark is not None
     clock.advance(BOUND * 0.99)
-    assert ears.still(mark, []) == mark
+    assert listener.renewed_mark(mark, []) == mark
     clock.advance(BOUND * 0.01)
-    assert ears.still(mark, []) is None
-    assert ears.state.startswith("strict")
+    assert listener.renewed_mark(mark, []) is None
+    assert listener.state.startswith("strict")
 
 
 def test_groups_are_bounded() -> None:
     """Past `GROUPS` groups it forgets them, and with them all earlier marks."""
-    ears = heard(ManualClock())
-    mark = ears.mark()
+    listener = heard(ManualClock())
+    mark = listener.mark()
     assert mark is not None
-    ears.hear([f"g{number}" for number in range(tracking_module.GROUPS)])
-    assert ears.still(mark, ["x"]) is not None
-    ears.hear(["d"])
-    assert ears.still(mark, ["x"]) is None
-    assert len(ears.heard) <= tracking_module.GROUPS
+    listener.record_changes([f"g{number}" for number in range(tracking_module.GROUPS)])
+    assert listener.renewed_mark(mark, ["x"]) is not None
+    listener.record_changes(["d"])
+    assert listener.renewed_mark(mark, ["x"]) is None
+    assert len(listener.changed_at) <= tracking_module.GROUPS
 
 
 @pytest.mark.parametrize(
