@@ -20,8 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from memo.inspection.live_view import Model
-from memo.metrics.rendering import asset
+from memo.inspection.live_view import Model, page_file
 
 HOST = "127.0.0.1"
 TOKEN_HEADER = "X-Memo-Token"  # noqa: S105 - the name of the header
@@ -91,7 +90,7 @@ class LivePage:
         if name not in FILES:
             return _plain_response("Not found.", 404)
         refusal = self.refusal(request, needs_token=False)
-        return refusal or Response(asset(name), 200, HEADERS, FILES[name])
+        return refusal or Response(page_file(name), 200, HEADERS, FILES[name])
 
     def state(self, request: Request) -> Response:
         """Return the state that the page draws."""

@@ -1,12 +1,13 @@
 """The live view as data: what its page shows, and what its buttons do.
 
-`memo.dashboard()` and `memo ui` draw the same state with the same page (`jupyter/static/view.js`).
+`memo.dashboard()` and `memo ui` draw the same state with the same page (`static/view.js`).
 It consists of counters, headers of entries and facts about tiers; no value is loaded.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -311,6 +312,14 @@ def _refresh(header: Header) -> str:
     port: Port = native() if function.is_async else BLOCKING
     port.spawn(work, f"memo-live-view-{function.function_id}")
     return f"Refreshing {_called(header)} in the background."
+
+
+@functools.cache
+def page_file(name: str) -> str:
+    """Return the text of a file of the page: `view.js`, `view.css` or `page.js`."""
+    from importlib import resources
+
+    return resources.files("memo.inspection").joinpath("static", name).read_text("utf-8")
 
 
 def static_mimebundle(model: Model) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The dashboard: the live view as a widget in a notebook.
 
 While the widget is visible the kernel sends its state once a second, also while a cell runs; the
-page sends back button presses. The page's code is in `jupyter/static`. In a notebook that runs
+page sends back button presses. The page's code is in `inspection/static`. In a notebook that runs
 unattended, the same facts are shown as HTML and SVG without a script.
 """
 
@@ -12,7 +12,6 @@ from typing import Any
 from memo.errors import MissingExtraError, public
 from memo.inspection import live_view
 from memo.inspection.live_view import Model
-from memo.metrics import rendering
 from memo.runtime.blocking import DISPLAYS
 from memo.runtime.port import Handle, Port
 
@@ -52,8 +51,8 @@ def _widget_class() -> Any:
     class Dashboard(anywidget.AnyWidget):
         """The widget."""
 
-        _esm = rendering.asset("view.js")
-        _css = rendering.asset("view.css")
+        _esm = live_view.page_file("view.js")
+        _css = live_view.page_file("view.css")
         state = traitlets.Dict().tag(sync=True)
 
         def __init__(self) -> None:

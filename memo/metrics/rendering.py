@@ -266,7 +266,7 @@ def table_html(table: Table) -> str:
     body = "".join(_row_html(row, table.texts) for row in table.rows)
     foot = f"<tfoot>{_row_html(table.total, table.texts)}</tfoot>" if table.total else ""
     script = (
-        f"<script>({asset('sort.js').strip()})({name!r})</script>" if len(table.rows) > 1 else ""
+        f"<script>({_static('sort.js').strip()})({name!r})</script>" if len(table.rows) > 1 else ""
     )
     parts = f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody>{foot}"
     return f'<div class="memo-wide"><table id="{name}">{parts}</table></div>{script}'
@@ -296,16 +296,16 @@ def _cell_html(cell: Cell) -> str:
 
 
 @functools.cache
-def asset(name: str) -> str:
-    """Return a file of the pages that memo shows, from `jupyter/static`."""
+def _static(name: str) -> str:
+    """Return the text of a file in `static`."""
     from importlib import resources
 
-    return resources.files("memo").joinpath("jupyter", "static", name).read_text("utf-8")
+    return resources.files("memo.metrics").joinpath("static", name).read_text("utf-8")
 
 
 def boxed(content: str) -> str:
     """Wrap HTML in memo's own style."""
-    return f'<style>{asset("tables.css")}</style><div class="memo">{content}</div>'
+    return f'<style>{_static("tables.css")}</style><div class="memo">{content}</div>'
 
 
 def page(title: str, content: str) -> str:

