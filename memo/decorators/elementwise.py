@@ -17,7 +17,7 @@ from memo.decorators.cached_function import (
 from memo.decorators.helpers import helper, passes_on
 from memo.engine.call import Function, Raised, is_resource_failure
 from memo.engine.sequences import elements
-from memo.engine.sequences.elements import Batch, Each, Place
+from memo.engine.sequences.elements import Batch, Each, ElementCall
 from memo.errors import NotCachedError, OptionError, at_the_call, cut_to_user_frames
 from memo.keys.bindings import ABSENT
 from memo.keys.call_keys import Call
@@ -59,7 +59,7 @@ class _Elementwise(CachedFunction[P, R]):
 
         def ask(port: Any, function: Function, _: Call, args: tuple[Any, ...], kwargs: Any) -> Any:
             """Answer a call for one element, given in place of the collection."""
-            args, kwargs = each.put(args, kwargs, [each.taken(args, kwargs)])
+            args, kwargs = each.with_value(args, kwargs, [each.value_in(args, kwargs)])
             return elements.answer(port, function, each, args, kwargs)
 
         self._function.answer = ask
@@ -84,8 +84,8 @@ class _Elementwise(CachedFunction[P, R]):
         if mode.kind is None:
             return await elements.answer_batch(port, made)
         if mode.kind == modes.ONLY and made.items:
-            result = await elements.only(port, made)
-            if type(result) is Place:
+            result = await elements.read_stored(port, made)
+            if type(result) is ElementCall:
                 job = result.job
                 raise NotCachedError(await self._explained(port, function, job.args, job.kwargs))
             return result
@@ -107,13 +107,13 @@ class _Elementwise(CachedFunction[P, R]):
         Raises:
             OptionError: there are several.
         """
-        value = self._each.taken(args, kwargs)
+        value = self._each.value_in(args, kwargs)
         if self._each.is_collection(value):
-            items = self._each.opened(value).items
+            items = self._each.split(value).items
             if len(items) != 1:
                 fix = "must be a single element: each has a key and an address of its own."
                 raise OptionError(self._each.name, value, fix)
-            args, kwargs = self._each.put(args, kwargs, items[0])
+            args, kwargs = self._each.with_value(args, kwargs, items[0])
         return self._function.keyer.call(args, kwargs)
 
     @helper()
@@ -131,12 +131,12 @@ class _Elementwise(CachedFunction[P, R]):
     def _turns(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], own: Any) -> list[Turn]:
         """Return the turns that invalidate the entries of one element, or of a collection's."""
         before = int(self._function.keyer.method)  # `self` is not part of the arguments here
-        value = self._each.found(args, kwargs, before)
+        value = self._each.find_value(args, kwargs, before)
         if value is ABSENT or not self._each.is_collection(value):
             return super()._turns(args, kwargs, own)
         turns: list[Turn] = []
-        for item in self._each.opened(value).items:
-            turns += super()._turns(*self._each.put(args, kwargs, item, before), own)
+        for item in self._each.split(value).items:
+            turns += super()._turns(*self._each.with_value(args, kwargs, item, before), own)
         return turns
 
     async def _refresh(self, port: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -160,10 +160,10 @@ class _Elementwise(CachedFunction[P, R]):
     ) -> engine.Explanation:
         function = self._aged()
         made = await self._made(port, function, args, kwargs)
-        if not made.places:
+        if not made.calls:
             fix = "has no elements, so nothing is looked up: the function itself answers."
-            raise OptionError(self._each.name, self._each.taken(args, kwargs), fix)
-        first, *others = [place.job for place in made.places.values()]
+            raise OptionError(self._each.name, self._each.value_in(args, kwargs), fix)
+        first, *others = [element.job for element in made.calls.values()]
         found, asked = await self._explained(port, function, first.args, first.kwargs), first
         for job in others if found.hit else ():
             one = await self._explained(port, function, job.args, job.kwargs)

@@ -42,7 +42,13 @@ from memo.engine.coordination.flights import (
     FlightResult,
     refuse_reentry,
 )
-from memo.engine.coordination.leases import LOOK_AGAIN, Hold, hold, patience, until_over
+from memo.engine.coordination.leases import (
+    LOOK_AGAIN,
+    Lease,
+    acquire_lease,
+    patience,
+    wait_until_over,
+)
 from memo.engine.loading import BIG, load, look_and_load
 from memo.engine.refreshing import pause_after_failure, refresh_in_background, revalidate
 from memo.engine.used_calls import (
@@ -351,7 +357,7 @@ async def _wait(
             if old is not None:
                 FLIGHTS.keep_running(flight)
                 return old
-        await until_over(port, flight, waiter, None if leads else LOOK_AGAIN)
+        await wait_until_over(port, flight, waiter, None if leads else LOOK_AGAIN)
     finally:
         FLIGHTS.remove_waiter(flight, waiter)
     return None
@@ -434,7 +440,7 @@ async def _compute_as_leader(
 ) -> FlightResult | None:
     """Compute and return the result; None if another process has stored a result meanwhile."""
     function = job.function
-    held = await hold(
+    held = await acquire_lease(
         *(port, job.chain, job.name, function.policy, flight),
         expected=function.last_duration,
         question=partial(lookup_with_lease, port, job),
@@ -462,14 +468,14 @@ async def lookup_with_lease(port: Port, job: Job) -> Asked | None:
         return await job.chain.question(port, job.function.id, job.call.text, job.call.refs)
 
 
-async def stored_by_another(port: Port, job: Job, held: Hold, before: Answer) -> bool:
+async def stored_by_another(port: Port, job: Job, held: Lease, before: Answer) -> bool:
     """True if another process stored a fresh result before this one got the lease.
 
     Args:
         before: the result of the look-up before; if its entry was unusable, only a later one
             counts.
     """
-    if held.mine and held.waited >= WAITED_AT_LEAST:
+    if held.acquired and held.waited >= WAITED_AT_LEAST:
         emit(job, events.WAITED, seconds=held.waited)
     chain, function, call = job.chain, job.function, job.call
     with patience(function.policy):

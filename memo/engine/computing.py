@@ -81,7 +81,7 @@ async def compute(
         return FlightResult(error=error)
     if alone and not before.same:
         return FlightResult(cache_failed=True)
-    never_hits.notice(job)
+    never_hits.check_looks(job)
     ran = await run_once(port, job, flight, alone=alone)
     if ran.outcome.error is not None:
         result = await failed_result(port, job, before, ran)

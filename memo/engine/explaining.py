@@ -60,7 +60,7 @@ _FAULTS = {
     CLOCK: "it comes from the future: the clock here, or on the host that wrote it, is wrong",
     UNREACHABLE: "no tier that knows what is valid can be reached",
 }
-_UNTRUE = (INVALIDATED, GENERATION_LOST, FILE_CHANGED, DEPENDENCY_CHANGED, SOURCE_UNREACHABLE)
+_INVALID = (INVALIDATED, GENERATION_LOST, FILE_CHANGED, DEPENDENCY_CHANGED, SOURCE_UNREACHABLE)
 LOOKED_AT = 2000
 """Most entries of a function among which the nearest is searched."""
 
@@ -175,19 +175,19 @@ async def explain(
     own = next((header for header in stored if header.key == call.text), None)
     facts: Sequence[str] = ()
     diff: Sequence[str] = ()
-    if reason in _UNTRUE and own:
-        facts = await _untrue(port, chain, own)
+    if reason in _INVALID and own:
+        facts = await _invalid(port, chain, own)
         if found.verdict.renewable:
             facts += await _doubts(port, chain, own)
     elif reason == EXPIRED and own:
-        facts = await _untrue(port, chain, own) or _expired(function, chain, own)
+        facts = await _invalid(port, chain, own) or _expired(function, chain, own)
     elif reason in _FAULTS:
         facts = [_FAULTS[reason]]
     elif reason == ABSENT and own and _is_past(function, chain, own):  # tiers hide expired entries
         reason, facts = EXPIRED, _expired(function, chain, own)
     elif reason == ABSENT:
-        asked = _Asked(call, code, function.keyer.identity.parts(owner))
-        reason, facts, diff = _absent(chain, manifests, asked, stored)
+        asked = _Request(call, code, function.keyer.identity.parts(owner))
+        reason, facts, diff = _not_cached(chain, manifests, asked, stored)
     return Explanation(call.shown, False, reason, tuple(facts), tuple(diff), untracked)
 
 
@@ -273,7 +273,7 @@ def _header(chain: Chain, name: str, record: bytes) -> Header | None:
         return None
 
 
-async def _untrue(port: Port, chain: Chain, header: Header) -> list[str]:
+async def _invalid(port: Port, chain: Chain, header: Header) -> list[str]:
     facts = []
     generations = [s for s in header.stamps if isinstance(s, Generation)]
     try:
@@ -420,7 +420,7 @@ def _built(chain: Chain, header: Header) -> list[str]:
     return [f"built on {path}, {when}"]
 
 
-class _Asked(NamedTuple):
+class _Request(NamedTuple):
     """A call without an entry, its code version and the parts of that."""
 
     call: Call
@@ -428,8 +428,8 @@ class _Asked(NamedTuple):
     parts: Mapping[str, str]
 
 
-def _absent(
-    chain: Chain, manifests: Manifests, asked: _Asked, stored: list[Header]
+def _not_cached(
+    chain: Chain, manifests: Manifests, asked: _Request, stored: list[Header]
 ) -> tuple[str, list[str], list[str]]:
     call, code, _ = asked
     if chain.latest_answers.has(call.text):
@@ -493,7 +493,7 @@ def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tupl
     ]
 
 
-def _code(manifests: Manifests, asked: _Asked, header: Header) -> tuple[list[str], list[str]]:
+def _code(manifests: Manifests, asked: _Request, header: Header) -> tuple[list[str], list[str]]:
     before = manifests.load(header.code)
     if before is None:
         return ["the code changed; its earlier source is not known on this host"], []

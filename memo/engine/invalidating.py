@@ -28,13 +28,13 @@ from memo.validity.check import age, broken, texts
 from memo.validity.results import unfolded
 from memo.validity.stamps import Turn, concerns
 
-BOUND = 0.05
+COUNT_SECONDS = 0.05
 """Seconds that counting matches may take, from the first match on."""
-ALWAYS = 100
-"""Entries that are examined regardless of time: opening the index alone may take `BOUND`."""
-SEEN = 500
+COUNT_AT_LEAST = 100
+"""Entries that are examined regardless of time: opening the index may take `COUNT_SECONDS`."""
+KEPT_ADDRESSES = 500
 """Addresses of other entries that are kept, to suggest the one that was probably intended."""
-FIRST = 5
+SHOWN_HEADERS = 5
 """Entries whose headers are kept for display."""
 HERE: Final = "on this host"
 
@@ -112,7 +112,7 @@ class Invalidation(NamedTuple):
         if self.place != HERE:
             found = f"at least {found}" if self.matched else f"no entry {HERE}"
             return f"{found}; {self.shared} could not be searched whole"
-        return f"at least {found}, counting was stopped after {BOUND * 1000:.0f} ms"
+        return f"at least {found}, counting was stopped after {COUNT_SECONDS * 1000:.0f} ms"
 
     def __repr__(self) -> str:
 
@@ -165,13 +165,13 @@ async def invalidate(
     """
     every = tuple(chains)
     wanted = tuple(turns)
-    found = await port.offload(matching, every, wanted) if count else Matches(partial=True)
+    found = await port.offload(matches_on_host, every, wanted) if count else Matches(partial=True)
     far = [chain.authorities.shared for chain in every]
     shared = " and ".join(dict.fromkeys(title(tier.name) for tier in far if tier is not None))
     uncounted = bool(wanted and shared) and not (found.number or found.partial)
     place = HERE
     if sure and uncounted:
-        afar = await matching_afar(port, every, wanted)
+        afar = await matches_in_shared(port, every, wanted)
         found = afar._replace(others=found.others, groups=found.groups)
         uncounted, place = False, f"in {shared} and not {HERE}"
     if soft:
@@ -201,12 +201,12 @@ async def _turn(
                 tiers[tier] = how
     FLIGHTS.detach(turns)
     for function in {_function_of(turn): None for turn in turns} or ("",):
-        about = _about(turns)
+        about = _described(turns)
         events.emit(events.Event(events.INVALIDATED, function, reason=reason, detail=about))
     return tiers
 
 
-def _about(turns: Iterable[Turn]) -> str:
+def _described(turns: Iterable[Turn]) -> str:
     """Describe an invalidation by groups and argument names, without any argument's value."""
     return ", ".join(
         f"{turn.group} by {stamps.shape(turn.arguments)}" if turn.arguments else turn.group
@@ -222,9 +222,9 @@ def _function_of(turn: Turn) -> str:
 # --- counting matches -----------------------------------------------------------------------------
 
 
-async def matching_afar(port: Port, chains: Iterable[Chain], turns: Sequence[Turn]) -> Matches:
+async def matches_in_shared(port: Port, chains: Iterable[Chain], turns: Sequence[Turn]) -> Matches:
     """Return the valid entries of shared tiers that some invalidations would drop."""
-    until = time.monotonic() + BOUND
+    until = time.monotonic() + COUNT_SECONDS
     found: dict[str, Header] = {}
     partial = False
     for chain in chains:
@@ -243,16 +243,18 @@ async def matching_afar(port: Port, chains: Iterable[Chain], turns: Sequence[Tur
         for name, record in listed:
             with suppress(EntryError):
                 header = chain.header_of(name, record)
-                if concerns(turns, own_refs(header)) and await _is_valid_afar(port, chain, header):
+                if concerns(turns, own_refs(header)) and await _is_valid_in_shared(
+                    port, chain, header
+                ):
                     found[header.key] = header
-    return Matches(len(found), partial, tuple(found.values())[:FIRST])
+    return Matches(len(found), partial, tuple(found.values())[:SHOWN_HEADERS])
 
 
-def matching(chains: Sequence[Chain], turns: Sequence[Turn]) -> Matches:
+def matches_on_host(chains: Sequence[Chain], turns: Sequence[Turn]) -> Matches:
     """The valid entries of this host that some invalidations would drop; not for an event loop."""
     if not turns:
         return Matches()
-    until = time.monotonic() + BOUND
+    until = time.monotonic() + COUNT_SECONDS
     found: dict[str, Header] = {}
     others: dict[str, None] = {}
     groups: dict[str, None] = {}
@@ -263,12 +265,12 @@ def matching(chains: Sequence[Chain], turns: Sequence[Turn]) -> Matches:
             if header is None:
                 partial = True
             elif not concerns(turns, own := own_refs(header)):
-                if len(others) < SEEN:
+                if len(others) < KEPT_ADDRESSES:
                     others.setdefault(header.address)
                     groups.update(dict.fromkeys(ref.group for ref in own))
             elif header.key not in found and is_valid(chain, header):
                 found[header.key] = header
-    first = tuple(found.values())[:FIRST]
+    first = tuple(found.values())[:SHOWN_HEADERS]
     return Matches(len(found), partial, first, tuple(others), tuple(groups))
 
 
@@ -286,7 +288,7 @@ def _headers(chain: Chain, prefix: str, until: float) -> list[Header | None]:
     for tier in chain.listing:
         try:
             for listed in tier.entries(prefix):
-                if len(seen) >= ALWAYS and time.monotonic() > until:
+                if len(seen) >= COUNT_AT_LEAST and time.monotonic() > until:
                     return [*found, None]
                 if listed.name not in seen:
                     seen.add(listed.name)
@@ -324,11 +326,11 @@ def own_refs(header: Header) -> list[Ref]:
 def is_valid(chain: Chain, header: Header) -> bool:
     """True if an entry has not expired and its own generations hold as far as this host knows."""
     host = chain.host
-    if _is_over(chain, header):
+    if _has_expired(chain, header):
         return False
     if host is None:
         return True
-    own = _own(header)
+    own = _own_generations(header)
     try:
         now = host.generations.read([stamp.ref for stamp in own])
     except TierError:
@@ -336,11 +338,11 @@ def is_valid(chain: Chain, header: Header) -> bool:
     return not broken([stamp.state.text for stamp in own], texts(now))
 
 
-async def _is_valid_afar(port: Port, chain: Chain, header: Header) -> bool:
+async def _is_valid_in_shared(port: Port, chain: Chain, header: Header) -> bool:
     """True if an entry has not expired and its own generations hold in the shared tier."""
-    if _is_over(chain, header):
+    if _has_expired(chain, header):
         return False
-    own = _own(header)
+    own = _own_generations(header)
     try:
         now = await chain.authorities.states(port, [stamp.ref for stamp in own])
     except TierError:
@@ -348,14 +350,14 @@ async def _is_valid_afar(port: Port, chain: Chain, header: Header) -> bool:
     return not broken([stamp.state.text for stamp in own], texts(now))
 
 
-def _is_over(chain: Chain, header: Header) -> bool:
+def _has_expired(chain: Chain, header: Header) -> bool:
     """True if an entry is too old to answer."""
     old = age(header.times, chain.clock)
     _, _, _, _, ttl, grace, _ = header.times
     return old is None or (ttl >= 0 and old >= ttl + grace)
 
 
-def _own(header: Header) -> list[Generation]:
+def _own_generations(header: Header) -> list[Generation]:
     absolute: Sequence[Stamp] = header.stamps
     if absolute and type(absolute[-1]) is Result:
         absolute, _ = unfolded(absolute)  # a result is asked for before it is dropped

@@ -32,13 +32,13 @@ _SHORTENED: Final = r"\.\.\.|…| at 0x[0-9a-fA-F]+"
 """Signs that a `repr` leaves something out."""
 
 
-def notice(job: Job) -> None:
+def check_looks(job: Job) -> None:
     """Record a call that is computed; warn at the fifth one that looks the same."""
     function = job.function
     if function.looks is None:
         return
     try:
-        look, names = _look(job)
+        look, names = _visible_call(job)
     except Exception:  # a value's `repr` may raise anything
         return
     if not names:
@@ -52,23 +52,23 @@ def notice(job: Job) -> None:
         function.looks.clear()
 
 
-def _look(job: Job) -> tuple[str, list[str]]:
+def _visible_call(job: Job) -> tuple[str, list[str]]:
     """Return a call as text, and the arguments whose keys may differ though they look the same."""
     parts: list[str] = [job.call.code]
     names: list[str] = []
     for name, value, encoding in job.call.encoded():
-        seen = _seen(value, DEEP)
+        seen = _visible_parts(value, DEEP)
         parts.append(f"{name} {encoding.hex() if seen is None else seen}")
         if seen is not None:
-            names.append(f"`{name}` ({canonical.type_name(type(value))}{_hidden(value)})")
+            names.append(f"`{name}` ({canonical.type_name(type(value))}{_private_parts(value)})")
     return "\n".join(parts), names
 
 
-def _seen(value: Any, deep: int) -> str | None:
+def _visible_parts(value: Any, deep: int) -> str | None:
     """Return the user-visible parts of a value's key; None if all of it is visible."""
     kind = type(value)
     if own := _own_cells(value):
-        return _seen_function(value, own)
+        return _visible_function(value, own)
     if kind in atoms.PLAIN or kind in canonical.BUILTIN:
         return None
     from memo.keys.encoding import python_types  # most calls do not need it
@@ -85,7 +85,7 @@ def _seen(value: Any, deep: int) -> str | None:
         )
     shown = [canonical.type_name(kind)]
     for name in sorted(name for name in attributes if not name.startswith("_")):
-        part = _seen(attributes[name], deep - 1)
+        part = _visible_parts(attributes[name], deep - 1)
         if part is None:
             part = canonical.encoding(attributes[name], name).hex()
         shown.append(f"{name}={part}")
@@ -99,14 +99,14 @@ def _own_cells(value: Any) -> frozenset[str]:
     return changed_names(value) & frozenset(value.__code__.co_freevars)
 
 
-def _seen_function(value: Any, own: frozenset[str]) -> str:
+def _visible_function(value: Any, own: frozenset[str]) -> str:
     captured = zip(value.__code__.co_freevars, value.__closure__, strict=True)
     kept = {name: cell.cell_contents for name, cell in captured if name not in own}
     facts = canonical.encoding((kept, value.__defaults__, value.__kwdefaults__))
     return f"{qualified_name(value)} {canonical.code_of(value)} {facts.hex()}"
 
 
-def _hidden(value: Any) -> str:
+def _private_parts(value: Any) -> str:
     """Describe an object's private attributes, or the variables that a function changes itself."""
     if own := _own_cells(value):
         return f" that changes its {', '.join(sorted(own)[:SHOWN])}"

@@ -24,7 +24,7 @@ from memo.engine.coordination.flights import (
     inside,
     on_path,
 )
-from memo.engine.coordination.leases import hold, let_go
+from memo.engine.coordination.leases import acquire_lease, free_lost_lease
 from memo.engine.loading import load
 from memo.engine.used_calls import CURRENT, UsedCalls
 from memo.errors import EntryError, MemoError, TierError
@@ -218,7 +218,7 @@ def refresh_in_background(port: Port, job: Job) -> None:
             lambda: FLIGHTS.abandon(flight),
         )
     elif FLIGHTS.abandon_if_lost(flight):
-        port.spawn(lambda port: let_go(port, flight), "memo-let-go")
+        port.spawn(lambda port: free_lost_lease(port, flight), "memo-let-go")
 
 
 async def _refresh(port: Port, job: Job, flight: Flight) -> None:
@@ -228,14 +228,14 @@ async def _refresh(port: Port, job: Job, flight: Flight) -> None:
     kind, reason = events.REFRESH_FAILED, "dropped"
     try:
         function = job.function
-        held = await hold(
+        held = await acquire_lease(
             *(port, job.chain, job.name, function.policy, flight),
             refresh=True,
             expected=function.last_duration,
         )
         assert held is not None
         try:
-            if held.mine and not await _done_elsewhere(port, job):
+            if held.acquired and not await _done_elsewhere(port, job):
                 result = await _revalidated(port, job, flight)
                 if result is None:
                     result = await compute(port, job, flight, alone=True)

@@ -520,7 +520,7 @@ def test_a_fault_of_memo_itself_loses_no_result(
         return [x]
 
     f = style.cached(load)
-    monkeypatch.setattr(memo.engine.answering, "hold", broken)
+    monkeypatch.setattr(memo.engine.answering, "acquire_lease", broken)
     with recording() as seen:
         assert style.together([lambda: f(7)] * 4) == [[7]] * 4
     assert {e.reason for e in seen if e.kind == events.ERROR} == {"engine"}

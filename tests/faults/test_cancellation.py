@@ -89,7 +89,7 @@ def use_lock(request: pytest.FixtureRequest) -> Iterator[bool]:
 async def free(gate: Gate, home: Path) -> None:
     """The lease is free within 100 ms, with nothing left behind."""
     await gone(lambda: FLIGHTS.joinable())
-    await gone(lambda: leases.HELD)
+    await gone(lambda: leases.HELD_LEASES)
     await gone(lambda: lock_files(home))
 
 
@@ -256,7 +256,7 @@ def test_leader_in_a_loop_that_was_closed(gate: Gate, cache_home: Path) -> None:
 
     asyncio.run(asyncio.wait_for(quick(), 5))
     assert time.monotonic() - now < 2.0
-    assert not leases.HELD
+    assert not leases.HELD_LEASES
     assert not lock_files(cache_home)
     native.TASKS.clear()
     del task

@@ -96,11 +96,11 @@ def flights() -> None:
 def joining() -> None:
     """A consumer reads from a run of a generator that was invalidated."""
 
-    async def is_overtaken(self: streams.Live, port: Any) -> bool:
+    async def is_overtaken(self: streams.StreamRun, port: Any) -> bool:
         return False
 
     detaching()
-    streams.Live.is_overtaken = is_overtaken  # type: ignore[method-assign]
+    streams.StreamRun.is_overtaken = is_overtaken  # type: ignore[method-assign]
 
 
 def digests() -> None:

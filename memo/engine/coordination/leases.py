@@ -41,10 +41,10 @@ LOOK_AGAIN = 0.5
 POLL = (0.002, 0.02)
 """Polling interval of a host lock in seconds: it starts at the first value and doubles up to the
 second while the holder stays the same."""
-LASTING = 2.0
+PATIENCE = 2.0
 """Seconds for which a lease holder waits for a locked cache file (others wait 0.25 s): if it gives
 up, every waiting process has to recompute."""
-_PAST_ITS_END = 0.01
+_AFTER_EXPIRY = 0.01
 """Seconds after the expiry of a lease at which a waiting process checks it again."""
 WAIT = 1.0
 """Longest single wait for the cluster lease in seconds; after that its holder is checked."""
@@ -86,59 +86,61 @@ Question = Callable[[], Coroutine[Any, Any, Asked | None]]
 """Makes a question, not sent yet; None: it cannot be asked that way."""
 
 
-class Hold:
+class Lease:
     """Outcome of asking for a lease.
 
     Attributes:
-        mine: whether this process holds it now.
+        acquired: whether this process holds it now.
         waited: seconds that it took to get it.
         asked: the answer to the question that was asked with it, from after it was taken; None: it
             was not asked.
     """
 
     __slots__ = (
+        "_announced",
         "_expected",
         "_leases",
         "_lock",
         "_look_at",
         "_name",
         "_ticker",
-        "_told",
+        "acquired",
         "asked",
         "flight",
-        "me",
-        "mine",
+        "holder",
+        "text",
         "waited",
-        "who",
     )
 
-    def __init__(self, name: str, me: str, flight: Flight, expected: float | None = None) -> None:
+    def __init__(
+        self, name: str, holder: str, flight: Flight, expected: float | None = None
+    ) -> None:
         self._name = name
         self.flight = flight
         self._lock: Lock | None = None
         self._leases: Leases | None = None
         self._ticker: Handle | None = None
-        self._told: str | None = None
+        self._announced: str | None = None
         self._look_at = 0.0
         self._expected = expected
         self.asked: Asked | None = None
-        self.me = self.who = me
-        self.mine = False
+        self.holder = self.text = holder
+        self.acquired = False
         self.waited = 0.0
 
     def sign(self) -> str:
         """The text of a lease that is taken now; it is ours under this one."""
         expected = "" if self._expected is None else f"{self._expected:.3f}"
-        self.who = f"{self.me}/{time.time():.3f}/{expected}"
-        return self.who
+        self.text = f"{self.holder}/{time.time():.3f}/{expected}"
+        return self.text
 
-    def wait_begins(self, holder: str) -> None:
+    def emit_waiting(self, holder: str) -> None:
         """Emit the start of a wait with its holder; again when the holder changes."""
-        if self._told is None or (holder and holder != self._told):
-            self._told = holder
-            self._tell(events.WAITING, holder)
+        if self._announced is None or (holder and holder != self._announced):
+            self._announced = holder
+            self._emit(events.WAITING, holder)
 
-    def curious(self) -> bool:
+    def is_check_due(self) -> bool:
         """True if it is time to look at the holder."""
         now = time.monotonic()
         due = now >= self._look_at
@@ -146,21 +148,21 @@ class Hold:
             self._look_at = now + WAIT
         return due
 
-    def wait_ended(self) -> None:
+    def emit_wait_ended(self) -> None:
         """Emit the end of the wait, if there was one."""
-        if self._told is not None:
-            self._told = None
-            self._tell(events.WAIT_ENDED)
+        if self._announced is not None:
+            self._announced = None
+            self._emit(events.WAIT_ENDED)
 
-    def _tell(self, kind: str, holder: str = "") -> None:
+    def _emit(self, kind: str, holder: str = "") -> None:
         function = self._name.partition("{")[2].rpartition("}")[0]
         events.emit(events.Event(kind, function, _key(self._name), detail=holder))
 
-    def take(self, port: Port, lock: Lock | None, leases: Leases | None) -> Hold:
+    def keep(self, port: Port, lock: Lock | None, leases: Leases | None) -> Lease:
         """It is ours: renew it until it is released."""
-        self.mine = True
+        self.acquired = True
         self._lock, self._leases = lock, leases
-        HELD.add(self)
+        HELD_LEASES.add(self)
         if leases is not None or port.native:
             self._ticker = port.every(LEASE / 3, self._renew)
         return self
@@ -172,7 +174,7 @@ class Hold:
         if self._leases is None:
             return
         try:
-            kept = await self._leases.renew(port, self._name, self.who)
+            kept = await self._leases.renew(port, self._name, self.text)
         except TierError:
             return  # the next renewal may get through in time
         if not kept:
@@ -187,7 +189,7 @@ class Hold:
         """
         if after is not None and after.then(self.release):
             return
-        HELD.discard(self)
+        HELD_LEASES.discard(self)
         ticker, self._ticker = self._ticker, None
         lock, self._lock = self._lock, None
         leases, self._leases = self._leases, None
@@ -195,7 +197,7 @@ class Hold:
             ticker.cancel()
         try:
             if leases is not None:
-                await leases.release(port, self._name, self.who)
+                await leases.release(port, self._name, self.text)
         except TierError as error:
             events.emit(events.Event(events.ERROR, reason="lease", detail=str(error)))
         finally:
@@ -203,20 +205,20 @@ class Hold:
                 lock.release()
 
 
-HELD: set[Hold] = set()
+HELD_LEASES: set[Lease] = set()
 """The leases that this process holds; released at interpreter exit."""
 
 
 async def _release_all(port: Port) -> None:
-    for held in tuple(HELD):
+    for held in tuple(HELD_LEASES):
         await held.release(port)
 
 
 at_exit(_release_all)
-fork.in_child(HELD.clear)
+fork.in_child(HELD_LEASES.clear)
 
 
-async def hold(
+async def acquire_lease(
     port: Port,
     chain: Chain,
     name: str,
@@ -226,7 +228,7 @@ async def hold(
     refresh: bool = False,
     expected: float | None = None,
     question: Question | None = None,
-) -> Hold | None:
+) -> Lease | None:
     """The lease of a key; None when none is wanted.
 
     With `refresh` it is only tried, never waited for.  Otherwise it is waited for at most
@@ -241,34 +243,38 @@ async def hold(
     begun = time.monotonic()
     limit = 0.0 if refresh else policy.lock_timeout
     end = None if limit is None else begun + limit
-    held = Hold(name, _me(chain), flight, expected)
+    held = Lease(name, _holder_name(chain), flight, expected)
     lock = _host_lock(chain, name)
     leases = chain.leases
     try:
-        if lock is not None and not await _host(port, lock, held, end, first=leases is not None):
+        if lock is not None and not await _take_host_lock(
+            port, lock, held, end, first=leases is not None
+        ):
             return _gave_up(held, lock, begun, refresh)
-        if leases is not None and not await _cluster(port, leases, name, held, end, question):
+        if leases is not None and not await _take_cluster_lease(
+            port, leases, name, held, end, question
+        ):
             if lock is not None:
                 lock.release()
             return _gave_up(held, None, begun, refresh)
         if leases is not None and lock is not None:
-            lock.label(held.who)
+            lock.label(held.text)
     except BaseException:
         if lock is not None:
             lock.release()
         raise
     finally:
-        held.wait_ended()
+        held.emit_wait_ended()
     held.waited = time.monotonic() - begun
-    return held.take(port, lock, leases)
+    return held.keep(port, lock, leases)
 
 
 def patience(policy: Policy) -> AbstractContextManager[None]:
     """Let operations in this block wait for a lock of SQLite while a lease is held."""
-    return patient(LASTING) if policy.use_lock else nullcontext()
+    return patient(PATIENCE) if policy.use_lock else nullcontext()
 
 
-async def until_over(
+async def wait_until_over(
     port: Port, flight: Flight, waiter: Waiter, every: float | None = LOOK_AGAIN
 ) -> None:
     """Wait until a flight is over; the lease of one that can never finish is freed.
@@ -278,17 +284,17 @@ async def until_over(
     """
     while not await port.wait(waiter, every):
         if FLIGHTS.abandon_if_lost(flight):
-            await let_go(port, flight)
+            await free_lost_lease(port, flight)
 
 
-async def let_go(port: Port, flight: Flight) -> None:
+async def free_lost_lease(port: Port, flight: Flight) -> None:
     """Free the lease of a flight that can never finish."""
-    for held in tuple(HELD):
+    for held in tuple(HELD_LEASES):
         if held.flight is flight:
             await held.release(port)
 
 
-def _gave_up(held: Hold, lock: Lock | None, begun: float, refresh: bool) -> Hold:
+def _gave_up(held: Lease, lock: Lock | None, begun: float, refresh: bool) -> Lease:
     held.waited = time.monotonic() - begun
     if not refresh:
         holder = lock.holder() if lock is not None else ""
@@ -311,13 +317,15 @@ def _host_lock(chain: Chain, name: str) -> Lock | None:
         return None
 
 
-async def _host(port: Port, lock: Lock, held: Hold, end: float | None, *, first: bool) -> bool:
+async def _take_host_lock(
+    port: Port, lock: Lock, held: Lease, end: float | None, *, first: bool
+) -> bool:
     """Take the host lock; with `first` the cluster lease follows, and no computation runs yet."""
     shortest, longest = POLL
     pause, known = shortest, ""
     while True:
         try:
-            if lock.try_acquire(held.me if first else held.sign()):
+            if lock.try_acquire(held.holder if first else held.sign()):
                 return True
         except TierError as error:  # compute without a lock rather than block on a fault
             events.emit(events.Event(events.ERROR, reason="lock", detail=str(error)))
@@ -327,17 +335,17 @@ async def _host(port: Port, lock: Lock, held: Hold, end: float | None, *, first:
         holder = lock.holder()
         if holder != known:  # another holder: the one before may have stored the result
             pause, known = shortest, holder
-        if held.curious():
-            held.wait_begins(holder)
+        if held.is_check_due():
+            held.emit_waiting(holder)
         await port.sleep(pause)
         pause = min(longest, pause * 2)
 
 
-async def _cluster(
+async def _take_cluster_lease(
     port: Port,
     leases: Leases,
     name: str,
-    held: Hold,
+    held: Lease,
     end: float | None,
     question: Question | None,
 ) -> bool:
@@ -357,15 +365,15 @@ async def _cluster(
             left = WAIT if end is None else min(WAIT, end - time.monotonic())
             if left <= 0:
                 return False
-            left = min(left, rest + _PAST_ITS_END)  # a holder that dies wakes no waiter
-            held.wait_begins(other)
+            left = min(left, rest + _AFTER_EXPIRY)  # a holder that dies wakes no waiter
+            held.emit_waiting(other)
             await leases.wait(port, name, left)
     except TierError as error:
         events.emit(events.Event(events.ERROR, reason="lease", detail=str(error)))
         return True
 
 
-def _me(chain: Chain) -> str:
+def _holder_name(chain: Chain) -> str:
     """Name of this holder, for `_host_of` too: host id, host name, process, a random token."""
     host = ""
     if chain.host is not None:

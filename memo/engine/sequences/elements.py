@@ -54,7 +54,7 @@ from memo.engine.computing import (
     warn_not_stored,
 )
 from memo.engine.coordination.flights import FLIGHTS, Flight, FlightResult
-from memo.engine.coordination.leases import Hold, hold, until_over
+from memo.engine.coordination.leases import Lease, acquire_lease, wait_until_over
 from memo.engine.loading import look_and_load
 from memo.engine.refreshing import revalidate
 from memo.engine.replay import Wrapped
@@ -105,40 +105,40 @@ class Each:
             )
         keyer.check_names("each", [name])
 
-    def taken(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def value_in(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Return the parameter's value in a call with valid arguments."""
-        value = self.found(args, kwargs)
+        value = self.find_value(args, kwargs)
         return self._keyer.plan.defaults[self.name] if value is ABSENT else value
 
-    def found(self, args: Sequence[Any], kwargs: Mapping[str, Any], own: int = 0) -> Any:
+    def find_value(self, args: Sequence[Any], kwargs: Mapping[str, Any], own: int = 0) -> Any:
         """Return the parameter's value in some arguments, or `ABSENT`.
 
         Args:
             own: number of leading positional arguments that are left out, such as `self`.
         """
-        place = self._place()
-        if place is not None and place - own < len(args):
-            return args[place - own]
+        position = self._position()
+        if position is not None and position - own < len(args):
+            return args[position - own]
         return kwargs.get(self.name, ABSENT)
 
-    def put(
+    def with_value(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Any, own: int = 0
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments with another value for the parameter."""
-        place = self._place()
-        if place is not None and place - own < len(args):
-            at = place - own
+        position = self._position()
+        if position is not None and position - own < len(args):
+            at = position - own
             return (*args[:at], value, *args[at + 1 :]), dict(kwargs)
         return args, {**kwargs, self.name: value}
 
-    def _place(self) -> int | None:
+    def _position(self) -> int | None:
         """Return the parameter's position, counting `self`; None if it is keyword-only."""
         positional = self._keyer.plan.positional
         if self.name not in positional:
             return None
         return positional.index(self.name) + self._keyer.method
 
-    def opened(self, value: Any) -> Collection:
+    def split(self, value: Any) -> Collection:
         """Return the items of a collection.
 
         Raises:
@@ -166,7 +166,7 @@ class Each:
     def is_collection(self, value: Any) -> bool:
         """True if a value is a collection of elements rather than one element."""
         with suppress(OptionError):
-            self.opened(value)
+            self.split(value)
             return True
         return False
 
@@ -201,11 +201,11 @@ class Part(Wrapped):
 LIST, TUPLE, DICT, TABLE = "list", "tuple", "dict", "table"
 
 
-class UnfitError(Exception):
+class UnsplittableError(Exception):
     """The result of a function cannot be split by element, or cannot be assembled again."""
 
 
-def divided(answer: Any, elements: Sequence[Any], name: str) -> list[Part]:
+def split_result(answer: Any, elements: Sequence[Any], name: str) -> list[Part]:
     """Split the result of a function into one part for each element.
 
     Args:
@@ -216,7 +216,7 @@ def divided(answer: Any, elements: Sequence[Any], name: str) -> list[Part]:
     """
     if isinstance(answer, (list, tuple)):
         if len(answer) != len(elements):
-            raise UnfitError(f"has {len(answer)} results for {len(elements)} elements")
+            raise UnsplittableError(f"has {len(answer)} results for {len(elements)} elements")
         kind = TUPLE if isinstance(answer, tuple) else LIST
         return [Part(kind, value) for value in answer]
     try:
@@ -233,8 +233,8 @@ def divided(answer: Any, elements: Sequence[Any], name: str) -> list[Part]:
             _refuse_others(at, elements, name)
             return [Part(TABLE, answer.iloc[at.get(one, [])], one in at) for one in elements]
     except TypeError as error:
-        raise UnfitError(f"cannot be divided by element: {error}") from None
-    raise UnfitError("cannot be divided by element")
+        raise UnsplittableError(f"cannot be divided by element: {error}") from None
+    raise UnsplittableError("cannot be divided by element")
 
 
 def _refuse_others(labels: Iterable[Any], elements: Sequence[Any], name: str) -> None:
@@ -242,10 +242,10 @@ def _refuse_others(labels: Iterable[Any], elements: Sequence[Any], name: str) ->
     known = set(elements)
     other = next((label for label in labels if label not in known), ABSENT)
     if other is not ABSENT:
-        raise UnfitError(f"has the key {shown(other)}, which is no element of `{name}`")
+        raise UnsplittableError(f"has the key {shown(other)}, which is no element of `{name}`")
 
 
-def assembled(items: Sequence[Any], parts: Sequence[Part]) -> Any:
+def join_parts(items: Sequence[Any], parts: Sequence[Part]) -> Any:
     """Assemble an answer in the order of the items; in a list, a repeated item is repeated.
 
     Raises:
@@ -261,7 +261,7 @@ def assembled(items: Sequence[Any], parts: Sequence[Part]) -> Any:
         return {item: part.value for item, part in pairs if part.there}
     if kinds == {TABLE}:
         return _one_table(list({id(part): part.value for part in parts}.values()))
-    raise UnfitError(f"was a {' and a '.join(sorted(kinds))} for different elements")
+    raise UnsplittableError(f"was a {' and a '.join(sorted(kinds))} for different elements")
 
 
 def _one_table(tables: list[Any]) -> Any:
@@ -270,14 +270,14 @@ def _one_table(tables: list[Any]) -> Any:
     if len(filled) <= 1:
         return filled[0] if filled else tables[0]
     if len({type(table) for table in filled}) > 1:
-        raise UnfitError("was a DataFrame and a Series for different elements")
+        raise UnsplittableError("was a DataFrame and a Series for different elements")
     return sys.modules["pandas"].concat(filled)
 
 
 # --- one call over a collection -------------------------------------------------------------------
 
 
-class Place:
+class ElementCall:
     """One element of a call in progress.
 
     Attributes:
@@ -313,7 +313,7 @@ class Batch:
         function: the function of the call; its `run` takes the whole collection.
         items: the elements in the caller's order.
         keys: the keys of the items, in the same order.
-        places: by key, in the order of their first positions.
+        elements_by_key: by key, in the order of their first positions.
         parts: the results known so far, by key.
         keep: store what is computed.
         whole: a result over the whole collection that cannot be split; `NOTHING` if there is none.
@@ -326,10 +326,10 @@ class Batch:
         self.each = each
         self.args = args
         self.kwargs = kwargs
-        self.collection = each.opened(each.taken(args, kwargs))
+        self.collection = each.split(each.value_in(args, kwargs))
         self.items = self.collection.items
         self.keys: list[str] = []
-        self.places: dict[str, Place] = {}
+        self.calls: dict[str, ElementCall] = {}
         self.parts: dict[str, Part] = {}
         self.keep = True
         self.whole: Any = NOTHING
@@ -338,43 +338,45 @@ class Batch:
         """Make the key of each element."""
         chain = self.function.chain()
         for at, item in enumerate(self.items):
-            args, kwargs = self.each.put(self.args, self.kwargs, item)
+            args, kwargs = self.each.with_value(self.args, self.kwargs, item)
             call = self.function.keyer.call(args, kwargs)
             self.keys.append(call.text)
-            if call.text not in self.places:
-                self.places[call.text] = Place(at, Job(self.function, chain, call, args, kwargs))
+            if call.text not in self.calls:
+                self.calls[call.text] = ElementCall(
+                    at, Job(self.function, chain, call, args, kwargs)
+                )
 
-    def run_for(self, places: Sequence[Place]) -> Job:
-        """Return the call of the function over the elements at some places."""
-        chosen = self.collection.chosen([place.at for place in places])
-        args, kwargs = self.each.put(self.args, self.kwargs, chosen)
-        first = places[0].job
+    def run_for(self, elements: Sequence[ElementCall]) -> Job:
+        """Return the call of the function over some elements."""
+        chosen = self.collection.chosen([element.at for element in elements])
+        args, kwargs = self.each.with_value(self.args, self.kwargs, chosen)
+        first = elements[0].job
         return Job(first.function, first.chain, first.call, args, kwargs)
 
-    def alone(self, place: Place) -> Job:
+    def alone(self, element: ElementCall) -> Job:
         """A job that computes one element by itself, for a refresh in the background."""
         function = copy.copy(self.function)
-        run, chosen = function.run, self.run_for([place])
-        element, name = self.items[place.at], self.each.name
+        run, chosen = function.run, self.run_for([element])
+        item, name = self.items[element.at], self.each.name
 
         def one(*_: Any, **__: Any) -> Any:
             answer = run(*chosen.args, **chosen.kwargs)
             if inspect.isawaitable(answer):
-                return _later(answer, element, name)
-            return divided(answer, [element], name)[0]
+                return _later(answer, item, name)
+            return split_result(answer, [item], name)[0]
 
         function.run = one
-        job = place.job
+        job = element.job
         return Job(function, job.chain, job.call, job.args, job.kwargs)
 
-    def elements(self, places: Iterable[Place]) -> list[Any]:
-        return [self.items[place.at] for place in places]
+    def items_of(self, elements: Iterable[ElementCall]) -> list[Any]:
+        return [self.items[element.at] for element in elements]
 
     def answer(self) -> Any:
         """Return the answer; all parts must be known."""
-        return assembled(self.items, [self.parts[key] for key in self.keys])
+        return join_parts(self.items, [self.parts[key] for key in self.keys])
 
-    def warn(self, answer: Any, fault: UnfitError) -> None:
+    def warn(self, answer: Any, fault: UnsplittableError) -> None:
         """Warn that results of this kind cannot be cached by element."""
         fix = (
             f"return a list or tuple aligned with `{self.each.name}`, or a dict, DataFrame or "
@@ -384,7 +386,7 @@ class Batch:
 
 
 async def _later(answer: Any, element: Any, name: str) -> Part:
-    return divided(await answer, [element], name)[0]
+    return split_result(await answer, [element], name)[0]
 
 
 async def batch(
@@ -394,7 +396,7 @@ async def batch(
     function.keyer.check_call(args, kwargs)
     await read_live(port, function)
     made = await _keyed(port, Batch(function, each, args, kwargs))
-    if made.places and await adopt_findings(port, next(iter(made.places.values())).job):
+    if made.calls and await adopt_findings(port, next(iter(made.calls.values())).job):
         made = await _keyed(port, Batch(function, each, args, kwargs))
     return made
 
@@ -422,43 +424,43 @@ async def answer_batch(port: Port, made: Batch) -> Any:
 
 async def _answer(port: Port, made: Batch) -> Any:
     if not made.items:
-        return await _plainly(port, made)
+        return await _compute_whole(port, made)
     begun = time.perf_counter()
-    pending = await _at_hand(port, made)
+    pending = await _answered_at_once(port, made)
     while pending:
         pending = await _looked_up(port, made, pending, begun)
         led, joined, again = _joined(pending)
         try:
-            ended = await _fly_and_wait(port, made, led, joined)
+            ended = await _lead_and_wait(port, made, led, joined)
         finally:
-            _part(*led, *joined)
-        mine = {place.text for place in led}
-        for place, result in ended:
-            value = await _value_of(port, place, result, place.text in mine, begun)
+            _forget_waits(*led, *joined)
+        mine = {element.text for element in led}
+        for element, result in ended:
+            value = await _value_of(port, element, result, element.text in mine, begun)
             if value is NOTHING:
-                return await _plainly(port, made)
+                return await _compute_whole(port, made)
             if type(value) is Raised:
                 return value
             if value is LOOK_UP_AGAIN:
-                again.append(place)
+                again.append(element)
             else:
-                made.parts[place.text] = value
+                made.parts[element.text] = value
         pending = again
     try:
         return made.answer()
-    except UnfitError as fault:
+    except UnsplittableError as fault:
         made.warn(next(iter(made.parts.values())).value, fault)
-        return await _plainly(port, made)
+        return await _compute_whole(port, made)
 
 
-def _part(*places: Place) -> None:
-    """The call waits for the flights of some places no more."""
-    for place in places:
-        FLIGHTS.forget_wait(place.flight)
+def _forget_waits(*elements: ElementCall) -> None:
+    """Record that the computation around this call no longer waits for some elements."""
+    for element in elements:
+        FLIGHTS.forget_wait(element.flight)
 
 
 async def _value_of(
-    port: Port, place: Place, result: FlightResult | None, leads: bool, begun: float
+    port: Port, element: ElementCall, result: FlightResult | None, leads: bool, begun: float
 ) -> Any:
     """Turn a result into a part, `Raised`, `LOOK_UP_AGAIN`, or `NOTHING` if the cache failed."""
     if result is None:
@@ -467,10 +469,10 @@ async def _value_of(
         return NOTHING
     if not leads and result.error is None and result.encoded is None and result.valid:
         return LOOK_UP_AGAIN if result.entry is not None else NOTHING
-    return await answer_from_flight(port, place.job, result, leads, begun)
+    return await answer_from_flight(port, element.job, result, leads, begun)
 
 
-async def _plainly(port: Port, made: Batch) -> Any:
+async def _compute_whole(port: Port, made: Batch) -> Any:
     """Return the plain result of the function if it cannot be cached by element."""
     if made.whole is not NOTHING:
         record_stamps(None)
@@ -485,83 +487,85 @@ async def _plainly(port: Port, made: Batch) -> Any:
 # --- looking up -----------------------------------------------------------------------------------
 
 
-async def _at_hand(port: Port, made: Batch) -> list[Place]:
-    """Answer elements in few round trips and without a coroutine each; return the other places."""
+async def _answered_at_once(port: Port, made: Batch) -> list[ElementCall]:
+    """Answer elements in few round trips, without a coroutine each; return the other elements."""
     function, left = made.function, []
     chain = function.chain()
     await chain.get_ready(port)
     with together():
-        for place in made.places.values():
-            place.since = FLIGHTS.ended
+        for element in made.calls.values():
+            element.since = FLIGHTS.ended
             begun = time.perf_counter()
-            value = at_hand(lambda: port, function, place.job.call, begun)
+            value = at_hand(lambda: port, function, element.job.call, begun)
             if type(value) is Part:
-                made.parts[place.text] = value
+                made.parts[element.text] = value
                 continue
             asked = value if type(value) is Asked else None
-            place.asked = asked or chain.ask(port, function.id, place.text)
-            left.append((place, asked, begun))
+            element.asked = asked or chain.ask(port, function.id, element.text)
+            left.append((element, asked, begun))
     pending = []
-    for place, at_once, begun in left:
-        if (asked := place.asked) is not None:
+    for element, at_once, begun in left:
+        if (asked := element.asked) is not None:
             asked.lookup.answer = await port.settle(asked.lookup.answer)
         if at_once is not None:
-            value = settled(function, place.job.call, at_once, begun)
+            value = settled(function, element.job.call, at_once, begun)
             if type(value) is Part:
-                made.parts[place.text] = value
+                made.parts[element.text] = value
                 continue
-        if asked is not None and (asked.chain is not place.job.chain or asked.entry is not None):
-            place.asked = None
-        pending.append(place)
+        if asked is not None and (asked.chain is not element.job.chain or asked.entry is not None):
+            element.asked = None
+        pending.append(element)
     return pending
 
 
 async def _looked_up(
-    port: Port, made: Batch, pending: Sequence[Place], begun: float
-) -> list[Place]:
-    """Look places up; return those that have to be computed."""
+    port: Port, made: Batch, pending: Sequence[ElementCall], begun: float
+) -> list[ElementCall]:
+    """Look elements up; return those that have to be computed."""
     left = []
-    for place in pending:
-        asked, place.asked = place.asked, None
+    for element in pending:
+        asked, element.asked = element.asked, None
         if asked is None:
-            place.since = FLIGHTS.ended
-        again = partial(made.alone, place)
+            element.since = FLIGHTS.ended
+        again = partial(made.alone, element)
         found, value = await look_up(
-            *(port, place.job, begun, asked), shared=place.missed, refreshing=again
+            *(port, element.job, begun, asked), shared=element.missed, refreshing=again
         )
         if value is not NOTHING:
-            made.parts[place.text] = cast("Part", value)
+            made.parts[element.text] = cast("Part", value)
             continue
-        place.found = found
-        if not place.missed:
-            place.missed = True
-            emit(place.job, events.MISS, reason=found.verdict.reason)
-        left.append(place)
+        element.found = found
+        if not element.missed:
+            element.missed = True
+            emit(element.job, events.MISS, reason=found.verdict.reason)
+        left.append(element)
     return left
 
 
-def _joined(pending: Sequence[Place]) -> tuple[list[Place], list[Place], list[Place]]:
-    """Join the flights of places; return those led here, those to wait for, those to look up again.
+def _joined(
+    pending: Sequence[ElementCall],
+) -> tuple[list[ElementCall], list[ElementCall], list[ElementCall]]:
+    """Join the flights of elements; return those led, those to wait for, those to look up again.
 
     Raises:
         ReentryError: the computation of one of them runs around this call.
     """
-    led: list[Place] = []
-    joined: list[Place] = []
-    again: list[Place] = []
+    led: list[ElementCall] = []
+    joined: list[ElementCall] = []
+    again: list[ElementCall] = []
     try:
-        for place in pending:
-            refs = place.job.call.refs
-            flight, leads = FLIGHTS.join_since(place.job.name, refs, place.since)
+        for element in pending:
+            refs = element.job.call.refs
+            flight, leads = FLIGHTS.join_since(element.job.name, refs, element.since)
             if flight is None:
-                again.append(place)
+                again.append(element)
                 continue
-            place.flight = flight
-            (led if leads else joined).append(place)
+            element.flight = flight
+            (led if leads else joined).append(element)
     except BaseException:
-        for place in led:
-            FLIGHTS.abandon(place.flight)
-        _part(*led, *joined)
+        for element in led:
+            FLIGHTS.abandon(element.flight)
+        _forget_waits(*led, *joined)
         raise
     return led, joined, again
 
@@ -589,36 +593,36 @@ class _Shared:
         return self.handle is not None and self.handle.dead()
 
 
-async def _fly_and_wait(
-    port: Port, made: Batch, led: list[Place], joined: list[Place]
-) -> list[tuple[Place, FlightResult | None]]:
-    """Compute what is led here, then wait for the rest; return each place with its result."""
+async def _lead_and_wait(
+    port: Port, made: Batch, led: list[ElementCall], joined: list[ElementCall]
+) -> list[tuple[ElementCall, FlightResult | None]]:
+    """Compute what is led here, then wait for the rest; return each element with its result."""
     boarded: list[tuple[Flight, Waiter]] = []
     try:
         if led and port.native:
-            boarded = _board(port, led)
+            boarded = _add_waiters(port, led)
             _spawn(port, made, led)
         elif led:
-            await _fly(port, made, led)
-        boarded += _board(port, joined)
+            await _lead(port, made, led)
+        boarded += _add_waiters(port, joined)
         for flight, waiter in boarded:
-            await until_over(port, flight, waiter)
+            await wait_until_over(port, flight, waiter)
     finally:
         for flight, waiter in boarded:
             FLIGHTS.remove_waiter(flight, waiter)
-        for place in led:
-            if place.flight.handle is None:
-                FLIGHTS.abandon(place.flight)
-    return [(place, place.flight.result) for place in (*led, *joined)]
+        for element in led:
+            if element.flight.handle is None:
+                FLIGHTS.abandon(element.flight)
+    return [(element, element.flight.result) for element in (*led, *joined)]
 
 
-def _board(port: Port, places: Sequence[Place]) -> list[tuple[Flight, Waiter]]:
-    return [(place.flight, FLIGHTS.add_waiter(place.flight, port)) for place in places]
+def _add_waiters(port: Port, elements: Sequence[ElementCall]) -> list[tuple[Flight, Waiter]]:
+    return [(element.flight, FLIGHTS.add_waiter(element.flight, port)) for element in elements]
 
 
-def _spawn(port: Port, made: Batch, led: list[Place]) -> None:
+def _spawn(port: Port, made: Batch, led: list[ElementCall]) -> None:
     """Compute in a task of its own, which runs as long as a caller waits for an element."""
-    flights = [place.flight for place in led]
+    flights = [element.flight for element in led]
     wanted = {flight.name for flight in flights}
     shares = [_Shared(flight.name, wanted) for flight in flights]
     for flight, share in zip(flights, shares, strict=True):
@@ -628,7 +632,7 @@ def _spawn(port: Port, made: Batch, led: list[Place]) -> None:
         for flight in flights:
             FLIGHTS.abandon(flight)
 
-    handle = port.spawn(lambda port: _fly(port, made, led), f"memo-{made.function.id}", ended)
+    handle = port.spawn(lambda port: _lead(port, made, led), f"memo-{made.function.id}", ended)
     for share in shares:
         share.handle = handle
 
@@ -636,199 +640,213 @@ def _spawn(port: Port, made: Batch, led: list[Place]) -> None:
 # --- computing ------------------------------------------------------------------------------------
 
 
-async def _fly(port: Port, made: Batch, led: list[Place]) -> None:
+async def _lead(port: Port, made: Batch, led: list[ElementCall]) -> None:
     """Compute the elements that are led here, and end their flights in any case."""
     fault = False
     try:
-        await _leased(port, made, led)
+        await _compute_with_leases(port, made, led)
     except Exception as error:  # an error of memo: the user's are in the results
         emit(led[0].job, events.ERROR, reason="engine", detail=error_text(error))
         fault = True
     finally:
-        for place in led:
-            if not place.flight.over:
-                FLIGHTS.finish(place.flight, FlightResult(cache_failed=True) if fault else None)
+        for element in led:
+            if not element.flight.over:
+                FLIGHTS.finish(element.flight, FlightResult(cache_failed=True) if fault else None)
 
 
-async def _leased(port: Port, made: Batch, led: list[Place]) -> None:
+async def _compute_with_leases(port: Port, made: Batch, led: list[ElementCall]) -> None:
     """Compute what no other process computes, in as few runs as possible.
 
     Elements that others compute are waited for one at a time, and only while no lease is held here.
     """
     policy = made.function.policy
     if not policy.use_lock:
-        await _land(port, await _compute(port, made, led))
+        await _finish_flights(port, await _compute(port, made, led))
         return
     limit = policy.lock_timeout
     end = None if limit is None else time.monotonic() + limit
     left = led
     while left:
         async with AsyncExitStack() as leases:  # releases all of them in any case
-            held = await _try_all(port, left, leases)
+            held = await _try_leases(port, left, leases)
             if not held:
                 await _wait_for_one(port, left[0], end, held, leases)
             late = end is not None and time.monotonic() >= end
             flight_results = await _compute_missing(port, made, left, held, late=late)
-        await _land(port, flight_results)
-        left = [place for place in left if not place.flight.over]
+        await _finish_flights(port, flight_results)
+        left = [element for element in left if not element.flight.over]
 
 
 async def _compute_missing(
-    port: Port, made: Batch, left: Sequence[Place], held: Mapping[str, Hold], *, late: bool
-) -> list[tuple[Place, FlightResult | None]]:
+    port: Port, made: Batch, left: Sequence[ElementCall], held: Mapping[str, Lease], *, late: bool
+) -> list[tuple[ElementCall, FlightResult | None]]:
     """Compute the elements whose leases are held here, unless another process has stored them.
 
     Args:
         late: the lock timeout has passed, so compute the others as well.
     """
-    flight_results: list[tuple[Place, FlightResult | None]] = []
-    wanted: list[Place] = []
-    for place in left:
-        one = held.get(place.text)
-        if one is not None and await stored_by_another(port, place.job, one, place.found):
-            flight_results.append((place, None))
+    flight_results: list[tuple[ElementCall, FlightResult | None]] = []
+    wanted: list[ElementCall] = []
+    for element in left:
+        one = held.get(element.text)
+        if one is not None and await stored_by_another(port, element.job, one, element.found):
+            flight_results.append((element, None))
         elif one is not None or late:
-            wanted.append(place)
+            wanted.append(element)
     if wanted:
         flight_results += await _compute(port, made, wanted)
     return flight_results
 
 
-async def _land(port: Port, flight_results: Sequence[tuple[Place, FlightResult | None]]) -> None:
-    """End the flights of these places."""
-    for place, result in flight_results:
+async def _finish_flights(
+    port: Port, flight_results: Sequence[tuple[ElementCall, FlightResult | None]]
+) -> None:
+    """End the flights of these elements."""
+    for element, result in flight_results:
         ended = result
         if result is not None and not result.cache_failed:
-            ended = await close_flight(port, place.job, place.flight, result)
-        FLIGHTS.finish(place.flight, ended)
+            ended = await close_flight(port, element.job, element.flight, result)
+        FLIGHTS.finish(element.flight, ended)
 
 
-async def _try_all(port: Port, places: Sequence[Place], leases: AsyncExitStack) -> dict[str, Hold]:
+async def _try_leases(
+    port: Port, elements: Sequence[ElementCall], leases: AsyncExitStack
+) -> dict[str, Lease]:
     """Take the leases that are free, and return them."""
-    held: dict[str, Hold] = {}
-    for place in places:
-        await _take(port, place, None, held, leases)
+    held: dict[str, Lease] = {}
+    for element in elements:
+        await _acquire(port, element, None, held, leases)
     return held
 
 
 async def _wait_for_one(
-    port: Port, place: Place, end: float | None, held: dict[str, Hold], leases: AsyncExitStack
+    port: Port,
+    element: ElementCall,
+    end: float | None,
+    held: dict[str, Lease],
+    leases: AsyncExitStack,
 ) -> None:
-    """Wait for the lease of one place, until it is released or the lock timeout has passed."""
+    """Wait for the lease of one element, until it is released or the lock timeout has passed."""
     left = float("inf") if end is None else max(0.0, end - time.monotonic())
-    await _take(port, place, left, held, leases)
+    await _acquire(port, element, left, held, leases)
 
 
-async def _take(
-    port: Port, place: Place, wait: float | None, held: dict[str, Hold], leases: AsyncExitStack
+async def _acquire(
+    port: Port,
+    element: ElementCall,
+    wait: float | None,
+    held: dict[str, Lease],
+    leases: AsyncExitStack,
 ) -> None:
     """Take a lease if it is free or becomes free within `wait` seconds; None: do not wait."""
-    job, policy = place.job, place.job.function.policy
+    job, policy = element.job, element.job.function.policy
     if wait is not None:
         policy = policy._replace(lock_timeout=None if wait == float("inf") else wait)
-    one = await hold(
-        *(port, job.chain, job.name, policy, place.flight),
+    one = await acquire_lease(
+        *(port, job.chain, job.name, policy, element.flight),
         refresh=wait is None,
         expected=job.function.last_duration,
     )
-    if one is not None and (one.mine or wait is not None):
-        held[place.text] = one
-        leases.push_async_callback(_free, port, one, job)
+    if one is not None and (one.acquired or wait is not None):
+        held[element.text] = one
+        leases.push_async_callback(_release, port, one, job)
 
 
-async def _free(port: Port, one: Hold, job: Job) -> None:
+async def _release(port: Port, one: Lease, job: Job) -> None:
     await one.release(port, job.chain.uploads.get(job.name))
 
 
 async def _compute(
-    port: Port, made: Batch, places: list[Place]
-) -> list[tuple[Place, FlightResult | None]]:
+    port: Port, made: Batch, elements: list[ElementCall]
+) -> list[tuple[ElementCall, FlightResult | None]]:
     """Run the function once over some elements and store each result; return the results.
 
     Elements whose inputs come back equal are confirmed instead of computed.
     """
-    renewed: list[tuple[Place, FlightResult | None]] = []
-    for place in places:
-        if place.found.verdict.renewable:
-            result = await revalidate(port, place.job, place.flight, place.found)
-            renewed += [] if result is None else [(place, result)]
-    done = {place.text for place, _ in renewed}
-    left = [place for place in places if place.text not in done]
+    renewed: list[tuple[ElementCall, FlightResult | None]] = []
+    for element in elements:
+        if element.found.verdict.renewable:
+            result = await revalidate(port, element.job, element.flight, element.found)
+            renewed += [] if result is None else [(element, result)]
+    done = {element.text for element, _ in renewed}
+    left = [element for element in elements if element.text not in done]
     return [*renewed, *(await _computed(port, made, left) if left else ())]
 
 
 async def _computed(
-    port: Port, made: Batch, places: list[Place]
-) -> list[tuple[Place, FlightResult | None]]:
+    port: Port, made: Batch, elements: list[ElementCall]
+) -> list[tuple[ElementCall, FlightResult | None]]:
     """As `_compute`, without confirming any element."""
     try:
-        before = await before_run(port, [place.job for place in places])
+        before = await before_run(port, [element.job for element in elements])
     except DependencyError as missing:
-        return [(place, FlightResult(error=missing)) for place in places]
-    never_hits.notice(places[0].job)
-    ran = await _run(port, made, places)
+        return [(element, FlightResult(error=missing)) for element in elements]
+    never_hits.check_looks(elements[0].job)
+    ran = await _run(port, made, elements)
     if ran.outcome.error is not None:
-        return await _failed(port, places, before, ran)
+        return await _failed_results(port, elements, before, ran)
     try:
-        parts = divided(ran.outcome.value, made.elements(places), made.each.name)
-    except UnfitError as unfit:
+        parts = split_result(ran.outcome.value, made.items_of(elements), made.each.name)
+    except UnsplittableError as unfit:
         made.warn(ran.outcome.value, unfit)
-        if len(places) == len(made.items):
+        if len(elements) == len(made.items):
             made.whole = ran.outcome.value
-        return [(place, FlightResult(cache_failed=True)) for place in places]
-    share = ran._replace(cost=ran.cost / len(places))
+        return [(element, FlightResult(cache_failed=True)) for element in elements]
+    share = ran._replace(cost=ran.cost / len(elements))
     ready = []
-    for place, part, one in zip(places, parts, before, strict=True):
-        emit(place.job, events.COMPUTED, seconds=share.cost)
+    for element, part, one in zip(elements, parts, before, strict=True):
+        emit(element.job, events.COMPUTED, seconds=share.cost)
         ready.append(
-            await prepare_result(port, place.job, place.flight, part, one, share, keep=made.keep)
+            await prepare_result(
+                port, element.job, element.flight, part, one, share, keep=made.keep
+            )
         )
-    return list(zip(places, await store_prepared(port, ready), strict=True))
+    return list(zip(elements, await store_prepared(port, ready), strict=True))
 
 
-async def _run(port: Port, made: Batch, places: Sequence[Place]) -> Run:
+async def _run(port: Port, made: Batch, elements: Sequence[ElementCall]) -> Run:
     """Run the function once for some elements."""
-    whole = made.run_for(places)
+    whole = made.run_for(elements)
     lead = Flight(whole.name, (), background=False)
-    for place in places:  # a run that asks for one of its own elements is refused
-        place.flight.call = place.job.call
-        place.flight.waits.append(lead)
+    for element in elements:  # a run that asks for one of its own elements is refused
+        element.flight.call = element.job.call
+        element.flight.waits.append(lead)
     try:
         return await run_once(port, whole, lead)
     finally:
         lead.over = True
 
 
-async def _failed(
-    port: Port, places: Sequence[Place], before: Sequence[BeforeRun], ran: Run
-) -> list[tuple[Place, FlightResult | None]]:
+async def _failed_results(
+    port: Port, elements: Sequence[ElementCall], before: Sequence[BeforeRun], ran: Run
+) -> list[tuple[ElementCall, FlightResult | None]]:
     """Return the results of a run that raised: old values, where they still may answer."""
-    flight_results: list[tuple[Place, FlightResult | None]] = []
-    emit(places[0].job, events.FAILED, reason=ran.outcome.raised, seconds=ran.cost)
-    for place, one in zip(places, before, strict=True):
-        result = await failed_result(port, place.job, one, ran)
-        if place.found.verdict.fallback and place.found.entry is not None:
-            result = await fall_back(port, place.job, place.found, result)
-        flight_results.append((place, result))
+    flight_results: list[tuple[ElementCall, FlightResult | None]] = []
+    emit(elements[0].job, events.FAILED, reason=ran.outcome.raised, seconds=ran.cost)
+    for element, one in zip(elements, before, strict=True):
+        result = await failed_result(port, element.job, one, ran)
+        if element.found.verdict.fallback and element.found.entry is not None:
+            result = await fall_back(port, element.job, element.found, result)
+        flight_results.append((element, result))
     return flight_results
 
 
 # --- the other methods of a decorated function ----------------------------------------------------
 
 
-async def only(port: Port, made: Batch) -> Any:
+async def read_stored(port: Port, made: Batch) -> Any:
     """Return the answer if every element may be used now.
 
-    Else `Raised`, or the first other place.
+    Else `Raised`, or the first other element.
     """
     begun = time.perf_counter()
-    for place in made.places.values():
-        found, value = await look_and_load(port, place.job)
+    for element in made.calls.values():
+        found, value = await look_and_load(port, element.job)
         if value is NOTHING:
-            emit(place.job, events.MISS, reason=found.verdict.reason)
-            return place
-        emit_hit(place.job, found, begun, shared=False)
-        made.parts[place.text] = value
+            emit(element.job, events.MISS, reason=found.verdict.reason)
+            return element
+        emit_hit(element.job, found, begun, shared=False)
+        made.parts[element.text] = value
     return made.answer()
 
 
@@ -836,45 +854,45 @@ async def peek(port: Port, made: Batch, default: Any) -> Any:
     """Return the answer if every element is stored and may be used now, else `default`."""
     if not made.items:
         return default
-    for place in made.places.values():
-        found, value = await look_and_load(port, place.job)
+    for element in made.calls.values():
+        found, value = await look_and_load(port, element.job)
         if value is NOTHING:
             return default
         assert found.entry is not None
-        place.job.chain.latest_answers.record(place.text, found.entry.times.started)
-        record_entry(place.job.function, place.job.chain, place.job.call, found.entry)
-        made.parts[place.text] = value
+        element.job.chain.latest_answers.record(element.text, found.entry.times.started)
+        record_entry(element.job.function, element.job.chain, element.job.call, found.entry)
+        made.parts[element.text] = value
     return made.answer()
 
 
 async def is_cached(port: Port, made: Batch) -> bool:
     """True if every element would be answered from the cache."""
-    for place in made.places.values():
-        job = place.job
-        found = await job.chain.lookup(port, job.function.id, place.text, job.function.judge)
+    for element in made.calls.values():
+        job = element.job
+        found = await job.chain.lookup(port, job.function.id, element.text, job.function.judge)
         if found.verdict.kind == MISS:
             return False
-    return bool(made.places)
+    return bool(made.calls)
 
 
 async def refresh(port: Port, made: Batch, *, keep: bool = True) -> Any:
     """Compute every element in one run, store them, and return the answer, or `Raised`."""
-    places = list(made.places.values())
+    elements = list(made.calls.values())
     made.keep = keep
-    if not places:
-        return await _plainly(port, made)
-    for place in places:
-        place.flight = Flight(place.job.name, place.job.call.refs, background=False)
+    if not elements:
+        return await _compute_whole(port, made)
+    for element in elements:
+        element.flight = Flight(element.job.name, element.job.call.refs, background=False)
     with excluded_from_own_time():
-        await _land(port, await _compute(port, made, places))
-    for place in places:
-        result = place.flight.result
+        await _finish_flights(port, await _compute(port, made, elements))
+    for element in elements:
+        result = element.flight.result
         if result is None or result.cache_failed:
-            return await _plainly(port, made)
-        record_flight_result(place.job, result)
+            return await _compute_whole(port, made)
+        record_flight_result(element.job, result)
         if result.error is not None:
             return Raised(result.error)
-        made.parts[place.text] = result.value
+        made.parts[element.text] = result.value
     return made.answer()
 
 
@@ -884,15 +902,17 @@ async def put(port: Port, made: Batch, value: Any) -> None:
     Raises:
         OptionError: the value cannot be split by element.
     """
-    places = list(made.places.values())
-    whole = len(places) == len(made.items)
+    elements = list(made.calls.values())
+    whole = len(elements) == len(made.items)
     try:
-        parts = divided(value, made.elements(places) if whole else made.items, made.each.name)
-    except UnfitError as fault:
+        parts = split_result(
+            value, made.items_of(elements) if whole else made.items, made.each.name
+        )
+    except UnsplittableError as fault:
         fix = f"{fault}; give one result per element."
         raise OptionError("value", value, fix) from None
-    keys = [place.text for place in places] if whole else made.keys
+    keys = [element.text for element in elements] if whole else made.keys
     by_key = dict(zip(keys, parts, strict=True))
-    values = [by_key[place.text] for place in places]
-    if places:
-        await computing.put(port, [place.job for place in places], values)
+    values = [by_key[element.text] for element in elements]
+    if elements:
+        await computing.put(port, [element.job for element in elements], values)

@@ -50,7 +50,7 @@ from memo.engine.computing import (
     warn_not_stored,
 )
 from memo.engine.coordination.flights import FLIGHTS, Flight, FlightResult, current_path, inside
-from memo.engine.coordination.leases import Hold, hold, patience, until_over
+from memo.engine.coordination.leases import Lease, acquire_lease, patience, wait_until_over
 from memo.engine.used_calls import CURRENT, UsedCalls, record_flight_result, record_stamps
 from memo.errors import DependencyError, EntryError, ReentryError, TierError, cut_to_user_frames
 from memo.records import codec
@@ -67,7 +67,7 @@ _LOST = object()
 _WAIT = object()
 _attaching = threading.Lock()
 _leasing = threading.Lock()
-_leased: dict[str, Live] = {}
+_leased: dict[str, StreamRun] = {}
 """The runs of this process that have a lease, by name."""
 fork.in_child(_leased.clear)
 
@@ -85,14 +85,14 @@ def limit(job: Job) -> int | None:
     return max(known) if len(known) == len(budgets) else None
 
 
-class Live:
+class StreamRun:
     """One run of a generator.
 
     Attributes:
         client: the loop that may advance an async generator; None for any thread.
         count: number of items produced so far.
         over: it produces no more items: it returned, raised `error`, or was lost.
-        own: the stamps of its call; None if they are unknown.
+        call_stamps: the stamps of its call; None if they are unknown.
         result: the outcome, once it has returned.
     """
 
@@ -108,16 +108,16 @@ class Live:
         self.count = 0
         self.over = self.lost = False
         self.error: BaseException | None = None
-        self.own: tuple[Stamp, ...] | None = ()
-        self.gathered = UsedCalls()
+        self.call_stamps: tuple[Stamp, ...] | None = ()
+        self.used_calls = UsedCalls()
         self.result: FlightResult | None = None
         self._lock = threading.Lock()
         self._readers = 1
         self._busy = True
         self._waiters: list[Waiter] = []
         self._iterator: Any = None
-        self._held: Hold | None = None
-        self._heir: Live | None = None
+        self._held: Lease | None = None
+        self._successor: StreamRun | None = None
         self._freed = False
         self._started = 0
         self._watch = InputWatch(job)
@@ -165,7 +165,7 @@ class Live:
                     else:
                         iterator.close()
         finally:
-            self._told_end()
+            self._emit_end()
 
     async def is_overtaken(self, port: Port) -> bool:
         """True if no later call may read from it.
@@ -175,15 +175,17 @@ class Live:
         job = self.job
         if not self._started:  # its stamps have not been taken yet
             return False
-        if self.own is None or job.chain.latest_answers.is_newer_than(job.call.text, self._started):
+        if self.call_stamps is None or job.chain.latest_answers.is_newer_than(
+            job.call.text, self._started
+        ):
             return True
-        return bool(await job.chain.authorities.why_invalid(port, self.own))
+        return bool(await job.chain.authorities.why_invalid(port, self.call_stamps))
 
-    def known(self) -> tuple[Stamp, ...] | None:
+    def all_stamps(self) -> tuple[Stamp, ...] | None:
         """Return the stamps of everything it has used so far; None if some are unknown."""
-        if self.own is None or not self.gathered.sound:
+        if self.call_stamps is None or not self.used_calls.sound:
             return None
-        return self.gathered.merged(self.own)[0].all()
+        return self.used_calls.merged(self.call_stamps)[0].all()
 
     # --- running ---------------------------------------------------------------------------------
 
@@ -192,7 +194,7 @@ class Live:
         """Mark the running code as part of the generator's computation."""
         around, begun = CURRENT.get(), time.perf_counter()
         with inside(self.flight):
-            token = CURRENT.set(self.gathered)
+            token = CURRENT.set(self.used_calls)
             try:
                 yield
             finally:
@@ -215,7 +217,7 @@ class Live:
                 await self._end(port, None)
                 return
             with patience(policy):
-                [self.own] = await take_stamps(port, [job])
+                [self.call_stamps] = await take_stamps(port, [job])
             used_calls.follow_threads()
             started = job.chain.latest_answers.start_time(job.call.text, job.chain.clock)
             if self.flight.detached:  # during the wait for the lease: the next run may have begun
@@ -246,16 +248,16 @@ class Live:
         with _leasing:
             before = _leased.get(job.name)
             if before is not None and before.loop is self.loop:
-                before._heir = self
+                before._successor = self
                 return False
         expected = job.function.last_duration
-        held = await hold(
+        held = await acquire_lease(
             *(port, job.chain, job.name, policy, self.flight),
             expected=expected,
             question=partial(lookup_with_lease, port, job),
         )
         self._held = held
-        if held is not None and held.mine:
+        if held is not None and held.acquired:
             _leased[job.name] = self
         return held is not None and await stored_by_another(port, job, held, found)
 
@@ -281,9 +283,9 @@ class Live:
             held, self._held, self._freed = self._held, None, True
             if held is None:
                 return
-            if held.mine:
+            if held.acquired:
                 _leased.pop(self.job.name, None)
-            heir = self._heir
+            heir = self._successor
             if heir is not None and not heir._freed:
                 heir._held, _leased[self.job.name] = held, heir
                 return
@@ -354,7 +356,7 @@ class Live:
             self._ends()
         except BaseException:
             self._ends(lost=True)
-            self._told_end()
+            self._emit_end()
             FLIGHTS.abandon(self.flight)
             await self._free(port)
             raise
@@ -384,11 +386,13 @@ class Live:
                 self.job.chain.latest_answers.record(self.job.call.text, self._started)
             self.count += 1
 
-    def _told_end(self) -> None:
+    def _emit_end(self) -> None:
         """Emit the event that the generator's run has ended."""
-        self.gathered.over = True
+        self.used_calls.over = True
         if self._started:
-            pauses = sum(end - begin for begin, end in self.gathered.pauses) + self.gathered.paused
+            pauses = (
+                sum(end - begin for begin, end in self.used_calls.pauses) + self.used_calls.paused
+            )
             seconds = max(0.0, self._active - pauses)
             with inside(self.flight):
                 raised = Outcome(error=self.error).raised
@@ -397,9 +401,9 @@ class Live:
     async def _failed(self, port: Port) -> None:
         """End the run of a generator that raised: nothing is stored."""
         assert self.error is not None
-        self._told_end()
+        self._emit_end()
         emit(self.job, events.FAILED, reason=type(self.error).__name__, seconds=self._active)
-        known = self.known()
+        known = self.all_stamps()
         await self._end(
             port, FlightResult(error=self.error, stamps=known, known_stamps=known or ())
         )
@@ -407,17 +411,17 @@ class Live:
     async def _finish(self, port: Port) -> None:
         """End the run of a generator that returned: store its items."""
         job, cost = self.job, self._active
-        self._told_end()
+        self._emit_end()
         emit(job, events.COMPUTED, seconds=cost)
         job.function.last_duration = cost
         job.function.backoff.pop(job.call.text, None)
-        known, used = await merged_stamps(port, job, self.gathered, self.own)
+        known, used = await merged_stamps(port, job, self.used_calls, self.call_stamps)
         result = FlightResult(stamps=used, known_stamps=known)
         job.chain.latest_answers.record(job.call.text, self._started)
         stored = not (self.flight.detached or self.spool.fault) and self._watch.unchanged
         if stored and used is not None and await is_same_call(port, job):
             try:
-                made = Computed(self.spool, used, self._started, cost, life=self.gathered.life)
+                made = Computed(self.spool, used, self._started, cost, life=self.used_calls.life)
                 result = await store_result(port, job, made)
             except Exception as error:
                 emit(job, events.ERROR, reason="store", detail=error_text(error))
@@ -450,7 +454,7 @@ class Reader:
         self._found = Answer(Verdict(MISS, reasons.ABSENT))
         self._stored: Iterator[Any] | None = None
         self._stream: Stream | None = None
-        self._live: Live | None = None
+        self._live: StreamRun | None = None
         self._at = 0
         self._cursor = Cursor()
         self._told: int | None = -1
@@ -466,12 +470,12 @@ class Reader:
                 await self._recover(port)
                 continue
             if item is END or type(item) is Raised:
-                if type(item) is Raised and not self._at and await self._fell_back(port, item):
+                if type(item) is Raised and not self._at and await self._use_old_items(port, item):
                     continue
                 await self._done(port)
             else:
                 self._at += 1
-            self._tell()
+            self._record_used()
             return item
 
     async def leave(self, port: Port) -> None:
@@ -482,7 +486,7 @@ class Reader:
     async def _done(self, port: Port) -> None:
         one, self._live = self._live, None
         if one is not None:
-            self._tell_of(one)
+            self._record_used_from(one)
             self.returned = one.spool.returned
             FLIGHTS.forget_wait(one.flight)
             await one.leave(port)
@@ -559,7 +563,7 @@ class Reader:
             if flight is None:
                 return False
             if leads:
-                flight.stream = self._live = Live(port, job, flight, self._generate)
+                flight.stream = self._live = StreamRun(port, job, flight, self._generate)
         if leads:
             assert self._live is not None
             await self._live.open(port, self._found)
@@ -568,7 +572,7 @@ class Reader:
             FLIGHTS.forget_wait(flight)
             self._live = None
             return False
-        one: Live | None = flight.stream
+        one: StreamRun | None = flight.stream
         if one is None:  # a refresh in the background, which cannot be read while it runs
             await _wait_until_ended(port, flight)
             return False
@@ -596,11 +600,11 @@ class Reader:
         await self._done(port)
         self._stored = self._stream = None
         flight = Flight(self.job.name, self.job.call.refs, background=False)
-        self._live = Live(port, self.job, flight, self._generate, self._at)
+        self._live = StreamRun(port, self.job, flight, self._generate, self._at)
         self._cursor = Cursor()
         await self._live.open(port, self._found, alone=True)
 
-    async def _fell_back(self, port: Port, raised: Raised) -> bool:
+    async def _use_old_items(self, port: Port, raised: Raised) -> bool:
         """True if an old sequence answers because the generator raised before its first item."""
         if not (self._found.verdict.fallback and self._found.entry is not None):
             return False
@@ -615,21 +619,21 @@ class Reader:
 
     # --- stamps of what was used -----------------------------------------------------------------
 
-    def _tell(self) -> None:
+    def _record_used(self) -> None:
         if self._live is not None:
-            self._tell_of(self._live)
+            self._record_used_from(self._live)
 
-    def _tell_of(self, one: Live) -> None:
+    def _record_used_from(self, one: StreamRun) -> None:
         """Tell the computation around the consumer what the stream was built on so far."""
         around = CURRENT.get()
         if around is None or around.over:
             return
-        size = one.gathered.size if one.own is not None and one.gathered.sound else None
+        size = one.used_calls.size if one.call_stamps is not None and one.used_calls.sound else None
         if size != self._told:
             self._told = size
-            record_stamps(one.known())
-            if one.gathered.life is not None:
-                around.expires(one.gathered.life)
+            record_stamps(one.all_stamps())
+            if one.used_calls.life is not None:
+                around.expires(one.used_calls.life)
         if one.result is not None and one.result.entry is not None:
             record_flight_result(self.job, one.result)
 
@@ -638,7 +642,7 @@ async def _wait_until_ended(port: Port, flight: Flight) -> None:
     """Wait until a flight has ended."""
     waiter = FLIGHTS.add_waiter(flight, port)
     try:
-        await until_over(port, flight, waiter)
+        await wait_until_over(port, flight, waiter)
     finally:
         FLIGHTS.remove_waiter(flight, waiter)
         FLIGHTS.forget_wait(flight)

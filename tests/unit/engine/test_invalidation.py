@@ -385,10 +385,10 @@ def test_invalidating_does_not_grow_with_what_is_there(redis_server: Server, how
     assert not {"SCAN", "KEYS", "HSCAN", "HGETALL"} & {*many, *many.inside}
 
 
-@pytest.fixture(params=[0.0, invalidating.BOUND])
+@pytest.fixture(params=[0.0, invalidating.COUNT_SECONDS])
 def counting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> float:
     """Seconds that an invalidation may spend on counting what it matched."""
-    monkeypatch.setattr(invalidating, "BOUND", request.param)
+    monkeypatch.setattr(invalidating, "COUNT_SECONDS", request.param)
     return float(request.param)
 
 

@@ -308,13 +308,13 @@ def test_a_star_in_a_key_is_an_error(key: str) -> None:
 @pytest.fixture
 def no_time_to_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time for counting is over at once, as on a very slow machine."""
-    monkeypatch.setattr(invalidating, "BOUND", 0.0)
+    monkeypatch.setattr(invalidating, "COUNT_SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("no_time_to_count")
 def test_counting_is_bounded() -> None:
     """When the time for counting is over the answer says "at least", and everything is dropped."""
-    load, many = loads(), 2 * invalidating.ALWAYS
+    load, many = loads(), 2 * invalidating.COUNT_AT_LEAST
     for year in range(many):
         load("EU", year)
     done = load.invalidate()

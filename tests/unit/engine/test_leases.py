@@ -325,7 +325,7 @@ def test_a_lost_lease_is_told(style: Style, redis_server: RedisServer) -> None:
         assert f.is_cached()
         memo.decorators.assembly.reset()
     assert [event.kind for event in seen].count(events.LEASE_LOST) == 1
-    assert not leases.HELD
+    assert not leases.HELD_LEASES
 
 
 @pytest.mark.parametrize("style", STYLES, ids=repr)
@@ -343,7 +343,7 @@ def test_a_lease_ends_with_its_computation(style: Style, redis_server: RedisServ
             style.call(f, True)
         assert not redis_server.client().keys("memo:2:l:*")
         memo.decorators.assembly.reset()
-    assert not leases.HELD
+    assert not leases.HELD_LEASES
 
 
 async def test_renewed_while_the_loop_is_blocked(
@@ -429,7 +429,7 @@ def test_without_a_lease_a_lock_on_a_file_costs_little(cache_home: Path) -> None
         assert load(1) == 1
         took = time.monotonic() - begun
         other.close()
-        assert took < leases.LASTING
+        assert took < leases.PATIENCE
         assert not load.is_cached(1)
 
 

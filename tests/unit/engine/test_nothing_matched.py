@@ -29,7 +29,7 @@ MISSED = "nothing matched"
 @pytest.fixture(autouse=True)
 def _time_to_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counting is not cut short on a busy machine, which the answer would say."""
-    monkeypatch.setattr("memo.engine.invalidating.BOUND", 10.0)
+    monkeypatch.setattr("memo.engine.invalidating.COUNT_SECONDS", 10.0)
 
 
 def run(value: Any) -> Any:

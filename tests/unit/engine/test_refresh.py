@@ -562,7 +562,7 @@ async def test_a_failed_refresh_is_no_unretrieved_exception(
         assert await f() == 1
         assert await memo.drain(5)
         inside(f).backoff.clear()
-        monkeypatch.setattr(memo.engine.refreshing, "hold", broken)
+        monkeypatch.setattr(memo.engine.refreshing, "acquire_lease", broken)
         assert await f() == 1
         assert await memo.drain(5)
         gc.collect()
@@ -703,7 +703,7 @@ def test_a_failed_refresh_keeps_the_old_value(
         assert style.call(f) == 5
     failed = [event for event in seen if event.kind == events.REFRESH_FAILED]
     assert [event.reason for event in failed] == ["ConnectionError"] * 2
-    assert not leases.HELD
+    assert not leases.HELD_LEASES
 
 
 @styles
@@ -837,7 +837,7 @@ def test_a_refresh_in_a_loop_that_was_closed(source: Source, clock: ManualClock)
         left[0]._log_destroy_pending = False  # type: ignore[attr-defined]
         source.seconds = 0.0
         assert settled(STYLES[1], f) == 1
-        assert not leases.HELD
+        assert not leases.HELD_LEASES
         assert settled(STYLES[1], f) == 1
         assert asyncio.run(f()) == 3
     memo.runtime.native.TASKS.clear()
@@ -883,7 +883,7 @@ async def test_drain_drops_what_takes_too_long(source: Source, clock: ManualCloc
         begun = time.monotonic()
         assert await memo.drain(0.1) is False
         assert time.monotonic() - begun < 1.0
-        assert not leases.HELD
+        assert not leases.HELD_LEASES
     assert [e.reason for e in seen if e.kind == events.REFRESH_FAILED] == ["dropped"]
 
 
