@@ -15,7 +15,7 @@ from memo.runtime.clock import SECOND
 from memo.runtime.port import Port
 from memo.runtime.reasons import PAYLOAD_MISSING, UNREADABLE
 from memo.stores.chain import Answer
-from memo.stores.protocols import Asked, Source, Vouching
+from memo.stores.protocols import Asked, SharesVerification, Source
 from memo.validity.check import MISS, Verdict
 
 BIG = 1 << 20
@@ -93,12 +93,12 @@ def verify(source: Source, view: memoryview, table: tuple[seal.Buffer, ...]) -> 
         EntryError: the digest differs.
     """
     digest = seal.payload_digest(table)
-    vouching = source if isinstance(source, Vouching) else None
-    if vouching is None or not vouching.vouched(digest):
+    verifying = source if isinstance(source, SharesVerification) else None
+    if verifying is None or not verifying.is_verified(digest):
         if not codec.has_valid_digests(view, table):
             raise EntryError(UNREADABLE, "a payload does not have its digest")
-        if vouching is not None:
-            vouching.vouch(digest)
+        if verifying is not None:
+            verifying.mark_verified(digest)
     with _verifying:
         if len(KNOWN_GOOD) >= VERIFIED:
             KNOWN_GOOD.pop(next(iter(KNOWN_GOOD)))

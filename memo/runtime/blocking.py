@@ -23,7 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from memo.runtime import events, fork
-from memo.runtime.port import Handle, Later, Port, Waiter
+from memo.runtime.port import Deferred, Handle, Port, Waiter
 
 if TYPE_CHECKING:
     import asyncio
@@ -116,8 +116,8 @@ class Pool:
         self._threads = 0
         self._idle = 0
         self._busy = 0
-        self._work_there = threading.Condition(self._lock)
-        self._quiet = threading.Condition(self._lock)
+        self._jobs_waiting = threading.Condition(self._lock)
+        self._all_done = threading.Condition(self._lock)
 
     def submit(self, job: Callable[[], None]) -> None:
         """Run `job()` in a thread of the pool, or here if there is none; it must not raise."""
@@ -126,7 +126,7 @@ class Pool:
             self._jobs.append(job)
             start = self._idle < len(self._jobs) and self._threads < self._size
             self._threads += start
-            self._work_there.notify()
+            self._jobs_waiting.notify()
         if start:
             try:
                 start_thread(self._work, self._name)
@@ -142,7 +142,7 @@ class Pool:
         while True:
             with self._lock:
                 self._idle += 1
-                there = self._work_there.wait_for(lambda: self._jobs, _IDLE)
+                there = self._jobs_waiting.wait_for(lambda: self._jobs, _IDLE)
                 self._idle -= 1
                 if not there:
                     self._threads -= 1
@@ -158,12 +158,12 @@ class Pool:
             with self._lock:
                 self._busy -= 1
                 if not self._busy:
-                    self._quiet.notify_all()
+                    self._all_done.notify_all()
 
     def drain(self, timeout: float | None) -> bool:
         """Wait until nothing runs and nothing is queued; False if `timeout` passed first."""
         with self._lock:
-            return self._quiet.wait_for(lambda: not self._busy, timeout)
+            return self._all_done.wait_for(lambda: not self._busy, timeout)
 
 
 BACKGROUND = Pool("memo-background", POOL)
@@ -278,7 +278,7 @@ class Blocking:
     async def settle(self, value: Any) -> Any:
         if inspect.iscoroutine(value):
             return run_in_loop_thread(value)
-        return value.get() if type(value) is Later else value
+        return value.get() if type(value) is Deferred else value
 
     async def offload(self, function: Callable[..., T], *args: Any, apart: bool = False) -> T:
         return function(*args)
@@ -372,18 +372,18 @@ def drain_blocking(timeout: float | None = None) -> bool:
     return APART.drain(None if end is None else max(0.0, end - time.monotonic())) and ended
 
 
-_last: list[Callable[[Port], Coroutine[Any, Any, None]]] = []
+_exit_work: list[Callable[[Port], Coroutine[Any, Any, None]]] = []
 
 
 def at_exit(work: Callable[[Port], Coroutine[Any, Any, None]]) -> None:
     """Run `work(port)` when the interpreter exits, after the background work has ended."""
-    _last.append(work)
+    _exit_work.append(work)
 
 
 def _at_exit() -> None:
     if not drain_blocking(EXIT_GRACE):
         events.emit(events.Event(events.ERROR, reason="exit", detail="dropped background work"))
-    for work in _last:
+    for work in _exit_work:
         drive(work(BLOCKING))
 
 

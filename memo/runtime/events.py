@@ -141,7 +141,7 @@ def on_event(hook: Hook) -> Callable[[], None]:
     return remove
 
 
-_complained: set[int] = set()
+_reported_hooks: set[int] = set()
 
 
 def emit(event: Event) -> None:
@@ -150,7 +150,7 @@ def emit(event: Event) -> None:
         try:
             hook(event)
         except Exception as error:
-            if id(hook) not in _complained:
-                _complained.add(id(hook))
+            if id(hook) not in _reported_hooks:
+                _reported_hooks.add(id(hook))
                 with suppress(Exception):  # standard error may be closed, and `repr` may raise
                     print(f"memo: event hook {hook!r} raised {error!r}", file=sys.stderr)

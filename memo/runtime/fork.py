@@ -34,7 +34,7 @@ def in_child(renew: Callable[[], None]) -> None:
     _steps.append(renew)
 
 
-def renewed_in_child(one: Renewable) -> None:
+def renew_in_child(one: Renewable) -> None:
     """Call `one.after_fork()` in every child, as long as `one` lives."""
     _objects.add(one)
 

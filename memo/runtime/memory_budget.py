@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Protocol, TypeVar
 
-LOOK = 256
+MEASURE_EVERY = 256
 """Number of stored entries between two measurements of the tables."""
 FIXED = 2 << 20
 """Bytes that do not grow with the number of keys, such as the page caches of SQLite; at most a
@@ -65,7 +65,7 @@ class Budget:
         self._holders: list[weakref.ref[Holder]] = []
         self._tables: list[weakref.ref[Table]] = []
         self._bookkeeping = 0
-        self._look = 0
+        self._measure_in = 0
 
     def add_holder(self, holder: Holder) -> None:
         """Add a holder to the budget, as long as it lives."""
@@ -80,11 +80,11 @@ class Budget:
             if gone in known:
                 known.remove(gone)  # type: ignore[arg-type]
 
-    def settle(self) -> None:
+    def enforce(self) -> None:
         """Evict until everything fits; called after a store, with no lock held."""
-        self._look -= 1
-        if self._look < 0:
-            self._look = LOOK
+        self._measure_in -= 1
+        if self._measure_in < 0:
+            self._measure_in = MEASURE_EVERY
             self._bookkeeping = sum(table.__sizeof__() for table in _alive(self._tables))
         while self._is_exceeded():
             ages = [

@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PATIENT: ContextVar[float] = ContextVar("memo_patient", default=0.0)
+LOCK_WAIT_UNTIL: ContextVar[float] = ContextVar("memo_patient", default=0.0)
 """Time, by `time.monotonic`, until which the caller waits for locks of others."""
 
 
 @contextmanager
-def patient(seconds: float) -> Iterator[None]:
+def waiting_for_locks(seconds: float) -> Iterator[None]:
     """Let the calls in this block wait for locks of others, at most `seconds` in all.
 
     Only calls that may block wait: those in threads, never on an event loop.
     """
-    token = PATIENT.set(time.monotonic() + seconds)
+    token = LOCK_WAIT_UNTIL.set(time.monotonic() + seconds)
     try:
         yield
     finally:
-        PATIENT.reset(token)
+        LOCK_WAIT_UNTIL.reset(token)
 
 
-class Later:
+class Deferred:
     """An answer that sync code fetches only when `Port.settle` needs it."""
 
     __slots__ = ("get",)
@@ -44,18 +44,18 @@ class Later:
         self.get = get
 
 
-TOGETHER: ContextVar[dict[object, Any] | None] = ContextVar("memo_together", default=None)
+SHARED_ROUND_TRIPS: ContextVar[dict[object, Any] | None] = ContextVar("memo_together", default=None)
 """Queries that sync code collects; None: it sends one after another."""
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def sharing_round_trips() -> Iterator[None]:
     """Collect the queries of sync code in this block; they are sent together once one is needed."""
-    token = TOGETHER.set({})
+    token = SHARED_ROUND_TRIPS.set({})
     try:
         yield
     finally:
-        TOGETHER.reset(token)
+        SHARED_ROUND_TRIPS.reset(token)
 
 
 class Waiter(Protocol):
@@ -85,7 +85,7 @@ class Port(Protocol):
     """True if coroutines may suspend, so that `settle` takes awaitables."""
 
     async def settle(self, value: Any) -> Any:
-        """Await `value` (native), or return it (blocking: it is complete, or a `Later`).
+        """Await `value` (native), or return it (blocking: it is complete, or a `Deferred`).
 
         A foreign coroutine, such as a user's provider, runs on a loop of its own if the port is
         blocking.

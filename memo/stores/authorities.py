@@ -43,7 +43,7 @@ from memo.errors import TierError, TierUnavailable
 from memo.records.stamp_types import LOST, Generation, Ref, Stamp, State
 from memo.runtime import events
 from memo.runtime.named_tuple import NamedTuple
-from memo.runtime.port import Port, patient
+from memo.runtime.port import Port, waiting_for_locks
 from memo.runtime.reasons import UNREACHABLE
 from memo.stores.protocols import (
     REDIS,
@@ -340,13 +340,13 @@ class Authorities:
             return None
         note = addressed(note, ["*" if self.shared is None else self.shared.where])
         try:
-            with patient(OUTLAST):
+            with waiting_for_locks(OUTLAST):
                 if self.shared is not None:
                     return await port.offload(self.host.journal.add, turns, note)
                 await self.host.generations.turn(port, turns, note)
         except TierError as error:
             self._fault("host", error)
-            outcome["disk"] = self.host.generations.owe(turns, note, error)
+            outcome["disk"] = self.host.generations.queue_unwritten(turns, note, error)
         return None
 
     async def _undelivered(self, port: Port, tier: Tier, row: int | None, error: TierError) -> str:
@@ -668,13 +668,13 @@ class Reseeding:
     def _recall(self) -> _Known:
         with suppress(TierError):
             self._id = self._host.id or self._id
-            text = self._host.noted(_NOTE + self.tier.where)
+            text = self._host.load_note(_NOTE + self.tier.where)
             return _known(text)
         return _Known()
 
     def _remember(self, known: _Known) -> None:
         with suppress(TierError):  # then only this process remembers it
-            self._host.note(_NOTE + self.tier.where, json.dumps(known))
+            self._host.save_note(_NOTE + self.tier.where, json.dumps(known))
 
 
 def _known(text: str) -> _Known:

@@ -186,7 +186,7 @@ class Memory:
             entry.parsed = parsed
             entry.size += weight
             self._bytes += weight
-        self._budget.settle()
+        self._budget.enforce()
 
     def _used(self, name: str) -> _Entry | None:
         """Return an entry that has not expired, and mark it as most recently used.
@@ -225,13 +225,13 @@ class Memory:
     ) -> None:
         """See `memo.stores.protocols.Tier.store`; an entry bigger than the budget is not kept."""
         size = sys.getsizeof(record) + sys.getsizeof(name) + OVERHEAD
-        if payload is not None and self._is_left_behind(payload):
+        if payload is not None and self._is_too_big(payload):
             payload = None
         if size + (payload.size if payload else 0) > self.limit:
             await self.drop(port, name)
             return
         expires = None if lifetime is None else self._clock.boot_ns() + int(lifetime * SECOND)
-        held = await self._held(port, payload)
+        held = await self._payload_bytes(port, payload)
         with self._lock:
             self._forget(name)
             if payload is None or held is None:
@@ -241,11 +241,11 @@ class Memory:
                 held.users += 1
                 self._bytes += len(held.data) if held.users == 1 else 0
                 entry = _Entry(Found(record, held), payload.digest, expires, size)
-            self._enter(name, entry)
+            self._insert(name, entry)
             self._bytes += size
             while self._bytes > self.limit and (oldest := self._oldest()) is not None:
                 self._forget(oldest)
-        self._budget.settle()
+        self._budget.enforce()
 
     def held(self) -> int:
         """See `memo.runtime.memory_budget.Holder.held`."""
@@ -264,7 +264,7 @@ class Memory:
             if oldest is not None:
                 self._forget(oldest)
 
-    def _enter(self, name: str, entry: _Entry) -> None:
+    def _insert(self, name: str, entry: _Entry) -> None:
         """Add an entry to the table and the queue; the caller holds the lock."""
         self._entries[name] = entry
         heapq.heappush(self._queue, (entry.used, name))
@@ -289,10 +289,10 @@ class Memory:
                 return name
         return None
 
-    def _is_left_behind(self, payload: Payload) -> bool:
+    def _is_too_big(self, payload: Payload) -> bool:
         return self._payload_limit is not None and payload.size > self._payload_limit
 
-    async def _held(self, port: Port, payload: Payload | None) -> PayloadBytes | None:
+    async def _payload_bytes(self, port: Port, payload: Payload | None) -> PayloadBytes | None:
         """Return a payload's bytes in one piece: those stored here, or a copy of its buffers."""
         if payload is None:
             return None

@@ -32,7 +32,7 @@ from memo.validity.stamps import Turn
 
 if TYPE_CHECKING:
     from memo.stores.chain import Chain
-    from memo.stores.disk.home import Home
+    from memo.stores.disk.home import CacheDirectory
 
 MEMORY = "memory"
 REDIS = "redis"
@@ -105,14 +105,14 @@ class Source(Protocol):
 
 
 @runtime_checkable
-class Vouching(Protocol):
+class SharesVerification(Protocol):
     """A source whose bytes one process verifies for all processes of the host."""
 
-    def vouched(self, digest: bytes) -> bool:
+    def is_verified(self, digest: bytes) -> bool:
         """True if a process with one of our secrets has verified this version of the bytes."""
         ...
 
-    def vouch(self, digest: bytes) -> None:
+    def mark_verified(self, digest: bytes) -> None:
         """Record for other processes that this version of the bytes has this digest."""
         ...
 
@@ -727,7 +727,7 @@ class HostGenerations(Generations, Protocol):
         """Return all groups that this host has."""
         ...
 
-    async def outlive(self, port: Port, groups: Iterable[str], lifetime: float | None) -> None:
+    async def extend_life(self, port: Port, groups: Iterable[str], lifetime: float | None) -> None:
         """Keep groups at least as long as an entry that names them; None: without an end."""
         ...
 
@@ -749,7 +749,7 @@ class HostGenerations(Generations, Protocol):
         """
         ...
 
-    def owe(self, turns: Sequence[Turn], note: str, error: TierError) -> str:
+    def queue_unwritten(self, turns: Sequence[Turn], note: str, error: TierError) -> str:
         """Keep an invalidation that could not be written, and return what happens next, as text."""
         ...
 
@@ -779,10 +779,10 @@ class Host(Protocol):
     def journal(self) -> Journal: ...
 
     @property
-    def home(self) -> Home: ...
+    def home(self) -> CacheDirectory: ...
 
-    def noted(self, name: str) -> str: ...
+    def load_note(self, name: str) -> str: ...
 
-    def note(self, name: str, text: str) -> None: ...
+    def save_note(self, name: str, text: str) -> None: ...
 
     def lock(self, name: str) -> Lock: ...

@@ -277,7 +277,7 @@ class Uploads:
     def __init__(self, send: Callable[[Port, str], Coroutine[Any, Any, None]]) -> None:
         self._send = send
         self.after_fork()
-        fork.renewed_in_child(self)
+        fork.renew_in_child(self)
 
     def after_fork(self) -> None:
         """Forget all uploads: after a fork they belong to the parent."""

@@ -148,7 +148,7 @@ class Writer:
             groups |= {stamp.ref.group: None for stamp in stamps if type(stamp) is Generation}
             life = self._lifetime(times)
             longest = None if life is None or longest is None else max(life, longest)
-        await generations.outlive(port, groups, longest)
+        await generations.extend_life(port, groups, longest)
         if generations.sweep_due():
 
             async def sweep(port: Port) -> None:

@@ -141,7 +141,7 @@ def _sqlite(faults: Faults) -> Any:
 
 
 def _exchange(faults: Faults) -> Any:
-    original = Client.exchanged
+    original = Client.run_exchange
 
     async def exchange(self: Client, *args: Any, **kwargs: Any) -> Any:
         hit = faults.step("redis")
@@ -173,7 +173,7 @@ def _parsed(faults: Faults) -> Any:
 def redis_fails() -> Iterator[None]:
     """Every exchange with Redis fails; afterwards it answers again, and is asked at once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Client, "exchanged", _exchange(Lasting(frozenset({"redis"}), 0, on=True)))
+        patch.setattr(Client, "run_exchange", _exchange(Lasting(frozenset({"redis"}), 0, on=True)))
         yield
     [redis] = [tier for tier in default_chain().tiers if tier.name == "redis"]
     redis.client.breaker.succeeded()  # type: ignore[attr-defined]
@@ -189,7 +189,7 @@ def numbered(faults: Faults) -> Iterator[Faults]:
                     module = sys.modules[name]
                     patch.setattr(room, name, Piece(module, names, faults))
         patch.setattr(sqlite_module, "sqlite3", _sqlite(faults))
-        patch.setattr(Client, "exchanged", _exchange(faults))
+        patch.setattr(Client, "run_exchange", _exchange(faults))
         patch.setattr(Client, "parsed", _parsed(faults))
         try:
             yield faults
@@ -623,7 +623,7 @@ def test_a_disk_that_takes_nothing(
                 warnings.simplefilter("error")
                 for x in (1, 2, 2, 3):
                     assert world.call(x) == 1
-                    ahead.advance(2 * home.AGAIN)  # it is tried again each time
+                    ahead.advance(2 * home.RETRY_AFTER)  # it is tried again each time
             faults.on = False
             world.call(2)
             before = world.ran

@@ -211,7 +211,7 @@ def test_there_a_results_bytes_are_not_taken_over_unread(cache_home: Path) -> No
 @pytest.mark.usefixtures("nfs")
 def test_there_nothing_is_vouched_for(cache_home: Path) -> None:
     """No voucher is written where it could not hold."""
-    frame, _ = made(payload_files.VOUCHED // 8 + 1)
+    frame, _ = made(payload_files.VOUCHER_SIZE // 8 + 1)
     with configure(tiers=["disk"]):
         frame(1)
         frame(1)
@@ -305,7 +305,7 @@ def test_doctor_says_so(how: str, tmp_path: Path, mounted: Callable[[str], None]
     mounted("ext4" if how == "modes" else how)
     with configure(directory=home):
         found = list(doctor.check_directory(current().directory))
-    [warned] = [one for one in found if "nothing there is mapped" in one.said]
+    [warned] = [one for one in found if "no payload is mapped" in one.said]
     assert warned.level == doctor.WARN
     assert "MEMO_DIRECTORY" in warned.fix
     memo.testing.reset()

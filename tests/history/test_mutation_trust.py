@@ -67,7 +67,7 @@ def size_check() -> None:
     def open_(self: Any, size: int) -> memoryview:
         descriptor = private_files.open_old(self.path)
         try:
-            return payload_files.mapped_file(descriptor, os.fstat(descriptor).st_size)
+            return payload_files.map_file(descriptor, os.fstat(descriptor).st_size)
         finally:
             os.close(descriptor)
 
@@ -85,7 +85,7 @@ def voucher() -> None:
     """Any voucher vouches."""
     from memo.stores.disk.payload_files import PayloadFile
 
-    PayloadFile.vouched = lambda self, digest: True  # type: ignore[method-assign]
+    PayloadFile.is_verified = lambda self, digest: True  # type: ignore[method-assign]
 
 
 def private_copy() -> None:

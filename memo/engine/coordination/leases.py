@@ -30,7 +30,7 @@ from memo.errors import TierError, TierUnavailable
 from memo.runtime import events, fork
 from memo.runtime.blocking import at_exit
 from memo.runtime.named_tuple import NamedTuple
-from memo.runtime.port import Handle, Port, Waiter, patient
+from memo.runtime.port import Handle, Port, Waiter, waiting_for_locks
 from memo.settings.options import Policy
 from memo.stores.chain import Chain
 from memo.stores.protocols import LEASE, Asked, Leases, Lock
@@ -271,7 +271,7 @@ async def acquire_lease(
 
 def patience(policy: Policy) -> AbstractContextManager[None]:
     """Let operations in this block wait for a lock of SQLite while a lease is held."""
-    return patient(PATIENCE) if policy.use_lock else nullcontext()
+    return waiting_for_locks(PATIENCE) if policy.use_lock else nullcontext()
 
 
 async def wait_until_over(

@@ -64,7 +64,7 @@ from memo.keys.bindings import ABSENT
 from memo.keys.call_keys import Call, Keyer
 from memo.runtime import events, reasons
 from memo.runtime.named_tuple import NamedTuple
-from memo.runtime.port import Handle, Port, Waiter, together
+from memo.runtime.port import Handle, Port, Waiter, sharing_round_trips
 from memo.stores.chain import Answer
 from memo.stores.protocols import Asked
 from memo.validity.check import MISS, Verdict
@@ -492,7 +492,7 @@ async def _answered_at_once(port: Port, made: Batch) -> list[ElementCall]:
     function, left = made.function, []
     chain = function.chain()
     await chain.get_ready(port)
-    with together():
+    with sharing_round_trips():
         for element in made.calls.values():
             element.since = FLIGHTS.ended
             begun = time.perf_counter()

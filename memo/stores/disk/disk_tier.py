@@ -39,7 +39,7 @@ from memo.stores import protocols
 from memo.stores.disk import file_locks
 from memo.stores.disk.home import READ_ONLY, is_full
 from memo.stores.disk.payload_files import Payloads
-from memo.stores.disk.sqlite_file import LOG, DamagedError, Database, outlasting, statements
+from memo.stores.disk.sqlite_file import LOG, DamagedError, Database, retry_while_locked, statements
 from memo.stores.protocols import Found, Generations, Host, Kept, Listed, Source
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ SWEEP_SOON = 1.0
 files of a dead writer may be the reason."""
 _SWEEP_PART = 50
 """The pause after a sweep, as a multiple of the sweep's duration."""
-TELL = 60.0
+REPORT_EVERY = 60.0
 """Seconds after which a process reports to the index what it has read."""
-USED = 16_384
+MOST_READS = 16_384
 """Most names of read entries that are remembered.  Beyond it they are reported early, or forgotten
 if the last report was less than `_OFTEN` seconds ago."""
 _OFTEN = 5.0
@@ -82,9 +82,9 @@ more than a 64th of the budget."""
 _NO_ROW = 1 << 62
 """Higher than any row number."""
 PAGE = 200
-_RELIEF = 256 * 1024
+_LEAST_FREED = 256 * 1024
 """Least bytes to free when the disk turns out to be full."""
-_RELIEFS = 4
+_ATTEMPTS = 4
 """Number of attempts to free space for one entry."""
 _LOOKUP = "SELECT value, filename, expire_time, size FROM Cache WHERE key=? AND raw=1 AND mode=1"
 _AT_HAND = "SELECT value, expire_time FROM Cache WHERE key=? AND raw=1 AND filename IS NULL"
@@ -124,27 +124,27 @@ class Disk:
         self.size_limit = size_limit
         self.generations: Generations | None = host.generations
         self._home = host.home
-        self._home.relieve = self._relieve
+        self._home.free_space = self._free_space
         self._clock = clock
         self._retention = retention
         self.payloads = Payloads(directory / "payloads")
         self._swept = directory / "entries" / "swept"
         self.looked_at = -SWEEP
-        self._left_behind = False
+        self._may_have_orphans = False
         self._has_written = False
         self._pause = SWEEP_SOON
-        self._is_over = False
+        self._over_budget = False
         self._closed = 0
         self._evict_at = 0.0
         self._used: dict[str, None] = {}
-        self._told_at = 0.0
-        self._tell_at = time.monotonic() + TELL
+        self._reported_at = 0.0
+        self._report_at = time.monotonic() + REPORT_EVERY
         self._read_in_front: Callable[[], Iterable[str]] = tuple
         _disks.add(self)
         BUDGET.add_table(self)
         self.index: Index | None = None
-        self._met: TierError | None = None
-        self._beside: set[str] = set()
+        self._pending_error: TierError | None = None
+        self._in_files: set[str] = set()
         self.database = Database(
             directory / "entries" / "cache.db",
             directory,
@@ -155,7 +155,7 @@ class Disk:
 
     def __sizeof__(self) -> int:
         """Return the bytes of the remembered names, the part of this object that grows."""
-        return sum(sys.getsizeof(x) + _NAME * len(x) for x in (self._used, self._beside))
+        return sum(sys.getsizeof(x) + _NAME * len(x) for x in (self._used, self._in_files))
 
     def trust(self, secrets: Sequence[Secret]) -> None:
         """Accept vouchers sealed with one of these secrets, newest first."""
@@ -186,7 +186,7 @@ class Disk:
 
     def _before_aside(self) -> None:
         """Plan a sweep, since the files named by a damaged index no longer have an owner."""
-        self._left_behind = True
+        self._may_have_orphans = True
 
     def _ready(self) -> Database:
         database = self.database
@@ -202,8 +202,8 @@ class Disk:
                 raise
             except (*_FAULTS, SettingError) as error:
                 if is_full(error):
-                    raise self._home.refuse("cannot be used: the disk is full.") from error
-                raise database.suffer(error) from error
+                    raise self._home.mark_unusable("cannot be used: the disk is full.") from error
+                raise database.handle_error(error) from error
         return database
 
     def _fault(self, error: Exception) -> TierError:
@@ -213,7 +213,7 @@ class Disk:
         """
         if not isinstance(error, (sqlite3.Error, OSError, DamagedError, TierError)):
             error = DamagedError(f"half an index: {type(error).__name__}: {error}")
-        return self.database.suffer(error)
+        return self.database.handle_error(error)
 
     def write(self, work: Callable[..., T], *args: Any) -> T:
         """Run `work(index, *args)` as the only writer of this process, on the file in its place.
@@ -221,7 +221,7 @@ class Disk:
         Raises:
             TierError: it could not be done.
         """
-        found: T = outlasting(self._write_now, work, args)
+        found: T = retry_while_locked(self._write_now, work, args)
         return found
 
     def _write_now(self, work: Callable[..., T], args: tuple[Any, ...]) -> T:
@@ -229,7 +229,7 @@ class Disk:
             database = self._ready()
             try:
                 with database.writing:
-                    if not database.moved():
+                    if not database.was_replaced():
                         database.writer  # noqa: B018 - raises if the file is read-only
                         if self.index is None:  # not `or`: an empty index is false
                             self.index = self._made()
@@ -260,15 +260,15 @@ class Disk:
         Any error is left to the `lookup` that follows, so that it is reported and waited for once.
         """
         database = self.database
-        if name in self._beside or time.monotonic() > self._tell_at:
+        if name in self._in_files or time.monotonic() > self._report_at:
             return None  # `lookup` reads the files, or reports the reads to the index
         try:
             with database.reading:
-                row = database.look.execute(_AT_HAND, (name,)).fetchone()
+                row = database.row_cursor.execute(_AT_HAND, (name,)).fetchone()
         except TierError:  # the tier is closed
             return None
         except _FAULTS as error:
-            self._met = self._fault(error)
+            self._pending_error = self._fault(error)
             return None
         if row is None:
             return None
@@ -280,65 +280,65 @@ class Disk:
 
     async def lookup(self, port: Port, name: str) -> Found | None:
         """See `memo.stores.protocols.Tier.lookup`; a look-up writes nothing."""
-        met, self._met = self._met, None
+        met, self._pending_error = self._pending_error, None
         if met is not None:
             raise met
         database = self.database
         if not database.is_open:
-            if self._home.lost():
-                raise self._home.fault()
-            await port.offload(outlasting, self._ready)
+            if self._home.is_unusable():
+                raise self._home.unavailable()
+            await port.offload(retry_while_locked, self._ready)
         try:
             with database.reading:
-                row = database.look.execute(_LOOKUP, (name,)).fetchone()
+                row = database.row_cursor.execute(_LOOKUP, (name,)).fetchone()
         except _FAULTS as error:
             raise self._fault(error) from error
         if row is None:
-            if not database.moved():
+            if not database.was_replaced():
                 return None
-            row = await port.offload(self._again, name)
+            row = await port.offload(self._look_up_again, name)
             if row is None:
                 return None
         self.was_read(port, name)
         if row[1] is None:
-            self._beside.discard(name)
-        elif name not in self._beside:
-            self._beside = {name} if len(self._beside) >= USED else self._beside
-            self._beside.add(name)
+            self._in_files.discard(name)
+        elif name not in self._in_files:
+            self._in_files = {name} if len(self._in_files) >= MOST_READS else self._in_files
+            self._in_files.add(name)
         return await self._found(port, name, *row)
 
     def was_read(self, port: Port, name: str) -> None:
         """Note that an entry was read, here or in a tier above, so that it is kept longer."""
         self._note(name)
-        if time.monotonic() > self._tell_at:
-            self._tell_at = time.monotonic() + TELL
-            self._begin(port, self.tell, "memo-used")
+        if time.monotonic() > self._report_at:
+            self._report_at = time.monotonic() + REPORT_EVERY
+            self._begin(port, self.report_reads, "memo-used")
 
     def _note(self, name: str) -> None:
         """Remember the name for the next report to the index."""
         self._used[name] = None
-        if len(self._used) > USED:
+        if len(self._used) > MOST_READS:
             self._used = {}
-        elif len(self._used) == USED:
-            self._tell_at = min(self._tell_at, self._told_at + _OFTEN)
+        elif len(self._used) == MOST_READS:
+            self._report_at = min(self._report_at, self._reported_at + _OFTEN)
 
     def count_reads_of(self, front: Callable[[], Iterable[str]]) -> None:
         """See `memo.stores.protocols.LocalTier.count_reads_of`."""
         self._read_in_front = front
 
-    def tell(self) -> None:
+    def report_reads(self) -> None:
         """Report to the index which entries were read; if that fails, the names are forgotten."""
-        if used := self._untold():
+        if used := self._take_reads():
             with suppress(TierError):
                 self.write(lambda index: index.used(used))
 
-    def _untold(self) -> dict[str, None]:
+    def _take_reads(self) -> dict[str, None]:
         """Return the names read since the last call."""
         used, self._used = self._used, {}
-        self._told_at = time.monotonic()
+        self._reported_at = time.monotonic()
         return {**used, **dict.fromkeys(self._read_in_front())}
 
-    def _again(self, name: str) -> tuple[Any, ...] | None:
+    def _look_up_again(self, name: str) -> tuple[Any, ...] | None:
         """Look up once more, in the file that is at the index's path now."""
         self.database.close()
         rows = self._read(_LOOKUP, name)
@@ -389,23 +389,23 @@ class Disk:
         lifetime: float | None,
     ) -> None:
         """See `memo.stores.protocols.Tier.store`."""
-        if self._home.lost():
-            raise self._home.fault()
+        if self._home.is_unusable():
+            raise self._home.unavailable()
         await port.offload(self._store_with_room, name, record, payload, lifetime)
-        self._look_after(port)
+        self._start_housekeeping(port)
 
     async def store_many(self, port: Port, records: Sequence[Kept]) -> None:
         """See `memo.stores.protocols.StoresMany.store_many`; it is one transaction."""
-        if self._home.lost():
-            raise self._home.fault()
+        if self._home.is_unusable():
+            raise self._home.unavailable()
         await port.offload(self._store_many, records)
-        self._look_after(port)
+        self._start_housekeeping(port)
 
-    def _look_after(self, port: Port) -> None:
+    def _start_housekeeping(self, port: Port) -> None:
         """After a store, sweep and evict in the background if either is due."""
         if self.is_sweep_due():
             self._begin(port, self._sweep, "memo-sweep")
-        if self._is_over and time.monotonic() > self._evict_at:
+        if self._over_budget and time.monotonic() > self._evict_at:
             self._evict_at = time.monotonic() + 2 * EVICTION
             self._begin(port, self._evict, "memo-evict")
 
@@ -465,28 +465,28 @@ class Disk:
             size: bytes that it stores.
             once: it cannot be called again.
         """
-        for _ in range(_RELIEFS):
+        for _ in range(_ATTEMPTS):
             try:
                 store(*args)
             except TierError as error:
                 if not is_full(error.__cause__) or once:
                     raise
-                if not self._relieve(size):
-                    self._home.full()
+                if not self._free_space(size):
+                    self._home.warn_full()
                     raise TierUnavailable(str(error), told=True) from error
             else:
                 return
-        self._home.full()
+        self._home.warn_full()
         raise TierUnavailable("the disk is full", told=True)
 
-    def _relieve(self, size: int) -> bool:
+    def _free_space(self, size: int) -> bool:
         """Remove entries of at least `size` bytes on a full disk; True if any was removed."""
         with suppress(TierError, sqlite3.Error):
             database = self._ready()
             with database.writing:
                 if self.index is None:
                     self.index = self._made()
-                return self.index.relieve(max(2 * size, _RELIEF)) > 0
+                return self.index.free_space(max(2 * size, _LEAST_FREED)) > 0
         return False
 
     def _store(
@@ -505,7 +505,7 @@ class Disk:
             return
         if not self._has_written:  # the first store: a process that died may have left files
             self._has_written = True
-            self._left_behind = self._left_behind or self.payloads.directory.exists()
+            self._may_have_orphans = self._may_have_orphans or self.payloads.directory.exists()
         self.write(self._make_room, size + len(record))
         try:
             with self.payloads.keep(payload, outside) as where:
@@ -518,29 +518,29 @@ class Disk:
         if row.name is None:
             self._make_room(index, len(row.record or b"") + ROW)
         index.keep([(name, row, lifetime)])
-        if row.name and not self._is_over:  # other processes may have used the freed space
+        if row.name and not self._over_budget:  # other processes may have used the freed space
             with suppress(sqlite3.OperationalError):  # locked by others: eviction can wait
-                self._is_over = not index.make_room(0)
+                self._over_budget = not index.make_room(0)
 
     def _make_room(self, index: Index, size: int) -> None:
         """Report the reads to the index, then evict until `size` more bytes fit."""
         if index.has_room(size):
             return
-        tight = index.lacking(size) > 0
-        self._left_behind = self._left_behind or tight
-        if tight or time.monotonic() > self._tell_at:
-            self._tell_at = time.monotonic() + TELL
-            index.used(self._untold())
-        self._is_over = not index.make_room(size)
+        tight = index.bytes_to_free(size) > 0
+        self._may_have_orphans = self._may_have_orphans or tight
+        if tight or time.monotonic() > self._report_at:
+            self._report_at = time.monotonic() + REPORT_EVERY
+            index.used(self._take_reads())
+        self._over_budget = not index.make_room(size)
 
     def _evict(self) -> None:
         """Evict down to the budget for up to `EVICTION` seconds, taking turns with stores."""
 
         def evict(index: Index) -> None:
-            self._is_over = not index.make_room(0)
+            self._over_budget = not index.make_room(0)
 
         end = time.monotonic() + EVICTION
-        while self._is_over and time.monotonic() < end:
+        while self._over_budget and time.monotonic() < end:
             time.sleep(GIVE_WAY)
             with suppress(TierError):
                 self.write(evict)
@@ -609,7 +609,7 @@ class Disk:
     def is_sweep_due(self) -> bool:
         """True if a sweep is due and no other process of this host has just done one."""
         now = time.monotonic()
-        pause = self._pause if self._left_behind else SWEEP
+        pause = self._pause if self._may_have_orphans else SWEEP
         if now < self.looked_at + pause:
             return False
         self.looked_at = now
@@ -618,7 +618,7 @@ class Disk:
                 descriptor = private_files.open_or_create(self._swept.name, folder)
             try:
                 facts = os.fstat(descriptor)
-                never = self._left_behind and not facts.st_size
+                never = self._may_have_orphans and not facts.st_size
                 if not never and 0 <= time.time() - facts.st_mtime < pause:
                     return False
                 os.pwrite(descriptor, b".", 0)
@@ -626,7 +626,7 @@ class Disk:
                 os.close(descriptor)
         except OSError:
             return False
-        self._left_behind = False
+        self._may_have_orphans = False
         return True
 
     # --- listing ---------------------------------------------------------------------------------
@@ -736,7 +736,7 @@ class Disk:
     def close(self) -> None:
         """Close connections and descriptors; the next use opens them again."""
         if self.database.is_open:
-            self.tell()
+            self.report_reads()
         self._closed += 1
         self.database.close()
 

@@ -66,7 +66,7 @@ class HostLock:
                 return False
             # otherwise the previous holder has unlinked the file, so this lock protects nothing
         self._descriptor = descriptor
-        fork.renewed_in_child(self)
+        fork.renew_in_child(self)
         self.label(holder)
         return True
 

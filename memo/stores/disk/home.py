@@ -5,7 +5,7 @@ Rules of this module:
 1.  The directory is *writable*, *read-only* (its files are read as they are), or *unusable*.  A
     process that cannot use it still caches in memory.
 2.  One warning per process and directory states the fault and the fix.
-3.  A fault is checked again after `AGAIN` seconds, or as soon as the directory changes.
+3.  A fault is checked again after `RETRY_AFTER` seconds, or as soon as the directory changes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 WRITABLE: Final = "writable"
 READ_ONLY: Final = "read-only"
 UNUSABLE: Final = "unusable"
-AGAIN = 1.0
+RETRY_AFTER = 1.0
 """Seconds after which an unusable directory is tried again."""
 TICK = 0.001
 """Seconds for which the last known state is used without a check."""
@@ -51,7 +51,7 @@ class DirectoryWarning(RuntimeWarning):
     """The cache directory cannot be used as it is; the text names it and the fix."""
 
 
-class Home:
+class CacheDirectory:
     """A cache directory, as this process can use it.
 
     Args:
@@ -73,12 +73,12 @@ class Home:
         self._seen: object = None
         self._tick = 0.0
         self._again = 0.0
-        self._told = False
-        self.relieve: Callable[[int], bool] = lambda size: False
+        self._warned = False
+        self.free_space: Callable[[int], bool] = lambda size: False
 
     # --- asking ----------------------------------------------------------------------------------
 
-    def lost(self) -> bool:
+    def is_unusable(self) -> bool:
         """True if the directory is known to be unusable.
 
         Checks it at most once per tick, in 2 µs.
@@ -99,8 +99,8 @@ class Home:
         Raises:
             TierUnavailable: it cannot be used; a warning has said so.
         """
-        if self.lost():
-            raise self.fault()
+        if self.is_unusable():
+            raise self.unavailable()
         try:
             tightened = private_files.tighten(self._root) | private_files.tighten(self.path)
             if self.path == self._root:
@@ -135,9 +135,9 @@ class Home:
         if self._is_readable():
             return READ_ONLY
         if isinstance(error, SettingError):
-            raise self.refuse(error.fix) from error
+            raise self.mark_unusable(error.fix) from error
         if error.errno in FULL or error.errno in _CLOSED:
-            raise self.refuse(f"cannot be used: {error.strerror}.") from error
+            raise self.mark_unusable(f"cannot be used: {error.strerror}.") from error
         raise error
 
     def _is_readable(self) -> bool:
@@ -159,18 +159,18 @@ class Home:
 
     # --- faults ----------------------------------------------------------------------------------
 
-    def refuse(self, why: str) -> TierUnavailable:
+    def mark_unusable(self, why: str) -> TierUnavailable:
         """Mark the directory as unusable for now, and return the error to raise."""
         self.state, self.why = UNUSABLE, why
         self._seen = self._facts()
-        self._again = time.monotonic() + AGAIN
+        self._again = time.monotonic() + RETRY_AFTER
         self._warn(
             f"the cache directory {self.path} {why.rstrip('.; ')}, so results are kept in the"
             f" memory of this process only. {_FIX}"
         )
-        return self.fault()
+        return self.unavailable()
 
-    def full(self) -> None:
+    def warn_full(self) -> None:
         """Warn that nothing more can be written even though all our own entries were removed."""
         self.why = "the disk is full"
         self._warn(
@@ -179,7 +179,7 @@ class Home:
             " MEMO_DIRECTORY (or configure(directory=...)) to a directory on another disk."
         )
 
-    def fault(self) -> TierUnavailable:
+    def unavailable(self) -> TierUnavailable:
         return TierUnavailable(f"{self.path} {self.why}", told=True)
 
     def _facts(self) -> object:
@@ -190,9 +190,9 @@ class Home:
         return facts.st_dev, facts.st_ino, facts.st_uid, facts.st_mode
 
     def _warn(self, text: str) -> None:
-        if self._told:
+        if self._warned:
             return
-        self._told = True
+        self._warned = True
         events.emit(events.Event(events.ERROR, tier="disk", reason="directory", detail=text))
         with suppress(Warning):  # a filter made it an error; the caller still gets its result
             warnings.warn(f"memo: {text}", DirectoryWarning, stacklevel=2)

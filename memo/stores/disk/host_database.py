@@ -36,7 +36,7 @@ from memo.records.stamp_types import Ref, State
 from memo.runtime import ownership, private_files
 from memo.runtime.clock import Clock
 from memo.stores.disk import sqlite_file
-from memo.stores.disk.home import READ_ONLY, Home, is_full
+from memo.stores.disk.home import READ_ONLY, CacheDirectory, is_full
 from memo.stores.disk.sqlite_file import DamagedError, Database
 from memo.validity import stamps
 from memo.validity.generations import Change
@@ -62,11 +62,11 @@ _FORMAT = 1
 _BELL = struct.Struct("=QQ")
 SQL = sqlite_file.statements("generations")
 _SCHEMA = ("meta", "groups", "generations", "journal", "groups_changed", "lives", "lives_until")
-BEGUN = 86_400
+SHORTEST_LIFE = 86_400
 """Shortest life of a group in seconds, counted from the start of a computation that names it."""
-TOMB = 120
+TOMBSTONE_LIFE = 120
 """Life in seconds of a group that an invalidation had to create: nothing is stored under it."""
-EVER = 1 << 62
+NEVER_EXPIRES = 1 << 62
 """Expiry of a group that an entry without a ttl names."""
 
 
@@ -131,7 +131,7 @@ class Ledger:
         lives: when groups in the mirror may be deleted, in Unix seconds, as far as known.
     """
 
-    def __init__(self, home: Home, clock: Clock) -> None:
+    def __init__(self, home: CacheDirectory, clock: Clock) -> None:
         self.home = home
         self.directory = directory = home.path
         self.clock = clock
@@ -143,7 +143,7 @@ class Ledger:
 
     def _forget(self) -> None:
         self.bell: Sequence[int] = (0, 0)
-        self.heard = -1
+        self.seen_bell = -1
         self.tick = 0.0
         self.groups: dict[str, Group] = {}
         self.lives: dict[str, int] = {}
@@ -161,15 +161,15 @@ class Ledger:
             return
         connection.execute("PRAGMA synchronous=NORMAL")
         bell = self._map_bell()
-        heard = bell[1]  # read before the commit, which must not be older
+        seen_bell = bell[1]  # read before the commit, which must not be older
         facts = _facts(connection)
         if facts:
-            _check(facts, heard)
+            _check(facts, seen_bell)
         else:
             _check(self._make(connection), 0)
-        if _crowd(connection):
+        if _excess_groups(connection):
             with suppress(sqlite3.OperationalError):  # locked: the next call does it
-                _alone(connection, _prune)
+                _in_transaction(connection, _prune)
         self.bell = bell
 
     def _make(self, connection: sqlite3.Connection) -> dict[str, Any]:
@@ -178,31 +178,32 @@ class Ledger:
         def make(connection: sqlite3.Connection) -> dict[str, Any]:
             for name in _SCHEMA:
                 connection.execute(SQL[name])
-            return _facts(connection) or self._founded(connection)
+            return _facts(connection) or self._initialise(connection)
 
-        return _alone(connection, make)
+        return _in_transaction(connection, make)
 
-    def _founded(self, connection: sqlite3.Connection) -> dict[str, Any]:
+    def _initialise(self, connection: sqlite3.Connection) -> dict[str, Any]:
         """Create a ledger whose numbers start above those of any older bell."""
         bell: Any = self._map_bell()
-        rung = bell[1]
-        if rung >= LAST_COMMIT:  # garbage, since no later number could exceed it
+        last_commit = bell[1]
+        if last_commit >= LAST_COMMIT:  # garbage, since no later number could exceed it
             bell[1] = 0
         first = max(time.time_ns() // 1000, bell[1] + 1)
         facts = {"format": _FORMAT, "commit": first, "id": os.urandom(8).hex()}
         connection.executemany("INSERT INTO meta VALUES (?, ?)", facts.items())
         connection.executemany(
-            "INSERT INTO journal (at, due, turns, note) VALUES (?, 1, ?, ?)", self._carried(rung)
+            "INSERT INTO journal (at, due, turns, note) VALUES (?, 1, ?, ?)",
+            self._rows_carried_over(last_commit),
         )
         return facts
 
-    def _carried(self, rung: int) -> list[tuple[int, str, str]]:
+    def _rows_carried_over(self, last_commit: int) -> list[tuple[int, str, str]]:
         """Return the rows that a new ledger takes over from the journal before it, if any."""
         rows, self._rescued = self._rescued, None
-        if rows is None and rung:  # there is a bell, so its ledger was removed
+        if rows is None and last_commit:  # there is a bell, so its ledger was removed
             from memo.stores.disk import recovery
 
-            rows = recovery.lost(self.database.path, self.clock.wall_ns())
+            rows = recovery.rows_for_lost_journal(self.database.path, self.clock.wall_ns())
         return rows or []
 
     def _map_bell(self) -> Sequence[int]:
@@ -224,7 +225,7 @@ class Ledger:
         """Save the readable rows of the journal, and notify all users of the damaged file."""
         from memo.stores.disk import recovery
 
-        self._rescued = recovery.before_aside(self.database.path, self.clock.wall_ns())
+        self._rescued = recovery.rows_to_carry_over(self.database.path, self.clock.wall_ns())
         with suppress(OSError, ValueError):
             bell: Any = self._map_bell()
             bell[0] = int.from_bytes(os.urandom(8))
@@ -241,14 +242,14 @@ class Ledger:
                 database.open(read_only=self.home.open() == READ_ONLY)
             except (sqlite3.Error, OSError, DamagedError, SettingError) as error:
                 if is_full(error):
-                    raise self.home.refuse("cannot be used: the disk is full.") from error
-                raise database.suffer(error) from error
+                    raise self.home.mark_unusable("cannot be used: the disk is full.") from error
+                raise database.handle_error(error) from error
         return database
 
     @property
     def is_at_hand(self) -> bool:
         """True if it can be read without waiting."""
-        return self.database.is_open or self.home.lost()
+        return self.database.is_open or self.home.is_unusable()
 
     def close(self) -> None:
         with self.database.writing:
@@ -281,26 +282,26 @@ class Ledger:
             except TierUnavailable:  # nothing can be read, so every group is lost
                 self._forget()
                 return
-            if database.moved():
+            if database.was_replaced():
                 database.close()
                 continue
             try:
                 with database.reading:
                     self._refresh(database)
             except FAULTS as error:
-                self.suffer(error)
+                self.handle_error(error)
                 continue
             return
         raise TierError("host.sqlite does not stay in its place")
 
-    def suffer(self, error: BaseException) -> None:
+    def handle_error(self, error: BaseException) -> None:
         """Return if a damaged file was set aside, so that the use can be tried again.
 
         Raises:
             TierError: any other fault.
         """
-        fault = self.database.suffer(error)
-        if not sqlite_file.damaged(error):
+        fault = self.database.handle_error(error)
+        if not sqlite_file.is_damaged(error):
             raise fault from error
 
     def _refresh(self, database: Database) -> None:
@@ -310,12 +311,12 @@ class Ledger:
             self.bell = bell
             self._opened = database.opened
         tick = time.monotonic() + TICK
-        heard = self.bell[0]
+        seen_bell = self.bell[0]
         (version,) = database.reader.execute("PRAGMA data_version").fetchone()
         if version != self._version:
             self._catch_up(database.reader)
             self._version = version
-        self.heard = heard
+        self.seen_bell = seen_bell
         self.tick = tick
 
     def _catch_up(self, connection: sqlite3.Connection) -> None:
@@ -356,7 +357,7 @@ class Ledger:
                             self.lives[name] = until
                     return group
             except FAULTS as error:
-                self.suffer(error)
+                self.handle_error(error)
         raise TierError("host.sqlite is damaged again and again")
 
     def select(self, statement: str, *values: object) -> list[Any]:
@@ -371,7 +372,7 @@ class Ledger:
                 with database.reading:
                     return database.reader.execute(statement, values).fetchall()
             except FAULTS as error:
-                self.suffer(error)
+                self.handle_error(error)
         raise TierError("host.sqlite is damaged again and again")
 
     # --- writing ---------------------------------------------------------------------------------
@@ -387,14 +388,14 @@ class Ledger:
             TierError: it could not be committed.
         """
         try:
-            sqlite_file.outlasting(self._write_now, work, durable)
+            sqlite_file.retry_while_locked(self._write_now, work, durable)
         except TierError as error:
             if not is_full(error.__cause__):
                 raise
-            if not self.home.relieve(ROOM):
-                self.home.full()
+            if not self.home.free_space(ROOM):
+                self.home.warn_full()
                 raise
-            sqlite_file.outlasting(self._write_now, work, durable)
+            sqlite_file.retry_while_locked(self._write_now, work, durable)
 
     def _write_now(self, work: Callable[[sqlite3.Connection, int], bool], durable: bool) -> None:
         for _ in range(TRIES):
@@ -404,7 +405,7 @@ class Ledger:
                     if self._commit(database, work, durable):
                         return
             except FAULTS as error:
-                self.suffer(error)
+                self.handle_error(error)
                 continue
             database.close()
         raise TierError("host.sqlite does not stay in its place")
@@ -416,7 +417,7 @@ class Ledger:
         durable: bool,
     ) -> bool:
         """True if that was done in the file that is in its place."""
-        if database.moved():
+        if database.was_replaced():
             return False
         with database.transaction(f"synchronous={'FULL' if durable else 'NORMAL'}") as connection:
             (commit,) = connection.execute("SELECT value FROM meta WHERE name='commit'").fetchone()
@@ -425,10 +426,10 @@ class Ledger:
             if changed:
                 connection.execute("UPDATE meta SET value = ? WHERE name = 'commit'", (commit,))
             else:
-                sqlite_file.undo(connection)
+                sqlite_file.roll_back(connection)
         if changed:
             self.ring(commit)
-        return not database.moved()
+        return not database.was_replaced()
 
     def ring(self, commit: int) -> None:
         bell: Any = self.bell
@@ -450,9 +451,9 @@ def lives_until(connection: sqlite3.Connection, group: str) -> int:
     return row[0] if row and isinstance(row[0], int) else 0
 
 
-def outlive(connection: sqlite3.Connection, groups: Iterable[str], until: int) -> None:
+def extend_life(connection: sqlite3.Connection, groups: Iterable[str], until: int) -> None:
     """Extend the life of groups to at least this time."""
-    connection.executemany(SQL["outlive"], [(name, until) for name in groups])
+    connection.executemany(SQL["extend_life"], [(name, until) for name in groups])
 
 
 def swept_at(connection: sqlite3.Connection) -> int:
@@ -461,7 +462,7 @@ def swept_at(connection: sqlite3.Connection) -> int:
     return row[0] if row and isinstance(row[0], int) else 0
 
 
-def forget(connection: sqlite3.Connection, groups: Iterable[str], commit: int) -> None:
+def delete_groups(connection: sqlite3.Connection, groups: Iterable[str], commit: int) -> None:
     """Delete groups, as part of a commit: entries that name them become misses for good."""
     names = [(name,) for name in groups]
     for table in ("generations", "groups", "lives"):
@@ -485,14 +486,14 @@ def change_fields(connection: sqlite3.Connection, group: str, change: Change, co
     connection.execute(SQL["touch"], (group, commit, renewed))
 
 
-def _alone(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+def _in_transaction(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
     """Run `work` in a transaction of its own."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         done = work(connection)
         connection.execute("COMMIT")
     except BaseException:
-        sqlite_file.undo(connection)
+        sqlite_file.roll_back(connection)
         raise
     return done
 
@@ -509,15 +510,15 @@ def _facts(connection: sqlite3.Connection) -> dict[str, Any]:
     return dict(connection.execute("SELECT name, value FROM meta"))
 
 
-def _check(facts: Mapping[str, Any], heard: int) -> None:
+def _check(facts: Mapping[str, Any], seen_bell: int) -> None:
     commit = facts.get("commit")
     if facts.get("format") != _FORMAT or not isinstance(commit, int) or commit >= LAST_COMMIT:
         raise DamagedError("not a ledger of this format")
-    if heard > commit:
+    if seen_bell > commit:
         raise DamagedError("commits are missing")
 
 
-def _crowd(connection: sqlite3.Connection) -> int:
+def _excess_groups(connection: sqlite3.Connection) -> int:
     """Return the number of groups beyond the limit; 0 while an invalidation is in the journal."""
     groups, journalled = connection.execute(SQL["counts"]).fetchone()
     return 0 if groups <= GROUPS or journalled else groups - GROUPS // 2
@@ -525,9 +526,9 @@ def _crowd(connection: sqlite3.Connection) -> int:
 
 def _prune(connection: sqlite3.Connection) -> None:
     """Delete the oldest groups if there are too many."""
-    crowd = _crowd(connection)
-    connection.execute(SQL["prune_generations"], (crowd,))
-    connection.execute(SQL["prune_groups"], (crowd,))
+    excess = _excess_groups(connection)
+    connection.execute(SQL["prune_generations"], (excess,))
+    connection.execute(SQL["prune_groups"], (excess,))
     connection.execute(SQL["prune_lives"])
     (commit,) = connection.execute("SELECT value FROM meta WHERE name = 'commit'").fetchone()
-    forget(connection, (), commit)
+    delete_groups(connection, (), commit)

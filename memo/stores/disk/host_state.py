@@ -24,21 +24,21 @@ from memo.runtime.clock import SECOND, SYSTEM, Clock
 from memo.runtime.port import Port
 from memo.stores.disk import home
 from memo.stores.disk.file_locks import HostLock
-from memo.stores.disk.home import READ_ONLY, Home
+from memo.stores.disk.home import READ_ONLY, CacheDirectory
 from memo.stores.disk.host_database import (
-    BEGUN,
-    EVER,
     MIRROR,
+    NEVER_EXPIRES,
+    SHORTEST_LIFE,
     SQL,
-    TOMB,
+    TOMBSTONE_LIFE,
     Ledger,
     change_fields,
+    delete_groups,
+    extend_life,
     fields_of,
-    forget,
-    outlive,
     swept_at,
 )
-from memo.stores.disk.sqlite_file import outlasting
+from memo.stores.disk.sqlite_file import retry_while_locked
 from memo.stores.disk.unwritten import Unwritten
 from memo.validity import generations, stamps
 from memo.validity.generations import Change
@@ -47,26 +47,26 @@ from memo.validity.stamps import ALL, Turn
 if TYPE_CHECKING:
     from memo.stores.disk.recovery import Row
 
-UNREAD = 3
+ATTEMPTS = 3
 """Number of attempts to open and read a file before it is set aside."""
-COPIED = 1.0
+COPY_LIFE = 1.0
 """Seconds for which a copy is used in place of a file that cannot be opened."""
 UNWRITTEN = "an invalidation could not be written yet"
-LATE_AGAIN = 1.0
+RETRY_LATE = 1.0
 """Seconds after which changes that could not be written are tried again."""
-OWED_AGAIN = 0.25
+RETRY_AFTER = 0.25
 """Seconds after which an invalidation that could not be written is tried again."""
 SWEEP = 60.0
 """Seconds between two searches of a process for expired groups."""
-SWEPT = 500
+SWEEP_BATCH = 500
 """Most groups that are deleted in one transaction: between two of them others may write."""
 GIVE_WAY = 0.002
 """Seconds between two such transactions."""
 SPARE = 3600
 """Seconds by which a group's life is extended beyond need, so that it is written rarely."""
-WAITING = 1000
+MOST_WAITING = 1000
 """Most invalidations that wait for the next shared tier; beyond it they become one."""
-NEVER = (UnicodeError, OverflowError, sqlite3.DataError)
+UNWRITABLE = (UnicodeError, OverflowError, sqlite3.DataError)
 """Errors that are caused by the data to be written, not by the file."""
 OVERDUE = 5 * SECOND
 """Nanoseconds after which a journalled invalidation is due: its process must have died."""
@@ -74,7 +74,7 @@ _ANYWHERE = '%"to": ["*"]}'
 """End of the note of an invalidation that is meant for the next shared tier in use."""
 
 
-class Reading(list[State]):
+class CommittedStates(list[State]):
     """States as a host read them, with the number of a commit that they include."""
 
     __slots__ = ("commit",)
@@ -89,8 +89,8 @@ class HostGenerations:
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self._owed: list[Callable[[], None]] = []
-        self._pay_at = 0.0
+        self._queued: list[Callable[[], None]] = []
+        self._write_at = 0.0
         self._sweep_at = time.monotonic() + SWEEP
         self._unwritten = Unwritten()
 
@@ -108,12 +108,12 @@ class HostGenerations:
             name, arguments = ref
             group = groups.get(name) or ledger.load(name)
             if not self._unwritten.empty:
-                group = self._unwritten.over(name, group)
+                group = self._unwritten.applied_to(name, group)
             if group.plain is None or arguments is None:
                 states.append(group.state(ref))
             else:
                 states.append(group.plain)
-        return Reading(states, commit)
+        return CommittedStates(states, commit)
 
     def texts(self, packed_generations: Iterable[PackedGeneration]) -> list[str]:
         """Return the present token of each generation; as `read`, without creating refs or states.
@@ -124,13 +124,13 @@ class HostGenerations:
         """
         ledger = self._up_to_date()
         groups = ledger.groups
-        over = None if self._unwritten.empty else self._unwritten.over
+        applied_to = None if self._unwritten.empty else self._unwritten.applied_to
         found = []
         for claim in packed_generations:
             _, name, arguments, _, _ = claim
             group = groups.get(name) or ledger.load(name)
-            if over is not None:
-                group = over(name, group)
+            if applied_to is not None:
+                group = applied_to(name, group)
             now = group.plain
             if now is None or arguments is None:
                 now = group.state(ref_of(claim))
@@ -143,10 +143,10 @@ class HostGenerations:
         Raises:
             TierError: the file cannot be read, or an invalidation is still to be written.
         """
-        if self._owed:
+        if self._queued:
             raise TierError(UNWRITTEN)
         ledger = self.ledger
-        if ledger.bell[0] != ledger.heard or time.monotonic() > ledger.tick:
+        if ledger.bell[0] != ledger.seen_bell or time.monotonic() > ledger.tick:
             ledger.refresh()
         return ledger
 
@@ -162,63 +162,63 @@ class HostGenerations:
         Raises:
             TierError: it could not be written.
         """
-        since = before.commit if isinstance(before, Reading) else 0
-        news = [
+        since = before.commit if isinstance(before, CommittedStates) else 0
+        updates = [
             (ref, old, new) for ref, old, new in zip(refs, before, now, strict=True) if old != new
         ]
-        if not news:
+        if not updates:
             return
 
         def work(connection: sqlite3.Connection, commit: int) -> bool:
-            held = _held(connection)
+            journalled = _journalled_groups(connection)
             changed = _mark_shared(connection)
-            for name in dict.fromkeys(ref.group for ref, _, _ in news):
-                if name not in held and _settled(connection, name) <= since:
-                    mine = [(ref, old, new) for ref, old, new in news if ref.group == name]
+            for name in dict.fromkeys(ref.group for ref, _, _ in updates):
+                if name not in journalled and _settled(connection, name) <= since:
+                    mine = [(ref, old, new) for ref, old, new in updates if ref.group == name]
                     changed |= _learn(connection, name, mine, commit)
-                    outlive(connection, [name], self._now() + BEGUN)
+                    extend_life(connection, [name], self._now() + SHORTEST_LIFE)
             return changed
 
         self.ledger.write(work, durable=False)
 
     async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
         """See `memo.stores.protocols.Generations.states`."""
-        if self._owed:
-            await port.offload(self._pay)
-        if not self._unwritten.empty and time.monotonic() > self._pay_at:
+        if self._queued:
+            await port.offload(self._write_queued)
+        if not self._unwritten.empty and time.monotonic() > self._write_at:
             await port.offload(self._write_late)
         if not self.ledger.is_at_hand:
-            return await port.offload(outlasting, self.read, refs)
+            return await port.offload(retry_while_locked, self.read, refs)
         return self.read(refs)
 
     async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
         """See `memo.stores.protocols.Generations.begin`."""
         states = await self.states(port, refs)
-        lives, soon = self.ledger.lives, self._now() + BEGUN // 2
+        lives, soon = self.ledger.lives, self._now() + SHORTEST_LIFE // 2
         if LOST not in states and all(lives.get(ref.group, 0) >= soon for ref in refs):
             return states
         return await port.offload(self._begin, refs)
 
     def _begin(self, refs: Sequence[Ref]) -> list[State]:
-        born = Change({ALL: stamps.token()})  # one for all: equal tokens compress well
+        created = Change({ALL: stamps.token()})  # one for all: equal tokens compress well
 
         names = dict.fromkeys(ref.group for ref in refs)
 
         def work(connection: sqlite3.Connection, commit: int) -> bool:
             for name in names:
                 if ALL not in fields_of(connection, name):
-                    change_fields(connection, name, born, commit)
-            outlive(connection, names, self._now() + BEGUN)
+                    change_fields(connection, name, created, commit)
+            extend_life(connection, names, self._now() + SHORTEST_LIFE)
             return True
 
         try:
             self.ledger.write(work, durable=False)
         except TierError as error:
-            if not _is_closed(error):
+            if not _is_unusable(error):
                 raise
             self._unwritten.begin(names)
         found = self.read(refs)
-        self._lasts(names, self._now() + BEGUN)
+        self._note_expiry(names, self._now() + SHORTEST_LIFE)
         return found
 
     # --- expiry of groups ------------------------------------------------------------------------
@@ -226,29 +226,29 @@ class HostGenerations:
     def _now(self) -> int:
         return self.ledger.clock.wall_ns() // SECOND
 
-    def _lasts(self, names: Iterable[str], until: int) -> None:
+    def _note_expiry(self, names: Iterable[str], until: int) -> None:
         lives = self.ledger.lives
         if len(lives) > MIRROR:
             lives.clear()
         lives.update(dict.fromkeys(names, until))
 
-    async def outlive(self, port: Port, groups: Iterable[str], lifetime: float | None) -> None:
-        """See `memo.stores.protocols.HostGenerations.outlive`; writes rarely."""
+    async def extend_life(self, port: Port, groups: Iterable[str], lifetime: float | None) -> None:
+        """See `memo.stores.protocols.HostGenerations.extend_life`; writes rarely."""
         now, lives = self._now(), self.ledger.lives
-        end = EVER if lifetime is None else now + int(lifetime) + 1
+        end = NEVER_EXPIRES if lifetime is None else now + int(lifetime) + 1
         short = [name for name in groups if lives.get(name, 0) < end]
         if short:
             spare = 0 if lifetime is None else SPARE + int(lifetime / 4)
-            await port.offload(self._outlive, short, end + spare)
+            await port.offload(self._extend_life, short, end + spare)
 
-    def _outlive(self, groups: Sequence[str], until: int) -> None:
+    def _extend_life(self, groups: Sequence[str], until: int) -> None:
         def work(connection: sqlite3.Connection, _: int) -> bool:
-            outlive(connection, groups, until)
+            extend_life(connection, groups, until)
             return True
 
         with suppress(TierError):  # the groups may be deleted early, which costs only misses
             self.ledger.write(work, durable=False)
-        self._lasts(groups, until)
+        self._note_expiry(groups, until)
 
     def sweep_due(self) -> bool:
         """True if a `sweep` is due; only once for each time it is."""
@@ -268,9 +268,9 @@ class HostGenerations:
     def _sweep(self) -> int:
         count = 0
         while True:
-            gone = self._forget_some(lambda connection: _dead(connection, self._now()))
+            gone = self._forget_some(lambda connection: _expired_groups(connection, self._now()))
             count += gone
-            if gone < SWEPT:
+            if gone < SWEEP_BATCH:
                 return count
             time.sleep(GIVE_WAY)
 
@@ -279,11 +279,11 @@ class HostGenerations:
         await port.offload(self._clear)
 
     def _clear(self) -> None:
-        while self._forget_some(_others) == SWEPT:
+        while self._forget_some(_all_but_namespace) == SWEEP_BATCH:
             time.sleep(GIVE_WAY)
 
     def _forget_some(self, which: Callable[[sqlite3.Connection], list[str]]) -> int:
-        """Delete groups, up to `SWEPT` in one transaction.
+        """Delete groups, up to `SWEEP_BATCH` in one transaction.
 
         Raises:
             TierError: it could not be written.
@@ -291,9 +291,9 @@ class HostGenerations:
         gone: list[str] = []
 
         def work(connection: sqlite3.Connection, commit: int) -> bool:
-            held = _held(connection)
-            gone[:] = [name for name in which(connection) if name not in held]
-            forget(connection, gone, commit)
+            journalled = _journalled_groups(connection)
+            gone[:] = [name for name in which(connection) if name not in journalled]
+            delete_groups(connection, gone, commit)
             return bool(gone)
 
         self.ledger.write(work, durable=False)
@@ -303,7 +303,7 @@ class HostGenerations:
 
     def _write_late(self) -> None:
         """Write the changes that could not be written before, if that is possible now."""
-        self._pay_at = time.monotonic() + LATE_AGAIN
+        self._write_at = time.monotonic() + RETRY_LATE
         written: tuple[object, ...] = ()
 
         def work(connection: sqlite3.Connection, commit: int) -> bool:
@@ -337,7 +337,7 @@ class HostGenerations:
         for name in groups:
             group = ledger.groups.get(name) or ledger.load(name)
             unwritten = self._unwritten
-            fields = (group if unwritten.empty else unwritten.over(name, group)).fields
+            fields = (group if unwritten.empty else unwritten.applied_to(name, group)).fields
             if ALL in fields:
                 found[name] = dict(fields)
         return found
@@ -359,12 +359,14 @@ class HostGenerations:
         def work(connection: sqlite3.Connection, commit: int) -> bool:
             _turn(connection, turns, note, commit, self._now())
             if _is_shared(connection):
-                _leave_word(connection, self.ledger.clock.wall_ns(), _packed(turns), note)
+                _journal_for_next_tier(
+                    connection, self.ledger.clock.wall_ns(), _packed(turns), note
+                )
             return True
 
         self.ledger.write(work, durable=True)
 
-    def owe(self, turns: Sequence[Turn], note: str, error: TierError) -> str:
+    def queue_unwritten(self, turns: Sequence[Turn], note: str, error: TierError) -> str:
         """Keep an invalidation that could not be written; return what happens next, as text.
 
         If this process cannot use the directory, the invalidation holds in this process.  After any
@@ -373,53 +375,53 @@ class HostGenerations:
         Raises:
             TierError: it can never be written, so it must not block all others.
         """
-        if isinstance(error.__cause__, NEVER):
+        if isinstance(error.__cause__, UNWRITABLE):
             raise error
-        if _is_closed(error):
+        if _is_unusable(error):
             self._unwritten.turn(turns, note)
             return f"not written: {error}; it holds in this process, and is written when possible"
-        self._owed.append(lambda: self._turn(turns, note))
+        self._queued.append(lambda: self._turn(turns, note))
         return f"failed: {error}; this process reads nothing there until it is done"
 
-    def _pay(self) -> None:
+    def _write_queued(self) -> None:
         """Write what could not be written.
 
         Raises:
             TierError: it still cannot.
         """
-        if time.monotonic() < self._pay_at:
+        if time.monotonic() < self._write_at:
             raise TierError(UNWRITTEN)
-        for write in list(self._owed):
-            self._pay_at = time.monotonic() + OWED_AGAIN
+        for write in list(self._queued):
+            self._write_at = time.monotonic() + RETRY_AFTER
             write()
             with suppress(ValueError):  # another thread has removed it
-                self._owed.remove(write)
-        self._pay_at = 0.0
+                self._queued.remove(write)
+        self._write_at = 0.0
 
     async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
         """See `memo.stores.protocols.Generations.notes`."""
         await self.states(port, [ref])
-        group = self._unwritten.over(ref.group, self.ledger.load(ref.group))
+        group = self._unwritten.applied_to(ref.group, self.ledger.load(ref.group))
         return generations.noted(group.fields, ref)
 
 
-def _is_closed(error: TierError) -> bool:
+def _is_unusable(error: TierError) -> bool:
     """True if the fault is that the directory is missing, not writable, or on a full disk."""
     return isinstance(error, TierUnavailable) or home.is_full(error.__cause__)
 
 
-def _dead(connection: sqlite3.Connection, now: int) -> list[str]:
+def _expired_groups(connection: sqlite3.Connection, now: int) -> list[str]:
     """Return groups whose life has ended, as many as one transaction deletes."""
-    return [name for (name,) in connection.execute(SQL["dead"], (now, SWEPT))]
+    return [name for (name,) in connection.execute(SQL["expired_groups"], (now, SWEEP_BATCH))]
 
 
-def _others(connection: sqlite3.Connection) -> list[str]:
+def _all_but_namespace(connection: sqlite3.Connection) -> list[str]:
     """Return groups other than the namespace's, as many as one transaction deletes."""
-    rows = connection.execute("SELECT name FROM groups WHERE name <> 'n' LIMIT ?", (SWEPT,))
+    rows = connection.execute("SELECT name FROM groups WHERE name <> 'n' LIMIT ?", (SWEEP_BATCH,))
     return [name for (name,) in rows]
 
 
-def _held(connection: sqlite3.Connection) -> set[str]:
+def _journalled_groups(connection: sqlite3.Connection) -> set[str]:
     """Return the groups with an invalidation in the journal."""
     rows = connection.execute("SELECT turns FROM journal").fetchall()
     return {turn.group for (text,) in rows for turn in _unpacked(text)}
@@ -435,11 +437,11 @@ def _mark_shared(connection: sqlite3.Connection) -> bool:
     return connection.execute(statement).rowcount > 0
 
 
-def _leave_word(connection: sqlite3.Connection, at: int, turns: str, note: str) -> None:
+def _journal_for_next_tier(connection: sqlite3.Connection, at: int, turns: str, note: str) -> None:
     """Journal an invalidation for the next shared tier in use, once per target."""
     connection.execute("DELETE FROM journal WHERE note LIKE ? AND turns = ?", (_ANYWHERE, turns))
     count = "SELECT count(*) FROM journal WHERE note LIKE ?"
-    if connection.execute(count, (_ANYWHERE,)).fetchone()[0] >= WAITING:
+    if connection.execute(count, (_ANYWHERE,)).fetchone()[0] >= MOST_WAITING:
         connection.execute("DELETE FROM journal WHERE note LIKE ?", (_ANYWHERE,))
         turns = _packed([Turn("n")])
     connection.execute(
@@ -455,11 +457,11 @@ def _settled(connection: sqlite3.Connection, group: str) -> int:
 def _learn(
     connection: sqlite3.Connection,
     group: str,
-    news: list[tuple[Ref, State, State]],
+    updates: list[tuple[Ref, State, State]],
     commit: int,
 ) -> bool:
     fields = original = fields_of(connection, group)
-    for ref, old, new in news:
+    for ref, old, new in updates:
         if stamps.read(ref, original) == old:
             change = generations.learned(fields, ref, new)
             if not change.empty:
@@ -477,10 +479,10 @@ class Journal:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self._failed: set[int] = set()
-        self._struck: tuple[int, set[int]] = (0, set())
+        self._done_rows: tuple[int, set[int]] = (0, set())
         self._copy: list[Row] = []
         self._copied_until = 0.0
-        self._unread = 0
+        self._failed_reads = 0
 
     def add(self, turns: Sequence[Turn], note: str) -> int:
         """Journal an invalidation and turn the host's own generations, in one durable transaction.
@@ -526,7 +528,7 @@ class Journal:
         Raises:
             TierError: it could not be written; other processes then replay it once more.
         """
-        self._struck_here().add(row)
+        self._done_here().add(row)
 
         def work(connection: sqlite3.Connection, commit: int) -> bool:
             found = connection.execute("SELECT turns FROM journal WHERE id = ?", (row,)).fetchone()
@@ -560,20 +562,20 @@ class Journal:
             TierError: the file cannot be read at all.
         """
         ledger = self.ledger
-        if ledger.bell[0] != ledger.heard or time.monotonic() > ledger.tick:
+        if ledger.bell[0] != ledger.seen_bell or time.monotonic() > ledger.tick:
             if at_once and not ledger.is_at_hand:
                 return True
             try:
                 ledger.refresh()
             except TierError as error:
-                return ledger.is_there() and bool(self._salvaged(error))
+                return ledger.is_there() and bool(self._rows_from_copy(error))
         return bool(ledger.journal) and any(map(self._is_due, ledger.journal))
 
-    def _salvaged(self, error: TierError) -> list[Row]:
+    def _rows_from_copy(self, error: TierError) -> list[Row]:
         """Return the due rows from a copy of a file that cannot be opened.
 
         Raises:
-            TierError: the copy cannot be read either; after `UNREAD` times the file is set aside.
+            TierError: the copy cannot be read either; after `ATTEMPTS` times the file is set aside.
         """
         if time.monotonic() > self._copied_until:
             from memo.stores.disk import recovery
@@ -581,25 +583,25 @@ class Journal:
             try:
                 self._copy = recovery.journal(self.ledger.database.path)
             except TierError:
-                self._unread += 1
-                if self._unread < UNREAD:
+                self._failed_reads += 1
+                if self._failed_reads < ATTEMPTS:
                     raise
                 with suppress(OSError, sqlite3.Error):
                     self.ledger.database.set_aside()
                 raise error from None
-            self._copied_until = time.monotonic() + COPIED
-        self._unread = 0
+            self._copied_until = time.monotonic() + COPY_LIFE
+        self._failed_reads = 0
         return [row for row in self._copy if self._is_due(row[:3])]
 
-    def _struck_here(self) -> set[int]:
+    def _done_here(self) -> set[int]:
         """Return the rows of the open file that this process has replayed."""
-        if self._struck[0] != self.ledger.database.opened:
-            self._struck = self.ledger.database.opened, set()
-        return self._struck[1]
+        if self._done_rows[0] != self.ledger.database.opened:
+            self._done_rows = self.ledger.database.opened, set()
+        return self._done_rows[1]
 
     def _is_due(self, row: tuple[int, int, int]) -> bool:
         number, at, due = row
-        if number in self._struck_here():
+        if number in self._done_here():
             return False
         if due or number in self._failed:
             return True
@@ -616,7 +618,7 @@ class Journal:
         except TierError as error:
             if not self.ledger.is_there():
                 raise
-            rows = self._salvaged(error)
+            rows = self._rows_from_copy(error)
         return [(row[0], _unpacked(row[3]), row[4]) for row in rows if self._is_due(row[:3])]
 
 
@@ -643,7 +645,7 @@ def _turn(
     for name, own in groups.items():
         change = generations.turned_all(fields_of(connection, name), own, note)
         change_fields(connection, name, change, commit)
-    outlive(connection, groups, now + TOMB)
+    extend_life(connection, groups, now + TOMBSTONE_LIFE)
 
 
 class Host:
@@ -657,7 +659,7 @@ class Host:
 
     def __init__(self, directory: Path, clock: Clock = SYSTEM, root: Path | None = None) -> None:
         self.directory = directory
-        self.home = Home(directory, root)
+        self.home = CacheDirectory(directory, root)
         with suppress(OSError, SettingError):  # reported at the first use
             if not directory.exists():
                 private_files.claim(directory)
@@ -675,11 +677,11 @@ class Host:
         """
         opened, known = self._id
         if not known or opened != self.ledger.database.opened:
-            known = self.noted("id")
+            known = self.load_note("id")
             self._id = self.ledger.database.opened, known
         return known
 
-    def noted(self, name: str) -> str:
+    def load_note(self, name: str) -> str:
         """Return the text stored under a name, or `""`.
 
         Raises:
@@ -688,7 +690,7 @@ class Host:
         rows = self.ledger.select("SELECT value FROM meta WHERE name = ?", name)
         return str(rows[0][0]) if rows else ""
 
-    def note(self, name: str, text: str) -> None:
+    def save_note(self, name: str, text: str) -> None:
         """Store a text under a name.
 
         Raises:
@@ -707,8 +709,8 @@ class Host:
         Raises:
             TierUnavailable: no file can be created for it.
         """
-        if self.home.lost() or self.home.state == READ_ONLY:
-            raise self.home.fault()
+        if self.home.is_unusable() or self.home.state == READ_ONLY:
+            raise self.home.unavailable()
         digest = blake2b(name.encode(), digest_size=20).hexdigest()
         return HostLock(self.directory / "locks" / digest)
 

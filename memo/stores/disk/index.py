@@ -290,7 +290,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         with self._database.transaction() as connection:
             connection.executemany(_RANK, [(now, name) for name in names])
 
-    def lacking(self, size: int) -> int:
+    def bytes_to_free(self, size: int) -> int:
         """Return the bytes to free before `size` more fit in the budget; 0 or less if they fit."""
         limit: int = self.size_limit  # pyright: ignore[reportAttributeAccessIssue]
         volume: int = self.volume()
@@ -323,11 +323,13 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         freed, in_time = 0, True
         limit: int = self.size_limit  # pyright: ignore[reportAttributeAccessIssue]
         if self._excess is None:
-            self._excess = self.lacking(self._to_come())
+            self._excess = self.bytes_to_free(self._log_growth())
         most = size + max(limit // _SHARE, self._excess)
-        while (lacking := self.lacking(size)) > 0 and (in_time or freed < size or lacking > most):
-            gone = self._evict(_SQL["expired"], now, lacking) or self._evict(
-                _SQL["least"], now, lacking
+        while (bytes_to_free := self.bytes_to_free(size)) > 0 and (
+            in_time or freed < size or bytes_to_free > most
+        ):
+            gone = self._evict(_SQL["expired"], now, bytes_to_free) or self._evict(
+                _SQL["least"], now, bytes_to_free
             )
             if not gone:
                 break
@@ -339,38 +341,38 @@ class Index(diskcache.Cache):  # type: ignore[misc]
             in_time = time.monotonic() < end
         if in_time:
             self._kept = 0
-        self._excess = min(self._excess, lacking + self._to_come())
-        self._free = max(0, -lacking) // _SHARE
+        self._excess = min(self._excess, bytes_to_free + self._log_growth())
+        self._free = max(0, -bytes_to_free) // _SHARE
         self._look_at = time.monotonic() + _LOOK
         return in_time
 
-    def _to_come(self) -> int:
+    def _log_growth(self) -> int:
         """Return the bytes by which the log is still going to grow."""
         return max(0, LOG - self._beside())
 
-    def _evict(self, which: str, now: float, lacking: int) -> int:
-        """Evict until `lacking` bytes are free or many entries are evicted.
+    def _evict(self, which: str, now: float, bytes_to_free: int) -> int:
+        """Evict until `bytes_to_free` bytes are free or many entries are evicted.
 
         Return the freed bytes.
         """
         freed = 0
-        most = min(_MOST, CULL + lacking // _EACH)
+        most = min(_MOST, CULL + bytes_to_free // _EACH)
         with self._transact() as (sql, cleanup):
             for rowid, name, size in sql(which, (now, most)).fetchall():
-                if freed < lacking:
+                if freed < bytes_to_free:
                     sql(_DELETE, (rowid,))
                     cleanup(name)
                     freed += max(size, _LEAST_SIZE)
         return freed
 
-    def relieve(self, size: int) -> int:
+    def free_space(self, size: int) -> int:
         """Evict entries of at least `size` bytes on a full disk; return the freed bytes.
 
         Entries with files go first: deleting a row takes space in the log, and there may be none.
         """
         rows = []
         freed = 0
-        for rowid, name, held in self._sql(_SQL["relieve"]):
+        for rowid, name, held in self._sql(_SQL["free_space"]):
             rows.append((rowid,))
             freed += held
             if name is not None:

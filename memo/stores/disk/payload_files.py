@@ -51,7 +51,7 @@ _CANONICAL = re.compile(r"[0-9a-f]{2}/[0-9a-f]{64}")
 _TEMPORARY = ".tmp"
 _RECORD = ".rec"
 _VOUCHER = ".seal"
-VOUCHED = 16 << 20
+VOUCHER_SIZE = 16 << 20
 """Payloads of at least this many bytes get a voucher; hashing 16 MiB takes 2 ms on four cores."""
 _COARSE: int | None = getattr(time, "CLOCK_REALTIME_COARSE", None)
 """The clock from which files get their times, if the system exposes it."""
@@ -107,16 +107,16 @@ class PayloadFile:
                 if self._exposed:
                     return _copied(descriptor, size)
                 self.identity = _identity(facts)
-                return mapped_file(descriptor, size)
+                return map_file(descriptor, size)
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise TierError(f"payload: {type(error).__name__}: {error.strerror}") from error
 
-    def vouched(self, digest: bytes) -> bool:
+    def is_verified(self, digest: bytes) -> bool:
         """True if a process with one of our secrets has verified that they have this digest."""
         identity = self.identity
-        if not isinstance(identity, tuple) or identity[2] < VOUCHED or not any(SYSTEM.boot_id):
+        if not isinstance(identity, tuple) or identity[2] < VOUCHER_SIZE or not any(SYSTEM.boot_id):
             return False
         try:
             descriptor = _open_old(voucher_path(self.path))
@@ -126,19 +126,19 @@ class PayloadFile:
                 os.close(descriptor)
         except OSError:
             return False
-        return any(compare_digest(text, vow(s, digest, identity)) for s in self._secrets)
+        return any(compare_digest(text, voucher_text(s, digest, identity)) for s in self._secrets)
 
-    def vouch(self, digest: bytes) -> None:
+    def mark_verified(self, digest: bytes) -> None:
         """Leave a voucher that the bytes opened last have this digest.
 
         Not while a later change of the file could still have the same timestamp.
         """
         identity = self.identity
-        if not self._secrets or not isinstance(identity, tuple) or identity[2] < VOUCHED:
+        if not self._secrets or not isinstance(identity, tuple) or identity[2] < VOUCHER_SIZE:
             return
         if any(SYSTEM.boot_id) and file_time() > identity[4]:
             with suppress(OSError):
-                _replace(voucher_path(self.path), vow(self._secrets[0], digest, identity))
+                _replace(voucher_path(self.path), voucher_text(self._secrets[0], digest, identity))
 
 
 def file_time() -> int:
@@ -152,7 +152,7 @@ def voucher_path(path: str) -> str:
     return f"{shard}/{name.partition('.')[0]}{_VOUCHER}"
 
 
-def vow(secret: Secret, digest: bytes, identity: tuple[int, ...]) -> bytes:
+def voucher_text(secret: Secret, digest: bytes, identity: tuple[int, ...]) -> bytes:
     """Return the sealed content of a voucher: this digest, for a file with this identity."""
     facts = " ".join(map(str, identity)).encode()
     return secret.id + secret.seal(b"payload verified" + SYSTEM.boot_id, digest + facts)
@@ -197,7 +197,7 @@ def _identity(facts: os.stat_result) -> tuple[int, ...]:
     return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
 
 
-def mapped_file(descriptor: int, size: int) -> memoryview:
+def map_file(descriptor: int, size: int) -> memoryview:
     """Map the content of an open file copy-on-write."""
     if not size:
         return memoryview(bytearray())
@@ -281,7 +281,7 @@ class Payloads:
                 name = name or f"{text[:2]}/{text}{_RECORD}"
                 self._keep_record(record, _record(name), descriptors)
             yield name
-            if payload is not None and payload.size >= VOUCHED and name is not None:
+            if payload is not None and payload.size >= VOUCHER_SIZE and name is not None:
                 self._vouch(payload, name)
         except BaseException:
             if name is not None:
@@ -294,7 +294,7 @@ class Payloads:
     def _keep_payload(
         self, payload: Payload | IncomingPayload, name: str, descriptors: list[int]
     ) -> None:
-        if self._share(payload, name, descriptors):
+        if self._link_existing(payload, name, descriptors):
             return
         with self._writing(name[:2], descriptors) as (descriptor, temporary, folder):
             if isinstance(payload, IncomingPayload):
@@ -315,9 +315,11 @@ class Payloads:
             end = time.monotonic_ns() + 2 * _TICK
             while file_time() <= source.identity[4] and time.monotonic_ns() < end:
                 time.sleep(_PAUSE)
-            source.vouch(payload.digest)
+            source.mark_verified(payload.digest)
 
-    def _share(self, payload: Payload | IncomingPayload, name: str, descriptors: list[int]) -> bool:
+    def _link_existing(
+        self, payload: Payload | IncomingPayload, name: str, descriptors: list[int]
+    ) -> bool:
         """Link to the payload that exists already, if it is complete."""
         canonical = payload.digest.hex()
         with suppress(OSError), self._shard(name[:2]) as folder:
@@ -482,7 +484,7 @@ def _is_whole(descriptor: int, payload: Payload | IncomingPayload, exposed: bool
     if size != payload.size:
         return False
     try:
-        view = _copied(descriptor, size) if exposed else mapped_file(descriptor, size)
+        view = _copied(descriptor, size) if exposed else map_file(descriptor, size)
     except TierError:
         return False
     return codec.has_valid_digests(view, payload.table)

@@ -64,7 +64,7 @@ def _copy(source: str, target: str) -> None:
         os.close(old)
 
 
-def before_aside(path: Path, now: int) -> list[tuple[int, str, str]]:
+def rows_to_carry_over(path: Path, now: int) -> list[tuple[int, str, str]]:
     """Return the rows to carry over from a file that is about to be set aside.
 
     Time, turns, note.
@@ -74,10 +74,10 @@ def before_aside(path: Path, now: int) -> list[tuple[int, str, str]]:
             private_files.check_plain(path.name, folder)
         return [(at, turns, note) for _, at, _, turns, note in journal(path)]
     except (TierError, OSError):
-        return lost(path, now)
+        return rows_for_lost_journal(path, now)
 
 
-def lost(path: Path, now: int) -> list[tuple[int, str, str]]:
+def rows_for_lost_journal(path: Path, now: int) -> list[tuple[int, str, str]]:
     """Rows that stand in for a lost journal; an event says so."""
     told = "its journal is lost, so everything is invalidated in the Redis that is asked next"
     detail = f"{path.name}: {told}"

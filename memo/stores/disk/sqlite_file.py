@@ -5,7 +5,7 @@ Rules of this module:
 1.  A process has two connections to a file, one to read and one to write, whichever threads use
     them: a reader never waits for a writer's fsync.
 2.  A lock that another process holds costs at most `PATIENCE` seconds, then it is a `TierError`.
-    A lease holder (`use_lock`) waits longer, see `outlasting`.  To open a file that is
+    A lease holder (`use_lock`) waits longer, see `retry_while_locked`.  To open a file that is
     whole takes no lock.
 3.  A file that is damaged is set aside under another name, once, by one process, and the next use
     makes a new one.  A file that is gone or was replaced is noticed by its inode.
@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 
 from memo.errors import TierError, TierUnavailable
 from memo.runtime import fork, private_files
-from memo.runtime.port import PATIENT
+from memo.runtime.port import LOCK_WAIT_UNTIL
 
 T = TypeVar("T")
 PATIENCE = 0.25
@@ -44,15 +44,15 @@ LOG = 4 << 20
 a while."""
 AUTOMATIC = 1000
 """Pages in the log at which a commit checkpoints it: SQLite's default."""
-_BESIDE = ("-wal", "-shm", "-journal")
+_SUFFIXES = ("-wal", "-shm", "-journal")
 """Suffixes of the files that SQLite creates beside a database."""
 _TEXT = partial(str, encoding="utf-8", errors="replace")
 """Decodes the text of a column, whatever its bytes are: a damaged text equals nothing."""
-AGAIN = 0.01
+RETRY_EVERY = 0.01
 """Seconds between retries while a lock is waited for."""
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
-_HALF = ("no such table", "no such column", "has no column")
+_INCOMPLETE = ("no such table", "no such column", "has no column")
 _opening = threading.RLock()
 _SQL = Path(__file__).parent / "sql"
 
@@ -112,9 +112,9 @@ class Database:
 
     def _forget(self) -> None:
         self._reader: sqlite3.Connection | None = None
-        self._look: sqlite3.Cursor | None = None
+        self._row_cursor: sqlite3.Cursor | None = None
         self._writer: sqlite3.Connection | None = None
-        self._place: tuple[int, ...] = ()
+        self._file_id: tuple[int, ...] = ()
         self.is_open = False
 
     def _closed(self) -> TierError:
@@ -123,7 +123,7 @@ class Database:
         At the end of the process it is not reported.
         """
         text = f"{self.path.name}: closed while it was used"
-        return TierUnavailable(text, told=True) if _ending else TierError(text)
+        return TierUnavailable(text, told=True) if _exiting else TierError(text)
 
     @property
     def reader(self) -> sqlite3.Connection:
@@ -133,14 +133,14 @@ class Database:
         return self._reader
 
     @property
-    def look(self) -> sqlite3.Cursor:
+    def row_cursor(self) -> sqlite3.Cursor:
         """Return a cursor of `reader` that is reused for queries of one row, which saves 1 µs.
 
         To be used under `reading`, until its row was fetched.
         """
-        if self._look is None:
+        if self._row_cursor is None:
             raise self._closed()
-        return self._look
+        return self._row_cursor
 
     @property
     def writer(self) -> sqlite3.Connection:
@@ -171,11 +171,11 @@ class Database:
             if read_only:
                 self._open_to_read()
                 return
-            with self._alone():
+            with self._exclusive():
                 try:
                     self.open_both()
                 except (sqlite3.Error, DamagedError) as error:
-                    if not damaged(error):
+                    if not is_damaged(error):
                         raise
                     self._move_aside()
                     self.open_both()
@@ -185,19 +185,19 @@ class Database:
         try:
             with self._folder() as folder, suppress(FileExistsError):
                 os.close(private_files.create(self.path.name, folder=folder))
-            self._check_plain(_BESIDE)
-            self._place = place = _place(self._text)
+            self._check_plain(_SUFFIXES)
+            self._file_id = place = _file_id(self._text)
             self._writer = self._connect(PATIENCE)
             self._writer.execute("PRAGMA journal_mode=WAL").fetchone()
             self._prepare(self._writer)
             self._reader = self._connect(READ_PATIENCE)
             self._reader.execute("PRAGMA query_only=1")
             self._reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            self._look = self._reader.cursor()
-            self._place = (*self._unmoved(place), *_place(f"{self._text}-wal"))
+            self._row_cursor = self._reader.cursor()
+            self._file_id = (*self._not_replaced(place), *_file_id(f"{self._text}-wal"))
         except BaseException:
             self._close()
-            self._place = place
+            self._file_id = place
             raise
         self.opened += 1
         self.is_open = True
@@ -205,13 +205,13 @@ class Database:
     def _open_to_read(self) -> None:
         try:
             self._check_plain()
-            self._place = place = self._version()
+            self._file_id = place = self._version()
             immutable = not (len(place) > 5 and place[-1])
             more = "mode=ro&immutable=1" if immutable else "mode=ro"
             self._reader = self._connect(READ_PATIENCE, more)
             self._reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
             self._prepare(self._reader)
-            self._look = self._reader.cursor()
+            self._row_cursor = self._reader.cursor()
         except BaseException:
             self._close()
             raise
@@ -227,8 +227,8 @@ class Database:
             version = (*version, log.st_ino, log.st_mtime_ns, log.st_size)
         return version
 
-    def _unmoved(self, place: tuple[int, ...]) -> tuple[int, ...]:
-        if _place(self._text) != place:
+    def _not_replaced(self, place: tuple[int, ...]) -> tuple[int, ...]:
+        if _file_id(self._text) != place:
             raise OSError(errno.ESTALE, "replaced while it was opened", self._text)
         return place
 
@@ -237,7 +237,7 @@ class Database:
         return private_files.inside(folder) if self._in_folder else private_files.opened(folder)
 
     @contextmanager
-    def _alone(self) -> Iterator[bool]:
+    def _exclusive(self) -> Iterator[bool]:
         """Exclude other processes; yields False if that took more than `PATIENCE` seconds."""
         with self._folder() as folder:
             descriptor = private_files.open_or_create(self._lock_name, folder)
@@ -292,9 +292,9 @@ class Database:
             raise
         return connection
 
-    def moved(self) -> bool:
+    def was_replaced(self) -> bool:
         """True if the open file is no longer the one at the path; takes about 3 µs."""
-        place = self._place
+        place = self._file_id
         try:
             if self.read_only:
                 return self._version() != place or os.access(self.path.parent, os.W_OK)
@@ -324,7 +324,7 @@ class Database:
             if connection.in_transaction:
                 connection.execute("COMMIT")
         except BaseException:
-            undo(connection)
+            roll_back(connection)
             raise
 
     def close(self) -> None:
@@ -338,21 +338,21 @@ class Database:
         for connection in connections:
             if connection is not None:
                 with suppress(sqlite3.Error):
-                    undo(connection)
+                    roll_back(connection)
                     connection.close()
 
     def __del__(self) -> None:
         self._close()
 
-    def suffer(self, error: BaseException) -> TierError:
+    def handle_error(self, error: BaseException) -> TierError:
         """Handle an error, and return the `TierError` to raise.
 
         Never to be called with only `reading` held.
         """
         if isinstance(error, TierError):
             return error
-        code = primary(error)
-        if damaged(error) and not self.read_only:
+        code = result_code(error)
+        if is_damaged(error) and not self.read_only:
             with suppress(OSError, sqlite3.Error):
                 self.set_aside()
         elif code not in _BUSY and code != sqlite3.SQLITE_FULL:
@@ -365,21 +365,21 @@ class Database:
         Raises:
             OSError: it cannot be renamed, or another process holds it for too long.
         """
-        with self.writing, self.reading, self._alone() as alone:
+        with self.writing, self.reading, self._exclusive() as alone:
             if not alone:
                 raise OSError(errno.EAGAIN, "another process has it", self._text)
             self._move_aside()
 
     def _move_aside(self) -> None:
-        place = self._place
+        place = self._file_id
         self._close()
         with suppress(FileNotFoundError):
-            if place and _place(self._text) != place[:2]:
+            if place and _file_id(self._text) != place[:2]:
                 return
         self._before_aside()
         name = self.path.name
         with self._folder() as folder:
-            for suffix in (*_BESIDE, ""):
+            for suffix in (*_SUFFIXES, ""):
                 old, new = f"{name}{suffix}", f"{name}.damaged{suffix}"
                 with suppress(FileNotFoundError):
                     os.replace(old, new, src_dir_fd=folder, dst_dir_fd=folder)
@@ -408,14 +408,14 @@ def _set(connection: sqlite3.Connection, pragma: str) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
-def damaged(error: BaseException) -> bool:
+def is_damaged(error: BaseException) -> bool:
     """True if an error means that the file itself is damaged."""
-    if isinstance(error, DamagedError) or primary(error) in _DAMAGED:
+    if isinstance(error, DamagedError) or result_code(error) in _DAMAGED:
         return True
-    return isinstance(error, sqlite3.OperationalError) and str(error).startswith(_HALF)
+    return isinstance(error, sqlite3.OperationalError) and str(error).startswith(_INCOMPLETE)
 
 
-def outlasting(work: Callable[..., T], *args: Any) -> T:
+def retry_while_locked(work: Callable[..., T], *args: Any) -> T:
     """Call `work(*args)`; retry while the file is locked and the caller may wait longer.
 
     Not to be called with a lock held, nor on an event loop.
@@ -428,12 +428,12 @@ def outlasting(work: Callable[..., T], *args: Any) -> T:
             return work(*args)
         except TierError as error:
             cause = error.__cause__
-            if primary(cause) not in _BUSY or time.monotonic() >= PATIENT.get():
+            if result_code(cause) not in _BUSY or time.monotonic() >= LOCK_WAIT_UNTIL.get():
                 raise
-        time.sleep(AGAIN)
+        time.sleep(RETRY_EVERY)
 
 
-def primary(error: BaseException | None) -> int:
+def result_code(error: BaseException | None) -> int:
     """Return SQLite's primary result code of an error; 0 for other errors."""
     code: int = getattr(error, "sqlite_errorcode", 0)
     return code & 0xFF
@@ -444,14 +444,14 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def undo(connection: sqlite3.Connection) -> None:
+def roll_back(connection: sqlite3.Connection) -> None:
     """Roll a transaction back; SQLite may have done so itself."""
     if connection.in_transaction:
         with suppress(sqlite3.Error):
             connection.execute("ROLLBACK")
 
 
-def _place(path: str) -> tuple[int, int]:
+def _file_id(path: str) -> tuple[int, int]:
     facts = os.stat(path)
     return facts.st_dev, facts.st_ino
 
@@ -497,13 +497,13 @@ def _after_fork_in_child() -> None:
     _forking.clear()
 
 
-_ending = False
+_exiting = False
 """The process is exiting: threads that still run find their database closed."""
 
 
 def _at_exit() -> None:
-    global _ending
-    _ending = True
+    global _exiting
+    _exiting = True
     for database in tuple(_databases):
         database.close()
 

@@ -12,18 +12,25 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 
 from memo.runtime.named_tuple import NamedTuple
-from memo.stores.disk.host_database import BEGUN, TOMB, Group, change_fields, fields_of, outlive
+from memo.stores.disk.host_database import (
+    SHORTEST_LIFE,
+    TOMBSTONE_LIFE,
+    Group,
+    change_fields,
+    extend_life,
+    fields_of,
+)
 from memo.validity import generations, stamps
 from memo.validity.generations import Change
 from memo.validity.stamps import ALL, Turn
 
 MOST = 4096
 """Most invalidations; beyond it they become one, of the whole namespace."""
-BIRTHS = 65_536
+MOST_NEW_GROUPS = 65_536
 """Most new groups; beyond it they are forgotten, which costs only misses."""
 
 
-class Late(NamedTuple):
+class LateTurn(NamedTuple):
     """An invalidation that is not written yet."""
 
     turn: Turn
@@ -41,17 +48,17 @@ class Unwritten:
     def __init__(self) -> None:
         self.empty = True
         self._lock = threading.Lock()
-        self._births: dict[str, str] = {}
-        self._late: dict[tuple[str, object], Late] = {}
+        self._new_groups: dict[str, str] = {}
+        self._late: dict[tuple[str, object], LateTurn] = {}
         self._patched: dict[str, tuple[Group, Group]] = {}
 
     def begin(self, groups: Iterable[str]) -> None:
         """Give groups a token that have none in the file."""
         with self._lock:
-            if len(self._births) > BIRTHS:
-                self._births = {}
+            if len(self._new_groups) > MOST_NEW_GROUPS:
+                self._new_groups = {}
             for name in groups:
-                self._births.setdefault(name, stamps.token())
+                self._new_groups.setdefault(name, stamps.token())
             self._changed()
 
     def turn(self, turns: Sequence[Turn], note: str) -> None:
@@ -64,10 +71,10 @@ class Unwritten:
                 self._late.pop(
                     key, None
                 )  # so that the latest one is last, in the order of invalidations
-                self._late[key] = Late(turn, note, stamps.token_for(turn))
+                self._late[key] = LateTurn(turn, note, stamps.token_for(turn))
             self._changed()
 
-    def over(self, name: str, group: Group) -> Group:
+    def applied_to(self, name: str, group: Group) -> Group:
         """A group as this process reads it."""
         known = self._patched.get(name)
         if known is not None and known[0] is group:
@@ -79,8 +86,8 @@ class Unwritten:
         return found
 
     def _fields(self, name: str, fields: Mapping[str, str]) -> Mapping[str, str]:
-        if ALL not in fields and name in self._births:
-            fields = {**fields, ALL: self._births[name]}
+        if ALL not in fields and name in self._new_groups:
+            fields = {**fields, ALL: self._new_groups[name]}
         for late in self._late.values():
             if late.turn.group == name:
                 change = generations.turned(fields, late.turn, late.note, late.token)
@@ -94,28 +101,28 @@ class Unwritten:
             now: in Unix seconds.
         """
         with self._lock:
-            births, late = dict(self._births), dict(self._late)
-        for name, token in births.items():
+            new_groups, late = dict(self._new_groups), dict(self._late)
+        for name, token in new_groups.items():
             if ALL not in fields_of(connection, name):
                 change_fields(connection, name, Change({ALL: token}), commit)
         for turn, note, token in late.values():
             fields = fields_of(connection, turn.group)
             change = generations.turned(fields, turn, note, token)
             change_fields(connection, turn.group, change, commit)
-        outlive(connection, births, now + BEGUN)
-        outlive(connection, {turn.group for turn, _, _ in late.values()}, now + TOMB)
-        return births, late
+        extend_life(connection, new_groups, now + SHORTEST_LIFE)
+        extend_life(connection, {turn.group for turn, _, _ in late.values()}, now + TOMBSTONE_LIFE)
+        return new_groups, late
 
     def forget(self, written: tuple[object, ...]) -> None:
         """Forget what was written to the file."""
-        births, late = written
-        assert isinstance(births, dict)
+        new_groups, late = written
+        assert isinstance(new_groups, dict)
         assert isinstance(late, dict)
         with self._lock:
-            self._births = {n: t for n, t in self._births.items() if births.get(n) != t}
+            self._new_groups = {n: t for n, t in self._new_groups.items() if new_groups.get(n) != t}
             self._late = {k: one for k, one in self._late.items() if late.get(k) != one}
             self._changed()
 
     def _changed(self) -> None:
         self._patched = {}
-        self.empty = not (self._births or self._late)
+        self.empty = not (self._new_groups or self._late)

@@ -154,7 +154,7 @@ class Breaker:
         self._since = 0.0
         self._closed_at = -LONGEST
         self._warned: set[str] = set()
-        fork.renewed_in_child(self)
+        fork.renew_in_child(self)
 
     def __repr__(self) -> str:
         return f"<Breaker {self.where} {'open' if self.open else 'closed'}>"

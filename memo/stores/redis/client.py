@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from memo.errors import TierError
 from memo.records.payload_pieces import PayloadSink
 from memo.runtime import fork
-from memo.runtime.port import TOGETHER, Later, Port
+from memo.runtime.port import SHARED_ROUND_TRIPS, Deferred, Port
 from memo.settings.redis_urls import CLUSTER, SENTINEL, parse
 from memo.stores.protocols import REDIS
 from memo.stores.redis.breaker import GARBLED, SILENT, WRITES_DENIED, Breaker, Fault
@@ -117,14 +117,14 @@ class ThreadBatch:
         """True if the next look-up needs another round trip."""
         return self._replies is not None or len(self._places) >= BATCH
 
-    def add(self, commands: Sequence[Command]) -> Later:
+    def add(self, commands: Sequence[Command]) -> Deferred:
         """Add commands, and return their future replies.
 
         A command that was added before is sent once.
         """
         places = self._places
         wanted = [places.setdefault(command, len(places)) for command in commands]
-        return Later(lambda: self._answers(wanted))
+        return Deferred(lambda: self._answers(wanted))
 
     def _answers(self, wanted: Sequence[int]) -> Any:
         if self._replies is None:
@@ -167,7 +167,7 @@ class Client:
         self.knows_digests = True
         self.on_recover: list[Callable[[], None]] = []
         self._reset()
-        fork.renewed_in_child(self)
+        fork.renew_in_child(self)
 
     def __repr__(self) -> str:
         return f"<Client {self.where}>"
@@ -192,7 +192,7 @@ class Client:
         if not self.breaker.healthy:
             return None
         if not port.native:
-            others = TOGETHER.get()
+            others = SHARED_ROUND_TRIPS.get()
             return (
                 self._read_here(commands) if others is None else self._read_later(others, commands)
             )
@@ -244,7 +244,7 @@ class Client:
         except Exception as error:
             raise self._failed(_fault_of(error), probe=False) from None
 
-    def _read_later(self, others: dict[object, Any], commands: Sequence[Command]) -> Later:
+    def _read_later(self, others: dict[object, Any], commands: Sequence[Command]) -> Deferred:
         """Return the future replies to look-ups of a thread that shares round trips."""
         batch: ThreadBatch | None = others.get(self)
         if batch is None or batch.full:
@@ -412,7 +412,7 @@ class Client:
         writes: bool = False,
     ) -> T:
         try:
-            replies = await self._exchange(port, key, exchange, blocks=blocks)
+            replies = await self.run_exchange(port, key, exchange, blocks=blocks)
             if (wrong := exchange.first_error()) is not None:
                 replies = await self._redirected(port, exchange, wrong, blocks=blocks)
             answer = parse(replies[0] if exchange.count == 1 else replies)
@@ -444,12 +444,12 @@ class Client:
             raise wrong
         first = (pack(b"ASKING"),) if wrong.code == _ASK else ()
         other = Exchange([*first, *exchange.given], exchange.count + len(first), exchange.seconds)
-        replies = await self._exchange(port, node, other, blocks=blocks)
+        replies = await self.run_exchange(port, node, other, blocks=blocks)
         if (still := other.first_error()) is not None:
             raise still
         return replies[len(first) :]
 
-    async def _exchange(
+    async def run_exchange(
         self, port: Port, key: Any, exchange: Exchange, *, blocks: bool
     ) -> list[Any]:
         check = self.breaker.check

@@ -5,7 +5,7 @@ Rules of this module:
 1.  A payload is named by its digest, in a directory for its namespace and format.  It is written
     whole or not at all.
 2.  Bytes are not verified here: they are hashed on arrival, like those from Redis.
-3.  After a fault the store is not used for `AGAIN` seconds; one warning is logged for each outage.
+3.  After a fault the store is not used for `RETRY_AFTER` seconds; each outage logs one warning.
 4.  An entry in Redis lives at most `KEEP` seconds with a payload here.  If a payload is stored
     again and is older than that, it is written again; it is swept when it is twice as old.
 """
@@ -29,7 +29,7 @@ from memo.settings.checks import redacted
 T = TypeVar("T")
 KEEP = 30 * 86400.0
 """Seconds for which a payload may be used after it was written."""
-AGAIN = 5.0
+RETRY_AFTER = 5.0
 """Seconds for which the store is not used after a fault."""
 SWEEP_EVERY = 86400.0
 """Shortest time in seconds between two sweeps by a process."""
@@ -70,7 +70,7 @@ class PayloadStore:
         pieces = (
             payload.pieces() if isinstance(payload, OutgoingPayload) else aligned_pieces(payload)
         )
-        self._guarded(lambda fs: self._store(fs, self._path(payload.digest), payload.size, pieces))
+        self._run(lambda fs: self._store(fs, self._path(payload.digest), payload.size, pieces))
 
     def _store(self, fs: Any, path: str, size: int, pieces: Iterable[bytes | memoryview]) -> None:
         facts = self._facts(fs, path)
@@ -95,7 +95,7 @@ class PayloadStore:
         Raises:
             TierError: it could not be read, or the sink refused it.
         """
-        return self._guarded(lambda fs: self._fetch(fs, self._path(digest), sink))
+        return self._run(lambda fs: self._fetch(fs, self._path(digest), sink))
 
     def _fetch(self, fs: Any, path: str, sink: PayloadSink) -> bool:
         facts = self._facts(fs, path)
@@ -125,7 +125,7 @@ class PayloadStore:
             if fs.exists(self._root):
                 fs.rm(self._root, recursive=True)
 
-        self._guarded(work)
+        self._run(work)
 
     def probe(self) -> bool:
         """Write a few bytes, read them back, and remove them.
@@ -143,7 +143,7 @@ class PayloadStore:
             finally:
                 fs.rm_file(path)
 
-        return self._guarded(work)
+        return self._run(work)
 
     def _sweep(self, fs: Any) -> None:
         """Remove payloads that no entry in Redis can refer to any more."""
@@ -171,7 +171,7 @@ class PayloadStore:
         name = digest.hex()
         return f"{self._root}/{name[:2]}/{name}"
 
-    def _guarded(self, work: Callable[[Any], T]) -> T:
+    def _run(self, work: Callable[[Any], T]) -> T:
         if time.monotonic() < self._again:
             raise TierUnavailable(f"the payload store {self.where} cannot be reached", told=True)
         try:
@@ -179,7 +179,7 @@ class PayloadStore:
         except TierError:  # raised by the sink
             raise
         except Exception as error:
-            self._again = time.monotonic() + AGAIN
+            self._again = time.monotonic() + RETRY_AFTER
             said = f"the payload store {self.where}: {type(error).__name__}: {error}"
             if not self._warned:
                 self._warned = True

@@ -94,7 +94,7 @@ class Listener:
         self.changed_at: dict[str, int] = {}
         self._receiver: Receiver | None = None
         self._lock = threading.Lock()
-        fork.renewed_in_child(self)
+        fork.renew_in_child(self)
 
     def __repr__(self) -> str:
         return f"<Listener {self.where} {self.state}>"

@@ -628,7 +628,7 @@ def test_what_could_not_be_written_is_obeyed_here(
             assert outcome.tiers["disk"].startswith("failed: ")
             assert not outcome.complete
             assert load("EU") == "EU 2024 #2"
-        ahead.advance(2 * memo.stores.disk.host_state.OWED_AGAIN)
+        ahead.advance(2 * memo.stores.disk.host_state.RETRY_AFTER)
         assert not load.is_cached("EU")
         assembly.reset()  # another process
         assert not load.is_cached("EU")
@@ -688,7 +688,7 @@ def test_what_waits_for_any_redis_is_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If no process ever has Redis again, the waiting invalidations become one of everything."""
-    monkeypatch.setattr(memo.stores.disk.host_state, "WAITING", 3)
+    monkeypatch.setattr(memo.stores.disk.host_state, "MOST_WAITING", 3)
     load = loads()
     with memo.configure(directory=tmp_path):
         host = assembly.default_chain().host

@@ -629,7 +629,7 @@ def test_a_voucher_is_not_forged(cache_home: Path) -> None:
     @cache(name="seal:vouched", version="1", ttl=None)
     def frame() -> Any:
         ran.append(1)
-        return np.arange(payload_files.VOUCHED // 8 + 1, dtype=np.int64)
+        return np.arange(payload_files.VOUCHER_SIZE // 8 + 1, dtype=np.int64)
 
     with configure(tiers=["disk"]):
         whole = frame()
@@ -642,7 +642,7 @@ def test_a_voucher_is_not_forged(cache_home: Path) -> None:
         source = payload_files.PayloadFile(str(path), [OTHER])
         source.open(path.stat().st_size)
         digest = bytes.fromhex(path.name)
-        voucher.write_bytes(payload_files.vow(OTHER, digest, source.identity))  # type: ignore[arg-type]
+        voucher.write_bytes(payload_files.voucher_text(OTHER, digest, source.identity))  # type: ignore[arg-type]
         memo.testing.reset()
         with configure(tiers=["disk"]):
             assert np.array_equal(frame(), whole)

@@ -28,10 +28,10 @@ from memo.records.seal import Header
 from memo.records.stamp_types import Times
 from memo.runtime.blocking import BLOCKING, drain_blocking, drive
 from memo.runtime.clock import SECOND
-from memo.runtime.port import patient
+from memo.runtime.port import waiting_for_locks
 from memo.settings.configuration import configure
 from memo.settings.secret_keys import Secret
-from memo.stores.disk.disk_tier import SWEEP_SOON, TELL, Disk
+from memo.stores.disk.disk_tier import REPORT_EVERY, SWEEP_SOON, Disk
 from memo.stores.disk.host_state import Host
 
 MIB = 1 << 20
@@ -132,7 +132,7 @@ def test_who_only_reads_counts_too(disk: Disk, ahead: Ahead) -> None:
     ahead.step(7200)
     read(disk, "a")
     assert used_at(disk.directory, "a") < now + 3600, "a look-up wrote"
-    ahead.advance(2 * TELL)
+    ahead.advance(2 * REPORT_EVERY)
     read(disk, "b")
     assert drain_blocking(20)
     assert used_at(disk.directory, "a") > now + 3600
@@ -146,7 +146,7 @@ def test_hits_without_a_look_up_count_too(disk: Disk, ahead: Ahead) -> None:
     now = time.time()
     ahead.step(7200)
     assert disk.at_hand(name) == b"record"
-    ahead.advance(2 * TELL)
+    ahead.advance(2 * REPORT_EVERY)
     assert disk.at_hand(name) is None
     read(disk, "a")
     assert drain_blocking(20)
@@ -200,7 +200,7 @@ def test_hits_above_the_disk_count_too(
         load.refresh(2)
         load(1)  # what follows is answered above the disk
         disk: Any = default_chain().tiers[-1]
-        disk.tell()
+        disk.report_reads()
         ahead.step(7200)
         for _ in range(3):
             load(1)
@@ -307,7 +307,7 @@ def test_the_budget_is_held_by_many_writers(tmp_path: Path) -> None:
     disks = [Disk(directory, 20 * MIB, host) for _ in range(3)]
 
     def work(disk: Disk, seed: int) -> None:
-        with patient(60):  # the disk may be slow; a caller without patience would do without
+        with waiting_for_locks(60):  # the disk may be slow, and others give up sooner
             for number in range(25):
                 put(disk, f"{seed}-{number}", seconds=1, size=MIB // 2 + number * 30_000)
 

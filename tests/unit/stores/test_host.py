@@ -765,7 +765,7 @@ def test_a_group_is_forgotten_when_no_entry_can_name_it(directory):
     host, other = Host(directory, clock), Host(directory, clock)
     week, tag, gone = Ref("p:week"), Ref("t:tag"), Ref("t:never used")
     before = begin(host, week, tag)
-    drive(host.generations.outlive(BLOCKING, ["p:week"], 7 * 86400))
+    drive(host.generations.extend_life(BLOCKING, ["p:week"], 7 * 86400))
     turn(host, Turn(gone.group))
     assert other.generations.read([week, tag]) == before
     clock.step(3600)
@@ -788,7 +788,7 @@ def test_what_has_no_ttl_keeps_its_groups(directory):
     clock = Ahead()
     host = Host(directory, clock)
     before = begin(host, Ref("f:forever"))
-    drive(host.generations.outlive(BLOCKING, ["f:forever"], None))
+    drive(host.generations.extend_life(BLOCKING, ["f:forever"], None))
     clock.step(1000 * 86400)
     assert swept(host) == 0
     assert host.generations.read([Ref("f:forever")]) == before
@@ -801,7 +801,7 @@ def test_groups_in_use_are_seldom_written(directory):
     with calls_of(host_database.Ledger.write) as writes:
         for _ in range(50):
             begin(host, Ref("f:x"))
-            drive(host.generations.outlive(BLOCKING, ["f:x"], 30 * 86400))
+            drive(host.generations.extend_life(BLOCKING, ["f:x"], 30 * 86400))
     assert len(writes) == 2
     host.close()
 
@@ -839,7 +839,7 @@ def test_many_dead_groups_go_in_small_transactions(directory):
     for at in range(0, 1200, 100):
         begin(host, *(Ref(f"t:{n}") for n in range(at, at + 100)))
     clock.step(3 * 86400)
-    with calls_of(host_state.forget, note=lambda given: len(given["groups"])) as held:
+    with calls_of(host_state.delete_groups, note=lambda given: len(given["groups"])) as held:
         assert swept(host) == 1200
     assert held == [500, 500, 200]
     host.close()

@@ -26,7 +26,7 @@ from memo.records.codec import Payload
 from memo.runtime.clock import SYSTEM
 from memo.settings.secret_keys import Secret
 from memo.stores.disk import payload_files
-from memo.stores.disk.payload_files import VOUCHED, PayloadFile, Payloads
+from memo.stores.disk.payload_files import VOUCHER_SIZE, PayloadFile, Payloads
 from memo.testing import reset
 
 ROWS = 20_000
@@ -356,7 +356,7 @@ def test_truncated_file_is_a_miss(cache_home: Path) -> None:
 
 SECRET = Secret(b"s" * 32)
 OTHER = Secret(b"t" * 32)
-DATA = bytes(range(256)) * (VOUCHED // 256 + 1)
+DATA = bytes(range(256)) * (VOUCHER_SIZE // 256 + 1)
 
 
 @pytest.fixture
@@ -385,19 +385,19 @@ def keep(files: Payloads, payload: Payload) -> PayloadFile:
 def test_writer_vouches_for_what_it_wrote(files: Payloads, payload: Payload) -> None:
     """The next process need not hash a payload that was stored whole."""
     source = keep(files, payload)
-    assert source.vouched(payload.digest)
+    assert source.is_verified(payload.digest)
     found = files.find(payload.digest, payload.size)
     assert found is not None
-    assert found.vouched(payload.digest)
+    assert found.is_verified(payload.digest)
 
 
 def test_voucher_is_for_one_digest_and_one_secret(files: Payloads, payload: Payload) -> None:
     """A voucher says nothing of another digest, nor to one with another secret."""
     source = keep(files, payload)
-    assert not source.vouched(bytes(32))
-    assert not PayloadFile(source.path, (OTHER,)).vouched(payload.digest)
-    assert not PayloadFile(source.path, ()).vouched(payload.digest)
-    assert PayloadFile(source.path, (OTHER, SECRET)).vouched(payload.digest)
+    assert not source.is_verified(bytes(32))
+    assert not PayloadFile(source.path, (OTHER,)).is_verified(payload.digest)
+    assert not PayloadFile(source.path, ()).is_verified(payload.digest)
+    assert PayloadFile(source.path, (OTHER, SECRET)).is_verified(payload.digest)
 
 
 def touch_time(path: str) -> None:
@@ -426,7 +426,7 @@ def test_voucher_ends_with_the_file_it_was_for(
     """After any change of a payload, also with its times set back, it is hashed again."""
     source = keep(files, payload)
     change(source.path)
-    assert not PayloadFile(source.path, (SECRET,)).vouched(payload.digest)
+    assert not PayloadFile(source.path, (SECRET,)).is_verified(payload.digest)
 
 
 def test_voucher_ends_with_the_boot(
@@ -435,9 +435,9 @@ def test_voucher_ends_with_the_boot(
     """Nothing is fsynced, so after a restart of the machine a payload is hashed once again."""
     source = keep(files, payload)
     monkeypatch.setattr(SYSTEM, "boot_id", b"another boot id.")
-    assert not source.vouched(payload.digest)
-    source.vouch(payload.digest)
-    assert source.vouched(payload.digest)
+    assert not source.is_verified(payload.digest)
+    source.mark_verified(payload.digest)
+    assert source.is_verified(payload.digest)
 
 
 def test_no_voucher_where_the_boot_has_no_name(
@@ -445,7 +445,7 @@ def test_no_voucher_where_the_boot_has_no_name(
 ) -> None:
     """If the system does not say when it started, no voucher counts."""
     monkeypatch.setattr(SYSTEM, "boot_id", bytes(16))
-    assert not keep(files, payload).vouched(payload.digest)
+    assert not keep(files, payload).is_verified(payload.digest)
 
 
 def test_nobody_vouches_for_a_file_that_changed_just_now(
@@ -457,11 +457,11 @@ def test_nobody_vouches_for_a_file_that_changed_just_now(
     assert isinstance(source.identity, tuple)
     changed = source.identity[4]
     monkeypatch.setattr(payload_files, "file_time", lambda: changed)
-    source.vouch(payload.digest)
-    assert not source.vouched(payload.digest)
+    source.mark_verified(payload.digest)
+    assert not source.is_verified(payload.digest)
     monkeypatch.setattr(payload_files, "file_time", lambda: changed + 1)
-    source.vouch(payload.digest)
-    assert source.vouched(payload.digest)
+    source.mark_verified(payload.digest)
+    assert source.is_verified(payload.digest)
 
 
 def test_change_right_after_storing_shows(files: Payloads, payload: Payload) -> None:
@@ -469,7 +469,7 @@ def test_change_right_after_storing_shows(files: Payloads, payload: Payload) -> 
     for _ in range(20):
         source = keep(files, payload)
         write_and_set_time_back(source.path)
-        assert not PayloadFile(source.path, (SECRET,)).vouched(payload.digest)
+        assert not PayloadFile(source.path, (SECRET,)).is_verified(payload.digest)
 
 
 def test_forged_voucher_is_not_believed(files: Payloads, payload: Payload) -> None:
@@ -479,7 +479,7 @@ def test_forged_voucher_is_not_believed(files: Payloads, payload: Payload) -> No
     good = path.read_bytes()
     for bad in (b"", good[:-1], good + b"x", OTHER.id + good[8:], bytes(len(good))):
         path.write_bytes(bad)
-        assert not source.vouched(payload.digest)
+        assert not source.is_verified(payload.digest)
 
 
 def test_voucher_goes_with_its_payload(files: Payloads, payload: Payload) -> None:
@@ -506,7 +506,7 @@ def hashed() -> Iterator[list[int]]:
 
 def test_big_payload_is_not_hashed_by_the_next_process(cache_home: Path, hashed: list[int]) -> None:
     """The first hit of a process on what another stored costs nothing that grows with it."""
-    n = VOUCHED // 8
+    n = VOUCHER_SIZE // 8
     big(n)
     reset()
     assert (big(n) == np.arange(n)).all()
@@ -515,7 +515,7 @@ def test_big_payload_is_not_hashed_by_the_next_process(cache_home: Path, hashed:
 
 def test_payload_without_a_voucher_is_hashed_once(cache_home: Path, hashed: list[int]) -> None:
     """Without a voucher the first process to read hashes, and vouches for the next."""
-    n = VOUCHED // 8
+    n = VOUCHER_SIZE // 8
     big(n)
     for voucher in cache_home.rglob("*.seal"):
         voucher.unlink()
@@ -530,7 +530,7 @@ def test_changed_payload_is_found_out_in_spite_of_its_voucher(
     cache_home: Path, hashed: list[int]
 ) -> None:
     """A byte changed in place, with the times set back, is found by the next process."""
-    n = VOUCHED // 8
+    n = VOUCHER_SIZE // 8
     big(n)
     (path,) = {p.resolve() for p in stored_files(cache_home) if "." not in p.name}
     write_and_set_time_back(str(path))

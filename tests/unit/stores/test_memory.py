@@ -422,7 +422,7 @@ for pause in range(12):
     gc.set_threshold(100_000)
     gc.enable()
     gc.set_threshold(gc.get_count()[0] + pause)
-    budget.settle()
+    budget.enforce()
     gc.set_threshold(100_000)
 """
 

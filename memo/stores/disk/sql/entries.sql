@@ -50,7 +50,7 @@ WHERE ?
 ORDER BY access_time
 LIMIT ?;
 
--- name: relieve
+-- name: free_space
 SELECT rowid, filename, size + coalesce(length(value), 0)
 FROM Cache
 ORDER BY access_time;

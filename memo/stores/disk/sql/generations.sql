@@ -59,11 +59,11 @@ WHERE name IN (SELECT name FROM groups ORDER BY changed LIMIT ?);
 -- name: prune_lives
 DELETE FROM lives WHERE name NOT IN (SELECT name FROM groups);
 
--- name: outlive
+-- name: extend_life
 INSERT INTO lives VALUES (?, ?)
 ON CONFLICT (name) DO UPDATE SET until = max(until, excluded.until);
 
--- name: dead
+-- name: expired_groups
 SELECT name FROM lives WHERE until < ? ORDER BY until LIMIT ?;
 
 -- name: names
