@@ -237,7 +237,7 @@ def _is_argument_error(last: TracebackType | None) -> bool:
     """True if the arguments did not fit: memo was binding them, or passing them on."""
     if last is None or last.tb_frame.f_globals.get("__name__", "").partition(".")[0] != "memo":
         return False
-    return last.tb_frame.f_code.co_name in ("_misfit", "called", "awaited")
+    return last.tb_frame.f_code.co_name in ("_raise_misfit", "called", "awaited")
 
 
 class ending_at_the_call:  # noqa: N801 - a context manager, which reads as one

@@ -31,7 +31,7 @@ _lock = threading.RLock()
 _chains: dict[Any, stores.Chain] = {}
 _hosts: dict[Path, Host] = {}
 _manifests: dict[Path, Manifests] = {}
-_seen: tuple[int, stores.Chain] | None = None
+_current: tuple[int, stores.Chain] | None = None
 
 
 def enabled() -> bool:
@@ -42,15 +42,15 @@ def enabled() -> bool:
 
 def mode() -> Mode:
     """Return the mode that the settings give to every call of this process."""
-    global usual_at
+    global default_mode_revision
     revision, settings = configuration.revision, _settings()
     found = Mode(settings.mode if settings is not None and settings.enabled else OFF)
     if found.kind is None:
-        usual_at = revision
+        default_mode_revision = revision
     return found
 
 
-usual_at = -1
+default_mode_revision = -1
 """Last revision of the settings that set no mode; calls compare it before they call `mode`."""
 
 
@@ -67,13 +67,13 @@ def _settings() -> Settings | None:
 
 def default_chain() -> stores.Chain:
     """Return the chain that the present settings describe."""
-    global _seen
-    seen, revision = _seen, configuration.revision
+    global _current
+    seen, revision = _current, configuration.revision
     if seen is not None and seen[0] == revision:
         return seen[1]
     settings = configuration.current()
     with _lock:
-        key = _facts(settings)
+        key = _chain_key(settings)
         chain = _chains.get(key)
         if chain is None:
             chain = _chains[key] = CacheFallbackFactory.create(settings)
@@ -81,7 +81,7 @@ def default_chain() -> stores.Chain:
             events.emit(events.Event(events.RECONFIGURED))
         if seen is None or seen[1] is not chain:
             _share_live(chain)
-        _seen = (revision, chain)
+        _current = (revision, chain)
         if seen is not None and seen[1] is not chain:
             release()
     return chain
@@ -94,7 +94,7 @@ def release() -> None:
             named = configuration.named()
         except SettingError:  # the next call reports it
             return
-        wanted = {_facts(settings) for settings in named}
+        wanted = {_chain_key(settings) for settings in named}
         for key in _chains.keys() - wanted:
             if not _chains[key].when_sent(_release_later):
                 _close(_chains.pop(key))
@@ -111,13 +111,13 @@ async def _release_later(_port: Port) -> None:
 
 def _close(chain: stores.Chain) -> None:
     global _unshare
-    if _seen is not None and _seen[1] is chain:
+    if _current is not None and _current[1] is chain:
         _unshare()
         _unshare = live.attach(None, _publish)
     chain.close()
 
 
-def _facts(settings: Settings) -> Any:
+def _chain_key(settings: Settings) -> Any:
     """Return the settings that a chain is built from."""
     return (
         settings.redis_url,
@@ -257,17 +257,17 @@ def chain_of(provider: CacheProtocol | stores.Chain | None) -> Callable[[], stor
     from memo.stores.chain import Chain
 
     if isinstance(provider, Chain):
-        return lambda: _settled(provider)
+        return lambda: _with_present_settings(provider)
     given: Any = provider
     if given is CacheFallbackFactory or given == CacheFallbackFactory.create:
         raise OptionError("provider", provider, "write CacheFallbackFactory.create().")
     if isinstance(provider, type):
         raise OptionError("provider", provider, "is a class; give an instance of it.")
     own = Chain([adapt(provider)])
-    return lambda: _settled(own)
+    return lambda: _with_present_settings(own)
 
 
-def _settled(chain: stores.Chain) -> stores.Chain:
+def _with_present_settings(chain: stores.Chain) -> stores.Chain:
     """Give a chain that the user built the namespace, the secrets and the host of the settings."""
     settings = configuration.current()
     host = host_of(settings)
@@ -321,7 +321,7 @@ def manifests() -> Manifests:
     return _manifests[home]
 
 
-def write_down(digest: str, parts: Callable[[], Mapping[str, str]]) -> bool:
+def record_manifest(digest: str, parts: Callable[[], Mapping[str, str]]) -> bool:
     """Store the parts of a code version for `explain`; True if they are stored."""
     try:
         manifests().save(digest, parts)
@@ -331,7 +331,7 @@ def write_down(digest: str, parts: Callable[[], Mapping[str, str]]) -> bool:
     return True
 
 
-def changed(function: str) -> Mapping[str, str]:
+def learned_changes(function: str) -> Mapping[str, str]:
     """Return state that a function changes itself, as learned by processes of this host."""
     try:
         return manifests().changed(function)
@@ -340,7 +340,7 @@ def changed(function: str) -> Mapping[str, str]:
         return {}
 
 
-def teach(function: str, found: Mapping[str, str]) -> None:
+def publish_own_changes(function: str, found: Mapping[str, str]) -> None:
     """Record for other processes of this host which state a function changes itself."""
     try:
         manifests().add_changed(function, found)
@@ -385,7 +385,7 @@ def chains() -> list[stores.Chain]:
 
 def reset() -> None:
     """Close and forget every chain; the next call builds new ones."""
-    global _seen, _unshare
+    global _current, _unshare
     with _lock:
         for chain in _chains.values():
             chain.close()
@@ -394,7 +394,7 @@ def reset() -> None:
         _chains.clear()
         _hosts.clear()
         _manifests.clear()
-        _seen = None
+        _current = None
         _unshare()
         _unshare = live.attach(None, _publish)
 

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar
 
 from memo import engine
 from memo.decorators import cached_function
-from memo.decorators.helpers import MISSING, OwnAnnotations, OwnDoc, passes_on, without
+from memo.decorators.helpers import (
+    MISSING,
+    OwnAnnotations,
+    OwnDoc,
+    takes_any_arguments,
+    without_parameter,
+)
 from memo.errors import at_the_call, public
 from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.native import native
@@ -51,7 +57,7 @@ class BoundFunction(_Helpers[P, R]):
         self.__func__ = function
         self.__self__ = instance
 
-    @passes_on
+    @takes_any_arguments
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return self.__func__(self.__self__, *args, **kwargs)
@@ -62,7 +68,7 @@ class BoundFunction(_Helpers[P, R]):
     def _attribute(self, name: str) -> Any:
         """Return an attribute of the cached function; a helper bound to the object."""
         if name == "__signature__":
-            return without(inspect.signature(self.__func__.__wrapped__), 0)
+            return without_parameter(inspect.signature(self.__func__.__wrapped__), 0)
         found = getattr(self.__func__, name)
         if name == "using":
             return functools.update_wrapper(functools.partial(_bound_using, self), found)
@@ -84,7 +90,7 @@ class BoundFunction(_Helpers[P, R]):
     def _like(self, made: Any, found: Any, at: int = 0) -> Any:
         """Return a helper bound to the object, with the function's signature without `self`."""
         functools.update_wrapper(made, found)
-        made.__signature__ = without(inspect.signature(found), at)
+        made.__signature__ = without_parameter(inspect.signature(found), at)
         return made
 
     def _put_own(self, put: Any, value: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -96,7 +102,7 @@ class BoundFunction(_Helpers[P, R]):
         self, awaited: bool, soft: bool, /, *args: Any, reason: str = MISSING, **kwargs: Any
     ) -> Any:
         """Invalidate the entries of an object in its present state."""
-        drop = self.__func__._dropped(self.__self__, args, kwargs, reason, soft=soft)
+        drop = self.__func__._checked_invalidation(self.__self__, args, kwargs, reason, soft=soft)
         return _in_this_loop(drop) if awaited else drive(drop(BLOCKING))
 
     def __eq__(self, other: object) -> bool:
@@ -117,7 +123,7 @@ class BoundFunction(_Helpers[P, R]):
         return f"<bound {self.__func__!r} of {getattr(own, '__name__', type(own).__name__)}>"
 
 
-async def _in_this_loop(drop: cached_function.Drop) -> engine.Invalidation:
+async def _in_this_loop(drop: cached_function.Invalidate) -> engine.Invalidation:
     return await drop(native())
 
 

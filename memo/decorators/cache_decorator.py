@@ -148,7 +148,7 @@ def _decorated(function: Any, given: Mapping[str, Any]) -> Any:
         return made
     options.function("function", function)
     made = _kind(function, given)(function, given)
-    classmethods.expect(made, made._bind_to_class, function)
+    classmethods.bind_later(made, made._bind_to_class, function)
     return made
 
 

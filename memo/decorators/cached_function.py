@@ -31,8 +31,8 @@ from typing import (
 from memo import engine, metrics
 from memo.decorators import assembly, pickling
 from memo.decorators.bound_functions import BoundFunction
-from memo.decorators.function_options import Ttl, function_of
-from memo.decorators.helpers import MISSING, helper, passes_on
+from memo.decorators.function_options import Ttl, make_function
+from memo.decorators.helpers import MISSING, helper, takes_any_arguments
 from memo.engine import replay
 from memo.engine.call import NOTHING, Function, Raised, is_resource_failure, make_call
 from memo.errors import (
@@ -66,7 +66,7 @@ T = TypeVar("T")
 
 _functions: weakref.WeakSet[CachedFunction[Any, Any]] = weakref.WeakSet()
 _numbers = itertools.count()
-Drop: TypeAlias = "Callable[[Port], Coroutine[Any, Any, engine.Invalidation]]"
+Invalidate: TypeAlias = "Callable[[Port], Coroutine[Any, Any, engine.Invalidation]]"
 """A checked invalidation that runs over a port."""
 
 
@@ -94,11 +94,11 @@ class CachedFunction(Generic[P, R]):
         self._number = next(_numbers)
         self.is_async = isinstance(self, CachedCoroutine)
         self.function_id = function_id(function, given["name"])
-        self._function = function_of(function, self.function_id, given)
-        self._adopt(function)
+        self._function = make_function(function, self.function_id, given)
+        self._copy_attributes(function)
         _functions.add(self)
 
-    def _adopt(self, function: Callable[P, R]) -> None:
+    def _copy_attributes(self, function: Callable[P, R]) -> None:
         functools.update_wrapper(self, function)
         for name in ("__code__", "__defaults__", "__kwdefaults__"):
             if hasattr(function, name):
@@ -106,13 +106,13 @@ class CachedFunction(Generic[P, R]):
         if self.is_async and sys.version_info >= (3, 12):
             inspect.markcoroutinefunction(self)  # type: ignore[type-var]
 
-    @passes_on
+    @takes_any_arguments
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         function = self._function
         if (
             modes.CURRENT.get() is not None
             or self._using is not None
-            or assembly.usual_at != configuration.revision
+            or assembly.default_mode_revision != configuration.revision
         ):
             __tracebackhide__ = True  # hides the frame in IPython and pytest, here and below
             mode = self._mode()
@@ -121,8 +121,8 @@ class CachedFunction(Generic[P, R]):
                     if self._is_off(mode):
                         return self.__wrapped__(*args, **kwargs)
                     found = drive(self._in_mode(BLOCKING, mode, args, kwargs))
-                    return cast("R", raised(found))
-            function = aged(function, mode)
+                    return cast("R", value_or_raise(found))
+            function = with_max_age(function, mode)
         begun = time.perf_counter()
         try:
             call = function.keyer.call(args, kwargs)
@@ -147,9 +147,9 @@ class CachedFunction(Generic[P, R]):
         """Return the mode of a call: of `using`, else of the context, else of the settings."""
         return (self._using or Mode()).over(modes.CURRENT.get()).over(assembly.mode())
 
-    def _aged(self) -> Function:
+    def _function_in_mode(self) -> Function:
         """Return the function with the ages that the mode of a call allows its entries."""
-        return aged(self._function, self._mode())
+        return with_max_age(self._function, self._mode())
 
     def _is_off(self, mode: Mode) -> bool:
         """True if a call passes the cache by, and no computation around it notes what it uses."""
@@ -162,7 +162,7 @@ class CachedFunction(Generic[P, R]):
     ) -> Any:
         """The answer of a call in a mode other than the default, or `Raised`."""
         __tracebackhide__ = True
-        function = aged(self._function, mode)
+        function = with_max_age(self._function, mode)
         if port.native and self._is_off(mode):
             return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
         if mode.kind != modes.ONLY:
@@ -251,7 +251,7 @@ class CachedFunction(Generic[P, R]):
         info = self.cache_info()
         facts = {
             "signature": inspect.signature(self.__wrapped__),
-            "fresh for": _span(self._function.policy.ttl),
+            "fresh for": _shown_ttl(self._function.policy.ttl),
             "addresses": f"{self._function.keyer.prefix}:…",
             "here": f"{rendering.counted(info.hits, 'hit')}, "
             f"{rendering.counted(info.misses, 'miss', 'misses')}",
@@ -278,7 +278,7 @@ class CachedFunction(Generic[P, R]):
     def key(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
         """Return the key of this call: 40 hexadecimal digits, for `memo.invalidate(key=...)`."""
         call = self._function.keyer.call(args, dict(kwargs))
-        give(call, self.function_id)
+        remember_call(call, self.function_id)
         return call.text
 
     @helper()
@@ -313,14 +313,14 @@ class CachedFunction(Generic[P, R]):
         Raises:
             OptionError: the function has no such argument, or the value is a function.
         """
-        return drive(self._dropped(ABSENT, args, kwargs, reason)(BLOCKING))
+        return drive(self._checked_invalidation(ABSENT, args, kwargs, reason)(BLOCKING))
 
     @helper(partial=True, reason="")
     async def ainvalidate(
         self, /, *args: Any, reason: str = MISSING, **kwargs: Any
     ) -> engine.Invalidation:
         """As `invalidate`, without blocking the event loop."""
-        return await self._dropped(ABSENT, args, kwargs, reason)(native())
+        return await self._checked_invalidation(ABSENT, args, kwargs, reason)(native())
 
     @helper(partial=True, reason="")
     def expire(self, /, *args: Any, reason: str = MISSING, **kwargs: Any) -> engine.Invalidation:
@@ -328,16 +328,16 @@ class CachedFunction(Generic[P, R]):
 
         Within `stale_while_revalidate` the old value is served while one refresh runs.
         """
-        return drive(self._dropped(ABSENT, args, kwargs, reason, soft=True)(BLOCKING))
+        return drive(self._checked_invalidation(ABSENT, args, kwargs, reason, soft=True)(BLOCKING))
 
     @helper(partial=True, reason="")
     async def aexpire(
         self, /, *args: Any, reason: str = MISSING, **kwargs: Any
     ) -> engine.Invalidation:
         """As `expire`, without blocking the event loop."""
-        return await self._dropped(ABSENT, args, kwargs, reason, soft=True)(native())
+        return await self._checked_invalidation(ABSENT, args, kwargs, reason, soft=True)(native())
 
-    def _apart(
+    def _own_option(
         self, kwargs: dict[str, Any], name: str, given: Any, otherwise: Any
     ) -> tuple[dict[str, Any], Any]:
         """Separate a helper's own option from the call's arguments.
@@ -348,7 +348,7 @@ class CachedFunction(Generic[P, R]):
             return kwargs, otherwise if given is MISSING else given
         return {**kwargs, name: given}, otherwise
 
-    def _dropped(
+    def _checked_invalidation(
         self,
         own: Any,
         args: tuple[Any, ...],
@@ -356,13 +356,13 @@ class CachedFunction(Generic[P, R]):
         reason: str,
         *,
         soft: bool = False,
-    ) -> Drop:
-        """Drop entries as a caller's `invalidate` or `expire` asks for it; see `_drop`."""
-        kwargs, reason = self._apart(kwargs, "reason", reason, "")
+    ) -> Invalidate:
+        """Drop entries as a caller's `invalidate` or `expire` asks for it; see `_invalidation`."""
+        kwargs, reason = self._own_option(kwargs, "reason", reason, "")
         _refuse_predicates(args, kwargs)
-        return self._drop(args, kwargs, reason, own=own, soft=soft)
+        return self._invalidation(args, kwargs, reason, own=own, soft=soft)
 
-    def _drop(
+    def _invalidation(
         self,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
@@ -371,7 +371,7 @@ class CachedFunction(Generic[P, R]):
         own: Any = ABSENT,
         soft: bool = False,
         count: bool = True,
-    ) -> Drop:
+    ) -> Invalidate:
         """Return the invalidation of entries whose arguments include the given ones.
 
         Args:
@@ -408,10 +408,10 @@ class CachedFunction(Generic[P, R]):
         """Compute now, store, and return the value; an async function runs on a loop of its own."""
         __tracebackhide__ = True
         if not assembly.enabled():
-            return _plainly(self.__wrapped__, args, kwargs)
+            return _call_uncached(self.__wrapped__, args, kwargs)
         if self.is_async:
-            return raised(run_elsewhere(lambda port: self._refresh(port, args, kwargs)))
-        return raised(drive(self._refresh(BLOCKING, args, kwargs)))
+            return value_or_raise(run_elsewhere(lambda port: self._refresh(port, args, kwargs)))
+        return value_or_raise(drive(self._refresh(BLOCKING, args, kwargs)))
 
     @helper()
     async def arefresh(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
@@ -422,7 +422,7 @@ class CachedFunction(Generic[P, R]):
         if not assembly.enabled():
             result = self.__wrapped__(*args, **kwargs)
             return await result if inspect.isawaitable(result) else result
-        return raised(await self._refresh(native(), args, kwargs))
+        return value_or_raise(await self._refresh(native(), args, kwargs))
 
     async def _put(
         self, port: Port, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -445,7 +445,7 @@ class CachedFunction(Generic[P, R]):
     ) -> Any:
         if not assembly.enabled():
             return default
-        found = await engine.answering.peek(port, self._aged(), args, kwargs, default)
+        found = await engine.answering.peek(port, self._function_in_mode(), args, kwargs, default)
         return replay.bare(found)
 
     @helper(default=None)
@@ -454,17 +454,17 @@ class CachedFunction(Generic[P, R]):
 
         If the function has an argument called `default`, it is that one, and the default is None.
         """
-        kwargs, default = self._apart(kwargs, "default", default, None)
+        kwargs, default = self._own_option(kwargs, "default", default, None)
         return drive(self._peek(BLOCKING, args, kwargs, default))
 
     @helper(default=None)
     async def apeek(self, /, *args: Any, default: Any = MISSING, **kwargs: Any) -> Any:
         """As `peek`, without blocking the event loop."""
-        kwargs, default = self._apart(kwargs, "default", default, None)
+        kwargs, default = self._own_option(kwargs, "default", default, None)
         return await self._peek(native(), args, kwargs, default)
 
     async def _is_cached(self, port: Port, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        return await engine.answering.is_cached(port, self._aged(), args, kwargs)
+        return await engine.answering.is_cached(port, self._function_in_mode(), args, kwargs)
 
     @helper()
     def is_cached(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
@@ -479,9 +479,9 @@ class CachedFunction(Generic[P, R]):
     async def _explain(
         self, port: Port, args: tuple[Any, ...], kwargs: dict[str, Any], plan: bool
     ) -> engine.Explanation:
-        function = self._aged()
-        found = self._as_things_are(await self._explained(port, function, args, kwargs))
-        return await self._planned(port, function, found, args, kwargs) if plan else found
+        function = self._function_in_mode()
+        found = self._explained_by_mode(await self._explained(port, function, args, kwargs))
+        return await self._with_plan(port, function, found, args, kwargs) if plan else found
 
     @helper()
     def explain(self, /, *args: Any, plan: bool = MISSING, **kwargs: Any) -> engine.Explanation:
@@ -494,7 +494,7 @@ class CachedFunction(Generic[P, R]):
                 how long they took last time.  If the function has an argument of this name, it is
                 that argument instead.
         """
-        kwargs, plan = self._apart(kwargs, "plan", plan, False)
+        kwargs, plan = self._own_option(kwargs, "plan", plan, False)
         return drive(self._explain(BLOCKING, args, kwargs, plan))
 
     @helper()
@@ -502,10 +502,10 @@ class CachedFunction(Generic[P, R]):
         self, /, *args: Any, plan: bool = MISSING, **kwargs: Any
     ) -> engine.Explanation:
         """As `explain`, without blocking the event loop."""
-        kwargs, plan = self._apart(kwargs, "plan", plan, False)
+        kwargs, plan = self._own_option(kwargs, "plan", plan, False)
         return await self._explain(native(), args, kwargs, plan)
 
-    def _as_things_are(self, found: engine.Explanation) -> engine.Explanation:
+    def _explained_by_mode(self, found: engine.Explanation) -> engine.Explanation:
         """Return the explanation, or the reason why the cache answers no call at present."""
         kind = self._mode().kind
         if not assembly.enabled():
@@ -521,7 +521,7 @@ class CachedFunction(Generic[P, R]):
 
         return dataclasses.replace(found, hit=False, reason=why[0], facts=(why[1],), diff=())
 
-    async def _planned(
+    async def _with_plan(
         self,
         port: Port,
         function: Function,
@@ -564,13 +564,13 @@ class CachedFunction(Generic[P, R]):
 
     async def _clear(self, port: Port) -> None:
         chain = self._function.chain()
-        done = await self._drop((), {}, "cache_clear")(port)
+        done = await self._invalidation((), {}, "cache_clear")(port)
         if done.missed:
-            await self._say_nothing_cleared(port)
+            await self._warn_nothing_cleared(port)
         await chain.clear(port, chain.prefix(self.function_id))
         COUNTERS.reset(self.function_id)
 
-    async def _say_nothing_cleared(self, port: Port) -> None:
+    async def _warn_nothing_cleared(self, port: Port) -> None:
         """Warn once, naming the functions whose entries were probably intended."""
         from memo.decorators import names
 
@@ -591,11 +591,11 @@ class CachedCoroutine(CachedFunction[P, R]):
     """A cached `async def`: calling it returns a coroutine."""
 
     _is_coroutine = property(lambda self: _asyncio_marker())
-    _has_begun = False
+    _code_was_read = False
 
-    @passes_on
+    @takes_any_arguments
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
-        if kwargs or len(args) != self._function.keyer.usual:
+        if kwargs or len(args) != self._function.keyer.usual_count:
             try:
                 self._function.keyer.check_call(args, kwargs)
             except TypeError as error:
@@ -608,18 +608,18 @@ class CachedCoroutine(CachedFunction[P, R]):
         if (
             modes.CURRENT.get() is not None
             or self._using is not None
-            or assembly.usual_at != configuration.revision
+            or assembly.default_mode_revision != configuration.revision
         ):
             __tracebackhide__ = True
             mode = self._mode()
             if mode.kind is not None:
                 with ending_at_the_call():
-                    return raised(await self._in_mode(native(), mode, args, kwargs))
-            function = aged(function, mode)
+                    return value_or_raise(await self._in_mode(native(), mode, args, kwargs))
+            function = with_max_age(function, mode)
         begun = time.perf_counter()
         try:
             try:
-                call = function.keyer.call(args, kwargs, True) if self._has_begun else None
+                call = function.keyer.call(args, kwargs, True) if self._code_was_read else None
             except HeavyError:  # hashing them here would block the event loop
                 call = None  # made below, so that errors have no context
             if call is None:
@@ -646,9 +646,9 @@ class CachedCoroutine(CachedFunction[P, R]):
         self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Call:
         """Make a key in a thread, since it would block the event loop."""
-        if not self._has_begun:  # reading its code takes milliseconds: one function at a time
+        if not self._code_was_read:  # reading its code takes milliseconds: one function at a time
             await native().turn()
-            self._has_begun = True
+            self._code_was_read = True
             with suppress(HeavyError):
                 return function.keyer.call(args, kwargs, True)
         return await make_call(native(), function, args, kwargs)
@@ -657,7 +657,7 @@ class CachedCoroutine(CachedFunction[P, R]):
 class ReplayingFunction(CachedFunction[P, R]):
     """A cached function that replays what the computation printed and displayed (`replay`)."""
 
-    @passes_on
+    @takes_any_arguments
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return cast("R", replay.performed(super().__call__(*args, **kwargs)))
@@ -682,25 +682,25 @@ def _asyncio_marker() -> object:
     return getattr(coroutines, "_is_coroutine", None)
 
 
-_GIVEN = 4096
+_MOST_CALLS = 4096
 """Most keys whose calls this process remembers after it has returned them."""
-_given: dict[str, Turn] = {}
+_calls_by_key: dict[str, Turn] = {}
 
 
-def give(call: Call, function_id: str) -> None:
+def remember_call(call: Call, function_id: str) -> None:
     """Remember the call behind a key that is returned, so that the key can be invalidated."""
-    if len(_given) >= _GIVEN:
+    if len(_calls_by_key) >= _MOST_CALLS:
         with suppress(KeyError, StopIteration, RuntimeError):  # other threads do the same
-            del _given[next(iter(_given))]
-    _given[call.text] = Turn(f"f:{function_id}", call.arguments, whole=True)
+            del _calls_by_key[next(iter(_calls_by_key))]
+    _calls_by_key[call.text] = Turn(f"f:{function_id}", call.arguments, whole=True)
 
 
-def given_call(key: str) -> Turn | None:
+def call_of_key(key: str) -> Turn | None:
     """Return the turn for the call with a key that this process has returned.
 
     None if it has not.
     """
-    return _given.get(key)
+    return _calls_by_key.get(key)
 
 
 def _refuse_predicates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -719,7 +719,7 @@ def _refuse_predicates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise OptionError(which, value, fix)
 
 
-def aged(function: Function, mode: Mode) -> Function:
+def with_max_age(function: Function, mode: Mode) -> Function:
     """Return a function with the ages that a mode allows its entries."""
     if mode.max_age is None:
         return function
@@ -757,7 +757,7 @@ if not TYPE_CHECKING:  # its types are those of the overloads
     explain = public(explain)
 
 
-def raised(result: Any) -> Any:
+def value_or_raise(result: Any) -> Any:
     """A result; raises what the function has raised."""
     __tracebackhide__ = True
     if type(result) is Raised:
@@ -765,7 +765,7 @@ def raised(result: Any) -> Any:
     return result
 
 
-def _plainly(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+def _call_uncached(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """Call a function, `async def` or `def`, from sync code, as if it were not cached."""
     __tracebackhide__ = True
     result = function(*args, **kwargs)
@@ -783,7 +783,7 @@ def _shown_policy(function: Function) -> str:
     return " ttl=f(result)" if callable(ttl) else f" ttl={ttl}"
 
 
-def _span(ttl: Any) -> str:
+def _shown_ttl(ttl: Any) -> str:
     """Describe a ttl in words."""
     from memo.metrics import rendering
 

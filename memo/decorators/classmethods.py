@@ -46,7 +46,7 @@ class Note:
                 setattr(owner, attribute, function)
 
 
-def expect(made: Any, bind: Callable[[], None], function: Callable[..., Any]) -> None:
+def bind_later(made: Any, bind: Callable[[], None], function: Callable[..., Any]) -> None:
     """Bind a cached function to its class, if it is in a class body under `@classmethod`.
 
     Args:
@@ -57,12 +57,12 @@ def expect(made: Any, bind: Callable[[], None], function: Callable[..., Any]) ->
     outer = getattr(function, "__qualname__", "").rpartition(".")[0]
     if not UNBOUND or not outer or outer.endswith("<locals>"):
         return
-    body = _body(outer)
+    body = _class_body(outer)
     if body is not None:
         body.setdefault(NOTE, Note()).functions.append((made, bind))
 
 
-def _body(name: str) -> Any:
+def _class_body(name: str) -> Any:
     """Return the namespace of the class with this qualified name whose body is running, or None."""
     frame: FrameType | None = sys._getframe(1)
     for _ in range(_FRAMES):

@@ -10,11 +10,11 @@ from memo.decorators import assembly
 from memo.decorators.cached_function import (
     CachedCoroutine,
     CachedFunction,
-    aged,
-    give,
-    raised,
+    remember_call,
+    value_or_raise,
+    with_max_age,
 )
-from memo.decorators.helpers import helper, passes_on
+from memo.decorators.helpers import helper, takes_any_arguments
 from memo.engine.call import Function, Raised, is_resource_failure
 from memo.engine.sequences import elements
 from memo.engine.sequences.elements import Batch, Each, ElementCall
@@ -64,23 +64,23 @@ class _Elementwise(CachedFunction[P, R]):
 
         self._function.answer = ask
 
-    def _made(
+    def _batch(
         self, port: Any, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Coroutine[Any, Any, Batch]:
         return elements.batch(port, function, self._each, args, kwargs)
 
-    async def _answered(self, port: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def _answer(self, port: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the answer of a call in the mode in force, or `Raised`."""
         mode = self._mode()
-        function = aged(self._function, mode)
+        function = with_max_age(self._function, mode)
         if self._is_off(mode):
-            return await self._plainly(args, kwargs)
+            return await self._call_uncached(args, kwargs)
         try:
-            made = await self._made(port, function, args, kwargs)
+            made = await self._batch(port, function, args, kwargs)
         except Exception as error:
             if not is_resource_failure(error):
                 raise
-            return await self._plainly(args, kwargs)
+            return await self._call_uncached(args, kwargs)
         if mode.kind is None:
             return await elements.answer_batch(port, made)
         if mode.kind == modes.ONLY and made.items:
@@ -91,7 +91,7 @@ class _Elementwise(CachedFunction[P, R]):
             return result
         return await elements.refresh(port, made, keep=mode.kind == modes.REFRESH)
 
-    async def _plainly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def _call_uncached(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the result of the function itself, or `Raised`."""
         try:
             result: Any = self.__wrapped__(*args, **kwargs)
@@ -101,7 +101,7 @@ class _Elementwise(CachedFunction[P, R]):
 
     # --- helpers ---------------------------------------------------------------------------------
 
-    def _one(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+    def _single_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """Return the call for one element, given by itself or in a collection of one.
 
         Raises:
@@ -119,14 +119,14 @@ class _Elementwise(CachedFunction[P, R]):
     @helper()
     def key(self, /, *args: Any, **kwargs: Any) -> str:
         """Return the key of one element's entry, for `memo.invalidate(key=...)`."""
-        call = self._one(args, kwargs)
-        give(call, self.function_id)
+        call = self._single_call(args, kwargs)
+        remember_call(call, self.function_id)
         return call.text
 
     @helper()
     def address(self, /, *args: Any, **kwargs: Any) -> str:
         """Return the address of one element's entry, for `memo.invalidate(key=...)`."""
-        return self._one(args, kwargs).address
+        return self._single_call(args, kwargs).address
 
     def _turns(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], own: Any) -> list[Turn]:
         """Return the turns that invalidate the entries of one element, or of a collection's."""
@@ -140,26 +140,28 @@ class _Elementwise(CachedFunction[P, R]):
         return turns
 
     async def _refresh(self, port: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return await elements.refresh(port, await self._made(port, self._function, args, kwargs))
+        return await elements.refresh(port, await self._batch(port, self._function, args, kwargs))
 
     async def _put(self, port: Any, value: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if assembly.enabled():
-            await elements.put(port, await self._made(port, self._function, args, kwargs), value)
+            await elements.put(port, await self._batch(port, self._function, args, kwargs), value)
 
     async def _peek(self, port: Any, args: Any, kwargs: dict[str, Any], default: Any) -> Any:
         if not assembly.enabled():
             return default
-        made = await self._made(port, self._aged(), args, kwargs)
+        made = await self._batch(port, self._function_in_mode(), args, kwargs)
         return await elements.peek(port, made, default)
 
     async def _is_cached(self, port: Any, args: Any, kwargs: dict[str, Any]) -> bool:
-        return await elements.is_cached(port, await self._made(port, self._aged(), args, kwargs))
+        return await elements.is_cached(
+            port, await self._batch(port, self._function_in_mode(), args, kwargs)
+        )
 
     async def _explain(
         self, port: Any, args: Any, kwargs: dict[str, Any], plan: bool
     ) -> engine.Explanation:
-        function = self._aged()
-        made = await self._made(port, function, args, kwargs)
+        function = self._function_in_mode()
+        made = await self._batch(port, function, args, kwargs)
         if not made.calls:
             fix = "has no elements, so nothing is looked up: the function itself answers."
             raise OptionError(self._each.name, self._each.value_in(args, kwargs), fix)
@@ -170,24 +172,24 @@ class _Elementwise(CachedFunction[P, R]):
             if not one.hit:
                 found, asked = one, job
                 break
-        found = self._as_things_are(found)
+        found = self._explained_by_mode(found)
         if not plan:
             return found
-        return await self._planned(port, function, found, asked.args, asked.kwargs)
+        return await self._with_plan(port, function, found, asked.args, asked.kwargs)
 
 
 class ElementwiseFunction(_Elementwise[P, R]):
     """A cached `def` over a collection."""
 
-    @passes_on
+    @takes_any_arguments
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         __tracebackhide__ = True
         try:
-            result = drive(self._answered(BLOCKING, args, kwargs))
+            result = drive(self._answer(BLOCKING, args, kwargs))
         except Exception as error:
             at_the_call(error)
             raise
-        return cast("R", raised(result))
+        return cast("R", value_or_raise(result))
 
 
 class ElementwiseCoroutine(_Elementwise[P, R], CachedCoroutine[P, R]):
@@ -196,8 +198,8 @@ class ElementwiseCoroutine(_Elementwise[P, R], CachedCoroutine[P, R]):
     async def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         __tracebackhide__ = True
         try:
-            result = await self._answered(native(), args, kwargs)
+            result = await self._answer(native(), args, kwargs)
         except Exception as error:
             at_the_call(error)
             raise
-        return raised(result)
+        return value_or_raise(result)

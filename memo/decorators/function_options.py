@@ -84,7 +84,9 @@ def check(given: Mapping[str, Any]) -> None:
     _policy(given)
 
 
-def function_of(function: Callable[..., Any], identity: str, given: Mapping[str, Any]) -> Function:
+def make_function(
+    function: Callable[..., Any], identity: str, given: Mapping[str, Any]
+) -> Function:
     """A function as the engine sees it.
 
     Args:
@@ -103,7 +105,7 @@ def function_of(function: Callable[..., Any], identity: str, given: Mapping[str,
             version=options.text("version", given["version"]),
             name=given["name"],
             ignored=state,
-            learned=functools.partial(assembly.changed, identity),
+            learned=functools.partial(assembly.learned_changes, identity),
         ),
         function_id=identity,
         key_prefix=options.text("key_prefix", given["key_prefix"]),
@@ -119,15 +121,15 @@ def function_of(function: Callable[..., Any], identity: str, given: Mapping[str,
         keyer,
         _policy(given),
         assembly.chain_of(given["provider"]),
-        _asked,
+        _answer,
         assembly.live_ttl(given["ttl_key"]),
         _dependencies(function, identity, given),
-        assembly.write_down,
+        assembly.record_manifest,
         assembly.compress(given["compress"]),
         replay=replay,
         cutoff=options.flag("cutoff", given["cutoff"]),
         is_async=options.is_async(function),
-        publish_own_changes=assembly.teach,
+        publish_own_changes=assembly.publish_own_changes,
     )
 
 
@@ -177,7 +179,7 @@ def _dependencies(
     return made or None
 
 
-def _asked(
+def _answer(
     port: Port, function: Function, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Coroutine[Any, Any, Any]:
     return engine.answering.answer(port, function, call, args, kwargs)

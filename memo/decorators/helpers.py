@@ -143,7 +143,7 @@ _PASSED_ON = Signature(
 )
 
 
-def passes_on(method: F) -> F:
+def takes_any_arguments(method: F) -> F:
     """Declare a `__call__` whose own signature is `(*args, **kwargs)`.
 
     IPython shows it beside the signature of the function.
@@ -178,7 +178,7 @@ class OwnAnnotations(dict[str, Any]):
         return found
 
 
-def without(signature: Signature, at: int) -> Signature:
+def without_parameter(signature: Signature, at: int) -> Signature:
     """Return the signature of a bound method: without the argument at `at`, its object."""
     parameters = list(signature.parameters.values())
     if at < len(parameters) and parameters[at].kind is not Parameter.VAR_POSITIONAL:

@@ -18,7 +18,7 @@ from collections.abc import (
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
 from memo.decorators import assembly, names
-from memo.decorators.cached_function import CachedFunction, functions, given_call
+from memo.decorators.cached_function import CachedFunction, call_of_key, functions
 from memo.engine import invalidating
 from memo.engine.coordination.flights import FLIGHTS
 from memo.engine.invalidating import Hint, Invalidation, Matches
@@ -68,12 +68,12 @@ class _Target(NamedTuple):
 
     Attributes:
         turns: the turns that invalidate it.
-        said: the target in words.
+        description: the target in words.
         hint: returns the names that were probably intended.
     """
 
     turns: list[Turn]
-    said: str
+    description: str
     hint: Hint | None = None
 
 
@@ -89,19 +89,21 @@ async def _target(
         raise OptionError(first, given[first], fix)
     name = named[0]
     if name == "function":
-        identity = await names.function_named(port, "function", function, _here())
+        identity = await names.function_named(port, "function", function, _ids_here())
         return _Target([Turn(f"f:{identity}")], f"function {label(identity)!r}")
     text = options.text(name, given[name])
     assert text is not None
     if name == "prefix":
         turns = [Turn(stamps.group("p", normal_prefix(text)))]
-        return _Target(turns, f"prefix {shown(text)}", _near(names.PREFIX, text.rstrip(":")))
+        return _Target(
+            turns, f"prefix {shown(text)}", _nearest_hint(names.PREFIX, text.rstrip(":"))
+        )
     if name == "tag":
-        return _Target(list(tag_turns(text)), f"tag {shown(text)}", _near(names.TAG, text))
+        return _Target(list(tag_turns(text)), f"tag {shown(text)}", _nearest_hint(names.TAG, text))
     return await _key_target(port, text)
 
 
-def _here() -> list[str]:
+def _ids_here() -> list[str]:
     """Return the ids of the functions of this process."""
     return [function.function_id for function in functions()]
 
@@ -119,12 +121,12 @@ def _names_here(kind: str) -> list[str]:
     return [tag for keyer in keyers for tag in keyer.fixed_tags]
 
 
-def _near(kind: str, name: str) -> Hint:
+def _nearest_hint(kind: str, name: str) -> Hint:
     """Return a hint that names the prefix or tag that was probably intended."""
-    return functools.partial(_meant, kind, name)
+    return functools.partial(_nearest_question, kind, name)
 
 
-def _meant(kind: str, name: str, found: Matches) -> str:
+def _nearest_question(kind: str, name: str, found: Matches) -> str:
     """Return the prefix or tag that was probably intended: of an entry, or of a function here.
 
     Generations of this host are not searched, since an earlier typo may have created one.
@@ -147,7 +149,7 @@ async def _key_target(port: Port, text: str) -> _Target:
         raise OptionError("key", text, fix)
     if re.fullmatch(_KEY, text):
         turns = await _turns_of_key(port, text)
-        return _Target(turns, f"key {text!r}", _elsewhere)
+        return _Target(turns, f"key {text!r}", _elsewhere_hint)
 
     def hint(found: Matches) -> str:
         return names.meant(names.nearest(text, found.others))
@@ -155,7 +157,7 @@ async def _key_target(port: Port, text: str) -> _Target:
     return _Target(address_turns(text), f"key {shown(text)}", hint)
 
 
-def _elsewhere(_: Matches) -> str:
+def _elsewhere_hint(_: Matches) -> str:
     """Return the hint that a key does not find calls that only other hosts know."""
     return ELSEWHERE if assembly.default_chain().authorities.shared is not None else ""
 
@@ -172,7 +174,7 @@ async def _turns_of_key(port: Port, key: str) -> list[Turn]:
 
     Known here, in progress here, or stored.
     """
-    given = given_call(key)
+    given = call_of_key(key)
     if given is not None:
         return [given]
     for flight in FLIGHTS.joinable():
@@ -181,7 +183,7 @@ async def _turns_of_key(port: Port, key: str) -> list[Turn]:
     elsewhere = await port.offload(FLIGHTS.elsewhere, key)
     if elsewhere is not None:
         return [elsewhere]
-    identities = await names.functions_known(port, _here())
+    identities = await names.functions_known(port, _ids_here())
     for chain in _all_chains():
         for identity in identities:
             for secret in chain.secrets:
@@ -295,12 +297,12 @@ async def aexpire(
     return await _drop(native(), target, reason, soft=True, strict=strict)
 
 
-COUNTED: Final = 5
+CHECKED_CALLS: Final = 5
 """Number of calls of a decorated function whose matches are counted until one of them matches."""
 LIKE: Final = "entries there are named like"
 
 
-class _Plan:
+class _AfterCall:
     """The invalidation that a function decorated by `invalidate_cache` carries out."""
 
     def __init__(
@@ -330,9 +332,9 @@ class _Plan:
             self.wants = _declared(key_resolver, self.signature)
         self.tags = [_tag(tag, self.signature) for tag in tags]
         self.resolves = key_resolver is not None
-        self.who = getattr(function, "__qualname__", repr(function))
-        self.unproven = COUNTED
-        self.gave_none = False
+        self.function_name = getattr(function, "__qualname__", repr(function))
+        self.checks_left = CHECKED_CALLS
+        self.resolver_gave_none = False
 
     async def carry_out(
         self, port: Port, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -344,62 +346,63 @@ class _Plan:
         """
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        arguments = _flat(self.signature, bound.arguments)
+        arguments = _flattened(self.signature, bound.arguments)
         everything = {**arguments, "result": result}
         wrong: list[Exception] = []
         tags = self._tags(everything, wrong)
         turns, target = self._turns(everything, tags, wrong)
         if turns:
             chains = [self.chain()] if self.own_chain else _all_chains()
-            unknown = await self._unknown(port, turns, tags or ())
+            unknown = await self._unknown_names(port, turns, tags or ())
             try:
                 done = await invalidating.invalidate(
-                    *(port, chains, turns, target, f"after {self.who}"),
+                    *(port, chains, turns, target, f"after {self.function_name}"),
                     soft=self.soft,
-                    count=bool(self.unproven),
+                    count=bool(self.checks_left),
                     hint=self._cause(turns, unknown),
                 )
-                self._matched(done)
+                self._note_match(done)
             except TierError as refused:  # it can never be written
                 wrong.append(refused)
-        if self.gave_none and self.unproven:
-            self._say_none()
+        if self.resolver_gave_none and self.checks_left:
+            self._warn_none()
         chosen = {name: arguments[name] for name in self.match}
         for function in self.targets:
-            await self._target(port, function, chosen, wrong)
+            await self._invalidate_function(port, function, chosen, wrong)
         for error in wrong:
-            self._complain(error, tagged=tags is not None)
+            self._warn_of_fallback(error, tagged=tags is not None)
 
-    def _say_none(self) -> None:
+    def _warn_none(self) -> None:
         """Warn once that the resolver returned None in each of the first calls."""
-        self.unproven -= 1
-        if not self.unproven:
+        self.checks_left -= 1
+        if not self.checks_left:
             warnings.warn(
-                f"invalidate_cache of {self.who}: its key_resolver gave None in {COUNTED} calls, "
-                "so it named nothing to invalidate; return an address, or [] for none.",
+                f"invalidate_cache of {self.function_name}: its key_resolver gave None in "
+                f"{CHECKED_CALLS} calls, so it named nothing to invalidate; return an address, "
+                "or [] for none.",
                 stacklevel=2,
             )
 
-    async def _target(
+    async def _invalidate_function(
         self,
         port: Port,
         function: CachedFunction[Any, Any],
         chosen: Mapping[str, Any],
         wrong: list[Exception],
     ) -> None:
-        reason, count = f"after {self.who}", bool(self.unproven)
+        reason, count = f"after {self.function_name}", bool(self.checks_left)
         try:
-            drop = function._drop((), chosen, reason, soft=self.soft, count=count)
+            drop = function._invalidation((), chosen, reason, soft=self.soft, count=count)
         except Exception as error:  # an argument has no key
             wrong.append(error)
-            drop = function._drop((), {}, reason, soft=self.soft, count=False)
-        self._matched(await drop(port))
+            drop = function._invalidation((), {}, reason, soft=self.soft, count=False)
+        self._note_match(await drop(port))
 
-    async def _unknown(
+    async def _unknown_names(
         self, port: Port, turns: Sequence[Turn], tags: Sequence[str]
     ) -> list[tuple[str, str]]:
         """Return prefixes or tags that are unknown here, so that nothing can match them."""
-        if not self.unproven:
+        if not self.checks_left:
             return []
         groups = [turn.group.partition(":") for turn in turns]
         prefixes = [name for kind, _, name in groups if kind == names.PREFIX]
@@ -416,7 +419,7 @@ class _Plan:
 
         def cause(found: Matches) -> str:
             for kind, name in unknown:
-                meant = _meant(kind, name, found)
+                meant = _nearest_question(kind, name, found)
                 if kind == names.PREFIX:
                     return f"nothing here has the prefix {name!r}{'; ' * bool(meant)}{meant}"
                 if meant:
@@ -427,22 +430,22 @@ class _Plan:
 
         return cause
 
-    def _matched(self, done: Invalidation) -> None:
+    def _note_match(self, done: Invalidation) -> None:
         """Note whether an invalidation matched, until one did.
 
         If none did, warn once with the reason.
         """
-        if not self.unproven:
+        if not self.checks_left:
             return
         if not done.missed:
-            self.unproven = 0
+            self.checks_left = 0
             return
-        self.unproven -= 1
-        if done.hint and (not self.unproven or LIKE not in done.hint):
-            self.unproven = 0
+        self.checks_left -= 1
+        if done.hint and (not self.checks_left or LIKE not in done.hint):
+            self.checks_left = 0
             warnings.warn(
-                f"invalidate_cache of {self.who}: nothing matched {done.target}{done.beyond}; "
-                f"{done.hint}.",
+                f"invalidate_cache of {self.function_name}: nothing matched "
+                f"{done.target}{done.beyond}; {done.hint}.",
                 stacklevel=2,
             )
 
@@ -480,25 +483,25 @@ class _Plan:
             named.append("everything")
         return turns, ", ".join(named)
 
-    def _complain(self, error: Exception, tagged: bool) -> None:
+    def _warn_of_fallback(self, error: Exception, tagged: bool) -> None:
         what = "the whole prefix" if self.prefix is not None else "everything"
         what = what if self.resolves else "all entries of its functions"
         what = what if tagged else "everything"
-        told = f"invalidate_cache of {self.who}: {type(error).__name__}: {error}"
+        told = f"invalidate_cache of {self.function_name}: {type(error).__name__}: {error}"
         events.emit(events.Event(events.ERROR, reason="key_resolver", detail=told))
         warnings.warn(f"{told}; so {what} was invalidated instead", stacklevel=2)
 
     def _addresses(self, everything: Mapping[str, Any]) -> list[str]:
         if self.template is not None:
-            return [self._full(self.template.resolve(everything).text)]
+            return [self._with_prefix(self.template.resolve(everything).text)]
         assert self.resolver is not None
         wanted = everything if self.wants is None else self.wants
         chosen = {name: everything[name] for name in wanted if name in everything}
         resolved = self.resolver(**chosen)
-        self.gave_none = resolved is None
-        return [self._full(address) for address in _addresses(resolved, self.who)]
+        self.resolver_gave_none = resolved is None
+        return [self._with_prefix(address) for address in _addresses(resolved, self.function_name)]
 
-    def _full(self, address: str) -> str:
+    def _with_prefix(self, address: str) -> str:
         if self.prefix is None or address.startswith(f"{self.prefix}:"):
             return address
         return f"{self.prefix}:{address}"
@@ -521,7 +524,7 @@ def _address(value: Any) -> str:
     return resolvers.words(value, canonical.encoding(value, "key_resolver()"))
 
 
-def _told(signature: inspect.Signature) -> tuple[list[str], str]:
+def _placeholders(signature: inspect.Signature) -> tuple[list[str], str]:
     """The names that are told after a call, `result` among them; and the name of `**kwargs`."""
     named = [p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     return [*named, "result"], "".join(signature.parameters.keys() - named)
@@ -533,7 +536,7 @@ def _template(text: str, signature: inspect.Signature) -> resolvers.Template:
     Raises:
         OptionError: it has another placeholder, or none.
     """
-    return resolvers.Template(text, *_told(signature), "")
+    return resolvers.Template(text, *_placeholders(signature), "")
 
 
 def _tag(text: str, signature: inspect.Signature) -> str | resolvers.Template:
@@ -542,7 +545,7 @@ def _tag(text: str, signature: inspect.Signature) -> str | resolvers.Template:
     Raises:
         OptionError: it has a placeholder that is neither `result` nor an argument.
     """
-    return resolvers.tag(text, *_told(signature), "")
+    return resolvers.tag(text, *_placeholders(signature), "")
 
 
 def _declared(resolver: Callable[..., Any], signature: inspect.Signature) -> tuple[str, ...] | None:
@@ -551,10 +554,10 @@ def _declared(resolver: Callable[..., Any], signature: inspect.Signature) -> tup
     Raises:
         OptionError: it takes a name that is neither `result` nor an argument of the function.
     """
-    return resolvers.declared("key_resolver", resolver, *_told(signature), "")
+    return resolvers.declared("key_resolver", resolver, *_placeholders(signature), "")
 
 
-def _flat(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _flattened(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return bound arguments by name, with those of `**kwargs` under their own names."""
     flat = dict(arguments)
     for parameter in signature.parameters.values():
@@ -563,7 +566,7 @@ def _flat(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict[st
     return flat
 
 
-def _cached(option: str, value: Any) -> list[CachedFunction[Any, Any]]:
+def _cached_functions(option: str, value: Any) -> list[CachedFunction[Any, Any]]:
     one_only = isinstance(value, CachedFunction) or not isinstance(value, Iterable)
     many: list[Any] = [value] if one_only else list(cast("Iterable[Any]", value))
     many = [getattr(one, "__func__", one) for one in many]  # for methods, the function itself
@@ -573,7 +576,7 @@ def _cached(option: str, value: Any) -> list[CachedFunction[Any, Any]]:
     return many
 
 
-_WRITTEN: Final = '@invalidate_cache(key_prefix="products") above a function'
+_EXAMPLE: Final = '@invalidate_cache(key_prefix="products") above a function'
 
 
 @public
@@ -609,9 +612,9 @@ def invalidate_cache(
         OptionError: nothing is named, or an option is wrong.
     """
     if callable(key_prefix):
-        raise OptionError("key_prefix", key_prefix, f"is a function; write {_WRITTEN}.")
+        raise OptionError("key_prefix", key_prefix, f"is a function; write {_EXAMPLE}.")
     prefix = options.text("key_prefix", key_prefix)
-    targets = _cached("functions", functions)
+    targets = _cached_functions("functions", functions)
     matched, tagged = options.texts("match", match), options.texts("tags", tags)
     if key_resolver is not None and not (callable(key_resolver) or isinstance(key_resolver, str)):
         raise OptionError(
@@ -632,8 +635,8 @@ def invalidate_cache(
         if isinstance(function, (staticmethod, classmethod)):
             kind: Any = type(function)
             return cast("Callable[P, R]", kind(decorate(function.__func__)))
-        options.function("function", function, generators=False, example=_WRITTEN)
-        plan = _Plan(function, prefix, key_resolver, provider, targets, matched, tagged, soft)
+        options.function("function", function, generators=False, example=_EXAMPLE)
+        plan = _AfterCall(function, prefix, key_resolver, provider, targets, matched, tagged, soft)
         if options.is_async(function):
             return cast("Callable[P, R]", _async(function, plan))
         return _sync(function, plan)
@@ -641,7 +644,7 @@ def invalidate_cache(
     return public(decorate)
 
 
-def _sync(function: Callable[P, R], plan: _Plan) -> Callable[P, R]:
+def _sync(function: Callable[P, R], plan: _AfterCall) -> Callable[P, R]:
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
@@ -657,7 +660,7 @@ def _sync(function: Callable[P, R], plan: _Plan) -> Callable[P, R]:
     return wrapper
 
 
-def _async(function: Callable[..., Any], plan: _Plan) -> Callable[..., Any]:
+def _async(function: Callable[..., Any], plan: _AfterCall) -> Callable[..., Any]:
     @functools.wraps(function)
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
@@ -667,7 +670,7 @@ def _async(function: Callable[..., Any], plan: _Plan) -> Callable[..., Any]:
 
 
 async def _awaited(
-    work: Awaitable[Any], plan: _Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    work: Awaitable[Any], plan: _AfterCall, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
     try:
         port = native()  # checked before the function runs, since what has run must be invalidated
@@ -680,11 +683,11 @@ async def _awaited(
     except Exception as error:
         cut_to_user_frames(error)
         raise
-    await _to_the_end(port, lambda port: plan.carry_out(port, result, args, kwargs))
+    await _run_to_the_end(port, lambda port: plan.carry_out(port, result, args, kwargs))
     return result
 
 
-async def _to_the_end(port: Port, work: Callable[[Port], Coroutine[Any, Any, None]]) -> None:
+async def _run_to_the_end(port: Port, work: Callable[[Port], Coroutine[Any, Any, None]]) -> None:
     """Wait for work that continues even if its waiter is cancelled."""
     over = port.waiter()
     failed: list[Exception] = []

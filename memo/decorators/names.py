@@ -95,12 +95,12 @@ def one_of(option: str, name: str, known: Sequence[str]) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        several = ", ".join(sorted(map(_apart(found), found)))
+        several = ", ".join(sorted(map(_distinguishing(found), found)))
         raise OptionError(option, name, f"fits several functions: {several}. Name one of them.")
     raise unknown(option, name, known)
 
 
-def _apart(identities: Sequence[str]) -> Any:
+def _distinguishing(identities: Sequence[str]) -> Any:
     """Return the shortest names that distinguish some ids: their labels, else the ids."""
     return label if len(set(map(label, identities))) == len(identities) else str
 

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mappin
 from typing import Any, ParamSpec, TypeVar, cast
 
 from memo.decorators import assembly
-from memo.decorators.cached_function import CachedFunction, aged
-from memo.decorators.helpers import passes_on
+from memo.decorators.cached_function import CachedFunction, with_max_age
+from memo.decorators.helpers import takes_any_arguments
 from memo.engine import answering
 from memo.engine.call import Function, Job, Raised, is_resource_failure
 from memo.engine.sequences import streams
@@ -63,19 +63,19 @@ class _Streaming(CachedFunction[P, R]):
     def _spool(self) -> Spool:
         return streams.spool_for(self._function)
 
-    def _made(self, items: Any) -> Any:
+    def _as_generator(self, items: Any) -> Any:
         """Return items in the form the function returns: a generator, or an async one."""
         raise NotImplementedError
 
-    def _consumed(self, reader: Reader) -> Any:
+    def _generate(self, reader: Reader) -> Any:
         raise NotImplementedError
 
-    @passes_on
+    @takes_any_arguments
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         mode = self._mode()
         if mode.kind == modes.OFF:
             return self.__wrapped__(*args, **kwargs)
-        function = aged(self._function, mode)
+        function = with_max_age(self._function, mode)
         try:
             call = function.keyer.call(args, kwargs)
             job = Job(function, function.chain(), call, args, dict(kwargs))
@@ -87,7 +87,7 @@ class _Streaming(CachedFunction[P, R]):
         if mode.kind == modes.ONLY:
             return cast("R", self._stored_only(function, args, kwargs))
         reader = Reader(job, self.__wrapped__, fresh=mode.kind == modes.REFRESH)
-        made = self._consumed(reader)
+        made = self._generate(reader)
         name = getattr(self.__wrapped__, "__name__", made.__name__)
         made.__name__, made.__qualname__ = name, getattr(self.__wrapped__, "__qualname__", name)
         return cast("R", made)
@@ -101,11 +101,11 @@ class _Streaming(CachedFunction[P, R]):
         found = drive(answering.read_stored(BLOCKING, function, args, kwargs))
         if not isinstance(found, Stream):
             raise NotCachedError(drive(self._explained(BLOCKING, function, args, kwargs)))
-        return self._made(found.items())
+        return self._as_generator(found.items())
 
     async def _refresh(self, port: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         done = await super()._refresh(port, args, kwargs)
-        return done if type(done) is Raised else self._made(cast("Spool", done).items())
+        return done if type(done) is Raised else self._as_generator(cast("Spool", done).items())
 
     async def _put(self, port: Any, value: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """Store the items of an iterable; on an event loop, of an async one as well."""
@@ -119,16 +119,16 @@ class _Streaming(CachedFunction[P, R]):
 
     async def _peek(self, port: Any, args: Any, kwargs: dict[str, Any], default: Any) -> Any:
         found = await super()._peek(port, args, kwargs, default)
-        return self._made(found.items()) if isinstance(found, Stream) else found
+        return self._as_generator(found.items()) if isinstance(found, Stream) else found
 
 
 class Streaming(_Streaming[P, R]):
     """A cached generator function."""
 
-    def _made(self, items: Iterator[Any]) -> Any:
+    def _as_generator(self, items: Iterator[Any]) -> Any:
         return (item for item in items)
 
-    def _consumed(self, reader: Reader) -> Generator[Any, None, Any]:
+    def _generate(self, reader: Reader) -> Generator[Any, None, Any]:
         __tracebackhide__ = True
         try:
             while (item := drive(reader.next(BLOCKING))) is not END:
@@ -143,11 +143,11 @@ class Streaming(_Streaming[P, R]):
 class AsyncStreaming(_Streaming[P, R]):
     """A cached async generator function."""
 
-    async def _made(self, items: Iterator[Any]) -> Any:
+    async def _as_generator(self, items: Iterator[Any]) -> Any:
         for item in items:
             yield item
 
-    async def _consumed(self, reader: Reader) -> AsyncIterator[Any]:
+    async def _generate(self, reader: Reader) -> AsyncIterator[Any]:
         __tracebackhide__ = True
         try:
             while (item := await reader.next(native())) is not END:

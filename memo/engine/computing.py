@@ -26,8 +26,8 @@ from memo.engine.used_calls import CURRENT, Expiry, UsedCalls, bounded
 from memo.errors import DependencyError, TierError, cut_to_user_frames, label, type_named
 from memo.keys import instances, own_changes
 from memo.keys.encoding import canonical
-from memo.keys.instances import Mine
-from memo.keys.own_changes import Begun, Ended
+from memo.keys.instances import OwnBefore
+from memo.keys.own_changes import BeforeComputation, Changes
 from memo.keys.summaries import with_built, with_result
 from memo.records import codec, seal
 from memo.records.codec import Encoded
@@ -314,9 +314,9 @@ class InputWatch:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._of_code: list[Begun] = []
+        self._of_code: list[BeforeComputation] = []
         self._names: frozenset[str] = frozenset()
-        self._of_self: Mine | None = None
+        self._of_self: OwnBefore | None = None
         self._watching = False
         self.unchanged = False
 
@@ -356,7 +356,7 @@ class InputWatch:
         """
         function, identity = self._job.function, self._job.function.keyer.identity
         code = own_changes.end(self._of_code, self._names)
-        mine = Ended() if self._of_self is None else instances.end(self._of_self)
+        mine = Changes() if self._of_self is None else instances.end(self._of_self)
         others = code.others + mine.others
         new = identity.note_own_changes((*code.own, *mine.own))
         warning = ""

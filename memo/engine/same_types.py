@@ -100,7 +100,7 @@ def _check(value: Any, kind: type) -> None:
     if kind not in _loads_as:
         _loads_as[kind] = ""  # prevents recursion, as its objects may contain each other
         try:
-            _loads_as[kind] = _told(codec.encode(value, None, _by_name), kind)
+            _loads_as[kind] = _type_change(codec.encode(value, None, _by_name), kind)
         except BaseException:
             del _loads_as[kind]
             raise
@@ -123,7 +123,7 @@ def _is_remade(value: Any, kind: type) -> bool:
     return not (isinstance(maker, type) and issubclass(maker, kind))
 
 
-def _told(encoded: codec.Encoded, kind: type) -> str:
+def _type_change(encoded: codec.Encoded, kind: type) -> str:
     """Load an encoded object; return how it differs in type, or `""`."""
     payload = encoded.payload
     view = None if payload is None else memoryview(bytearray(codec.aligned(payload)))

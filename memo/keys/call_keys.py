@@ -39,9 +39,9 @@ from memo.runtime.named_tuple import NamedTuple
 from memo.settings import options
 from memo.validity import stamps
 
-REPEATED: Final = 256
+MEMOIZED: Final = 256
 """Calls of a function whose keys are memoized."""
-MET: Final = 1024
+SEEN_ONCE: Final = 1024
 """Calls that are remembered as seen once; beyond it all of them are forgotten."""
 LONG: Final = 256
 """Calls with a text of at least this many characters are not memoized."""
@@ -157,7 +157,7 @@ class Own(NamedTuple):
             yield f"{own}.{name}" if name else f"{own}.*", text, atoms.short_digest(one)
 
 
-_made: Any = tuple.__new__  # creates a named tuple in half the time
+_new_tuple: Any = tuple.__new__  # creates a named tuple in half the time
 
 
 class Call:
@@ -217,7 +217,7 @@ class Call:
         if self._resolved is not None:
             return self._keyer.resolved_addresses(self._resolved.text)
         prefix = self._keyer.prefix
-        return ((prefix, address(prefix, *self._words())),)
+        return ((prefix, address(prefix, *self._address_parts())),)
 
     @property
     def shown(self) -> str:
@@ -226,10 +226,10 @@ class Call:
         resolved = self._resolved is not None
         return summaries.masked(whole, prefix, json.loads(self.summary), resolved=resolved)
 
-    def _words(self) -> list[str]:
+    def _address_parts(self) -> list[str]:
         found: list[str] = []
         fixed = self._keyer.names
-        for at, name, value, encoding in self._in_one_order():
+        for at, name, value, encoding in self._sorted_arguments():
             if at < len(fixed) and name == self._keyer.plan.rest:
                 found += [words(item, canonical.encoding(item, name)) for item in value]
             elif at < len(fixed):
@@ -238,7 +238,7 @@ class Call:
                 found.append(f"{name}={words(value, encoding)}")
         return found
 
-    def _in_one_order(self) -> list[tuple[int, str, Any, bytes]]:
+    def _sorted_arguments(self) -> list[tuple[int, str, Any, bytes]]:
         """Return position, name, value and encoding of each argument, `**kwargs` by name.
 
         The key keeps their order, the address and the summary do not.
@@ -303,11 +303,11 @@ class Call:
             hidden = next(filter(summaries.is_secret, names), "")
             text = summaries.described_value(hidden, self._resolved.text)
             yield summaries.RESOLVED, text, atoms.short_digest(self._resolved.encoding)
-        for _, name, value, encoding in self._in_one_order():
+        for _, name, value, encoding in self._sorted_arguments():
             yield name, summaries.described_value(name, value), atoms.short_digest(encoding)
 
 
-class _Head(NamedTuple):
+class _KeyStart(NamedTuple):
     """The common first part of the keys of a function and class, with its sources."""
 
     code: str
@@ -333,7 +333,7 @@ class Keyer:
         replay: its entries contain its output as well, so they need other keys.
 
     Attributes:
-        usual: how many arguments fit by position, `self` included; -1: other calls fit as well.
+        usual_count: how many arguments fit by position, with `self`; -1: other calls fit as well.
 
     Raises:
         OptionError: an option is wrong.
@@ -373,9 +373,9 @@ class Keyer:
     @method.setter
     def method(self, method: bool) -> None:
         self._method = method
-        self._arrange()
+        self._prepare()
 
-    def _arrange(self) -> None:
+    def _prepare(self) -> None:
         """Prepare everything that does not change from call to call."""
         self.plan = plan(self._signature, self._method)
         self._unknown("ignore", self._ignore)
@@ -383,17 +383,19 @@ class Keyer:
         kept = [i for i, name in enumerate(self.plan.names) if name not in self._ignore]
         self._kept = kept if len(kept) < len(self.plan.names) else None
         plain = not (self.plan.rest or self.plan.keyword)
-        self._plain = len(self.plan.positional) if plain and self._kept is None else -1
-        self.usual = self._plain + self._method if self._plain >= 0 else -1
-        self._as = {n: f for n, f in self._annotated.items() if n in self.names}
+        self._positional_count = len(self.plan.positional) if plain and self._kept is None else -1
+        self.usual_count = (
+            self._positional_count + self._method if self._positional_count >= 0 else -1
+        )
+        self._converters = {n: f for n, f in self._annotated.items() if n in self.names}
         self._resolver = self._checked_resolver()
-        self._arrange_tags()
+        self._prepare_tags()
         made = bool(self._templates) or (callable(self._given_tags) and not self.has_late_tags)
-        self._special = bool(self._as) or self._resolver is not None or made
-        self._heads: dict[str, _Head] = {}
-        self._told = False
+        self._special = bool(self._converters) or self._resolver is not None or made
+        self._heads: dict[str, _KeyStart] = {}
+        self._warned = False
         self._stateful = self._method and not self._decided()
-        self._repeatable = -1 if self._method or self._special else self._plain
+        self._repeatable = -1 if self._method or self._special else self._positional_count
         self.met: set[int] = set()
         self._fitting: set[tuple[Any, ...]] = set()
         self.repeated: dict[tuple[Any, ...], tuple[str, Call]] = {}
@@ -420,7 +422,7 @@ class Keyer:
         names, extra, own = self.plan.names, self.plan.extra, self.plan.own
         return resolvers.resolver(self._given, names, extra, own)
 
-    def _arrange_tags(self) -> None:
+    def _prepare_tags(self) -> None:
         """Separate fixed tags, those that need the arguments, and those that need the result."""
         names, extra, own = self.plan.names, self.plan.extra, self.plan.own
         given, every = self._given_tags, (*names, RESULT)
@@ -458,12 +460,12 @@ class Keyer:
             return
         own = 1 if self._method else 0
         if len(args) < own:
-            self._misfit(args, kwargs)
+            self._raise_misfit(args, kwargs)
         try:
             bind(self.plan, args[own:], kwargs)
         except BindingError:
-            self._misfit(args, kwargs)
-        if len(self._fitting) < REPEATED:
+            self._raise_misfit(args, kwargs)
+        if len(self._fitting) < MEMOIZED:
             self._fitting.add(shape)
 
     # --- a call ---------------------------------------------------------------------------------
@@ -511,9 +513,9 @@ class Keyer:
                         steady = False
                 elif kind not in _STEADY:
                     steady = False
-            repeated = self.repeated.get(args) if steady else None
-            if repeated is not None and repeated[0] == code:
-                return repeated[1]
+            memoized = self.repeated.get(args) if steady else None
+            if memoized is not None and memoized[0] == code:
+                return memoized[1]
         call = self._call(code, args, kwargs, light, state)
         if steady:
             self._remember(code, args, call)
@@ -528,18 +530,18 @@ class Keyer:
         state: State,
     ) -> Call:
         """Return the call of a method whose object has state, memoized if possible."""
-        kept_by = None
-        if not kwargs and len(args) == self._plain + 1:
-            kept_by = self._kept_by(args, state)
-            known = None if kept_by is None else self.repeated.get(kept_by)
+        memo_key = None
+        if not kwargs and len(args) == self._positional_count + 1:
+            memo_key = self._memo_key(args, state)
+            known = None if memo_key is None else self.repeated.get(memo_key)
             if known is not None and known[0] == code:
                 return known[1]
         call = self._call(code, args, kwargs, light, state)
-        if kept_by is not None:
-            self._remember(code, kept_by, call)
+        if memo_key is not None:
+            self._remember(code, memo_key, call)
         return call
 
-    def _kept_by(self, args: tuple[Any, ...], state: State) -> tuple[Any, ...] | None:
+    def _memo_key(self, args: tuple[Any, ...], state: State) -> tuple[Any, ...] | None:
         """Return the class, types and values that determine a method's call, to memoize it."""
         own, *given = args
         kind = type(own)
@@ -576,10 +578,10 @@ class Keyer:
         mine: Own | None = None
         if self._method:
             if not args:
-                self._misfit(args, kwargs)
+                self._raise_misfit(args, kwargs)
             own, args = args[0], args[1:]
             mine = self.own(own, state, light)
-        if kwargs or len(args) != self._plain or self._special:
+        if kwargs or len(args) != self._positional_count or self._special:
             if light:
                 refuse_heavy(args, kwargs)
             return self._bound(code, own, mine, state, args, kwargs)
@@ -604,12 +606,12 @@ class Keyer:
         Args:
             args: all of them steady.
         """
-        met = hash(args)
-        if met not in self.met:
-            if len(self.met) >= MET:
+        seen_once = hash(args)
+        if seen_once not in self.met:
+            if len(self.met) >= SEEN_ONCE:
                 self.met, self.repeated = set(), {}
-            self.met.add(met)
-        elif len(self.repeated) < REPEATED or args in self.repeated:
+            self.met.add(seen_once)
+        elif len(self.repeated) < MEMOIZED or args in self.repeated:
             self.repeated[args] = code, call
 
     def _head(self, own: Own | None, state: State, code: str) -> bytes:
@@ -621,7 +623,7 @@ class Keyer:
             facts += atoms.text(code + self._kind) + canonical.encoding(self.names)
             if self._stateful:
                 facts += canonical.encoding((state.names, state.whole))
-            known = self._heads[owner] = _Head(code, state, facts)
+            known = self._heads[owner] = _KeyStart(code, state, facts)
         return known.facts if own is None else known.facts + own.encoding
 
     def _bound(
@@ -636,18 +638,18 @@ class Keyer:
         try:
             values, extra = bind(self.plan, args, kwargs)
         except BindingError:
-            self._misfit(args if not self._method else (own, *args), kwargs)
+            self._raise_misfit(args if not self._method else (own, *args), kwargs)
         head = self._head(mine, state, code)
         if self._special:
             everything = self._by_name(own, values, extra)
             tags = self._tags_of(everything)
             if self._resolver is not None:
-                return self._by_hand(code, head, everything, tags, mine)
+                return self._from_resolver(code, head, everything, tags, mine)
         else:
             tags = self._tags
-        return self._by_value(code, head, values, extra, tags, mine)
+        return self._from_arguments(code, head, values, extra, tags, mine)
 
-    def _by_value(
+    def _from_arguments(
         self,
         code: str,
         head: bytes,
@@ -662,7 +664,7 @@ class Keyer:
         names = self.names
         encodings = self._encoded(names, values)
         if extra:
-            extra = self._counting(extra)
+            extra = self._counted_keywords(extra)
         if extra:
             head += b"*" + canonical.encoding(list(extra))
             encodings += self._encoded(tuple(extra), list(extra.values()))
@@ -670,13 +672,13 @@ class Keyer:
         text = blake2b(head + b"".join(encodings), digest_size=atoms.DIGEST_BYTES).hexdigest()
         return Call(text, self, names, values, encodings, None, tags, own, code)
 
-    def _counting(self, extra: Mapping[str, Any]) -> dict[str, Any]:
+    def _counted_keywords(self, extra: Mapping[str, Any]) -> dict[str, Any]:
         """Return the entries of `**kwargs` that are not ignored, one by one or all together."""
         if self.plan.extra in self._ignore:
             return {}
         return {name: value for name, value in extra.items() if name not in self._ignore}
 
-    def _by_hand(
+    def _from_resolver(
         self,
         code: str,
         head: bytes,
@@ -706,7 +708,7 @@ class Keyer:
             everything[self.plan.own] = own
         return everything
 
-    def _misfit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> NoReturn:
+    def _raise_misfit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> NoReturn:
         name = getattr(self._function, "__qualname__", self.function_id)
         try:
             self._signature.bind(*args, **kwargs)
@@ -724,15 +726,15 @@ class Keyer:
         if not self._stateful:
             return Own(owner)
         if hasattr(kind, CACHE_KEY):
-            return self._said(owner, own)
+            return self._key_of_class(owner, own)
         found = instances.attributes(own, state, light)
-        if found.lost and not self._told:
-            self._tell(found)
+        if found.lost and not self._warned:
+            self._warn_left_out(found)
         encoding = b"".join(found.encodings)
-        mine: Own = _made(Own, (owner, ABSENT, encoding, found))
+        mine: Own = _new_tuple(Own, (owner, ABSENT, encoding, found))
         return mine
 
-    def _said(self, owner: str, own: Any) -> Own:
+    def _key_of_class(self, owner: str, own: Any) -> Own:
         """The key that a class gives for its instances."""
         function = getattr(own, CACHE_KEY)
         if isinstance(own, type) and not hasattr(function, "__self__"):
@@ -742,14 +744,14 @@ class Keyer:
             encoding = canonical.encoding(said, f"{self.plan.own}.{CACHE_KEY}()")
             return Own(owner, said, b"&" + atoms.with_length(encoding))
         except Unkeyable as error:
-            raise resolvers.worded(error, self.function_id, self.plan.own) from None
+            raise resolvers.with_argument(error, self.function_id, self.plan.own) from None
         except Exception as error:
             told = f"{CACHE_KEY}() raised {type(error).__name__}: {error}"
             raise KeyingError(f"{label(self.function_id)}: {told}") from error
 
-    def _tell(self, found: Attributes) -> None:
+    def _warn_left_out(self, found: Attributes) -> None:
         """Warn once about state of `self` that is not in the keys, and say how to decide."""
-        self._told = True
+        self._warned = True
         own = self.plan.own or "self"
         names = sorted({f"{own}.{path}" for path, _ in found.lost})
         lost = ", ".join(names)
@@ -763,7 +765,7 @@ class Keyer:
         )
 
     def _encoded(self, names: Sequence[str], values: Sequence[Any]) -> list[bytes]:
-        if not self._as:
+        if not self._converters:
             try:
                 return [SIMPLE[type(value)](value) for value in values]
             except KeyError:
@@ -772,14 +774,14 @@ class Keyer:
 
     def _encode(self, name: str, value: Any) -> bytes:
         """Return the encoding of one argument."""
-        if name in self._as:
-            value = self._as[name](value)
+        if name in self._converters:
+            value = self._converters[name](value)
         try:
             return canonical.encoding(value, name)
         except Unkeyable as error:
             if self.plan.defaults.get(name, ABSENT) is value:
                 return b"~default"  # a marker such as object(), whose meaning is in the code
-            raise resolvers.worded(error, self.function_id, name) from error.__cause__
+            raise resolvers.with_argument(error, self.function_id, name) from error.__cause__
 
     def _resolve(self, everything: Mapping[str, Any]) -> Resolved:
         assert self._resolver is not None
@@ -789,7 +791,7 @@ class Keyer:
             raise KeyingError(f"{label(self.function_id)}: {error}") from error.__cause__
         except Unkeyable as error:
             name = re.split(r"[.\[(]", error.path, maxsplit=1)[0]
-            raise resolvers.worded(error, self.function_id, name) from error.__cause__
+            raise resolvers.with_argument(error, self.function_id, name) from error.__cause__
 
     def _tags_of(self, everything: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the tags of a call that do not depend on its result."""
@@ -802,7 +804,7 @@ class Keyer:
     def _called_tags(self, everything: Mapping[str, Any]) -> tuple[str, ...]:
         assert callable(self._given_tags)
         try:
-            tags = resolvers.called(
+            tags = resolvers.call_resolver(
                 self._given_tags, "tags", self._wanted, self.plan.own, everything
             )
         except KeyingError as error:
@@ -881,9 +883,9 @@ class Keyer:
             everything = {**extra, **given}
             if mine:
                 everything[self.plan.own] = own
-            return tuple(sorted((*mine, *self._partial_by_hand(everything)))), False
+            return tuple(sorted((*mine, *self._partial_by_resolver(everything)))), False
         chosen = [(n, n, v) for n, v in given.items() if n not in self._ignore]
-        chosen += [(self._safe(n), n, v) for n, v in self._counting(extra).items()]
+        chosen += [(self._ref_name(n), n, v) for n, v in self._counted_keywords(extra).items()]
         if not chosen:
             raise _not_selecting({**extra, **given})
         pairs = [(safe, atoms.short_digest(self._encode(name, v))) for safe, name, v in chosen]
@@ -924,7 +926,7 @@ class Keyer:
         pairs = zip(self.plan.names, values, strict=True)
         return {name: value for name, value in pairs if value is not ABSENT}, extra
 
-    def _partial_by_hand(self, given: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    def _partial_by_resolver(self, given: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         """With a resolver.
 
         Return the digest of its value, if all arguments that it needs are given.
@@ -937,7 +939,7 @@ class Keyer:
         if not chosen:
             raise _not_selecting(given)
         return tuple(
-            sorted((self._safe(n, False), atoms.short_digest(e)) for n, e in chosen.items())
+            sorted((self._ref_name(n, False), atoms.short_digest(e)) for n, e in chosen.items())
         )
 
     def _selecting(self, given: Mapping[str, Any]) -> dict[str, bytes]:
@@ -953,7 +955,11 @@ class Keyer:
 
     def _selects(self, value: Any) -> bool:
         assert self._resolver is not None
-        return not self._resolver.plain or type(value) in atoms.PLAIN or resolvers.speaks(value)
+        return (
+            not self._resolver.plain
+            or type(value) in atoms.PLAIN
+            or resolvers.has_readable_text(value)
+        )
 
     def check_names(self, option: str, names: Iterable[str]) -> None:
         """Check that every name is an argument of the function that is part of its keys.
@@ -971,9 +977,9 @@ class Keyer:
     def safe_names(self, names: Sequence[str]) -> list[str]:
         """Return the names of a call's arguments as used in refs; those of `**kwargs` come last."""
         fixed = len(self.names)
-        return [self._safe(name, at >= fixed) for at, name in enumerate(names)]
+        return [self._ref_name(name, at >= fixed) for at, name in enumerate(names)]
 
-    def _safe(self, name: str, extra: bool = True) -> str:
+    def _ref_name(self, name: str, extra: bool = True) -> str:
         """Return a name as it is, or `%` and 8 digits if it is no identifier or ambiguous."""
         if name.isidentifier() and not (extra and name in self.plan.names):
             return name if len(name) <= LONGEST_NAME else f"%{atoms.short_digest(atoms.text(name))}"

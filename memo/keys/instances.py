@@ -29,7 +29,7 @@ from memo.keys.fingerprint import held_values
 from memo.keys.fingerprint.function_version import changed_names, code_digest
 from memo.keys.fingerprint.held_values import MISSING, State
 from memo.keys.offloading import refuse_heavy
-from memo.keys.own_changes import At, Begun, Ended, Sight
+from memo.keys.own_changes import At, BeforeComputation, Changes, CurrentValue
 from memo.runtime.named_tuple import NamedTuple
 
 _PLAIN: Final[dict[type, Callable[[Any], bytes]]] = {
@@ -59,9 +59,9 @@ class Attributes(NamedTuple):
 
 
 _PLAINLY: Final[Any] = object.__getattribute__
-_made: Any = tuple.__new__  # creates a named tuple in half the time
+_new_tuple: Any = tuple.__new__  # creates a named tuple in half the time
 EMPTY: Final = Attributes()
-NOTHING_CHANGED: Final = Ended()
+NOTHING_CHANGED: Final = Changes()
 
 
 def attributes(own: Any, state: State, light: bool = False) -> Attributes:
@@ -84,14 +84,14 @@ def attributes(own: Any, state: State, light: bool = False) -> Attributes:
         return EMPTY
     found: Attributes
     if changing:
-        return _based(own, _looked_up(own, state, light), state)
+        return _with_bases(own, _looked_up(own, state, light), state)
     try:
         held = object.__getattribute__(own, "__dict__")
         values = [held[name] for name in state.names]
         encodings = [_PLAIN[type(value)](value) for value in values]
     except (AttributeError, KeyError, TypeError):  # so the most frequent case costs least
         return _looked_up(own, state, light)
-    found = _made(Attributes, (state.names, values, encodings, ()))
+    found = _new_tuple(Attributes, (state.names, values, encodings, ()))
     return found
 
 
@@ -116,7 +116,7 @@ def _looked_up(own: Any, state: State, light: bool) -> Attributes:
     return _all_encoded(state.names, values, light)
 
 
-class Mine(NamedTuple):
+class OwnBefore(NamedTuple):
     """The state of an object when a computation began.
 
     Attributes:
@@ -130,11 +130,11 @@ class Mine(NamedTuple):
     own: Any
     state: State
     plain: Mapping[str, bytes]
-    begun: Sequence[Begun]
+    begun: Sequence[BeforeComputation]
     changed: frozenset[str]
 
 
-def begin(own: Any, state: State) -> Mine:
+def begin(own: Any, state: State) -> OwnBefore:
     """Record the attributes of an object before a computation.
 
     Pass the result to `end` afterwards.
@@ -144,15 +144,19 @@ def begin(own: Any, state: State) -> Mine:
     objects = [name for name in names if type(held.get(name, MISSING)) not in _PLAIN]
     changed = state.changed.union(*(_changed_by(held[n]) for n in objects if n in held))
     found = [
-        (At(own, name, f"self.{name}"), partial(_now, own, state, name), partial(_said, name))
+        (
+            At(own, name, f"self.{name}"),
+            partial(_present_value, own, state, name),
+            partial(_image, name),
+        )
         for name in names
         if name in changed or name in objects
     ]
     others = [n for n in names if n in held and n not in changed and n not in objects]
-    plain = {name: _said(name, held[name]) for name in others}
+    plain = {name: _image(name, held[name]) for name in others}
     if found:
         _CHANGING[type(own)] = _CHANGING.get(type(own), 0) + 1
-    return Mine(own, state, plain, own_changes.begin(found, changed), changed)
+    return OwnBefore(own, state, plain, own_changes.begin(found, changed), changed)
 
 
 def _changed_by(value: Any) -> frozenset[str]:
@@ -162,11 +166,11 @@ def _changed_by(value: Any) -> frozenset[str]:
     return frozenset().union(*map(changed_names, refs))
 
 
-def end(mine: Mine) -> Ended:
+def end(mine: OwnBefore) -> Changes:
     """Return the attributes of an object that a computation has changed."""
     own, begun = mine.own, mine.begun
     held = _read(own, mine.state) if mine.plain else {}
-    others = [n for n, e in mine.plain.items() if _said(n, held.get(n, MISSING)) != e]
+    others = [n for n, e in mine.plain.items() if _image(n, held.get(n, MISSING)) != e]
     ended = own_changes.end(begun, mine.changed) if begun else NOTHING_CHANGED
     if begun and not ended.own:  # otherwise attributes of this class are looked up from now on
         _CHANGING[type(own)] -= 1
@@ -189,16 +193,16 @@ def _read(own: Any, state: State) -> dict[str, Any]:
     return found
 
 
-def _now(own: Any, state: State, name: str) -> Any:
+def _present_value(own: Any, state: State, name: str) -> Any:
     return _read(own, state).get(name, MISSING)
 
 
-def _said(name: str, value: Any) -> bytes:
+def _image(name: str, value: Any) -> bytes:
     return encoded(name, ABSENT if value is MISSING else value, [])
 
 
-def _said_with(name: str, value: Any, given: Mapping[str, str]) -> bytes:
-    """As `_said`, with other texts for some paths in the value: `{".requests": "int 0"}`."""
+def _image_with(name: str, value: Any, given: Mapping[str, str]) -> bytes:
+    """As `_image`, with other texts for some paths in the value: `{".requests": "int 0"}`."""
     if "" in given:
         number = own_changes.number(given[""])
         return encoded(name, value if number is None else number, [], given=given)
@@ -213,7 +217,7 @@ def _said_with(name: str, value: Any, given: Mapping[str, str]) -> bytes:
     return encoded(name, value, [], instead, given)
 
 
-def _based(own: Any, found: Attributes, state: State) -> Attributes:
+def _with_bases(own: Any, found: Attributes, state: State) -> Attributes:
     """Return attributes as they count: those changed by computations with their earlier values."""
     encodings: list[bytes] = []
     changed: list[str] = []
@@ -227,14 +231,14 @@ def _based(own: Any, found: Attributes, state: State) -> Attributes:
 
 
 def _base(own: Any, state: State, name: str, value: Any, encoding: bytes) -> bytes:
-    sight = Sight(At(own, name, f"self.{name}"), value, encoding, partial(_said_with, name))
+    sight = CurrentValue(At(own, name, f"self.{name}"), value, encoding, partial(_image_with, name))
     learned = partial(_learned, sight, state) if state.learned else dict
     base = own_changes.REGISTRY.base(sight, learned)
     assert isinstance(base, bytes)
     return base
 
 
-def _learned(sight: Sight, state: State) -> Mapping[str, str]:
+def _learned(sight: CurrentValue, state: State) -> Mapping[str, str]:
     """Return other processes' findings about an attribute, if the code still changes it."""
     found = {k: t for k, t in state.learned.items() if own_changes.label_of(k) == sight.at.label}
     if not found or sight.value is MISSING:
@@ -273,7 +277,7 @@ def _whole(own: Any, state: State, light: bool, changing: bool) -> Attributes:
     names = sorted(held)
     result = _all_encoded(tuple(names), [held[name] for name in names], light)
     if changing:  # an attribute that a computation has added did not exist before
-        result = _based(own, result, state)
+        result = _with_bases(own, result, state)
         there = [at for at, one in enumerate(result.encodings) if one != _NOTHING]
         names = [names[at] for at in there]
         result = result._replace(

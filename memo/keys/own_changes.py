@@ -40,7 +40,7 @@ _SUBSCRIPT: Final = r"\[(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^\]]*)\]"
 
 Details = Mapping[str, str]
 """Path in a value -> its text."""
-Said = ValueFingerprint | bytes
+AnyImage = ValueFingerprint | bytes
 
 
 class At(NamedTuple):
@@ -62,14 +62,14 @@ class At(NamedTuple):
         return re.split(r"[.:]", self.label)[-1]
 
 
-class _Held:
+class _Tracked:
     """A value that a computation may change: its base and its present state.
 
     Attributes:
-        of: returns the holder or the value, to detect another object at the same address.
+        owner: returns the holder or the value, to detect another object at the same address.
         base: its fingerprint before computations changed it.
         at_base: details of that fingerprint; empty if they were not taken.
-        left: its fingerprint after the last computation.
+        after: its fingerprint after the last computation.
         details: details of that fingerprint.
         names: the names that the code of running computations changes.
         running: number of running computations that may change it.
@@ -77,47 +77,49 @@ class _Held:
 
     __slots__ = ("at_base", "base", "details", "left", "names", "of", "running")
 
-    def __init__(self, of: Callable[[], Any], base: Said, left: Said, details: Details) -> None:
-        self.of = of
+    def __init__(
+        self, owner: Callable[[], Any], base: AnyImage, after: AnyImage, details: Details
+    ) -> None:
+        self.of = owner
         self.base = base
-        self.left = left
+        self.left = after
         self.at_base = self.details = details
         self.names: frozenset[str] = frozenset()
         self.running = 0
 
-    def set_by_others(self, said: Said, details: Details) -> None:
+    def set_by_others(self, said: AnyImage, details: Details) -> None:
         self.base = self.left = said
         self.at_base = self.details = details
 
 
-class Sight(NamedTuple):
+class CurrentValue(NamedTuple):
     """A value, and its present fingerprint.
 
     Attributes:
         at: its place.
         value: the value itself.
-        said: its present fingerprint.
-        say: returns the fingerprint of a value with other texts for some of its paths.
+        image: its present fingerprint.
+        make_image: returns the fingerprint of a value with other texts for some of its paths.
     """
 
     at: At
     value: Any
-    said: Said
-    say: Callable[[Any, Mapping[str, str]], Said]
+    image: AnyImage
+    make_image: Callable[[Any, Mapping[str, str]], AnyImage]
 
 
-class Begun(NamedTuple):
+class BeforeComputation(NamedTuple):
     """A value as it was when a computation began."""
 
     at: At
     read: Callable[[], Any]
-    say: Callable[[Any], Said]
+    make_image: Callable[[Any], AnyImage]
     value: Any
-    held: _Held
+    held: _Tracked
     details: Details
 
 
-class Ended(NamedTuple):
+class Changes(NamedTuple):
     """The changes that a computation has made.
 
     Attributes:
@@ -136,15 +138,17 @@ class Registry:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._held: OrderedDict[tuple[int, str], _Held] = OrderedDict()
+        self._held: OrderedDict[tuple[int, str], _Tracked] = OrderedDict()
 
-    def base(self, sight: Sight, learned: Callable[[], Mapping[str, str]] = dict) -> Said:
+    def base(
+        self, sight: CurrentValue, learned: Callable[[], Mapping[str, str]] = dict
+    ) -> AnyImage:
         """Return the fingerprint of a value that counts as an input.
 
         Args:
             learned: returns what other processes have learned about it, by path.
         """
-        said = sight.said
+        said = sight.image
         if not self._held and learned is dict:
             return said
         with self._lock:
@@ -166,47 +170,47 @@ class Registry:
         self,
         at: At,
         read: Callable[[], Any],
-        say: Callable[[Any], Said],
+        say: Callable[[Any], AnyImage],
         names: frozenset[str],
-    ) -> Begun:
+    ) -> BeforeComputation:
         """Record a value before a computation that may change it."""
         value = read()
         said, details = say(value), held_values.details(value)
         with self._lock:
             held = self._find(at, value)
             if held is None:
-                held = self._put(at, value, _Held(_of(at, value), said, said, details))
+                held = self._put(at, value, _Tracked(_of(at, value), said, said, details))
             elif not held.running and not same_image(held.left, said):
                 held.set_by_others(said, details)
             held.running += 1
             held.names |= names
-        return Begun(at, read, say, value, held, details)
+        return BeforeComputation(at, read, say, value, held, details)
 
-    def end(self, begun: Begun, names: frozenset[str]) -> Ended:
+    def end(self, begun: BeforeComputation, names: frozenset[str]) -> Changes:
         """Return the changes that a computation has made in one value."""
         at, held = begun.at, begun.held
         value = begun.read()
         details = held_values.details(value)
         changed = _changed(begun.details, details)
-        said = begun.say(value) if changed else None
+        said = begun.make_image(value) if changed else None
         with self._lock:
             held.running -= 1
             if said is None:
-                return Ended()
+                return Changes()
             others = _others(at, changed, details, names)
             if others:
                 held.set_by_others(said, details)
-                return Ended(others=tuple(_shown(at, path) for path in others))
+                return Changes(others=tuple(_shown(at, path) for path in others))
             if value is not begun.value and self._find(at, value) is not held:
-                made = _Held(_of_holder(at), held.base, said, details)
+                made = _Tracked(_of_holder(at), held.base, said, details)
                 made.at_base = held.at_base
                 self._held[_place(at)] = made
             held.left, held.details = said, details
         own = [_shown(at, path) for path in changed]
         learned = {f"{at.label}|{p}": held.at_base.get(p, "") for p in changed if "[" not in p}
-        return Ended(tuple(own), {k: t for k, t in learned.items() if _is_shared(t)})
+        return Changes(tuple(own), {k: t for k, t in learned.items() if _is_shared(t)})
 
-    def _find(self, at: At, value: Any) -> _Held | None:
+    def _find(self, at: At, value: Any) -> _Tracked | None:
         for key, owner in (((id(value), ""), value), (_place(at), at.holder)):
             held = self._held.get(key)
             if held is not None and held.of() is owner:
@@ -214,14 +218,14 @@ class Registry:
                 return held
         return None
 
-    def _put(self, at: At, value: Any, held: _Held) -> _Held:
+    def _put(self, at: At, value: Any, held: _Tracked) -> _Tracked:
         by_object = held.of() is value
         self._held[(id(value), "") if by_object else _place(at)] = held
         while len(self._held) > MOST:
             self._held.popitem(last=False)
         return held
 
-    def _first(self, sight: Sight, learned: Mapping[str, str]) -> Said:
+    def _first(self, sight: CurrentValue, learned: Mapping[str, str]) -> AnyImage:
         """Return the base of a value that is seen for the first time, by what was learned."""
         at, value, said, say = sight
         if not learned:
@@ -229,7 +233,7 @@ class Registry:
         details = held_values.details(value)
         known = {p: t for p, t in learned.items() if _kind(details.get(p, "")) == _kind(t)}
         base = say(value, known) if known else said
-        self._put(at, value, _Held(_of(at, value), base, said, details))
+        self._put(at, value, _Tracked(_of(at, value), base, said, details))
         return base
 
 
@@ -257,7 +261,7 @@ def _place(at: At) -> tuple[int, str]:
     return id(at.holder), at.name or "cell"
 
 
-def same_image(one: Said, other: Said) -> bool:
+def same_image(one: AnyImage, other: AnyImage) -> bool:
     """True if two values have the same fingerprint."""
     if isinstance(one, ValueFingerprint) and isinstance(other, ValueFingerprint):
         return one.same(other)
@@ -370,7 +374,7 @@ def _placed(key: str) -> tuple[At, str]:
     return At(None, "", label), path
 
 
-Candidate = tuple[At, Callable[[], Any], Callable[[Any], Said]]
+Candidate = tuple[At, Callable[[], Any], Callable[[Any], AnyImage]]
 """The place of a value that a computation may change, with its reader and its encoder."""
 
 
@@ -379,16 +383,16 @@ def may_change(said: ValueFingerprint, names: frozenset[str]) -> bool:
     return bool(names) or any(kind in said.text for kind in _GENERATORS)
 
 
-def begin(found: Iterable[Candidate], names: frozenset[str]) -> list[Begun]:
+def begin(found: Iterable[Candidate], names: frozenset[str]) -> list[BeforeComputation]:
     """Record values before a computation that may change them."""
     return [REGISTRY.begin(at, read, say, names) for at, read, say in found]
 
 
-def end(begun: Iterable[Begun], names: frozenset[str]) -> Ended:
+def end(begun: Iterable[BeforeComputation], names: frozenset[str]) -> Changes:
     """Return the changes that a computation has made in all of them."""
     every = [REGISTRY.end(one, names) for one in begun]
     learned = {key: text for one in every for key, text in one.learned.items()}
-    return Ended(
+    return Changes(
         tuple(sorted({path for one in every for path in one.own})),
         learned,
         tuple(dict.fromkeys(path for one in every for path in one.others)),

@@ -256,7 +256,7 @@ class Function:
         self._own = own
 
     def resolve(self, bound: Bound) -> Resolved:
-        value = called(self._function, "key_resolver", self._wanted, self._own, bound)
+        value = call_resolver(self._function, "key_resolver", self._wanted, self._own, bound)
         if value is None:
             raise KeyingError("key_resolver returned None; let it return a text.")
         encoding = canonical.encoding(value, "key_resolver()")
@@ -294,7 +294,7 @@ def declared(
     return tuple(p.name for p in wanted if p.name in names or p.name == own or extra)
 
 
-def called(
+def call_resolver(
     function: Callable[..., Any],
     option: str,
     wanted: tuple[str, ...] | None,
@@ -336,7 +336,7 @@ def words(value: Any, encoding: bytes) -> str:
     """
     if type(value) is str:
         return value
-    if value is None or speaks(value):
+    if value is None or has_readable_text(value):
         try:
             return format(value)
         except Exception:
@@ -344,7 +344,7 @@ def words(value: Any, encoding: bytes) -> str:
     return atoms.short_digest(encoding)
 
 
-def speaks(value: Any) -> bool:
+def has_readable_text(value: Any) -> bool:
     """True if a value has a short readable text."""
     kind: Any = type(value)
     return issubclass(kind, _SPOKEN) or _speaks(kind)
@@ -360,7 +360,7 @@ def _speaks(kind: type) -> bool:
     return canonical.type_name(kind) in _OTHERS
 
 
-def worded(error: Unkeyable, function: str, name: str) -> KeyingError:
+def with_argument(error: Unkeyable, function: str, name: str) -> KeyingError:
     """Turn an `Unkeyable` into the caller's error: function, argument, path, type and fix."""
     fix = error.fix.replace("ignore=[...]", f'ignore=["{name}"]')
     at = error.path or name

@@ -81,7 +81,7 @@ def _described(value: Any) -> str:
     if value is None or isinstance(value, (bool, int, float)):
         long = isinstance(value, int) and value.bit_length() > MOST_BITS
         return kind if long else shown(value, LONGEST_ARGUMENT)
-    if resolvers.speaks(value):
+    if resolvers.has_readable_text(value):
         return (
             shown(format(value), LONGEST_ARGUMENT)
             if isinstance(value, str)

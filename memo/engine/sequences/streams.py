@@ -457,7 +457,7 @@ class Reader:
         self._live: StreamRun | None = None
         self._at = 0
         self._cursor = Cursor()
-        self._told: int | None = -1
+        self._recorded_size: int | None = -1
         self._over = False
 
     async def next(self, port: Port) -> Any:
@@ -629,8 +629,8 @@ class Reader:
         if around is None or around.over:
             return
         size = one.used_calls.size if one.call_stamps is not None and one.used_calls.sound else None
-        if size != self._told:
-            self._told = size
+        if size != self._recorded_size:
+            self._recorded_size = size
             record_stamps(one.all_stamps())
             if one.used_calls.life is not None:
                 around.expires(one.used_calls.life)

@@ -31,7 +31,7 @@ from memo.keys.fingerprint.held_values import (
     qualified_name,
     short_digest,
 )
-from memo.keys.own_changes import Begun, may_change
+from memo.keys.own_changes import BeforeComputation, may_change
 from memo.runtime.checksums import blake2b
 
 if TYPE_CHECKING:
@@ -272,7 +272,7 @@ class Identity:
             known = self._pinned_versions[owner] = self._survey(owner)
         return known.state
 
-    def begin(self, owner: type | None) -> tuple[str, list[Begun], frozenset[str]]:
+    def begin(self, owner: type | None) -> tuple[str, list[BeforeComputation], frozenset[str]]:
         """Record the state and the names that the function may change, before a computation.
 
         Returns:

@@ -67,7 +67,7 @@ from memo.keys.fingerprint.unchanged import (
     location_of,
     member,
 )
-from memo.keys.own_changes import At, Sight
+from memo.keys.own_changes import At, CurrentValue
 from memo.runtime.named_tuple import NamedTuple
 
 _BUILTINS = vars(builtins)
@@ -364,7 +364,7 @@ class GraphBuilder:
         if issubclass(type(value), (types.FunctionType, type)):
             return said
         learned = own_changes.learned_of(at, self.learned)
-        sight = Sight(at, value, said, fingerprint_with)
+        sight = CurrentValue(at, value, said, fingerprint_with)
         found = own_changes.REGISTRY.base(sight, (lambda: learned) if learned else dict)
         assert isinstance(found, ValueFingerprint)
         return found

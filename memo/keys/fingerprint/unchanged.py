@@ -36,7 +36,7 @@ from memo.keys.fingerprint.held_values import (
     fingerprint_with,
     snapshot,
 )
-from memo.keys.own_changes import At, Sight
+from memo.keys.own_changes import At, CurrentValue
 from memo.runtime.named_tuple import NamedTuple
 
 Get = Callable[[Any, Any], Any]
@@ -150,7 +150,7 @@ class WatchedValue:
         value = self.read()
         said = fingerprint_of(value)
         if not said.same(self.said):
-            base = own_changes.REGISTRY.base(Sight(self.at, value, said, fingerprint_with))
+            base = own_changes.REGISTRY.base(CurrentValue(self.at, value, said, fingerprint_with))
             if not (isinstance(base, ValueFingerprint) and base.same(self.base)):
                 return False
             self.said = said

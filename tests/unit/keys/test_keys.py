@@ -794,12 +794,12 @@ def test_what_is_kept_of_calls_is_bounded() -> None:
 
     maker = keyer(f)
     for _ in range(3):
-        for number in range(3 * call_keys.REPEATED):
+        for number in range(3 * call_keys.MEMOIZED):
             key(maker, number)
-    assert 0 < len(maker.repeated) <= call_keys.REPEATED
-    for number in range(2 * call_keys.MET):
+    assert 0 < len(maker.repeated) <= call_keys.MEMOIZED
+    for number in range(2 * call_keys.SEEN_ONCE):
         key(maker, -number)
-    assert len(maker.met) <= call_keys.MET
+    assert len(maker.met) <= call_keys.SEEN_ONCE
     before = set(maker.repeated)
     for value in ("x" * (call_keys.LONG + 1), b"x", 1.5, True, (1,)):
         for _ in range(3):

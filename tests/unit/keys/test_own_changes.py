@@ -212,7 +212,7 @@ def test_the_suite_notices_keys_of_what_is_there_now(
     change: str, module: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mutant: state counts as it is, not as it was before computations."""
-    monkeypatch.setattr(own_changes.Registry, "base", lambda self, sight, *_: sight.said)
+    monkeypatch.setattr(own_changes.Registry, "base", lambda self, value, *_: value.image)
     assert changing(change, "sync", module).runs != [1, 2]
 
 

@@ -83,12 +83,12 @@ def untyped(patch: Patch) -> None:
 
 def keywords_sorted(patch: Patch) -> None:
     """The order of `**kwargs` does not count."""
-    counting = call_keys.Keyer._counting
+    counting = call_keys.Keyer._counted_keywords
 
     def in_order(self: Any, extra: Any) -> Any:
         return dict(sorted(counting(self, extra).items()))
 
-    patch.setattr(call_keys.Keyer, "_counting", in_order)
+    patch.setattr(call_keys.Keyer, "_counted_keywords", in_order)
 
 
 def values_left_out(patch: Patch) -> None:
@@ -132,17 +132,17 @@ def by_address(patch: Patch) -> None:
 
 def of_all_objects(patch: Patch) -> None:
     """An invalidation through an object is for all objects."""
-    dropped = CachedFunction._dropped
+    dropped = CachedFunction._checked_invalidation
 
     def all_of_them(self: Any, port: Any, own: Any, *rest: Any, **more: Any) -> Any:
         return dropped(self, port, ABSENT, *rest, **more)
 
-    patch.setattr(CachedFunction, "_dropped", all_of_them)
+    patch.setattr(CachedFunction, "_checked_invalidation", all_of_them)
 
 
 def as_it_is_now(patch: Patch) -> None:
     """State counts as it is, not as it was before computations changed it."""
-    patch.setattr(own_changes.Registry, "base", lambda self, sight, *_: sight.said)
+    patch.setattr(own_changes.Registry, "base", lambda self, value, *_: value.image)
 
 
 def handles_have_keys(patch: Patch) -> None:
