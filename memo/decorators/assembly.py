@@ -96,7 +96,7 @@ def release() -> None:
             return
         wanted = {_chain_key(settings) for settings in named}
         for key in _chains.keys() - wanted:
-            if not _chains[key].when_sent(_release_later):
+            if not _chains[key].after_uploads(_release_later):
                 _close(_chains.pop(key))
         used = {id(chain.host) for chain in _chains.values()}
         for home in _hosts.keys() - {home_of(settings) for settings in named}:
@@ -172,7 +172,7 @@ class CacheFallbackFactory:
         )
         trusts_disk = settings.on_redis_loss == TRUST_DISK
         host = host_of(settings)
-        return chain.settle_in(settings.namespace, settings.secrets, host, trusts_disk=trusts_disk)
+        return chain.set_up(settings.namespace, settings.secrets, host, trusts_disk=trusts_disk)
 
     @staticmethod
     def _default_tiers(settings: Settings) -> tuple[str, ...]:
@@ -241,9 +241,9 @@ def adapt(tier: Any) -> Tier:
     if hasattr(tier, "lookup") and hasattr(tier, "store"):
         made: Tier = tier
         return made
-    from memo.stores.custom import Adapted
+    from memo.stores.custom import CustomTier
 
-    return Adapted(tier)
+    return CustomTier(tier)
 
 
 def chain_of(provider: CacheProtocol | stores.Chain | None) -> Callable[[], stores.Chain]:
@@ -273,7 +273,7 @@ def _with_present_settings(chain: stores.Chain) -> stores.Chain:
     host = host_of(settings)
     settled = chain.host is host and chain.secrets is settings.secrets
     if not settled or chain.namespace != settings.namespace:
-        chain.settle_in(
+        chain.set_up(
             settings.namespace,
             settings.secrets,
             host,

@@ -55,7 +55,7 @@ from memo.runtime.port import Port
 from memo.runtime.reasons import DISABLED
 from memo.settings import configuration, durations, modes, options
 from memo.settings.modes import Mode
-from memo.stores.protocols import Asked
+from memo.stores.protocols import PendingLookup
 from memo.validity.stamps import Turn
 
 P = ParamSpec("P")
@@ -133,7 +133,7 @@ class CachedFunction(Generic[P, R]):
                 return self.__wrapped__(*args, **kwargs)
             at_the_call(error)
             raise
-        asked = result if type(result) is Asked else None
+        asked = result if type(result) is PendingLookup else None
         if asked is not None:
             result = engine.answering.settled(function, call, asked, begun)
         if result is NOTHING:
@@ -631,7 +631,7 @@ class CachedCoroutine(CachedFunction[P, R]):
                 return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
             at_the_call(error)
             raise
-        asked = result if type(result) is Asked else None
+        asked = result if type(result) is PendingLookup else None
         if asked is not None:
             asked.lookup.answer = await asked.lookup.answer
             result = engine.answering.settled(function, call, asked, begun)

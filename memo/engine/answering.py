@@ -68,7 +68,7 @@ from memo.runtime.port import Port
 from memo.runtime.reasons import EXPIRED, SOURCE_UNREACHABLE, UNREACHABLE
 from memo.settings.live_values import live
 from memo.stores.chain import Answer, Chain
-from memo.stores.protocols import MEMORY, REDIS, Asked
+from memo.stores.protocols import MEMORY, REDIS, PendingLookup
 from memo.validity.check import FRESH, MISS, STALE, Verdict, expiry, judge
 
 WAITED_AT_LEAST = 0.001
@@ -93,7 +93,7 @@ def at_hand(port: Callable[[], Port], function: Function, call: Call, begun: flo
         begun: when the call began, by `time.perf_counter`.
 
     Returns:
-        The value; or an `Asked`, a pending query for `settled`; or `NOTHING`: `answer` the call.
+        The value; or a `PendingLookup`, for `settled`; or `NOTHING`: `answer` the call.
     """
     chain = function.chain()
     try:
@@ -107,12 +107,12 @@ def at_hand(port: Callable[[], Port], function: Function, call: Call, begun: flo
     return NOTHING if found is None else found
 
 
-def settled(function: Function, call: Call, asked: Asked, begun: float) -> Any:
+def settled(function: Function, call: Call, asked: PendingLookup, begun: float) -> Any:
     """Return the value of a call once its pending query is answered, or `NOTHING`."""
     chain = function.chain()
     if asked.chain is not chain:  # the settings have changed
         return NOTHING
-    entry = chain.settled(asked, call.text)
+    entry = chain.finish_lookup(asked, call.text)
     if entry is None:
         return NOTHING
     tier = MEMORY if asked.entry is not None else REDIS
@@ -159,7 +159,7 @@ async def answer(
     call: Call,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    asked: Asked | None = None,
+    asked: PendingLookup | None = None,
 ) -> Any:
     """Answer a call by the general path; return its value, or `Raised`.
 
@@ -211,7 +211,7 @@ async def _answer(
     call: Call,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    asked: Asked | None,
+    asked: PendingLookup | None,
 ) -> Any:
     begun = time.perf_counter()
     await read_live(port, function)
@@ -240,7 +240,7 @@ async def look_up(
     port: Port,
     job: Job,
     begun: float,
-    asked: Asked | None = None,
+    asked: PendingLookup | None = None,
     *,
     shared: bool,
     refreshing: Callable[[], Job] | None = None,
@@ -253,7 +253,7 @@ async def look_up(
         begun: when the call began, on the performance counter.
 
     Returns:
-        The value; or an `Asked` for `settled`; or `NOTHING`: `answer` the call.
+        The value; or a `PendingLookup` for `settled`; or `NOTHING`: `answer` the call.
         asked: see `Chain.lookup`.
         shared: see `emit_hit`.
         refreshing: gives the job that refreshes a stale value; None: `job` does.
@@ -462,10 +462,10 @@ async def _compute_as_leader(
     return await close_flight(port, job, flight, result)
 
 
-async def lookup_with_lease(port: Port, job: Job) -> Asked | None:
+async def lookup_with_lease(port: Port, job: Job) -> PendingLookup | None:
     """The look-up of `stored_by_another`, to be sent with the acquisition of the lease."""
     with patience(job.function.policy):
-        return await job.chain.question(port, job.function.id, job.call.text, job.call.refs)
+        return await job.chain.prepare_lookup(port, job.function.id, job.call.text, job.call.refs)
 
 
 async def stored_by_another(port: Port, job: Job, held: Lease, before: Answer) -> bool:
@@ -479,7 +479,9 @@ async def stored_by_another(port: Port, job: Job, held: Lease, before: Answer) -
         emit(job, events.WAITED, seconds=held.waited)
     chain, function, call = job.chain, job.function, job.call
     with patience(function.policy):
-        job.asked = held.asked or await chain.ask_along(port, function.id, call.text, call.refs)
+        job.asked = held.asked or await chain.lookup_with_stamps(
+            port, function.id, call.text, call.refs
+        )
         found = await chain.lookup(port, function.id, call.text, function.judge, job.asked)
     if found.verdict.kind != FRESH or found.entry is None:
         return False

@@ -21,7 +21,7 @@ from memo.runtime.port import Port
 from memo.runtime.reasons import SOURCE_UNREACHABLE
 from memo.settings.live_values import live
 from memo.settings.options import Policy
-from memo.stores.protocols import Asked
+from memo.stores.protocols import PendingLookup
 from memo.validity.check import MISS, Verdict, judge
 from memo.validity.dependencies import Dependencies
 
@@ -196,7 +196,7 @@ class Job:
         self.args = args
         self.kwargs = kwargs
         self.name = chain.name(function.id, call.text)
-        self.asked: Asked | None = None
+        self.asked: PendingLookup | None = None
 
 
 class Raised:

@@ -235,7 +235,7 @@ async def matches_in_shared(port: Port, chains: Iterable[Chain], turns: Sequence
             partial = True
             continue
         try:
-            listed, whole = await shared.listed(port, _common_prefix(chain, turns), until)
+            listed, whole = await shared.search(port, _common_prefix(chain, turns), until)
         except TierError:
             partial = True
             continue

@@ -15,14 +15,16 @@ from memo.runtime.clock import SECOND
 from memo.runtime.port import Port
 from memo.runtime.reasons import PAYLOAD_MISSING, UNREADABLE
 from memo.stores.chain import Answer
-from memo.stores.protocols import Asked, SharesVerification, Source
+from memo.stores.protocols import PendingLookup, SharesVerification, Source
 from memo.validity.check import MISS, Verdict
 
 BIG = 1 << 20
 """A pickle stream of at least this many bytes is loaded off the event loop."""
 
 
-async def look_and_load(port: Port, job: Job, asked: Asked | None = None) -> tuple[Answer, Any]:
+async def look_and_load(
+    port: Port, job: Job, asked: PendingLookup | None = None
+) -> tuple[Answer, Any]:
     """Look a call up; return the chain's answer, and the value if it may be used.
 
     Args:

@@ -40,7 +40,7 @@ from memo.runtime.reasons import INVALIDATED
 from memo.stores.chain import Answer
 from memo.stores.protocols import MEMORY
 from memo.validity import results
-from memo.validity.check import FRESH, STALE, Unproven
+from memo.validity.check import FRESH, STALE, Unconfirmed
 from memo.validity.results import Reading
 
 BACKOFF = (1.0, 60.0)
@@ -59,7 +59,7 @@ async def revalidate(
     up to the first one that differs: later ones may depend on it.
 
     Args:
-        found: an entry that is `Unproven`.
+        found: an entry that is `Unconfirmed`.
         alone: run in the background: no caller waits for it.
 
     Returns:
@@ -253,7 +253,9 @@ async def _revalidated(port: Port, job: Job, flight: Flight) -> FlightResult | N
     found = await job.chain.lookup(port, job.function.id, job.call.text, job.function.judge)
     if found.verdict.kind != STALE or found.entry is None or not found.entry.results:
         return None
-    if not isinstance(await job.chain.authorities.why_invalid(port, found.entry.stamps), Unproven):
+    if not isinstance(
+        await job.chain.authorities.why_invalid(port, found.entry.stamps), Unconfirmed
+    ):
         return None
     return await revalidate(port, job, flight, found, alone=True)
 

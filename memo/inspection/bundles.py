@@ -42,7 +42,7 @@ from memo.stores.bundle import (
     Part,
     file_path,
     given_key,
-    present,
+    present_states,
     restamped,
     secret_of,
     write,
@@ -339,7 +339,7 @@ async def _stored(port: Port, chain: Chain, bundle: Bundle, item: Item) -> list[
     old = age(times, chain.clock)
     if old is None or (times.ttl >= 0 and old >= times.ttl + times.grace):
         return ["expired"]
-    states = await present(port, chain, [entry])
+    states = await present_states(port, chain, [entry])
     header = restamped(entry, states)._replace(namespace=chain.namespace)
     record = seal.pack(header, entry.stream, chain.secrets[0])
     name = chain.name(item.function, item.key)

@@ -167,7 +167,7 @@ async def _newest(
     lists: list[tuple[Listable, dict[str, int]]] = []
     for tier in chain.listing:
         with suppress(TierError):
-            heads = await tier.heads(port, prefix)
+            heads = await tier.count_by_prefix(port, prefix)
             own = {head: count for head, count in heads.items() if _is_ours(chain, wanted, head)}
             lists.append((tier, own))
             among = [prefix] if len(own) == len(heads) else list(own)
@@ -313,7 +313,7 @@ async def _in_redis(port: Port, chain: Chain, prefix: str) -> tuple[list[tuple[H
         return [], f"{name} cannot be listed: {without}."
     try:
         until = time.monotonic() + SEARCH_SECONDS
-        listed, whole = await shared.listed(port, prefix, until, MOST_READ)
+        listed, whole = await shared.search(port, prefix, until, MOST_READ)
     except TierError:
         return [], f"{name} did not answer: {without}."
     found: list[tuple[Header, int]] = []

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LOCK_WAIT_UNTIL: ContextVar[float] = ContextVar("memo_patient", default=0.0)
-"""Time, by `time.monotonic`, until which the caller waits for locks of others."""
+"""Time, by `time.monotonic`, until which the caller waits for locks of other processes."""
 
 
 @contextmanager
 def waiting_for_locks(seconds: float) -> Iterator[None]:
-    """Let the calls in this block wait for locks of others, at most `seconds` in all.
+    """Let the calls in this block wait for locks of other processes, up to `seconds` in all.
 
-    Only calls that may block wait: those in threads, never on an event loop.
+    Only calls in threads wait, never those on an event loop.
     """
     token = LOCK_WAIT_UNTIL.set(time.monotonic() + seconds)
     try:
@@ -36,7 +36,7 @@ def waiting_for_locks(seconds: float) -> Iterator[None]:
 
 
 class Deferred:
-    """An answer that sync code fetches only when `Port.settle` needs it."""
+    """A future answer, which sync code fetches only when `Port.settle` needs it."""
 
     __slots__ = ("get",)
 
@@ -98,7 +98,7 @@ class Port(Protocol):
         Args:
             function: the function to call.
             args: its arguments.
-            apart: it may take long: not in the small pool, which other calls wait for.
+            apart: it may take long, so it must not occupy the small pool that other calls use.
         """
         ...
 

@@ -103,7 +103,7 @@ def subdirectory(name: str, within: int) -> None:
 
 @contextmanager
 def opened(path: str | Path, within: int | None = None) -> Iterator[int]:
-    """Yield a descriptor of a directory; paths relative to it stay inside it, come what may.
+    """Yield a descriptor of a directory; paths relative to it stay inside it.
 
     Args:
         within: the descriptor of the directory that `path` is relative to.

@@ -6,26 +6,26 @@ Rules of this module:
     The host *learns* the tokens that the shared authority reads, so that it can judge in its place.
 2.  An invalidation is journalled on the host before it is sent to a shared tier.  If it does not
     arrive, it is replayed with a fresh token before anything else is read from that tier.
-3.  An invalidation that can be neither sent nor journalled is owed by this process, which sends it
+3.  An invalidation that can be neither sent nor journalled is kept by this process, which sends it
     before it reads anything from that tier.
 4.  While the shared tier is up, this host's generations do not replace it: they lack what other
-    hosts have invalidated.  If the host cannot read which invalidations it owes, nothing is valid.
+    hosts have invalidated.  If the host cannot read its journal, nothing is valid.
 
 A shared tier that came back empty gets this host's generations again (`Reseeding`):
 
-4.  Each host registers in Redis, beside an *epoch* that is created once.  A host that finds another
+5.  Each host registers in Redis, beside an *epoch* that is created once.  A host that finds another
     epoch than before knows that Redis has lost its data.
-5.  A host that is alone in its namespace has all invalidations on its own disk.  It may give back
+6.  A host that is alone in its namespace has all invalidations on its own disk.  It may give back
     any group that Redis lost, as soon as that group is asked for.
-6.  Other hosts that were seen within `REMEMBERED` seconds may have invalidated groups without this
+7.  Other hosts that were seen within `REMEMBERED` seconds may have invalidated groups without this
     host's knowledge.  With `"recompute"` nothing is given back; with `"trust_disk"` all groups of
     this host are given back, once for each new epoch.
-7.  Only a missing group is given back.  Invalidating a missing group creates it, so nothing that
+8.  Only a missing group is given back.  Invalidating a missing group creates it, so nothing that
     was invalidated since is restored.
-8.  A Redis that has gone back to an older state may have lost invalidations: a host that finds
+9.  A Redis that has gone back to an older state may have lost invalidations: a host that finds
     fewer of its own registrations there than it made invalidates everything.
-9.  A host that was not alone, and finds after a loss that another host has given groups back, must
-    have registered after that host last looked: it invalidates all of them.
+10. A host that was not alone, and finds after a loss that another host has given groups back, must
+    have registered after that host last did: it invalidates all of them.
 """
 
 from __future__ import annotations
@@ -48,39 +48,39 @@ from memo.runtime.reasons import UNREACHABLE
 from memo.stores.protocols import (
     REDIS,
     Adopting,
-    Asked,
     Census,
     Generations,
     Host,
     Journal,
+    PendingLookup,
     ServerTier,
     Tier,
     title,
 )
 from memo.validity import check, stamps
-from memo.validity.results import Reading, unproven
+from memo.validity.results import Reading, split_reasons
 from memo.validity.stamps import Turn
 
 T = TypeVar("T")
 _Read = Callable[[Generations], Coroutine[Any, Any, list[State]]]
-LATELY = 30.0
+RECENT_FOR = 30.0
 """Seconds for which an acknowledged invalidation may still be lost: when the shared tier fails over
 or restarts, its last writes may not have reached its replica or disk."""
-MOST_LATELY = 10_000
+MOST_RECENT = 10_000
 """Most recent invalidations that are remembered for this."""
 READS = 3
 """Number of times a read from a shared tier is tried if each attempt is interrupted."""
-OUTLAST = 10.0
+LOCK_PATIENCE = 10.0
 """Seconds for which an invalidation waits for a locked file of this host."""
 REASON = 500
 """Most characters of a reason that are kept with an invalidation."""
-LOOK_EVERY = 5.0
+REGISTER_EVERY = 5.0
 """Seconds after which a host checks again for other hosts."""
-LOOK_SOON = 1.0
+REGISTER_SOON = 1.0
 """Seconds until the next check if the tier takes no writes."""
 REMEMBERED = 30 * 86400.0
 """Seconds for which another host counts as present after it was last seen."""
-FORGOTTEN = 43_200.0
+FORGOTTEN_AFTER = 43_200.0
 """Seconds without a check after which other hosts may have removed this host's registration."""
 BATCH = 500
 """Number of groups that are given back in one exchange."""
@@ -88,7 +88,7 @@ _NOTE = "census "
 _WHY = json.dumps({"reason": "Redis lost its data"})
 
 
-class UnknownDebtError(TierUnavailable):
+class JournalUnreadableError(TierUnavailable):
     """This host cannot read whether a shared tier has missed an invalidation."""
 
 
@@ -108,7 +108,7 @@ class Authorities:
 
     def __init__(self, tiers: Sequence[Tier], fault: Callable[[str, TierError, str], None]) -> None:
         self._tiers = tiers
-        self._told = fault
+        self._report = fault
         self.shared: Tier | None = next(
             (tier for tier in tiers if tier.shared and tier.generations is not None), None
         )
@@ -118,23 +118,23 @@ class Authorities:
         self._adopting = [tier for tier in tiers if isinstance(tier, Adopting)]
         self.host: Host | None = None
         self.reseeding: Reseeding | None = None
-        self._owed: list[tuple[Sequence[Turn], str]] = []
-        self._lately: deque[tuple[float, Sequence[Turn], str]] = deque(maxlen=MOST_LATELY)
+        self._unsent: list[tuple[Sequence[Turn], str]] = []
+        self._recent: deque[tuple[float, Sequence[Turn], str]] = deque(maxlen=MOST_RECENT)
         self._interruptions = 0
-        self._unbroken = 0.0
+        self._last_success = 0.0
 
-    def settle_in(self, host: Host | None, *, trusts_disk: bool) -> None:
+    def set_up(self, host: Host | None, *, trusts_disk: bool) -> None:
         """Set this host, and the policy for a shared tier that has lost its data."""
         self.host = host
         if host is not None and self._server is not None:
             self.reseeding = Reseeding(self._server, host, trusts_disk=trusts_disk)
 
     def _fault(self, tier: str, error: TierError) -> None:
-        self._told(tier, error, "")
+        self._report(tier, error, "")
 
     # --- what is valid ---------------------------------------------------------------------------
 
-    def _each(self) -> list[Generations]:
+    def _in_order(self) -> list[Generations]:
         found: list[Generations] = []
         if self.shared is not None and self.shared.generations is not None:
             found.append(self.shared.generations)
@@ -152,10 +152,10 @@ class Authorities:
 
     async def states_by(self, port: Port, refs: Sequence[Ref]) -> tuple[list[State], Generations]:
         """As `states`, and the authority that answered."""
-        return await self._asked(port, lambda one: one.states(port, refs))
+        return await self._ask_in_order(port, lambda one: one.states(port, refs))
 
     async def begin(
-        self, port: Port, refs: Sequence[Ref], asked: Asked | None = None
+        self, port: Port, refs: Sequence[Ref], asked: PendingLookup | None = None
     ) -> list[State]:
         """Read refs for the stamps of a computation that is about to begin.
 
@@ -164,12 +164,12 @@ class Authorities:
 
         Args:
             asked: a query to the shared authority that has read them already; see
-                `Chain.ask_along`.
+                `Chain.lookup_with_stamps`.
         """
         before = await self.before(port, refs) if asked is None else asked.before
-        now = None if asked is None else self._begun(asked)
+        now = None if asked is None else self._states_along(asked)
         if now is None:
-            now, _ = await self._asked(port, lambda one: one.begin(port, refs), begins=True)
+            now, _ = await self._ask_in_order(port, lambda one: one.begin(port, refs), begins=True)
         if self.host is not None and before is not None and now != before:
             try:
                 await port.offload(self.host.generations.learn, refs, before, now)
@@ -190,27 +190,27 @@ class Authorities:
             self._fault("host", error)
             return None
 
-    def _begun(self, asked: Asked) -> list[State] | None:
-        if self._server is None or self.interrupted():
+    def _states_along(self, asked: PendingLookup) -> list[State] | None:
+        if self._server is None or self.was_interrupted():
             return None
         try:
-            return self._server.begun(asked.lookup)
+            return self._server.stamp_states(asked.lookup)
         except TierError:  # `begin` meets the same error, and reports it
             return None
 
-    async def _asked(
+    async def _ask_in_order(
         self, port: Port, read: _Read, *, begins: bool = False
     ) -> tuple[list[State], Generations]:
-        """Answer of the first authority that can tell, and which one that is.
+        """Return the states from the first authority that answers, and that authority.
 
         Args:
             read: asks one of them.
-            begins: an authority that takes writes has every group then.
+            begins: missing groups are created, so only a read-only authority can lack some.
 
         Raises:
             TierUnavailable: none can.
         """
-        for authority in self._each():
+        for authority in self._in_order():
             shared = self.shared
             if shared is not None and authority is not shared.generations:
                 shared = None
@@ -220,17 +220,17 @@ class Authorities:
                 else:
                     states = await read(authority)
                 if LOST in states and (begins or (shared is not None and shared.read_only)):
-                    states = await self._filled(read, states)
-            except UnknownDebtError as error:
+                    states = await self._with_host_states(read, states)
+            except JournalUnreadableError as error:
                 self._fault("host", error)
                 raise
             except TierError as error:
                 self._fault("generations", error)
                 continue
             return states, authority
-        raise TierUnavailable("no tier can tell what is valid")
+        raise TierUnavailable("no tier knows which entries are valid")
 
-    async def _filled(self, read: _Read, states: list[State]) -> list[State]:
+    async def _with_host_states(self, read: _Read, states: list[State]) -> list[State]:
         """Fill in this host's states for groups that a read-only authority does not have.
 
         Results that are computed meanwhile are judged by these states.  Once the authority takes
@@ -240,13 +240,13 @@ class Authorities:
             TierUnavailable: this host cannot be read either.
         """
         if self.host is None:
-            raise TierUnavailable("no tier can tell what is valid")
+            raise TierUnavailable("no tier knows which entries are valid")
         own = await read(self.host.generations)
         return [mine if state == LOST else state for mine, state in zip(own, states, strict=True)]
 
     async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
         """Return (field, note) of a ref's invalidations, from the first authority that answers."""
-        for authority in self._each():
+        for authority in self._in_order():
             try:
                 return await authority.notes(port, ref)
             except TierError as error:
@@ -296,7 +296,7 @@ class Authorities:
         found: list[str] = []
         for reading in readings:
             own = [next(reasons) for _ in reading.stamps]
-            absolute, beneath = unproven(reading.stamps, own)
+            absolute, beneath = split_reasons(reading.stamps, own)
             found.append(next(iter((*absolute, *beneath)), ""))
         return found
 
@@ -317,20 +317,20 @@ class Authorities:
             begun = time.monotonic()
             try:
                 await self.shared.generations.turn(port, turns, note)
-                self._lately.append((time.monotonic(), turns, note))
-                self._went_well(begun)
+                self._recent.append((time.monotonic(), turns, note))
+                self._note_success(begun)
             except TierError as error:
-                how = await self._undelivered(port, self.shared, row, error)
+                how = await self._keep_undelivered(port, self.shared, row, error)
                 if row is None or self.shared.where == self.shared.name:
                     # Nothing tells this store from others of its name, which may take the row.
-                    self._owed.append((turns, note))
+                    self._unsent.append((turns, note))
                 outcome[self.shared.name] = how
                 row = None
             finally:
                 if self.listener is not None:
                     self.listener.record_changes({turn.group: None for turn in turns})
         if row is not None and self.host is not None:
-            await self._strike(port, self.host.journal.done, row)
+            await self._mark_row(port, self.host.journal.done, row)
         return outcome
 
     async def _turn_host(
@@ -338,9 +338,9 @@ class Authorities:
     ) -> int | None:
         if self.host is None:
             return None
-        note = addressed(note, ["*" if self.shared is None else self.shared.where])
+        note = with_receivers(note, ["*" if self.shared is None else self.shared.where])
         try:
-            with waiting_for_locks(OUTLAST):
+            with waiting_for_locks(LOCK_PATIENCE):
                 if self.shared is not None:
                     return await port.offload(self.host.journal.add, turns, note)
                 await self.host.generations.turn(port, turns, note)
@@ -349,17 +349,19 @@ class Authorities:
             outcome["disk"] = self.host.generations.queue_unwritten(turns, note, error)
         return None
 
-    async def _undelivered(self, port: Port, tier: Tier, row: int | None, error: TierError) -> str:
+    async def _keep_undelivered(
+        self, port: Port, tier: Tier, row: int | None, error: TierError
+    ) -> str:
         self._fault(tier.name, error)
         if row is None or self.host is None:
             return (
                 f"failed, and not journalled: {error}; this process sends it before its next read"
             )
-        if await self._strike(port, self.host.journal.fail, row):
+        if await self._mark_row(port, self.host.journal.fail, row):
             return "journalled: unreachable, replayed before its next read"
         return "journalled: unreachable, replayed here before its next read, elsewhere within 5 s"
 
-    async def _strike(self, port: Port, verb: Callable[[int], None], row: int) -> bool:
+    async def _mark_row(self, port: Port, verb: Callable[[int], None], row: int) -> bool:
         """Record the outcome of a journal row; if that fails, the row stays due and is replayed."""
         try:
             await port.offload(verb, row)
@@ -368,16 +370,16 @@ class Authorities:
             return False
         return True
 
-    def behind(self) -> bool:
+    def has_missed_turns(self) -> bool:
         """True if the shared authority may have missed an invalidation."""
-        if self._owed or (self.reseeding is not None and self.reseeding.due()):
+        if self._unsent or (self.reseeding is not None and self.reseeding.due()):
             return True
         try:
             return self.host is not None and self.host.journal.due(at_once=True)
         except TierError:  # `lookup` meets the same error, and reports it
             return True
 
-    def interrupted(self) -> bool:
+    def was_interrupted(self) -> bool:
         """True if the shared tier may have restarted since the last replay."""
         reseeding = self.reseeding
         if reseeding is None:
@@ -396,14 +398,14 @@ class Authorities:
         for again in reversed(range(READS)):
             await self._catch_up(port)
             found = await read()
-            if not (again and self.interrupted()):
+            if not (again and self.was_interrupted()):
                 return found
         raise AssertionError
 
-    def _went_well(self, begun: float) -> None:
+    def _note_success(self, begun: float) -> None:
         """Note that an exchange begun at this time succeeded: the shared tier ran until then."""
-        if not self.interrupted():
-            self._unbroken = begun
+        if not self.was_interrupted():
+            self._last_success = begun
 
     async def _catch_up(self, port: Port) -> None:
         """Replay the invalidations that the shared tier missed, before it is read.
@@ -415,21 +417,21 @@ class Authorities:
         assert tier is not None
         assert tier.generations is not None
         if self.reseeding is not None and self.reseeding.due():
-            await self._repeat(port, self.reseeding.tier)
+            await self._resend_recent(port, self.reseeding.tier)
             begun = time.monotonic()
-            await self.reseeding.look(port)
-            self._went_well(begun)
-        if self._owed:
-            await self._pay(port, tier, tier.generations)
+            await self.reseeding.register(port)
+            self._note_success(begun)
+        if self._unsent:
+            await self._send_unsent(port, tier, tier.generations)
         if host is None:
             return
         for row, turns, text in await _overdue(port, host.journal):
             if not {tier.where, "*"}.isdisjoint(_facts(text).get("to", ())):
                 await tier.generations.turn(port, turns, text)
-                await self._strike(port, host.journal.done, row)
+                await self._mark_row(port, host.journal.done, row)
                 self._replayed(tier, turns, text)
 
-    async def _repeat(self, port: Port, tier: ServerTier) -> None:
+    async def _resend_recent(self, port: Port, tier: ServerTier) -> None:
         """After a fault, repeat the invalidations that this process has sent shortly before.
 
         Raises:
@@ -438,22 +440,22 @@ class Authorities:
         interruptions = tier.client.interruptions
         if interruptions == self._interruptions:
             return
-        since = self._unbroken - LATELY
-        for sent in list(self._lately):
+        since = self._last_success - RECENT_FOR
+        for sent in list(self._recent):
             at, turns, note = sent
             if at > since:
                 await tier.generations.turn(port, turns, note)
             with suppress(ValueError):  # another thread has removed it
-                self._lately.remove(sent)
+                self._recent.remove(sent)
         self._interruptions = interruptions
 
-    async def _pay(self, port: Port, tier: Tier, generations: Generations) -> None:
+    async def _send_unsent(self, port: Port, tier: Tier, generations: Generations) -> None:
         """Send invalidations that neither arrived nor could be journalled."""
-        for owed in list(self._owed):
-            await generations.turn(port, *owed)
+        for unsent in list(self._unsent):
+            await generations.turn(port, *unsent)
             with suppress(ValueError):  # another thread has removed it
-                self._owed.remove(owed)
-            self._replayed(tier, *owed)
+                self._unsent.remove(unsent)
+            self._replayed(tier, *unsent)
 
     def _replayed(self, tier: Tier, turns: Sequence[Turn], note: str) -> None:
         reason = str(_facts(note).get("reason", ""))
@@ -465,12 +467,12 @@ async def _overdue(port: Port, journal: Journal) -> Sequence[tuple[int, Sequence
     """Return the rows of this host's journal that are due.
 
     Raises:
-        UnknownDebtError: the journal cannot be read.
+        JournalUnreadableError: the journal cannot be read.
     """
     try:
         return await port.offload(journal.rows) if await journal.overdue(port) else ()
     except TierError as error:
-        raise UnknownDebtError(str(error)) from error
+        raise JournalUnreadableError(str(error)) from error
 
 
 def make_note(reason: str, by: str) -> str:
@@ -483,8 +485,8 @@ def make_note(reason: str, by: str) -> str:
     return json.dumps({"at": round(time.time(), 3), "by": by, "reason": kept})
 
 
-def addressed(note: str, to: list[str]) -> str:
-    """A note of `make_note`, with the stores that have yet to hear of the invalidation."""
+def with_receivers(note: str, to: list[str]) -> str:
+    """Return a note of `make_note` with the stores that have not got the invalidation yet."""
     return f'{note.removesuffix("}")}, "to": {json.dumps(to)}}}'
 
 
@@ -497,27 +499,27 @@ def _facts(text: str) -> dict[str, Any]:
 
 
 def receivers(notes: Iterable[str]) -> str:
-    """The shared tiers that journalled invalidations are for, as a sentence names them."""
+    """Return the names of the tiers that some notes are meant for, as part of a sentence."""
     to = [str(one) for note in notes for one in _facts(note).get("to", ())]
     return " and ".join(dict.fromkeys(map(_receiver, to)))
 
 
 def _receiver(where: str) -> str:
-    """The name in the identity of a store: `redis HOST NAMESPACE`, or `NAME@ID` of a user's own."""
+    """Return a store's name from its identity: `redis HOST NAMESPACE`, or `NAME@ID` of a user's."""
     if where == "*" or where.startswith(f"{REDIS} "):
         return title(REDIS)
     return where.partition("@")[0]
 
 
 def is_for_any(note: str) -> bool:
-    """True if a journalled invalidation is meant for whichever shared tier is used next."""
+    """True if a journalled invalidation is meant for the next shared tier in use."""
     return note.replace(" ", "").endswith('"to":["*"]}')
 
 
 # --- a shared tier that has lost its data ---------------------------------------------------------
 
 
-class _Known(NamedTuple):
+class _ServerState(NamedTuple):
     """What a host knows about a shared tier.
 
     Attributes:
@@ -551,55 +553,55 @@ class Reseeding:
         self._host = host
         self._trusts_disk = trusts_disk
         self._id = stamps.token()
-        self._known: _Known | None = None
-        self._look_at = 0.0
+        self._known: _ServerState | None = None
+        self._register_at = 0.0
         self.interruptions = -1
         self._recovering = False
-        self._given = ""
+        self._restored_epoch = ""
         self._registered = 0.0
         self._times = 0
         self._lock = threading.Lock()
-        tier.on_lost = self.give_back
+        tier.on_lost = self.restore_groups
         if trusts_disk:
-            tier.tomb = REMEMBERED
+            tier.tombstone_life = REMEMBERED
 
     def due(self) -> bool:
-        """True if `look` must run before anything is read from the tier."""
+        """True if `register` must run before anything is read from the tier."""
         changed = self.tier.client.interruptions != self.interruptions
-        return changed or time.monotonic() >= self._look_at
+        return changed or time.monotonic() >= self._register_at
 
-    async def look(self, port: Port) -> None:
+    async def register(self, port: Port) -> None:
         """Register this host, find other hosts, and detect a loss; never raises."""
         self.interruptions = self.tier.client.interruptions
-        self._look_at = time.monotonic() + LOOK_EVERY
+        self._register_at = time.monotonic() + REGISTER_EVERY
         try:
-            await self._look(port)
+            await self._register(port)
         except TierError:  # the read that follows meets the same error, and reports it
             self.interruptions = self.tier.client.interruptions
-            self._look_at = time.monotonic() + LOOK_SOON if self.tier.read_only else 0.0
+            self._register_at = time.monotonic() + REGISTER_SOON if self.tier.read_only else 0.0
 
-    async def _look(self, port: Port) -> _Known:
+    async def _register(self, port: Port) -> _ServerState:
         known, times = self._known, self._times
         if known is None:
-            known = await port.offload(self._recall)
+            known = await port.offload(self._load_known)
         census = await self.tier.census(port, self._id, known.epoch)
         # this host's count of registrations only grows: a repeated value means an older state
         went_back = census.times is not None and census.times <= times
-        found = _Known(census.epoch, time.time() if census.others else known.others_at)
+        found = _ServerState(census.epoch, time.time() if census.others else known.others_at)
         if known.epoch not in ("", census.epoch):
             await self._recover(port, census, found)
-        elif went_back and census.now - self._registered < FORGOTTEN:
+        elif went_back and census.now - self._registered < FORGOTTEN_AFTER:
             await self.tier.generations.turn(port, [Turn("n")], _WHY)
-            self._tell("an older state; results are computed again", warn=True)
+            self._report_loss("an older state; results are computed again", warn=True)
         self._registered = max(self._registered, census.now)
         last = 0 if went_back or census.times is None else self._times
         self._times = max(last, census.times or 0)
         self._known = found
-        if found.epoch != known.epoch or found.others_at > known.others_at + LOOK_EVERY:
-            await port.offload(self._remember, found)
+        if found.epoch != known.epoch or found.others_at > known.others_at + REGISTER_EVERY:
+            await port.offload(self._save_known, found)
         return found
 
-    async def give_back(self, port: Port, groups: Sequence[str]) -> bool:
+    async def restore_groups(self, port: Port, groups: Sequence[str]) -> bool:
         """Give back those missing groups that this host may; returns True if there were any.
 
         Raises:
@@ -614,16 +616,16 @@ class Reseeding:
         if self._recovering:
             await self.tier.seed(port, tables)
             return True
-        known = await self._look(port)
+        known = await self._register(port)
         if not known.alone:
             return self._trusts_disk  # if Redis lost them, all of them have been given back already
-        if self._given != known.epoch:
-            await self.tier.giving_back(port, self._id)
-            self._given = known.epoch
+        if self._restored_epoch != known.epoch:
+            await self.tier.record_restoring(port, self._id)
+            self._restored_epoch = known.epoch
         await self.tier.seed(port, tables)
         return True
 
-    async def _recover(self, port: Port, census: Census, found: _Known) -> None:
+    async def _recover(self, port: Port, census: Census, found: _ServerState) -> None:
         """React to the loss of the tier's data."""
         with self._lock:
             if self._recovering:
@@ -631,10 +633,10 @@ class Reseeding:
             self._recovering = self._trusts_disk and not found.alone
         try:
             if self._recovering and time.time() - census.made < REMEMBERED:
-                await self._give_back_all(port)
-            elif census.given_back and not found.alone:
+                await self._restore_all(port)
+            elif census.was_restored and not found.alone:
                 await self.tier.generations.turn(port, [Turn("n")], _WHY)
-                await self.tier.giving_back(port, "")
+                await self.tier.record_restoring(port, "")
         finally:
             self._recovering = False
         how, warn = "no data; results are computed again", True
@@ -645,9 +647,9 @@ class Reseeding:
             warn = False
         else:
             how += ' (on_redis_loss="trust_disk" would keep those on each host)'
-        self._tell(how, warn=warn)
+        self._report_loss(how, warn=warn)
 
-    async def _give_back_all(self, port: Port) -> None:
+    async def _restore_all(self, port: Port) -> None:
         generations = self._host.generations
         with suppress(TierError):
             names = await port.offload(generations.all_names)
@@ -655,7 +657,7 @@ class Reseeding:
                 tables = await port.offload(generations.tables, names[at : at + BATCH])
                 await self.tier.seed(port, tables)
 
-    def _tell(self, how: str, *, warn: bool) -> None:
+    def _report_loss(self, how: str, *, warn: bool) -> None:
         import logging  # imported already by a shared tier
 
         where = self.tier.where
@@ -665,21 +667,21 @@ class Reseeding:
 
     # --- what is kept on the disk ----------------------------------------------------------------
 
-    def _recall(self) -> _Known:
+    def _load_known(self) -> _ServerState:
         with suppress(TierError):
             self._id = self._host.id or self._id
             text = self._host.load_note(_NOTE + self.tier.where)
             return _known(text)
-        return _Known()
+        return _ServerState()
 
-    def _remember(self, known: _Known) -> None:
+    def _save_known(self, known: _ServerState) -> None:
         with suppress(TierError):  # then only this process remembers it
             self._host.save_note(_NOTE + self.tier.where, json.dumps(known))
 
 
-def _known(text: str) -> _Known:
+def _known(text: str) -> _ServerState:
     try:
         epoch, others_at = json.loads(text)
-        return _Known(str(epoch), float(others_at))
+        return _ServerState(str(epoch), float(others_at))
     except (ValueError, TypeError):
-        return _Known()
+        return _ServerState()

@@ -129,10 +129,10 @@ def secret_of(key: str) -> Secret:
 
 
 def file_path(path: str | os.PathLike[str]) -> Path:
-    """The path of a bundle.
+    """Return the path of a bundle.
 
     Raises:
-        OptionError: it is none.
+        OptionError: it is not a path.
     """
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
         raise OptionError("path", path, 'must be the path of a file, such as "features.memo".')
@@ -140,10 +140,10 @@ def file_path(path: str | os.PathLike[str]) -> Path:
 
 
 def given_key(key: str | None) -> str | None:
-    """A key, or the one in the environment.
+    """Return the given key, or else the one in the environment.
 
     Raises:
-        OptionError: it is no text; its value is not shown.
+        OptionError: it is not text; its value is not shown.
     """
     if key is not None and not isinstance(key, str):
         raise OptionError("key", type(key), "is not text; give the key as export_bundle gave it.")
@@ -367,7 +367,7 @@ class Bundle:
         """Note which entries are valid, before anything is invalidated or looked up here.
 
         Raises:
-            TierError: no tier can tell, or it cannot be written down.
+            TierError: no tier can be asked, or the states cannot be recorded.
         """
         if self._states is None and self._chain is not None:
             try:
@@ -377,19 +377,19 @@ class Bundle:
 
     async def _adopted(self, port: Port, chain: stores.Chain) -> dict[Ref, State]:
         """Return this host's generations as they were when the bundle was first used here."""
-        known = await port.offload(self.ledger, chain)
+        known = await port.offload(self.recorded_states, chain)
         if known is not None:
             return known
         entries = [await port.offload(self.entry, item) for item in self.items]
-        states = await present(port, chain, entries)
+        states = await present_states(port, chain, entries)
         return await port.offload(self._write_down, chain, states)
 
-    def _place(self, chain: stores.Chain) -> Path | None:
+    def _states_path(self, chain: stores.Chain) -> Path | None:
         host = chain.host
         return None if host is None else Path(host.home.path) / "bundles" / f"{self.id}.json"
 
-    def ledger(self, chain: stores.Chain) -> dict[Ref, State] | None:
-        place = self._place(chain)
+    def recorded_states(self, chain: stores.Chain) -> dict[Ref, State] | None:
+        place = self._states_path(chain)
         if place is None:
             return None
         try:
@@ -409,7 +409,7 @@ class Bundle:
 
     def _write_down(self, chain: stores.Chain, states: dict[Ref, State]) -> dict[Ref, State]:
         """Write states down unless another process has; return the written ones."""
-        place = self._place(chain)
+        place = self._states_path(chain)
         if place is None:
             return states
         data = json.dumps([(*ref, *state) for ref, state in states.items()]).encode()
@@ -424,8 +424,8 @@ class Bundle:
                     os.link(temporary, place.name, src_dir_fd=folder, dst_dir_fd=folder)
                 os.unlink(temporary, dir_fd=folder)
         except OSError as error:
-            raise TierError(f"what {self.path.name} stands on cannot be written down") from error
-        return self.ledger(chain) or states
+            raise TierError(f"the generations of {self.path.name} cannot be recorded") from error
+        return self.recorded_states(chain) or states
 
     async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
         """See `memo.stores.protocols.Tier.payload`; also serves records that other tiers hold."""
@@ -444,7 +444,7 @@ class Bundle:
         Raises:
             TierError: always.
         """
-        raise TierError("a bundle is only read")
+        raise TierError("a bundle is read-only")
 
     async def drop(self, port: Port, name: str) -> bool:
         """See `memo.stores.protocols.Tier.drop`; nothing is dropped."""
@@ -485,7 +485,9 @@ def _pairs(rows: Any) -> Any:
     return None if rows is None else tuple((name, digest) for name, digest in rows)
 
 
-async def present(port: Port, chain: stores.Chain, entries: Iterable[Entry]) -> dict[Ref, State]:
+async def present_states(
+    port: Port, chain: stores.Chain, entries: Iterable[Entry]
+) -> dict[Ref, State]:
     """Return the present states, on this host, of the generations that some entries name.
 
     Raises:

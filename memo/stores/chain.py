@@ -40,13 +40,13 @@ from memo.stores.confirmed import Confirmation, ConfirmedEntries
 from memo.stores.protocols import (
     MEMORY,
     Adopting,
-    Asked,
     ChecksRecords,
     Found,
     FrontTier,
     Host,
     Listable,
     LocalTier,
+    PendingLookup,
     ServerTier,
     Source,
     Tier,
@@ -59,7 +59,7 @@ from memo.validity.check import MISS, Judge, LatestAnswers, Verdict, age, broken
 
 BIG = 1 << 20
 """A record of at least this many bytes has its seal checked off the event loop."""
-_part = itemgetter(1, 2)
+_group_part = itemgetter(1, 2)
 """The group and the arguments of a claim."""
 
 ReadStrategy = Literal["on_miss_or_error", "on_error"]
@@ -88,7 +88,7 @@ class Chain:
     Args:
         tiers: `Tier` objects; what `CacheFallbackFactory.create` makes of names and user classes.
         read_strategy: `"on_miss_or_error"`: ask the next tier when one has no usable entry or
-            fails; `"on_error"`: only when it fails.  A memory tier in front is asked in passing and
+            fails; `"on_error"`: only when it fails.  A memory tier in front is always asked, and
             never ends the search.
         write_strategy: `"write_through"`: every tier; `"write_around"`: the first (after memory)
             only, the rest while it is down.
@@ -128,7 +128,7 @@ class Chain:
         self.clock: Clock = SYSTEM
         self.host: Host | None = None
         self.authorities = Authorities(self.tiers, self._fault)
-        self._know_tiers()
+        self._classify_tiers()
         self.findings = Findings(None, self.namespace, (), self._fault)
         self.latest_answers = LatestAnswers(0 if self._front is None else self._front.limit)
         self._transfers = Transfers(
@@ -148,7 +148,7 @@ class Chain:
             fault=self._fault,
         )
 
-    def _know_tiers(self) -> None:
+    def _classify_tiers(self) -> None:
         """Note which tiers can do what, so that no call has to check it."""
         tiers, authority = self.tiers, self.authorities.shared
         first: object = tiers[0]
@@ -161,18 +161,18 @@ class Chain:
         self._authority = authority
         self._remote = authority is not None
         self._quick_disk = first if isinstance(first, LocalTier) and not self._remote else None
-        self._askable = authority if isinstance(authority, ServerTier) else None
+        self._authority_server = authority if isinstance(authority, ServerTier) else None
         listener = self.authorities.listener
-        self._asks = self._remote and listener is None
+        self._asks_each_time = self._remote and listener is None
         self._confirmed: ConfirmedEntries | None = None
         if self._front is not None and listener is not None:
             self._confirmed = ConfirmedEntries(self._front, listener, self.authorities, self._fault)
         behind = tiers[self._front is not None :]
-        self._prompt = None
+        self._quick_server = None
         if self._confirmed is None and authority is not None and authority is behind[0]:
-            self._prompt = self._askable
+            self._quick_server = self._authority_server
 
-    def settle_in(
+    def set_up(
         self,
         namespace: str,
         secrets: tuple[Secret, ...],
@@ -186,7 +186,7 @@ class Chain:
         self._secret_id = secrets[0].id.hex()
         self._checked = seal.CheckedRecords(secrets, namespace)
         self.host = self.writer.host = host
-        self.authorities.settle_in(host, trusts_disk=trusts_disk)
+        self.authorities.set_up(host, trusts_disk=trusts_disk)
         self.findings = Findings(self._server, namespace, secrets, self._fault)
         for tier in self.tiers:
             if isinstance(tier, ChecksRecords):
@@ -222,13 +222,13 @@ class Chain:
         function: str,
         key: str,
         judge: Judge,
-        asked: Asked | None = None,
+        asked: PendingLookup | None = None,
         behind: Tier | None = None,
     ) -> Answer:
         """Return the best usable entry of a key, under any of the secrets, newest secret first.
 
         Args:
-            asked: the settled query that `ask` began for this key.
+            asked: the settled query that `start_lookup` began for this key.
             behind: a tier that is neither asked nor written to.
         """
         answer = await self._lookup(port, self.name(function, key), key, judge, asked, behind)
@@ -247,7 +247,7 @@ class Chain:
         name: str,
         key: str,
         judge: Judge,
-        asked: Asked | None = None,
+        asked: PendingLookup | None = None,
         behind: Tier | None = None,
     ) -> Answer:
         miss = Answer(Verdict(MISS, ABSENT))
@@ -262,7 +262,7 @@ class Chain:
                     miss = Answer(Verdict(MISS, UNREACHABLE))
                 continue
             if found is not None:
-                answer = await self._weigh(port, found, tier, name, key, judge)
+                answer = await self._judge_found(port, found, tier, name, key, judge)
                 if answer.verdict.kind != MISS:
                     self._used(port, name, answer.entry, there=tier is self._authority)
                     if place and behind is None and self.self_healing and answer.entry:
@@ -274,14 +274,16 @@ class Chain:
                 break
         return miss
 
-    async def _ask(self, port: Port, tier: Tier, name: str, asked: Asked | None) -> Found | None:
+    async def _ask(
+        self, port: Port, tier: Tier, name: str, asked: PendingLookup | None
+    ) -> Found | None:
         if tier is not self._authority:
             return await tier.lookup(port, name)
-        if asked is not None and not self.authorities.interrupted():
+        if asked is not None and not self.authorities.was_interrupted():
             return cast("Found | None", asked.lookup.found())
         return await self.authorities.read(port, partial(tier.lookup, port, name))
 
-    async def _weigh(
+    async def _judge_found(
         self,
         port: Port,
         found: Found,
@@ -301,7 +303,7 @@ class Chain:
         if self._confirmed is not None and tier.name == MEMORY:
             states = await self._confirmed.states(port, name, entry)
         else:
-            states = self._read_along(found, tier, entry)
+            states = self._states_in(found, tier, entry)
         reason = await self.authorities.why_invalid(port, entry.stamps, states)
         if reason and not check.may_answer(reason):
             return Answer(Verdict(MISS, reason))
@@ -317,7 +319,7 @@ class Chain:
                 return Answer(Verdict(MISS, PAYLOAD_MISSING))
         return Answer(verdict, entry, tier.name, source)
 
-    def _read_along(self, found: Found, tier: Tier, entry: Entry) -> Sequence[State] | None:
+    def _states_in(self, found: Found, tier: Tier, entry: Entry) -> Sequence[State] | None:
         """Return the states that the authority read together with the record.
 
         None if some are missing.
@@ -352,10 +354,10 @@ class Chain:
         return seal.unpack(record, self.secrets, self.namespace, name.rpartition(":")[2])
 
     def header_of(self, name: str, record: bytes) -> Header:
-        """The header of a record that was found under a name; raises as `opened` does."""
+        """Return the header of a record that was found under a name; raises as `opened` does."""
         return seal.open_record(record, self.secrets, self.namespace, name.rpartition(":")[2])[0]
 
-    def _glanced(self, front: FrontTier, name: str, key: str) -> Entry | None:
+    def _parse_at_hand(self, front: FrontTier, name: str, key: str) -> Entry | None:
         """Parse a record in memory that was not parsed yet, and remember the entry beside it.
 
         Raises:
@@ -371,8 +373,8 @@ class Chain:
 
     def at_hand(
         self, port: Callable[[], Port], function: str, key: str, since: int = 0
-    ) -> Entry | Asked | None:
-        """Return a valid entry without a coroutine, or a query under way for `settled`, or None.
+    ) -> Entry | PendingLookup | None:
+        """Return a valid entry without a coroutine, or a look-up for `finish_lookup`, or None.
 
         An entry is from the first tier, if this host's generations are the authority or the
         authority pushes its changes.  A query goes to the authority, if that is the first tier, or
@@ -380,23 +382,23 @@ class Chain:
 
         Args:
             port: called for the port only if one is needed.
-            since: see `Asked`.
+            since: see `PendingLookup`.
         """
         name = f"{self.namespace}:{{{function}}}:{self._secret_id}:{key}"
         host = self.host
         try:
-            if host is not None and not self._asks:
-                entry = self._in_first(name, key)
+            if host is not None and not self._asks_each_time:
+                entry = self._entry_in_first(name, key)
                 if entry is not None and entry.texts is not None:
                     present = host.generations.texts(entry.packed_generations)
                     return None if broken(entry.texts, present) else entry
-            if self._prompt is None or self.authorities.behind():
+            if self._quick_server is None or self.authorities.has_missed_turns():
                 return None
-            return self._asked(self._prompt, port(), name, key, since)
+            return self._start_quick_lookup(self._quick_server, port(), name, key, since)
         except (TierError, EntryError):
             return None  # `lookup` meets the same error, and reports it
 
-    def _in_first(self, name: str, key: str) -> Entry | None:
+    def _entry_in_first(self, name: str, key: str) -> Entry | None:
         """Return the entry of the first tier under a name, if a plain function can read it."""
         if self._confirmed is not None:
             return self._confirmed.entry(name)
@@ -404,71 +406,71 @@ class Chain:
         if front is not None:
             known = front.peek(name)
             if known is None:
-                return self._glanced(front, name, key)
+                return self._parse_at_hand(front, name, key)
             return known if type(known) is Entry else None
         record = None if self._quick_disk is None else self._quick_disk.at_hand(name)
         return None if record is None else self._checked.unpack_hit(name, record, key)
 
-    def _asked(
-        self, prompt: ServerTier, port: Port, name: str, key: str, since: int
-    ) -> Asked | None:
+    def _start_quick_lookup(
+        self, server: ServerTier, port: Port, name: str, key: str, since: int
+    ) -> PendingLookup | None:
         if self._front is None:
-            lookup = prompt.ask(port, name)
-            return None if lookup is None else Asked(self, port, name, lookup, None, since)
-        entry = self._front.peek(name) or self._glanced(self._front, name, key)
+            lookup = server.start_lookup(port, name)
+            return None if lookup is None else PendingLookup(self, port, name, lookup, None, since)
+        entry = self._front.peek(name) or self._parse_at_hand(self._front, name, key)
         if not isinstance(entry, Entry) or not entry.plain:
             return None
-        lookup = prompt.ask_states(port, entry.refs)
-        return None if lookup is None else Asked(self, port, name, lookup, entry, since)
+        lookup = server.start_reading(port, entry.refs)
+        return None if lookup is None else PendingLookup(self, port, name, lookup, entry, since)
 
-    def ask(self, port: Port, function: str, key: str) -> Asked | None:
-        """Begin to look a key up in the shared tier, for `lookup`; None: `lookup` asks it."""
-        return _sent(self._question(port, function, key))
+    def start_lookup(self, port: Port, function: str, key: str) -> PendingLookup | None:
+        """Start to look a key up in the shared tier; None: `lookup` has to ask."""
+        return _send(self._prepare_lookup(port, function, key))
 
-    def _question(
+    def _prepare_lookup(
         self,
         port: Port,
         function: str,
         key: str,
         refs: Sequence[Ref] = (),
         before: Sequence[State] | None = None,
-    ) -> Asked | None:
-        """A look-up of a key in the shared tier, not sent yet; None: `lookup` asks it."""
-        if self._askable is None or self.authorities.behind():
+    ) -> PendingLookup | None:
+        """Prepare a look-up of a key in the shared tier; None: `lookup` has to ask."""
+        if self._authority_server is None or self.authorities.has_missed_turns():
             return None
         name = self.name(function, key)
         if self._front is not None and self._front.peek(name) is not None:
             return None
-        lookup = self._askable.question(name, refs)
-        return None if lookup is None else Asked(self, port, name, lookup, before=before)
+        lookup = self._authority_server.prepare_lookup(name, refs)
+        return None if lookup is None else PendingLookup(self, port, name, lookup, before=before)
 
-    async def question(
+    async def prepare_lookup(
         self, port: Port, function: str, key: str, refs: Sequence[Ref]
-    ) -> Asked | None:
-        """A look-up, and the stamps of the computation that follows a miss, to be sent yet.
+    ) -> PendingLookup | None:
+        """Prepare a look-up that also reads the stamps of the computation that follows a miss.
 
         Args:
             refs: refs to be read in the same exchange, for `Authorities.begin`.
         """
         before = await self.authorities.before(port, refs)
-        return self._question(port, function, key, refs, before)
+        return self._prepare_lookup(port, function, key, refs, before)
 
-    async def ask_along(
+    async def lookup_with_stamps(
         self, port: Port, function: str, key: str, refs: Sequence[Ref]
-    ) -> Asked | None:
-        """As `question`, sent and settled."""
-        asked = _sent(await self.question(port, function, key, refs))
+    ) -> PendingLookup | None:
+        """As `prepare_lookup`, sent and awaited."""
+        asked = _send(await self.prepare_lookup(port, function, key, refs))
         if asked is not None:
             asked.lookup.answer = await port.settle(asked.lookup.answer)
         return asked
 
     async def get_ready(self, port: Port) -> None:
         """Prepare for many queries at once, also as the first use on an event loop."""
-        if self._askable is not None:
+        if self._authority_server is not None:
             with suppress(TierError):  # `lookup` meets the same error, and reports it
-                await self._askable.get_ready(port)
+                await self._authority_server.get_ready(port)
 
-    def settled(self, asked: Asked, key: str) -> Entry | None:
+    def finish_lookup(self, asked: PendingLookup, key: str) -> Entry | None:
         """Return the queried entry if it is valid and has no payload; None: use `lookup`."""
         entry = asked.entry
         try:
@@ -482,7 +484,7 @@ class Chain:
                 states = (
                     None
                     if entry is None
-                    else found.read(list(map(_part, entry.packed_generations)))
+                    else found.read(list(map(_group_part, entry.packed_generations)))
                 )
         except (TierError, EntryError):
             return None
@@ -490,7 +492,7 @@ class Chain:
             return None
         if broken(entry.texts, texts(states)):
             return None
-        if self.authorities.interrupted():  # it may have answered from an older state
+        if self.authorities.was_interrupted():  # it may have answered from an older state
             return None
         self._used(asked.port, asked.name, entry, there=asked.entry is None)
         return entry
@@ -503,9 +505,9 @@ class Chain:
         """
         if there and self._disk is not None:
             self._disk.was_read(port, name)
-        if entry is not None and entry.times.ttl < 0 and self._askable is not None:
+        if entry is not None and entry.times.ttl < 0 and self._authority_server is not None:
             old = age(entry.times, self.clock) or 0
-            self._askable.was_used(port, name, entry, old / SECOND)
+            self._authority_server.was_used(port, name, entry, old / SECOND)
 
     async def _payload(self, port: Port, name: str, entry: Entry) -> Source | None:
         size = seal.payload_size(entry.header.buffers)
@@ -589,9 +591,9 @@ class Chain:
                 facts["host"]["to"] = receivers(row[2] for row in rows)
         return facts
 
-    def when_sent(self, work: Work) -> bool:
+    def after_uploads(self, work: Work) -> bool:
         """Run `work` when the current uploads have ended; False if there is none."""
-        return self._transfers.when_sent(work)
+        return self._transfers.after_uploads(work)
 
     def close(self) -> None:
         """Close connections and descriptors."""
@@ -610,8 +612,8 @@ class Chain:
         events.emit(events.Event(kind, key=key, tier=tier, reason=reason, detail=detail))
 
 
-def _sent(asked: Asked | None) -> Asked | None:
-    """A question that has been sent; None: `lookup` asks it."""
+def _send(asked: PendingLookup | None) -> PendingLookup | None:
+    """Send a prepared look-up; None if that failed or needs a coroutine, so `lookup` has to ask."""
     try:
         return asked if asked is not None and asked.lookup.send(asked.port) else None
     except TierError:

@@ -13,7 +13,7 @@ from memo.records.seal import Entry
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.port import Port
 from memo.settings.secret_keys import Secret
-from memo.stores.protocols import Found, Kept, Source
+from memo.stores.protocols import Found, RecordToStore, Source
 from memo.validity import generations, stamps
 from memo.validity.stamps import Turn
 
@@ -47,7 +47,7 @@ def _check(provider: Any) -> None:
         fix = "is a Redis client: write memo.configure(redis_url=...) and no provider."
         raise OptionError("provider", provider, fix)
     if isinstance(provider, (str, bytes)):
-        fix = "is a text: write memo.configure(redis_url=...) and no provider."
+        fix = "is text: write memo.configure(redis_url=...) and no provider."
         raise OptionError("provider", provider, fix)
     methods = {name: getattr(provider, name, None) for name in _CALLS}
     missing = [n for n, m in methods.items() if not callable(m) and n not in _OPTIONAL]
@@ -68,7 +68,7 @@ def _check_method(provider: Any, name: str, method: Any) -> None:
     try:
         inspect.signature(method).bind(*_CALLS[name])
     except TypeError:
-        fix = f"its {name} does not take what it is called with: {_SHOWN[name]}."
+        fix = f"its {name} has other parameters than {_SHOWN[name]}."
         raise OptionError("provider", provider, fix) from None
     except ValueError:  # written in C: errors show when it is called
         pass
@@ -77,7 +77,7 @@ def _check_method(provider: Any, name: str, method: Any) -> None:
 _CLIENTS: Final = frozenset({"redis", "valkey", "fakeredis"})
 
 
-class Adapted:
+class CustomTier:
     """A user's `CacheProtocol` as a tier with generations.
 
     Each field of a generation group has its own key (`memo:g:<group>:<field>`), so that two
@@ -96,10 +96,10 @@ class Adapted:
         self.name = type(provider).__name__
         where = getattr(provider, "where", None)
         self.where = self.name if where is None else f"{self.name}@{where}"
-        self.generations = AdaptedGenerations(self)
+        self.generations = CustomGenerations(self)
         self._secrets: tuple[Secret, ...] = ()
 
-    async def call(self, port: Port, work: Any) -> Any:
+    async def await_store(self, port: Port, work: Any) -> Any:
         """Await a coroutine of the user's store; any error is a fault of the tier."""
         try:
             return await port.settle(work)
@@ -115,7 +115,7 @@ class Adapted:
 
         With `get_many` its generations and payload are read with it.
         """
-        record = await self.call(port, self.provider.get(name))
+        record = await self.await_store(port, self.provider.get(name))
         if record is None:
             return None
         record = self._bytes("get", record)
@@ -126,10 +126,10 @@ class Adapted:
             entry = seal.unpack(record, self._secrets, namespace, key)
         except EntryError:  # the chain meets the same error, and reports it
             return Found(record)
-        found: Found = await self.call(port, self._with_all(record, entry))
+        found: Found = await self.await_store(port, self._found_with_states(record, entry))
         return found
 
-    async def _with_all(self, record: bytes, entry: Entry) -> Found:
+    async def _found_with_states(self, record: bytes, entry: Entry) -> Found:
         generations = self.generations
         keys = generations.keys(entry.refs)
         payload = []
@@ -150,7 +150,7 @@ class Adapted:
         else:
             values = list(await get_many(keys))
             if len(values) != len(keys):
-                raise TierError(f"its get_many gave {len(values)} values for {len(keys)} keys")
+                raise TierError(f"its get_many returned {len(values)} values for {len(keys)} keys")
         verb = "get" if get_many is None else "get_many"
         pairs = zip(keys, values, strict=True)
         return {key: None if v is None else self._bytes(verb, v) for key, v in pairs}
@@ -166,11 +166,11 @@ class Adapted:
 
     def _bytes(self, verb: str, value: Any) -> bytes:
         if not isinstance(value, (bytes, bytearray, memoryview)):
-            raise TierError(f"{self.name}.{verb} gave {type(value).__name__} instead of bytes")
+            raise TierError(f"{self.name}.{verb} returned {type(value).__name__} instead of bytes")
         return bytes(value)
 
     async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
-        data = await self.call(port, self.provider.get(_payload_key(digest)))
+        data = await self.await_store(port, self.provider.get(_payload_key(digest)))
         return None if data is None or len(data) != size else Bytes(bytes(data))
 
     async def store(
@@ -182,26 +182,28 @@ class Adapted:
         lifetime: float | None,
     ) -> None:
         items = {} if payload is None else {_payload_key(payload.digest): aligned(payload)}
-        await self.call(port, self.write({**items, name: record}, lifetime))
+        await self.await_store(port, self.write({**items, name: record}, lifetime))
 
-    async def store_many(self, port: Port, records: Sequence[Kept]) -> None:
+    async def store_many(self, port: Port, records: Sequence[RecordToStore]) -> None:
         """See `memo.stores.protocols.StoresMany.store_many`.
 
         All get the longest of the lifetimes.
         """
         lives = [lifetime for _, _, lifetime in records if lifetime is not None]
         longest = max(lives) if len(lives) == len(records) else None
-        await self.call(port, self.write({name: record for name, record, _ in records}, longest))
+        await self.await_store(
+            port, self.write({name: record for name, record, _ in records}, longest)
+        )
 
     async def drop(self, port: Port, name: str) -> bool:
-        await self.call(port, self.provider.delete(name))
+        await self.await_store(port, self.provider.delete(name))
         return True
 
     async def clear(self, port: Port, prefix: str) -> int:
         clear = getattr(self.provider, "clear", None)
         if clear is None:
             raise TierError(f"{self.name} has no clear()")
-        await self.call(port, clear())
+        await self.await_store(port, clear())
         return 0
 
     async def health(self, port: Port) -> dict[str, Any]:
@@ -223,25 +225,25 @@ class Bytes:
         return memoryview(bytearray(self._data))
 
 
-class AdaptedGenerations:
+class CustomGenerations:
     """Generations over get and set; see `memo.stores.protocols.Generations`."""
 
-    def __init__(self, tier: Adapted) -> None:
+    def __init__(self, tier: CustomTier) -> None:
         self._tier = tier
 
     async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
-        states: list[State] = await self._tier.call(port, self._states(refs))
+        states: list[State] = await self._tier.await_store(port, self._states(refs))
         return states
 
     async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
-        states: list[State] = await self._tier.call(port, self._begin(refs))
+        states: list[State] = await self._tier.await_store(port, self._begin(refs))
         return states
 
     async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
-        await self._tier.call(port, self._turn(turns, note))
+        await self._tier.await_store(port, self._turn(turns, note))
 
     async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
-        values = await self._tier.call(port, self._tier.read(self.keys([ref])))
+        values = await self._tier.await_store(port, self._tier.read(self.keys([ref])))
         fields = self._fields(ref, values)
         fields.pop(stamps.SHAPES, None)
         return [(name, value[stamps.TOKEN :]) for name, value in fields.items()]
@@ -287,7 +289,7 @@ class AdaptedGenerations:
     async def _turn(self, turns: Sequence[Turn], note: str) -> None:
         values = {}
         for turn in turns:
-            for field, value in generations.turned_blindly(turn, note).items():
+            for field, value in generations.turned_without_table(turn, note).items():
                 values[_key(turn.group, field)] = value.encode()
         await self._tier.write(values, None)
 

@@ -344,7 +344,7 @@ class Memory:
         every = [one for one in self.entries() if one.name.startswith(tuple(prefixes))]
         return heapq.nlargest(most, every, key=lambda one: seal.finished_at(one.record))
 
-    async def heads(self, port: Port, prefix: str) -> dict[str, int]:
+    async def count_by_prefix(self, port: Port, prefix: str) -> dict[str, int]:
         """Count the names that begin with `prefix`, grouped by the part before the key."""
         with self._lock:
             names = [name for name in self._entries if name.startswith(prefix)]

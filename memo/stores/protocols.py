@@ -40,7 +40,7 @@ DISK = "disk"
 
 
 def title(tier: str) -> str:
-    """The name of a tier in a sentence."""
+    """Return the name of a tier for a sentence."""
     return "Redis" if tier == REDIS else tier
 
 
@@ -117,7 +117,7 @@ class SharesVerification(Protocol):
         ...
 
 
-Part = tuple[str, Any]
+GroupPart = tuple[str, Any]
 """A group, and the (name, digest) of each argument, or None for the whole group: as a `Ref`."""
 
 
@@ -137,7 +137,7 @@ class Found(NamedTuple):
     record: bytes
     source: Source | None = None
     states: tuple[State, ...] | None = None
-    read: Callable[[Sequence[Part]], tuple[State, ...] | None] | None = None
+    read: Callable[[Sequence[GroupPart]], tuple[State, ...] | None] | None = None
 
 
 class Listed(NamedTuple):
@@ -230,7 +230,7 @@ class Tier(Protocol):
 # --- what a tier can do besides ------------------------------------------------------------------
 
 
-Kept = tuple[str, bytes, float | None]
+RecordToStore = tuple[str, bytes, float | None]
 """A name, the record to store under it, and for how many seconds (None: without an end)."""
 
 
@@ -238,7 +238,7 @@ Kept = tuple[str, bytes, float | None]
 class StoresMany(Protocol):
     """A tier that stores many small records in one step."""
 
-    async def store_many(self, port: Port, records: Sequence[Kept]) -> None:
+    async def store_many(self, port: Port, records: Sequence[RecordToStore]) -> None:
         """As `Tier.store` for records without payloads; if it raises, some may have been stored."""
         ...
 
@@ -269,7 +269,7 @@ class Listable(Protocol):
         """Return the names that begin with `prefix`."""
         ...
 
-    async def heads(self, port: Port, prefix: str) -> dict[str, int]:
+    async def count_by_prefix(self, port: Port, prefix: str) -> dict[str, int]:
         """Count the names that begin with `prefix`, grouped by the part before the key."""
         ...
 
@@ -370,12 +370,12 @@ class ServerTier(Tier, Protocol):
         value_limit: bytes; larger payloads and records are refused.
         on_lost: called with missing groups before they count as lost; returns True if any of them
             has been given back.
-        tomb: seconds for which a group lives that an invalidation had to create.
+        tombstone_life: seconds for which a group lives that an invalidation had to create.
     """
 
     value_limit: int
     on_lost: Callable[[Port, Sequence[str]], Coroutine[Any, Any, bool]] | None
-    tomb: float
+    tombstone_life: float
 
     @property
     def generations(self) -> Generations:
@@ -383,7 +383,7 @@ class ServerTier(Tier, Protocol):
         ...
 
     @property
-    def client(self) -> Interruptible:
+    def client(self) -> ServerClient:
         """The client of the server."""
         ...
 
@@ -404,19 +404,19 @@ class ServerTier(Tier, Protocol):
         """Prepare for queries on an event loop.  Raises `TierError`."""
         ...
 
-    def ask(self, port: Port, name: str) -> Lookup | None:
+    def start_lookup(self, port: Port, name: str) -> Lookup | None:
         """Begin to look up a name; the answer is a `Found`, or None."""
         ...
 
-    def question(self, name: str, refs: Sequence[Ref]) -> Lookup | None:
-        """As `ask`, not sent yet: `Lookup.send` does that, or a lease is acquired with it.
+    def prepare_lookup(self, name: str, refs: Sequence[Ref]) -> Lookup | None:
+        """As `start_lookup`, not sent yet: `Lookup.send` does that, or a lease is acquired with it.
 
         Args:
-            refs: are read along, for `begun`.
+            refs: are read along, for `stamp_states`.
         """
         ...
 
-    def begun(self, lookup: Lookup) -> list[State] | None:
+    def stamp_states(self, lookup: Lookup) -> list[State] | None:
         """Return the states of refs read with a query; None: `Generations.begin` has to read them.
 
         Raises:
@@ -424,7 +424,7 @@ class ServerTier(Tier, Protocol):
         """
         ...
 
-    def ask_states(self, port: Port, refs: Sequence[Ref]) -> Lookup | None:
+    def start_reading(self, port: Port, refs: Sequence[Ref]) -> Lookup | None:
         """Begin to read refs: the answer is a tuple of states, or None if `states` is needed."""
         ...
 
@@ -438,7 +438,7 @@ class ServerTier(Tier, Protocol):
         """For each of some names, return True if it is stored here.  Raises `TierError`."""
         ...
 
-    async def listed(
+    async def search(
         self, port: Port, prefix: str, until: float, most: int | None = None
     ) -> tuple[list[tuple[str, bytes]], bool]:
         """Search for entries whose names begin with `prefix`.
@@ -493,7 +493,7 @@ class ServerTier(Tier, Protocol):
         """Write the groups that are missing, each a mapping of field to value."""
         ...
 
-    async def giving_back(self, port: Port, host: str) -> None:
+    async def record_restoring(self, port: Port, host: str) -> None:
         """Record that a host restores groups since it is alone; `""`: no host does any more."""
         ...
 
@@ -505,14 +505,14 @@ class Lookup(Protocol):
     """A look-up in a tier.
 
     Attributes:
-        answer: what `Port.settle` turns into the tier's answer; the caller of `settle` puts it
-            back.  None if the query was not sent.
+        answer: the answer to come, for `Port.settle`, whose result the caller stores here again.
+            None if the query was not sent.
     """
 
     answer: Any
 
     def send(self, port: Port) -> bool:
-        """Begin to ask the tier, by a plain function; False if that needs a coroutine."""
+        """Send the query; False if that needs a coroutine."""
         ...
 
     def found(self) -> Any:
@@ -524,7 +524,7 @@ class Lookup(Protocol):
         ...
 
 
-class Asked(NamedTuple):
+class PendingLookup(NamedTuple):
     """A query to the shared tier that is under way.
 
     Attributes:
@@ -603,7 +603,7 @@ class Listener(Protocol):
         ...
 
 
-class Interruptible(Protocol):
+class ServerClient(Protocol):
     """A client of a server that may restart.
 
     Attributes:
@@ -629,7 +629,7 @@ class Census(NamedTuple):
     epoch: str
     made: float
     others: int
-    given_back: bool
+    was_restored: bool
     times: int | None
     now: float
 
@@ -686,7 +686,7 @@ class Journal(Protocol):
         """As `overdue`, in this thread.
 
         Args:
-            at_once: True, too, where it takes longer than a moment to tell.
+            at_once: return True instead of opening the file.
         """
         ...
 

@@ -30,10 +30,10 @@ class Findings:
     """The findings of hosts that share a tier.
 
     Args:
-        tier: that the hosts share; None: nothing is shared.
+        tier: the tier that the hosts share; None: nothing is shared.
         namespace: part of what is sealed.
-        secrets: the reader's, the first of them the writer's too.
-        fault: tells of a fault: the name of the tier, and the error.
+        secrets: they authenticate findings; the first one seals new ones.
+        fault: reports a fault of the tier: its name, error.
     """
 
     def __init__(

@@ -9,8 +9,9 @@ Rules of this module:
 3.  Big transfers emit one event at their beginning and one at their end.
 4.  The queue holds names.  When the turn of a name comes, the entry that is then on this host's
     disk under that name is sent.  So waiting uploads take no memory, and the newest entry is sent.
-5.  At most `WORKERS` uploads run at once, never two of one name.  If `WAITING` bytes are queued,
-    the next upload is refused and the caller sends it itself, so no caller outruns the network.
+5.  At most `WORKERS` uploads run at once, never two of one name.  If `MOST_QUEUED` bytes are
+    queued, the next upload is refused and the caller sends it itself, so no caller outruns the
+    network.
 6.  An upload always ends exactly once.  Actions that wait for it, such as releasing the lease under
     which the entry was computed, run then.
 """
@@ -38,9 +39,9 @@ BIG = 1 << 20
 """Entries of at least this many bytes are sent in the background: 1 MiB takes 10 ms at 1 Gbit/s."""
 WORKERS = 2
 """Number of concurrent uploads."""
-WAITING = 512 << 20
+MOST_QUEUED = 512 << 20
 """Most queued bytes: 5 s at 1 Gbit/s, which is well below the `lock_timeout` of waiting callers."""
-PATIENCE = 30.0
+JOIN_PATIENCE = 30.0
 """Seconds after which a look-up that waits for another one's download starts its own."""
 
 
@@ -49,11 +50,11 @@ class Transfers:
 
     Args:
         tiers: of the chain.
-        keeps: whether every tier is written to.
-        searches: whether the next tier is asked when one has nothing.
+        keeps: every tier is written to.
+        searches: the next tier is asked when one has nothing.
         opened: the entry in a record found under a name; raises `EntryError`.
         remaining: seconds that an entry has still to live; None: no end.
-        fault: tells of a tier's fault: tier, error, key.
+        fault: reports a fault of a tier: name of the tier, error, key.
 
     Attributes:
         uploads: entries on their way to the shared tier.
@@ -70,19 +71,21 @@ class Transfers:
         fault: Callable[[str, TierError, str], None],
     ) -> None:
         self.local = next((t for t in tiers if not t.shared and t.name != MEMORY), None)
-        self._far = next((t for t in tiers if isinstance(t, ServerTier)), None)
-        self._keeps = keeps
+        self._server = next((t for t in tiers if isinstance(t, ServerTier)), None)
+        self._writes_everywhere = keeps
         self._later = keeps and searches and self.local is not None
         self._opened = opened
         self._remaining = remaining
         self._fault = fault
         self.uploads = Uploads(self._send)
-        self._arrivals: dict[bytes, list[Waiter]] = {}
+        self._downloads: dict[bytes, list[Waiter]] = {}
         self._lock = threading.Lock()
 
     # --- to a shared tier ------------------------------------------------------------------------
 
-    def later(self, tier: Tier, name: str, record: int, payload: Payload | None = None) -> bool:
+    def can_upload_later(
+        self, tier: Tier, name: str, record: int, payload: Payload | None = None
+    ) -> bool:
         """True if an entry can go to a tier in the background, because this host's disk has it.
 
         Args:
@@ -91,14 +94,14 @@ class Transfers:
             record: bytes of its record.
             payload: its payload.
         """
-        far = self._far if self._later else None
-        if far is None or tier is not far or record > far.value_limit:
+        server = self._server if self._later else None
+        if server is None or tier is not server or record > server.value_limit:
             return False
-        moved = payload.size if payload is not None and far.takes(payload.size) else 0
+        moved = payload.size if payload is not None and server.takes(payload.size) else 0
         return record + moved > BIG or self.uploads.get(name) is not None
 
-    def _as_far(self, tier: Tier) -> ServerTier | None:
-        return self._far if self._far is tier else None
+    def _as_server(self, tier: Tier) -> ServerTier | None:
+        return self._server if self._server is tier else None
 
     def begin(self, port: Port, name: str, size: int) -> bool:
         """Queue the upload of a name from this host's disk.
@@ -107,14 +110,14 @@ class Transfers:
         """
         return self.uploads.add(port, name, size) is not None
 
-    def when_sent(self, work: Work) -> bool:
+    def after_uploads(self, work: Work) -> bool:
         """Run `work` when the last queued upload ends; False if there is none."""
         return any(upload.then(work) for upload in self.uploads.all())
 
     async def _send(self, port: Port, name: str) -> None:
-        far = self._far
+        server = self._server
         assert self.local is not None
-        assert far is not None
+        assert server is not None
         begun = time.perf_counter()
         entry: Entry | None = None
         detail = "it is not on this host's disk any more"
@@ -122,14 +125,14 @@ class Transfers:
             found = await self.local.lookup(port, name)
             if found is not None:
                 entry = self._opened(name, found.record)
-                _tell(events.UPLOAD_STARTED, entry, far.name)
+                _emit(events.UPLOAD_STARTED, entry, server.name)
                 lifetime = self._remaining(entry.header.times)
-                await far.store(port, name, found.record, _mapped(found, entry), lifetime)
-                _tell(events.UPLOADED, entry, far.name, begun)
+                await server.store(port, name, found.record, _mapped(found, entry), lifetime)
+                _emit(events.UPLOADED, entry, server.name, begun)
                 return
         except (TierError, EntryError) as error:
             detail = str(error)
-        _tell(events.UPLOAD_FAILED, entry, far.name, begun, detail)
+        _emit(events.UPLOAD_FAILED, entry, server.name, begun, detail)
 
     # --- from a shared tier ----------------------------------------------------------------------
 
@@ -140,10 +143,10 @@ class Transfers:
             TierError: the tier could not read it.
         """
         size = seal.payload_size(entry.header.buffers)
-        if self._as_far(tier) is None or size <= BIG:
+        if self._as_server(tier) is None or size <= BIG:
             return await self._source(port, tier, name, entry)
         begun = time.perf_counter()
-        _tell(events.FETCH_STARTED, entry, tier.name)
+        _emit(events.FETCH_STARTED, entry, tier.name)
         kind, detail = events.FETCH_FAILED, "it is not there any more"
         try:
             source = await self._source(port, tier, name, entry)
@@ -153,20 +156,20 @@ class Transfers:
             detail = str(error)
             raise
         finally:
-            _tell(kind, entry, tier.name, begun, detail)
+            _emit(kind, entry, tier.name, begun, detail)
         return source
 
     async def _source(self, port: Port, tier: Tier, name: str, entry: Entry) -> Source | None:
-        far = self._as_far(tier)
-        if far is not None and self._keeps and isinstance(self.local, LocalTier):
-            source = await self._received(port, far, name, entry)
+        server = self._as_server(tier)
+        if server is not None and self._writes_everywhere and isinstance(self.local, LocalTier):
+            source = await self._download(port, server, name, entry)
             if source is not None:
                 return source
         table = entry.header.buffers
         return await tier.payload(port, seal.payload_digest(table), seal.payload_size(table))
 
-    async def _received(
-        self, port: Port, far: ServerTier, name: str, entry: Entry
+    async def _download(
+        self, port: Port, server: ServerTier, name: str, entry: Entry
     ) -> Source | None:
         """Download a payload to this host's disk, and return its source.
 
@@ -176,12 +179,12 @@ class Transfers:
         assert isinstance(local, LocalTier)
         digest = seal.payload_digest(entry.header.buffers)
         size = seal.payload_size(entry.header.buffers)
-        arriving = IncomingPayload(entry.header.buffers, lambda sink: far.fetch(digest, sink))
+        arriving = IncomingPayload(entry.header.buffers, lambda sink: server.fetch(digest, sink))
         lifetime = self._remaining(entry.header.times)
-        waiter = self._join(port, digest)
+        waiter = self._join_download(port, digest)
         try:
             if waiter is not None:
-                await port.wait(waiter, PATIENCE)
+                await port.wait(waiter, JOIN_PATIENCE)
                 if source := await local.payload(port, digest, size):
                     return source
             return await local.receive(port, name, entry.record, arriving, lifetime)
@@ -192,22 +195,22 @@ class Transfers:
             return None
         finally:
             if waiter is None:
-                self._leave(digest)
+                self._end_download(digest)
 
-    def _join(self, port: Port, digest: bytes) -> Waiter | None:
+    def _join_download(self, port: Port, digest: bytes) -> Waiter | None:
         """Return a waiter for a download under way; None if there is none."""
         with self._lock:
-            waiting = self._arrivals.get(digest)
+            waiting = self._downloads.get(digest)
             if waiting is None:
-                self._arrivals[digest] = []
+                self._downloads[digest] = []
                 return None
             waiter = port.waiter()
             waiting.append(waiter)
             return waiter
 
-    def _leave(self, digest: bytes) -> None:
+    def _end_download(self, digest: bytes) -> None:
         with self._lock:
-            waiting = self._arrivals.pop(digest, [])
+            waiting = self._downloads.pop(digest, [])
         for waiter in waiting:
             waiter.set()
 
@@ -222,7 +225,7 @@ def _mapped(found: Found, entry: Entry) -> Payload | None:
     return outgoing(found.source.open(seal.payload_size(table)), table)
 
 
-def _tell(kind: str, entry: Entry | None, tier: str, begun: float = 0.0, detail: str = "") -> None:
+def _emit(kind: str, entry: Entry | None, tier: str, begun: float = 0.0, detail: str = "") -> None:
     function, key, size = "", "", 0
     if entry is not None:
         function, key, size = entry.header.function, entry.header.key, entry.size
@@ -237,12 +240,12 @@ def _tell(kind: str, entry: Entry | None, tier: str, begun: float = 0.0, detail:
 class Upload:
     """The upload of one entry, queued or under way."""
 
-    __slots__ = ("_after", "_lock", "name", "over", "size")
+    __slots__ = ("_after", "_lock", "ended", "name", "size")
 
     def __init__(self, name: str, size: int) -> None:
         self.name = name
         self.size = size
-        self.over = False
+        self.ended = False
         self._after: list[Work] = []
         self._lock = threading.Lock()
 
@@ -252,19 +255,19 @@ class Upload:
         False, without running it, if it has ended already.
         """
         with self._lock:
-            if not self.over:
+            if not self.ended:
                 self._after.append(work)
-            return not self.over
+            return not self.ended
 
     async def end(self, port: Port) -> None:
         """Mark the upload as ended, and run the actions that wait for it."""
         with self._lock:
-            self.over = True
+            self.ended = True
         for work in self._after:
             try:
                 await work(port)
             except Exception as error:  # the other actions still have to run
-                _complain(error)
+                _report_fault(error)
 
 
 class Uploads:
@@ -301,7 +304,7 @@ class Uploads:
         with self._lock:
             if name in self._waiting:
                 return self._waiting[name]
-            if self._waiting and name not in self._running and self._bytes + size > WAITING:
+            if self._waiting and name not in self._running and self._bytes + size > MOST_QUEUED:
                 return None
             upload = self._waiting[name] = Upload(name, size)
             self._bytes += size
@@ -328,13 +331,13 @@ class Uploads:
             try:
                 await self._send(port, upload.name)
             except Exception as error:
-                _complain(error)
+                _report_fault(error)
             finally:
                 with self._lock:
                     self._running.pop(upload.name, None)
                 await upload.end(port)
 
 
-def _complain(error: Exception) -> None:
+def _report_fault(error: Exception) -> None:
     detail = f"upload: {type(error).__name__}"
     events.emit(events.Event(events.ERROR, reason="background", detail=detail))

@@ -79,7 +79,7 @@ class Writer:
         size = len(record) + (payload.size if payload else 0)
         stored, later = [], []
         for tier in self._tiers:
-            if self._transfers.later(tier, name, len(record), payload):
+            if self._transfers.can_upload_later(tier, name, len(record), payload):
                 later.append(tier)
                 continue
             if await self._put(port, tier, name, record, payload, lifetime):
@@ -112,7 +112,10 @@ class Writer:
         return (
             item.payload is None
             and len(item.record) <= SMALL
-            and not any(self._transfers.later(t, item.name, len(item.record)) for t in self._tiers)
+            and not any(
+                self._transfers.can_upload_later(t, item.name, len(item.record))
+                for t in self._tiers
+            )
         )
 
     async def _store_some(self, port: Port, items: Sequence[Item]) -> tuple[str, ...]:
@@ -183,7 +186,7 @@ class Writer:
         above = [tier for tier in self._tiers[:place] if not entry.buffers]
         slow = [tier for tier in above if tier.name != MEMORY]
         for tier in above:
-            if self._transfers.later(tier, name, len(entry.record)):
+            if self._transfers.can_upload_later(tier, name, len(entry.record)):
                 slow.remove(tier)
                 if self._transfers.uploads.get(name) is None:
                     self._transfers.begin(port, name, len(entry.record))

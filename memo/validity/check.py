@@ -32,7 +32,7 @@ from memo.runtime.reasons import (
 from memo.settings.durations import seconds
 from memo.settings.options import INHERIT, Policy
 from memo.validity import dependencies
-from memo.validity.results import unproven
+from memo.validity.results import split_reasons
 from memo.validity.stamps import expired_at
 
 FRESH = "fresh"
@@ -93,7 +93,7 @@ class Expired(str):
         return reason
 
 
-class Unproven(str):
+class Unconfirmed(str):
     """The reason for an entry that is in doubt only because of results that can be asked for again.
 
     Attributes:
@@ -104,7 +104,7 @@ class Unproven(str):
     at: int | None
 
     @classmethod
-    def since(cls, reason: str, at: int | None) -> Unproven:
+    def since(cls, reason: str, at: int | None) -> Unconfirmed:
         made = cls(reason)
         made.at = at
         return made
@@ -112,12 +112,12 @@ class Unproven(str):
 
 def expiry(reason: str) -> int | None:
     """Return when an entry was expired, if that is the only reason against it; else None."""
-    return reason.at if isinstance(reason, (Expired, Unproven)) else None
+    return reason.at if isinstance(reason, (Expired, Unconfirmed)) else None
 
 
 def may_answer(reason: str) -> bool:
     """True if a policy may let an entry answer in spite of a reason."""
-    return reason == SOURCE_UNREACHABLE or isinstance(reason, (Expired, Unproven))
+    return reason == SOURCE_UNREACHABLE or isinstance(reason, (Expired, Unconfirmed))
 
 
 def broken(recorded: list[str], present: list[str]) -> str:
@@ -158,24 +158,24 @@ async def why_invalid(port: Port, stamps: Sequence[Stamp], states: Sequence[Stat
         states: the present states of the generations among them, in the same order.
 
     Returns:
-        One of the reasons; an `Expired` or an `Unproven` if that is the only one.
+        One of the reasons; an `Expired` or an `Unconfirmed` if that is the only one.
     """
     recorded = [stamp.state.text for stamp in stamps if type(stamp) is Generation]
     if len(recorded) == len(stamps):
         return broken(recorded, texts(states))
     if type(stamps[-1]) is Result:
         found = await reasons(port, stamps, states)
-        return _weighed(stamps, found) if any(found) else ""
+        return _combined(stamps, found) if any(found) else ""
     reason = broken(recorded, texts(states))
     if reason and not isinstance(reason, Expired):
         return reason
     others = [stamp for stamp in stamps if type(stamp) is not Generation]
     for stamp in others:
-        if not dependencies.is_far(stamp):
+        if not dependencies.is_remote(stamp):
             [other] = await dependencies.check(port, [stamp])
             if other:
                 return other
-    found = await dependencies.check(port, list(filter(dependencies.is_far, others)))
+    found = await dependencies.check(port, list(filter(dependencies.is_remote, others)))
     whys = sorted(filter(None, found), key=lambda why: why == SOURCE_UNREACHABLE)
     return whys[0] if whys else reason
 
@@ -194,16 +194,16 @@ async def reasons(port: Port, stamps: Sequence[Stamp], states: Sequence[State]) 
     return found
 
 
-def _weighed(stamps: Sequence[Stamp], reasons: Sequence[str]) -> str:
+def _combined(stamps: Sequence[Stamp], reasons: Sequence[str]) -> str:
     """Combine the reasons of single stamps into one for the entry."""
-    absolute, beneath = unproven(stamps, reasons)
+    absolute, beneath = split_reasons(stamps, reasons)
     hard_ones = [why for why in (*absolute, *beneath) if not isinstance(why, Expired)]
     hard = min(hard_ones, key=lambda why: why == SOURCE_UNREACHABLE, default="")
     times = [why.at for why in (*absolute, *beneath) if isinstance(why, Expired)]
     if absolute:
         return hard or Expired.since(min(times))
     if beneath:
-        return Unproven.since(hard or EXPIRED, None if hard else min(times))
+        return Unconfirmed.since(hard or EXPIRED, None if hard else min(times))
     return ""
 
 
@@ -372,7 +372,7 @@ def judged(judge: Judge, times: Times, reason: str, *, raised: bool) -> Verdict:
     """
     expired = expiry(reason)
     verdict = judge(times, expired, raised, reason == SOURCE_UNREACHABLE)
-    if not isinstance(reason, Unproven) or (verdict.kind != MISS and expired is not None):
+    if not isinstance(reason, Unconfirmed) or (verdict.kind != MISS and expired is not None):
         return verdict  # an expired entry may be served while its results are asked for
     by_age = judge(times, None, raised)
     within = by_age.kind != MISS and by_age.reason != EXPIRED

@@ -127,7 +127,7 @@ def file_stamps(paths: Sequence[tuple[str, bool]], every: float) -> list[FileSta
         every: seconds for which the state of a URL is reused without asking again.
     """
     urls = [one for one in paths if is_url(one[0])]
-    far = _far_facts(urls) if urls else {}
+    far = _remote_facts(urls) if urls else {}
     stamps: list[FileStamp] = []
     for path, by_content in paths:
         if (path, by_content) in far:
@@ -137,7 +137,7 @@ def file_stamps(paths: Sequence[tuple[str, bool]], every: float) -> list[FileSta
     return stamps
 
 
-def _far_facts(urls: list[remote.Asked]) -> dict[remote.Asked, str]:
+def _remote_facts(urls: list[remote.UrlQuery]) -> dict[remote.UrlQuery, str]:
     """Return the facts of URLs, queried concurrently."""
     from memo.validity import remote
 
@@ -290,7 +290,7 @@ class Dependencies:
         elif isinstance(one, (str, os.PathLike)) and os.fspath(one):
             self._add_file(File(one))
         elif callable(one) and not isinstance(one, type):
-            self._takes.append(self._taken_by(one))
+            self._takes.append(self._declared_arguments(one))
             self.calls.append(one)
         else:
             raise OptionError(
@@ -313,7 +313,7 @@ class Dependencies:
                 )
         self.files.append(file)
 
-    def _taken_by(self, one: Callable[..., Any]) -> tuple[str, ...] | None:
+    def _declared_arguments(self, one: Callable[..., Any]) -> tuple[str, ...] | None:
         """Return the names of the arguments that a callable declares.
 
         None if it takes all of them.
@@ -419,7 +419,7 @@ def _keyable(answer: Any) -> Any:
     return (answer.path, answer.by_content) if isinstance(answer, File) else answer
 
 
-def is_far(stamp: Stamp) -> bool:
+def is_remote(stamp: Stamp) -> bool:
     """True if a server has to be asked about a stamp."""
     return isinstance(stamp, FileStamp) and is_url(stamp.path)
 
@@ -433,18 +433,18 @@ async def check(port: Port, stamps: Sequence[Stamp]) -> list[str]:
     return [await _why(port, stamp, now) for stamp in stamps]
 
 
-async def _present(port: Port, stamps: Iterable[FileStamp]) -> dict[remote.Asked, str | None]:
+async def _present(port: Port, stamps: Iterable[FileStamp]) -> dict[remote.UrlQuery, str | None]:
     """Return the present facts of the URLs among some stamps; None if they are unknown."""
-    far = list(filter(is_far, stamps))
+    far = list(filter(is_remote, stamps))
     if not far:
         return {}
     from memo.validity import remote
 
-    now: dict[remote.Asked, str | None] = {}
-    todo: list[remote.Asked] = []
+    now: dict[remote.UrlQuery, str | None] = {}
+    todo: list[remote.UrlQuery] = []
     for stamp in far:
         one = stamp.path, stamp.by_content
-        known = remote.believed(stamp)
+        known = remote.recent_facts(stamp)
         if known is None:
             todo.append(one)
         else:
@@ -452,9 +452,9 @@ async def _present(port: Port, stamps: Iterable[FileStamp]) -> dict[remote.Asked
     return {**now, **await port.offload(remote.all_facts, todo)} if todo else now
 
 
-async def _why(port: Port, stamp: Stamp, now: Mapping[remote.Asked, str | None]) -> str:
+async def _why(port: Port, stamp: Stamp, now: Mapping[remote.UrlQuery, str | None]) -> str:
     if isinstance(stamp, FileStamp):
-        if not is_far(stamp):
+        if not is_remote(stamp):
             return "" if _file_holds(stamp) else FILE_CHANGED
         facts = now[stamp.path, stamp.by_content]
         if facts is None:
@@ -495,7 +495,7 @@ def _placeholders(path: str) -> list[str]:
     try:
         fields = [field for _, field, _, _ in Formatter().parse(path) if field is not None]
     except ValueError:
-        raise OptionError("depends_on", path, "has a brace without its other half.") from None
+        raise OptionError("depends_on", path, "has an unmatched brace.") from None
     return [re.split(r"[.\[]", field, maxsplit=1)[0] for field in fields]
 
 

@@ -65,7 +65,7 @@ def turned_all(fields: Mapping[str, str], turns: Sequence[Turn], note: str) -> C
     return Change({**write, LAST: stamps.token() + note, SHAPES: "|".join(shapes)})
 
 
-def turned_blindly(turn: Turn, note: str) -> dict[str, str]:
+def turned_without_table(turn: Turn, note: str) -> dict[str, str]:
     """Return what one invalidation writes in a store that has fields but no table of them.
 
     Such a store cannot have a list of shapes, so an invalidation that `readable` does not cover

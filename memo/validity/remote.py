@@ -34,7 +34,7 @@ SLOW = 1.0
 again for as long as the query took."""
 AT_ONCE = 16
 """Most URLs that are queried concurrently, in the whole process."""
-BELIEVED = 4096
+MOST_REMEMBERED = 4096
 """Most URLs whose latest facts are remembered."""
 _WEB = ("http", "https")
 _READ = 1 << 20
@@ -68,7 +68,7 @@ def check_url(path: str) -> None:
         raise OptionError("depends_on", path, f"fsspec knows no scheme {scheme}://.")
 
 
-Asked = tuple[str, bool]
+UrlQuery = tuple[str, bool]
 """A URL, and True if its content is compared."""
 
 
@@ -77,19 +77,19 @@ def unknown() -> str:
     return f"unknown at {time.time_ns()}"
 
 
-def all_facts(wanted: Iterable[Asked]) -> dict[Asked, str | None]:
+def all_facts(wanted: Iterable[UrlQuery]) -> dict[UrlQuery, str | None]:
     """As `facts_or_none` for several URLs, with up to `AT_ONCE` queries at the same time."""
     todo = list(dict.fromkeys(wanted))
-    found: dict[Asked, str | None] = {}
+    found: dict[UrlQuery, str | None] = {}
     answered = threading.Semaphore(0)
 
-    def ask(one: Asked) -> None:
+    def ask(one: UrlQuery) -> None:
         try:
             found[one] = facts_or_none(*one)
         finally:
             answered.release()
 
-    def job(one: Asked) -> Callable[[], None]:
+    def job(one: UrlQuery) -> Callable[[], None]:
         context = contextvars.copy_context()
         return lambda: context.run(ask, one)
 
@@ -108,29 +108,29 @@ def facts_or_none(url: str, by_content: bool) -> str | None:
     try:
         found = _facts(url, by_content)
     except UnreachableError as error:
-        _rest(url, by_content, time.monotonic() - begun, str(error))
-        told = f"{named(url)}: {error}"
-        events.emit(events.Event(events.ERROR, reason=SOURCE_UNREACHABLE, detail=told))
+        _pause_source(url, by_content, time.monotonic() - begun, str(error))
+        detail = f"{named(url)}: {error}"
+        events.emit(events.Event(events.ERROR, reason=SOURCE_UNREACHABLE, detail=detail))
         return None
     with _lock:
         _known.pop((url, by_content), None)
         _known[url, by_content] = (time.monotonic(), found)
-        if len(_known) > BELIEVED:
+        if len(_known) > MOST_REMEMBERED:
             del _known[next(iter(_known))]
     return found
 
 
-def _rest(url: str, by_content: bool, waited: float, why: str) -> None:
-    """Do not ask a silent source again soon, as one call may check several tiers."""
+def _pause_source(url: str, by_content: bool, waited: float, why: str) -> None:
+    """Pause queries to a source that kept a caller waiting: one call may check several tiers."""
     if waited < SLOW:
         return
     with _lock:
         _silent[url, by_content] = (time.monotonic() + waited, why)
-        if len(_silent) > BELIEVED:
+        if len(_silent) > MOST_REMEMBERED:
             del _silent[next(iter(_silent))]
 
 
-def believed(stamp: File) -> str | None:
+def recent_facts(stamp: File) -> str | None:
     """Return the last known state of a source if it is not older than `check_every`; else None."""
     known = _known.get((stamp.path, stamp.by_content)) if stamp.every else None
     if known is None or time.monotonic() - known[0] >= stamp.every:
@@ -162,13 +162,13 @@ def _facts(url: str, by_content: bool) -> str:
 
 def _of_page(url: str, by_content: bool) -> str:
     if not by_content:
-        told = _told_by_header(url)
-        if told:
-            return told
+        version = _version_in_headers(url)
+        if version:
+            return version
     return _content_of_page(url)
 
 
-def _told_by_header(url: str) -> str:
+def _version_in_headers(url: str) -> str:
     """Identify the version by ETag, else by Last-Modified and length.
 
     `""` if the server sends neither.
@@ -269,8 +269,8 @@ def _content(files: Any, path: str) -> str:
     return f"content:{digest.hexdigest()}"
 
 
-def _all(names: Iterable[str], told: Any) -> str:
-    lines = [f"{name}\0{told(name)}\n" for name in names]
+def _all(names: Iterable[str], version: Any) -> str:
+    lines = [f"{name}\0{version(name)}\n" for name in names]
     if len(lines) <= 1:
         return lines[0].rstrip("\n").partition("\0")[2] if lines else MISSING
     return blake2b("".join(lines).encode(), digest_size=20).hexdigest()

@@ -102,7 +102,7 @@ def _moved(stamp: Stamp, moved: Mapping[int, int]) -> Stamp:
     return stamp._replace(beneath=tuple(moved[at] for at in stamp.beneath))
 
 
-def unproven(known: Sequence[Stamp], reasons: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_reasons(known: Sequence[Stamp], reasons: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split the reasons of an entry's stamps into those of absolute stamps and those of results.
 
     Args:

@@ -130,13 +130,15 @@ def expired_at(before: str, now: str) -> int | None:
     if SOFT not in now:  # tokens, digests and argument names cannot contain it
         return None
     old, new = before.split("|"), now.split("|")
-    if [part for part in old if not _softly(part)] != [part for part in new if not _softly(part)]:
+    if [part for part in old if not _is_soft_field(part)] != [
+        part for part in new if not _is_soft_field(part)
+    ]:
         return None
     later = set(new).difference(old)
     return max((_made_at(part[-TOKEN:]) for part in later), default=None)
 
 
-def _softly(part: str) -> bool:
+def _is_soft_field(part: str) -> bool:
     """True if a part of a state's text is the field of a soft turn."""
     names, equals, _ = part.partition("=")
     return bool(equals) and names.split(",")[-1] == SOFT

@@ -12,7 +12,7 @@ from providers import InADict, InADictAtOnce
 from waiting import until
 
 from memo.records.codec import payload
-from memo.stores.custom import Adapted
+from memo.stores.custom import CustomTier
 from memo.stores.disk.disk_tier import Disk
 from memo.stores.disk.host_state import Host
 from memo.stores.memory import Memory
@@ -37,7 +37,7 @@ def tier(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
         yield redis
         redis.close()
     else:
-        yield Adapted(InADict() if request.param == "adapted" else InADictAtOnce())
+        yield CustomTier(InADict() if request.param == "adapted" else InADictAtOnce())
 
 
 @pytest.fixture(params=RUNNERS)
@@ -96,7 +96,7 @@ def test_lifetime(tier: Any, run: Any) -> None:
     """A record with a lifetime is there before, and a tier that keeps time has lost it after."""
     run(lambda port: tier.store(port, NAME, b"r", None, 60))
     assert run(lambda port: tier.lookup(port, NAME)).record == b"r"
-    if isinstance(tier, Adapted):
+    if isinstance(tier, CustomTier):
         return  # a user's store need not keep time: the entry itself does
     run(lambda port: tier.store(port, NAME, b"r", None, 0.15))
     until(lambda: run(lambda port: tier.lookup(port, NAME)) is None)

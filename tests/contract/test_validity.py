@@ -19,7 +19,7 @@ from memo.runtime.reasons import (
     GENERATION_LOST,
     INVALIDATED,
 )
-from memo.stores.custom import Adapted
+from memo.stores.custom import CustomTier
 from memo.stores.disk.host_state import Host
 from memo.stores.memory import Memory
 from memo.stores.redis.redis_tier import Redis
@@ -129,7 +129,7 @@ def _redis(directory: Path, server: RedisServer) -> Iterator[Any]:
 
 @contextmanager
 def _custom(directory: Path, server: RedisServer) -> Iterator[Any]:
-    yield Adapted(Provider()).generations
+    yield CustomTier(Provider()).generations
 
 
 KEEPERS = {

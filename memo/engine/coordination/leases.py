@@ -33,7 +33,7 @@ from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port, Waiter, waiting_for_locks
 from memo.settings.options import Policy
 from memo.stores.chain import Chain
-from memo.stores.protocols import LEASE, Asked, Leases, Lock
+from memo.stores.protocols import LEASE, Leases, Lock, PendingLookup
 from memo.stores.transfers import Upload
 
 LOOK_AGAIN = 0.5
@@ -82,7 +82,7 @@ def _number(text: str) -> float | None:
         return None
 
 
-Question = Callable[[], Coroutine[Any, Any, Asked | None]]
+Question = Callable[[], Coroutine[Any, Any, PendingLookup | None]]
 """Makes a question, not sent yet; None: it cannot be asked that way."""
 
 
@@ -123,7 +123,7 @@ class Lease:
         self._announced: str | None = None
         self._look_at = 0.0
         self._expected = expected
-        self.asked: Asked | None = None
+        self.asked: PendingLookup | None = None
         self.holder = self.text = holder
         self.acquired = False
         self.waited = 0.0

@@ -66,7 +66,7 @@ from memo.runtime import events, reasons
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port, Waiter, sharing_round_trips
 from memo.stores.chain import Answer
-from memo.stores.protocols import Asked
+from memo.stores.protocols import PendingLookup
 from memo.validity.check import MISS, Verdict
 
 _PLAIN = (list, tuple, set, frozenset)
@@ -296,7 +296,7 @@ class ElementCall:
     def __init__(self, at: int, job: Job) -> None:
         self.at = at
         self.job = job
-        self.asked: Asked | None = None
+        self.asked: PendingLookup | None = None
         self.since = 0
         self.missed = False
         self.found = Answer(Verdict(MISS, reasons.ABSENT))
@@ -500,8 +500,8 @@ async def _answered_at_once(port: Port, made: Batch) -> list[ElementCall]:
             if type(value) is Part:
                 made.parts[element.text] = value
                 continue
-            asked = value if type(value) is Asked else None
-            element.asked = asked or chain.ask(port, function.id, element.text)
+            asked = value if type(value) is PendingLookup else None
+            element.asked = asked or chain.start_lookup(port, function.id, element.text)
             left.append((element, asked, begun))
     pending = []
     for element, at_once, begun in left:

@@ -40,7 +40,7 @@ from memo.stores.disk import file_locks
 from memo.stores.disk.home import READ_ONLY, is_full
 from memo.stores.disk.payload_files import Payloads
 from memo.stores.disk.sqlite_file import LOG, DamagedError, Database, retry_while_locked, statements
-from memo.stores.protocols import Found, Generations, Host, Kept, Listed, Source
+from memo.stores.protocols import Found, Generations, Host, Listed, RecordToStore, Source
 
 if TYPE_CHECKING:
     from memo.stores.disk.index import Cleared, Index, Row
@@ -212,7 +212,7 @@ class Disk:
         SQLite and the system have their own codes.
         """
         if not isinstance(error, (sqlite3.Error, OSError, DamagedError, TierError)):
-            error = DamagedError(f"half an index: {type(error).__name__}: {error}")
+            error = DamagedError(f"an incomplete index: {type(error).__name__}: {error}")
         return self.database.handle_error(error)
 
     def write(self, work: Callable[..., T], *args: Any) -> T:
@@ -237,7 +237,7 @@ class Disk:
             except _FAULTS as error:
                 raise self._fault(error) from error
             database.close()
-        raise TierError("the index does not stay in its place")
+        raise TierError("the index is replaced again and again")
 
     def _read(self, statement: str, *arguments: Any) -> list[Any]:
         database = self._ready()
@@ -394,7 +394,7 @@ class Disk:
         await port.offload(self._store_with_room, name, record, payload, lifetime)
         self._start_housekeeping(port)
 
-    async def store_many(self, port: Port, records: Sequence[Kept]) -> None:
+    async def store_many(self, port: Port, records: Sequence[RecordToStore]) -> None:
         """See `memo.stores.protocols.StoresMany.store_many`; it is one transaction."""
         if self._home.is_unusable():
             raise self._home.unavailable()
@@ -410,7 +410,7 @@ class Disk:
             self._begin(port, self._evict, "memo-evict")
 
     def _begin(self, port: Port, work: Callable[[], object], name: str) -> None:
-        """Do something in the background, unless the tier is closed first."""
+        """Run `work` in the background, unless the tier is closed first."""
         closed = self._closed
 
         async def begun(port: Port) -> None:
@@ -421,7 +421,7 @@ class Disk:
 
         port.spawn(begun, name)
 
-    def _store_many(self, records: Sequence[Kept]) -> None:
+    def _store_many(self, records: Sequence[RecordToStore]) -> None:
         size = sum(len(record) + ROW for _, record, _ in records)
         if size > self.size_limit // 16 or any(len(record) > INLINE for _, record, _ in records):
             for name, record, lifetime in records:
@@ -459,7 +459,7 @@ class Disk:
     def _with_room(
         self, size: int, store: Callable[..., None], *args: Any, once: bool = False
     ) -> None:
-        """Call `store(*args)`; on a full disk, remove what is worth less and call it again.
+        """Call `store(*args)`; on a full disk, remove less valuable entries and call it again.
 
         Args:
             size: bytes that it stores.
@@ -675,7 +675,7 @@ class Disk:
             found += [self._listed(*row) for row in rows]
         return [listed for listed in found if listed is not None]
 
-    async def heads(self, port: Port, prefix: str) -> dict[str, int]:
+    async def count_by_prefix(self, port: Port, prefix: str) -> dict[str, int]:
         """Count the names that begin with `prefix`, grouped by the part before the key.
 
         The time grows with the number of groups, not of names.
@@ -683,9 +683,9 @@ class Disk:
         Raises:
             TierError: the index cannot be read.
         """
-        return await port.offload(self._heads, prefix)
+        return await port.offload(self._count_by_prefix, prefix)
 
-    def _heads(self, prefix: str) -> dict[str, int]:
+    def _count_by_prefix(self, prefix: str) -> dict[str, int]:
         counts: dict[str, int] = {}
         after, end = prefix, f"{prefix}\U0010ffff"
         while rows := self._read(_NEXT, after, end):

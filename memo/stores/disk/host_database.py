@@ -292,7 +292,7 @@ class Ledger:
                 self.handle_error(error)
                 continue
             return
-        raise TierError("host.sqlite does not stay in its place")
+        raise TierError("host.sqlite is replaced again and again")
 
     def handle_error(self, error: BaseException) -> None:
         """Return if a damaged file was set aside, so that the use can be tried again.
@@ -408,7 +408,7 @@ class Ledger:
                 self.handle_error(error)
                 continue
             database.close()
-        raise TierError("host.sqlite does not stay in its place")
+        raise TierError("host.sqlite is replaced again and again")
 
     def _commit(
         self,
@@ -416,7 +416,7 @@ class Ledger:
         work: Callable[[sqlite3.Connection, int], bool],
         durable: bool,
     ) -> bool:
-        """True if that was done in the file that is in its place."""
+        """Run a transaction; True if the file is still the one at the path."""
         if database.was_replaced():
             return False
         with database.transaction(f"synchronous={'FULL' if durable else 'NORMAL'}") as connection:

@@ -153,8 +153,8 @@ class HostGenerations:
     def learn(self, refs: Sequence[Ref], before: Sequence[State], now: Sequence[State]) -> None:
         """Adopt the states that a shared authority reads, if this host still reads `before`.
 
-        Not if an invalidation of this host is still on its way to that authority, or arrived there
-        only after `before` was read: `now` may not include it.
+        Groups with an invalidation that is still on its way to that authority, or that arrived
+        there only after `before` was read, are left out: `now` may not include it.
 
         Args:
             before: the result of `read` before `now` was read.
@@ -381,7 +381,7 @@ class HostGenerations:
             self._unwritten.turn(turns, note)
             return f"not written: {error}; it holds in this process, and is written when possible"
         self._queued.append(lambda: self._turn(turns, note))
-        return f"failed: {error}; this process reads nothing there until it is done"
+        return f"failed: {error}; this process reads nothing there until it is written"
 
     def _write_queued(self) -> None:
         """Write what could not be written.
@@ -556,7 +556,7 @@ class Journal:
         False if there is no file and none can be created: nothing was ever journalled there.
 
         Args:
-            at_once: True, too, where the file must be opened to tell.
+            at_once: return True instead of opening the file.
 
         Raises:
             TierError: the file cannot be read at all.

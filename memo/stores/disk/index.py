@@ -148,10 +148,10 @@ class Rows(diskcache.Disk):  # type: ignore[misc]
     def store(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, value: object, read: bool, key: object = None
     ) -> NoReturn:
-        _refused("what this stores: `Index.keep` does")
+        _refused("what diskcache stores by itself")
 
     def fetch(self, mode: object, filename: object, value: object, read: object) -> NoReturn:
-        _refused("what this asks for")
+        _refused("what diskcache reads by itself")
 
     def remove(self, file_path: str) -> None:
         self.payloads.remove(file_path)
@@ -203,7 +203,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
                 self._sql(_SQL["code_table"])
                 self.volume()
         except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
-            raise DamagedError(f"half an index: {error}") from error
+            raise DamagedError(f"an incomplete index: {error}") from error
         self._disk.payloads = payloads  # pyright: ignore[reportAttributeAccessIssue]
 
     @property

@@ -21,7 +21,7 @@ Row = tuple[int, int, int, str, str]
 EVERYTHING = '[["n",[],true]]'
 """The turns that invalidate the whole namespace."""
 ANYWHERE = '{"reason":"the journal was lost","to":["*"]}'
-"""The note of an invalidation for the shared tier that is asked next."""
+"""The note of an invalidation for the next shared tier in use."""
 _ROWS = "SELECT id, at, due, turns, note FROM journal ORDER BY id"
 _PIECE = 1 << 20
 
@@ -78,8 +78,8 @@ def rows_to_carry_over(path: Path, now: int) -> list[tuple[int, str, str]]:
 
 
 def rows_for_lost_journal(path: Path, now: int) -> list[tuple[int, str, str]]:
-    """Rows that stand in for a lost journal; an event says so."""
-    told = "its journal is lost, so everything is invalidated in the Redis that is asked next"
+    """Return rows that replace a lost journal; an event says so."""
+    told = "its journal is lost, so everything is invalidated in the next Redis in use"
     detail = f"{path.name}: {told}"
     events.emit(events.Event(events.ERROR, tier="host", reason="journal", detail=detail))
     return [(now, EVERYTHING, ANYWHERE)]

@@ -5,12 +5,12 @@ Rules of this module:
 1.  A process has two connections to a file, one to read and one to write, whichever threads use
     them: a reader never waits for a writer's fsync.
 2.  A lock that another process holds costs at most `PATIENCE` seconds, then it is a `TierError`.
-    A lease holder (`use_lock`) waits longer, see `retry_while_locked`.  To open a file that is
-    whole takes no lock.
+    A lease holder (`use_lock`) waits longer, see `retry_while_locked`.  Opening an
+    intact file takes no lock.
 3.  A file that is damaged is set aside under another name, once, by one process, and the next use
     makes a new one.  A file that is gone or was replaced is noticed by its inode.
 4.  Around a fork no statement runs; the child closes what it inherited and opens its own, since
-    SQLite's idea of which locks a process holds must be true in the child too.
+    SQLite must know which locks the child really holds.
 """
 
 from __future__ import annotations
@@ -310,10 +310,10 @@ class Database:
 
     @contextmanager
     def transaction(self, *pragmas: str) -> Iterator[sqlite3.Connection]:
-        """A transaction, alone among all writers of the file.
+        """Run a transaction that excludes all other writers of the file.
 
         Args:
-            pragmas: are set for it.
+            pragmas: set before it begins.
         """
         connection = self.writer
         for pragma in pragmas:

@@ -1,4 +1,4 @@
-"""Changes of generations that could not be written to the host's file, and hold in this process.
+"""Changes of generations that hold in this process but are not in the host's file yet.
 
 If the cache directory is missing, read-only or on a full disk, a process continues on its own.  It
 applies these changes to everything that it reads, and writes them as soon as possible with the same
@@ -75,7 +75,7 @@ class Unwritten:
             self._changed()
 
     def applied_to(self, name: str, group: Group) -> Group:
-        """A group as this process reads it."""
+        """Return a group with the changes that are not written yet."""
         known = self._patched.get(name)
         if known is not None and known[0] is group:
             return known[1]

@@ -94,7 +94,7 @@ REPLIES = {
         Fault("BUSY", "is stuck in a script", "Send it SCRIPT KILL.", at_once=True),
         Fault("NOREPLICAS", "has too few replicas to write", "Repair the replicas.", down=False),
         Fault("MASTERDOWN", "has lost its primary", "Repair the primary.", at_once=True),
-        Fault("CLUSTERDOWN", "is a cluster that is down", "See to its nodes.", at_once=True),
+        Fault("CLUSTERDOWN", "is a cluster that is down", "Check its nodes.", at_once=True),
         Fault("MOVED", "is one node of a cluster", _CLUSTER, down=False),
         Fault("ASK", "is one node of a cluster", _CLUSTER, down=False),
         Fault("TRYAGAIN", "is moving a slot", "Wait until it is done.", down=False),
@@ -104,7 +104,9 @@ REPLIES = {
         Fault("MASTERS", "has Sentinels that know no primary", _SENTINEL, at_once=True),
         Fault("DENIED", "runs in protected mode", "Set a password or bind address.", at_once=True),
         Fault("MAXCLIENTS", "has too many clients", "Raise maxclients.", at_once=True),
-        Fault("WRONGTYPE", "has a foreign value at a key of memo", "Delete it.", down=False),
+        Fault(
+            "WRONGTYPE", "has another program's value at a key of memo", "Delete it.", down=False
+        ),
         Fault("NOSCRIPT", "does not know a script", "Nothing: it is sent again.", down=False),
     )
 }
@@ -283,7 +285,7 @@ class Breaker:
         return (
             f"memo: Redis at {self.where} {_with_detail(fault.text, detail)}."
             f" {self._consequence}; it is "
-            f"tried again every {LONGEST:g} s at the latest. {fault.fix}"
+            f"tried again at least every {LONGEST:g} s. {fault.fix}"
         )
 
     def _warn_once(self, fault: Fault, detail: str) -> None:
@@ -291,7 +293,7 @@ class Breaker:
             return
         self._warned.add(fault.kind)
         _log.warning(
-            "memo: Redis at %s %s (%s); calls go on without what needs it. %s",
+            "memo: Redis at %s %s (%s); calls go on without it. %s",
             self.where,
             _with_detail(fault.text, detail),
             fault.kind,

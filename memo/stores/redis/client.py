@@ -471,7 +471,7 @@ class Client:
         return Failure(self._failed(_fault_of(error), probe=False, error=error))
 
     def recovered(self) -> None:
-        """An exchange went well, the first after a fault."""
+        """Record the first success after a fault."""
         self.breaker.succeeded()
         for hook in self.on_recover:
             hook()
@@ -617,7 +617,7 @@ class Client:
         except StopIteration as stop:
             answer: T = stop.value
             return answer
-        raise AssertionError("a question suspended in a thread")
+        raise AssertionError("a request suspended in a thread")
 
     async def ask_while_open(
         self,
@@ -722,7 +722,7 @@ class _ThreadPort:
 
     def spawn(self, work: Callable[[Port], Any], name: str) -> None:
         """Refuse: the next caller with a port probes."""
-        raise RuntimeError("no background here")
+        raise RuntimeError("no background work here")
 
 
 _THREAD_PORT = cast("Port", _ThreadPort())

@@ -72,13 +72,12 @@ class RedisLeases:
             port: the caller's port.
             name: the name of the lease.
             holder: text unique to the caller; a caller that has the lease keeps it.
-            question: is asked in the same exchange, behind the lease, where that goes to one
-                server; else its answer stays None.
+            question: a look-up that follows in the same exchange, if that goes to one server; else
+                its answer stays None.
 
         Returns:
             None if the caller has the lease now; else the text of the present holder and the
-                seconds that
-            its lease still has.
+            seconds that its lease still has.
 
         Raises:
             TierError: the holder is not known.

@@ -116,7 +116,7 @@ class LoopOwner(Protocol):
         ...
 
     def recovered(self) -> None:
-        """An exchange went well, the first after a fault."""
+        """Record the first success after a fault."""
         ...
 
     def connection_replaced(self) -> None:

@@ -202,7 +202,7 @@ def _slow(address: Address) -> str:
     return "connecting; over TLS, which this port may not speak" if address.tls else "connecting"
 
 
-_PERHAPS_TLS = "closed at the greeting; a port for TLS does that: write rediss:// in redis_url"
+_PERHAPS_TLS = "closed at the first exchange, as a TLS port does: write rediss:// in redis_url"
 
 
 @contextlib.contextmanager

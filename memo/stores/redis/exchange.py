@@ -205,7 +205,7 @@ def _parse(data: bytes, at: int, replies: list[Any], count: int) -> int:  # noqa
                 into.append(None)
                 continue
             if length > LARGEST:
-                raise ValueError("a value longer than any")
+                raise ValueError("a value above the largest size")
             end = at + length
             if data[end : end + 2] != b"\r\n":
                 if len(data) < end + 2:
@@ -216,7 +216,7 @@ def _parse(data: bytes, at: int, replies: list[Any], count: int) -> int:  # noqa
         elif kind == 42:  # *
             length = int(line)
             if length > MOST_ELEMENTS:
-                raise ValueError("a longer array than anything asked for")
+                raise ValueError("an array longer than any command returns")
             if length < 0:
                 into.append(None)
             else:
@@ -294,7 +294,7 @@ class Exchange:
         if isinstance(nonce, ErrorReply):
             raise self.first_error() or nonce
         if nonce != self._nonce:
-            raise GarbledError("the answer to another question")
+            raise GarbledError("the reply to another exchange")
         return self.replies
 
     def first_error(self) -> ErrorReply | None:
@@ -482,7 +482,7 @@ class Stream(asyncio.Protocol):
         except Exception as error:
             self.fail(error)
         if not sent and self._reader.unread and not self.closed:
-            self.fail(GarbledError("an answer that nothing asked for"))
+            self.fail(GarbledError("a reply without a command"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail what is in flight: the server or the network has closed the connection."""

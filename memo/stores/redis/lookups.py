@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from memo.errors import TierError
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.port import Port
-from memo.stores.protocols import Found, Part
+from memo.stores.protocols import Found, GroupPart
 from memo.stores.redis.exchange import Command, pack
 from memo.validity import stamps
 from memo.validity.stamps import ALL, LAST, SHAPES
@@ -123,10 +123,10 @@ class FunctionGroups:
         self.known = known
         self.groups: dict[str, tuple[int, Group]] = {}
         self.commands: tuple[Command, ...] = ()
-        self.parts: dict[str, tuple[Part, ...]] = {}
+        self.parts: dict[str, tuple[GroupPart, ...]] = {}
         self.big = False
 
-    def learn(self, parts: Sequence[Part]) -> None:
+    def learn(self, parts: Sequence[GroupPart]) -> None:
         """Read the groups of an entry too, from now on."""
         wanted = dict.fromkeys(name for name, _ in parts)
         both = dict.fromkeys((*self.groups, *wanted))
@@ -142,7 +142,7 @@ class FunctionGroups:
         entry: str,
         groups: dict[str, tuple[int, Group]],
         replies: Sequence[object],
-        parts: Sequence[Part],
+        parts: Sequence[GroupPart],
     ) -> tuple[State, ...] | None:
         """Return the states of parts of groups, from replies; None if that takes more fields.
 
@@ -165,13 +165,13 @@ class FunctionGroups:
             found.append(state)
         return tuple(found)
 
-    def _remember(self, entry: str, parts: Sequence[Part]) -> None:
+    def _remember(self, entry: str, parts: Sequence[GroupPart]) -> None:
         if len(self.parts) >= KNOWN:
             self.parts.clear()
         self.parts[entry] = tuple(map(normalised, parts))
 
 
-def normalised(part: Part) -> Part:
+def normalised(part: GroupPart) -> GroupPart:
     """Return a part of a group in a comparable form, whatever its source."""
     name, arguments = part
     return name, None if arguments is None else tuple(map(tuple, arguments))
@@ -181,10 +181,10 @@ class Lookups:
     """Look-ups of records and groups in one Redis, and what is known of its functions and groups.
 
     Args:
-        client: asks it.
+        client: the client of that Redis.
         namespace: in front of all names.
         prefix: in front of all keys.
-        group_key: gives the key of a group.
+        group_key: returns the key of a group.
     """
 
     def __init__(
@@ -207,7 +207,7 @@ class Lookups:
             return look.parse_replies(await self._client.ask_each(port, look.commands))
         return await self._client.look_up(port, look.commands, parse=look.parse_replies)
 
-    def ask(self, port: Port, name: str) -> RecordLookup | None:
+    def start_lookup(self, port: Port, name: str) -> RecordLookup | None:
         """As `lookup`, but a plain function; None if that needs a coroutine."""
         look = RecordLookup(self._client, self._functions, name, self.key(name))
         if look.function.big:
@@ -215,13 +215,13 @@ class Lookups:
         look.answer = self._client.prompt(port, look.commands)
         return None if look.answer is None else look
 
-    def question(self, name: str, refs: Sequence[Ref] = ()) -> RecordLookup | None:
-        """As `ask`, not sent yet: `RecordLookup.send` does that, or `RedisLeases.acquire`."""
+    def prepare_lookup(self, name: str, refs: Sequence[Ref] = ()) -> RecordLookup | None:
+        """As `start_lookup`, not sent: `RecordLookup.send` does that, or `RedisLeases.acquire`."""
         look = RecordLookup(self._client, self._functions, name, self.key(name), refs)
         return None if look.function.big else look
 
-    def ask_states(self, port: Port, refs: Sequence[Ref]) -> StatesLookup | None:
-        """As `read`, by a plain function; None where that takes a coroutine."""
+    def start_reading(self, port: Port, refs: Sequence[Ref]) -> StatesLookup | None:
+        """As `read`, but a plain function; None if that needs a coroutine."""
         look = StatesLookup(self._client, StatesQuery(self._groups, refs))
         return look if look.send(port) else None
 
@@ -245,15 +245,15 @@ class RecordLookup:
     """A look-up of a record and of the groups that it is likely to name.
 
     Args:
-        client: asks Redis.
-        functions: what is known of them.
-        name, key: of the entry.
-        refs: those that are read along; none: what the record is likely to name is.
+        client: the client of that Redis.
+        functions: the groups that entries of each function are likely to name.
+        name, key: the name of the entry, and its key in Redis.
+        refs: refs to read with it; none: those that the record is likely to name.
 
     Attributes:
         answer: see `memo.stores.protocols.Lookup`.
         commands: what it sends.
-        expected: of the entry's function.
+        function: the groups of the entry's function.
     """
 
     __slots__ = (
@@ -319,7 +319,7 @@ class RecordLookup:
             return Found(record, read=partial(function.states, self._name, self._groups, others))
         return Found(record, read=partial(self._read, others))
 
-    def _read(self, replies: list[Any], parts: Sequence[Part]) -> tuple[State, ...] | None:
+    def _read(self, replies: list[Any], parts: Sequence[GroupPart]) -> tuple[State, ...] | None:
         if self._parts != tuple(map(normalised, parts)):
             self.function.parts.pop(self._name, None)
             return None
@@ -379,10 +379,10 @@ class StatesQuery:
 
 
 class _BoundedTable(dict[str, V]):
-    """Functions or groups by name, made when first asked for; of too many, the oldest go.
+    """Functions or groups by name, created at first use; the oldest are dropped if too many.
 
     Args:
-        make: makes one.
+        make: creates one.
     """
 
     def __init__(self, make: Callable[[str], V]) -> None:

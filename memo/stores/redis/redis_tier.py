@@ -43,7 +43,7 @@ from memo.records.payload_pieces import OutgoingPayload, PayloadInMemory, Payloa
 from memo.records.seal import ALIGN, Entry
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.port import Port
-from memo.stores.protocols import REDIS, Census, Kept, Lookup, Source
+from memo.stores.protocols import REDIS, Census, Lookup, RecordToStore, Source
 from memo.stores.redis.breaker import RATE
 from memo.stores.redis.client import BEGIN, LAST, SEED, TURN, Client, NoScriptsError
 from memo.stores.redis.cluster_leases import RedisLeases
@@ -68,7 +68,7 @@ DAY = 86400.0
 """Shortest life of a group in seconds, counted from the start of a computation that names it."""
 SLACK = 30.0
 """Seconds by which a group outlives the entries that name it."""
-TOMB = 120.0
+TOMBSTONE_LIFE = 120.0
 """Seconds that a group lives which an invalidation finds missing, so that no host gives it back."""
 ABSENT_AFTER = DAY
 """Seconds after which a host that was not seen is no longer registered."""
@@ -89,23 +89,23 @@ class Redis:
     Args:
         url: see `redis_urls`; user and password in it are never shown.
         namespace: in front of all names.
-        deadline: seconds that one operation may take in all; what is moved may take its time at
-            `memo.stores.redis.breaker.RATE` on top.
+        deadline: seconds that one operation may take in all; the time for transferring data at
+            `memo.stores.redis.breaker.RATE` is added.
         value_limit: bytes; larger payloads go to `payload_store`, larger records are refused.
-        tracking: let Redis push word of what changes, so that a memory tier need not ask each time.
+        tracking: let Redis push changes, so that a memory tier need not ask each time.
         options: arguments of redis-py's clients, beyond those in the URL.
         payload_store: a folder or bucket for payloads above `value_limit`; None: there is none.
         retention: seconds that an entry without a ttl stays after it was stored or last used.
 
     Attributes:
-        where: names this store among all others, for the journal.
+        where: identifies this store in the journal.
         leases: see `cluster_leases`.
-        client: the way to the server, with its breakers.
-        listener: hears of changes of the generations, with `tracking`; else None.
+        client: the client of the server, with its breakers.
+        listener: receives changes of the generations, with `tracking`; else None.
         lookup: see `memo.stores.protocols.Tier`.
-        get_ready, ask, question, ask_states: see `memo.stores.protocols.ServerTier`.
-        on_lost: see `memo.stores.protocols.ServerTier`.
-        tomb: seconds that a group lives which an invalidation finds missing.
+        get_ready, start_lookup, prepare_lookup, start_reading, on_lost: see
+            `memo.stores.protocols.ServerTier`.
+        tombstone_life: seconds that a group lives which an invalidation finds missing.
     """
 
     name = REDIS
@@ -141,13 +141,13 @@ class Redis:
         self._hosts = self._prefix + b"hosts"
         self._findings = self._prefix + b"c:"
         self.on_lost: Callable[[Port, Sequence[str]], Coroutine[Any, Any, bool]] | None = None
-        self.tomb = TOMB
+        self.tombstone_life = TOMBSTONE_LIFE
         self._lookups = Lookups(self.client, namespace, self._prefix, self._group_key)
         self.get_ready = self.client.get_ready
         self.lookup = self._lookups.lookup
-        self.ask = self._lookups.ask
-        self.question = self._lookups.question
-        self.ask_states = self._lookups.ask_states
+        self.start_lookup = self._lookups.start_lookup
+        self.prepare_lookup = self._lookups.prepare_lookup
+        self.start_reading = self._lookups.start_reading
         self._kept = (self._groups, self._hosts, self._findings, self._live, *self.leases.prefixes)
         self._lives: dict[str, float] = {}
         self._created: set[str] = set()
@@ -233,7 +233,7 @@ class Redis:
         await self._set(port, self._lookups.key(name), [record], lifetime)
         await self._keep_groups(port, [(record, lifetime)])
 
-    async def store_many(self, port: Port, records: Sequence[Kept]) -> None:
+    async def store_many(self, port: Port, records: Sequence[RecordToStore]) -> None:
         """See `memo.stores.protocols.StoresMany.store_many`; one exchange with each server."""
         lives = [self._retention if life is None else life for _, _, life in records]
         commands = []
@@ -290,7 +290,7 @@ class Redis:
                 break
             there = not there  # it was stored or has expired meanwhile
         else:
-            raise TierError("a payload comes and goes in Redis")
+            raise TierError("a payload keeps appearing and disappearing in Redis")
         if there and before < _milliseconds(lifetime):
             await self._extend_payload(port, name, life)
 
@@ -375,10 +375,10 @@ class Redis:
         found = await self.client.ask_each(port, [(key, pack(b"EXISTS", key)) for key in keys])
         return [bool(one) for one in found]
 
-    async def listed(
+    async def search(
         self, port: Port, prefix: str, until: float, most: int | None = None
     ) -> tuple[list[tuple[str, bytes]], bool]:
-        """See `memo.stores.protocols.ServerTier.listed`; without records above `LONGEST_LISTED`."""
+        """See `memo.stores.protocols.ServerTier.search`; without records above `LONGEST_LISTED`."""
         start = self._lookups.key(prefix)
         start = start if start != self._prefix else start + b"{"
         pattern = _GLOB.sub(r"\\\1", start.decode()).encode() + b"*"
@@ -480,8 +480,8 @@ class Redis:
             raise
         return await self.states(port, refs)
 
-    def begun(self, lookup: Lookup) -> list[State] | None:
-        """See `memo.stores.protocols.ServerTier.begun`."""
+    def stamp_states(self, lookup: Lookup) -> list[State] | None:
+        """See `memo.stores.protocols.ServerTier.stamp_states`."""
         assert isinstance(lookup, RecordLookup)
         states = lookup.states()
         return None if states is None or self._missing(lookup.refs, states) else list(states)
@@ -554,12 +554,12 @@ class Redis:
             command = pack(b"HDEL", key, *map(str.encode, (*gone, *counts)))
             await self.client.ask(port, command, parse=int, key=key, writes=True)
         made_at = _number(fields["epoch"][stamps.TOKEN :])
-        given_back = giver not in ("", host)
+        was_restored = giver not in ("", host)
         times = None if evicted else int(times)
-        return Census(fields["epoch"], made_at, len(others), given_back, times, now)
+        return Census(fields["epoch"], made_at, len(others), was_restored, times, now)
 
-    async def giving_back(self, port: Port, host: str) -> None:
-        """See `memo.stores.protocols.ServerTier.giving_back`."""
+    async def record_restoring(self, port: Port, host: str) -> None:
+        """See `memo.stores.protocols.ServerTier.record_restoring`."""
         key = self._hosts
         command = (
             pack(b"HSET", key, b"giver", host.encode()) if host else pack(b"HDEL", key, b"giver")
@@ -587,8 +587,8 @@ class Redis:
         for turn in turns:
             value = (stamps.token_for(turn) + note).encode()
             shape, field = stamps.shape(turn.arguments), stamps.field(turn.arguments)
-            tomb = b"%d" % _milliseconds(self.tomb)
-            bounds = (b"%d" % stamps.FIELDS, tomb, b"%d" % generations.MOST_SHAPES)
+            tombstone_life = b"%d" % _milliseconds(self.tombstone_life)
+            bounds = (b"%d" % stamps.FIELDS, tombstone_life, b"%d" % generations.MOST_SHAPES)
             words = (shape.encode(), field.encode(), value, *bounds)
             calls.append(((self._group_key(turn.group),), words))
         try:
@@ -677,10 +677,9 @@ class Redis:
 
         Returns:
             `up`, `where`, `breaker` (`"open"` or `"closed"`); if it is up `version`, `used` and
-                `limit`
-            (bytes of memory; 0: no limit), `policy` (of eviction), `names` (of all that use this
-                database);
-            else `error`.  With `tracking`: `tracking`, `"listening"` or `"strict (why)"`.
+            `limit` (bytes of memory; 0: no limit), `policy` (of eviction), `names` (number of keys
+            in this database); else `error`.  With `tracking`: `tracking`, `"listening"` or
+            `"strict (why)"`.
         """
         facts = await self._facts_of_server(port)
         if self.listener is not None:
@@ -712,9 +711,9 @@ class Redis:
         }
 
     async def capabilities(self, port: Port) -> dict[str, str]:
-        """Try what sharing needs, under separate names; return capability -> `""`, or why it fails.
+        """Test the capabilities that sharing needs; return capability -> `""`, or why it fails.
 
-        The names expire within a minute.
+        It uses names of its own, which expire within a minute.
         """
         name, group = f"{self._namespace}:{{memo doctor}}:probe", "f:memo doctor"
         tried: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {

@@ -320,7 +320,7 @@ class Receiver:
         nonce = b"%d" % sent
         stream.send(b"ECHO", nonce)
         if self._reply(stream, BOUND) != nonce:
-            raise ValueError("the echo of something else")
+            raise ValueError("another echo than was sent")
         self.listener.confirm(self, sent + int(BOUND * SECOND))
         self._failures = 0
         ends = time.monotonic() + ECHO_EVERY
@@ -348,7 +348,7 @@ class Receiver:
         One without names means that anything may have changed.
         """
         if not isinstance(message, _Push):
-            raise ValueError("a reply to nothing")  # noqa: TRY004 - a fault of the server
+            raise ValueError("a reply without a command")  # noqa: TRY004 - a fault of the server
         if message[0] != b"invalidate":
             return
         if message[1] is None:
@@ -418,7 +418,7 @@ def parse(data: bytearray, at: int) -> tuple[Any, int]:
     """
     end = data.find(b"\r\n", at)
     if end < 0:
-        raise IndexError("no whole line")
+        raise IndexError("an incomplete line")
     kind, line, behind = bytes(data[at : at + 1]), bytes(data[at + 1 : end]), end + 2
     if kind in (b"+", b":", b",", b"#", b"("):
         return line, behind
@@ -430,7 +430,7 @@ def parse(data: bytearray, at: int) -> tuple[Any, int]:
     if kind in (b"$", b"=", b"!") and size >= 0:
         return _text(data, kind, behind, size)
     if kind not in (b"*", b"~", b">", b"%") or size < 0:
-        raise ValueError("no RESP3")
+        raise ValueError("not RESP3")
     parts: list[Any] = _Push() if kind == b">" else []
     for _ in range(2 * size if kind == b"%" else size):
         part, behind = parse(data, behind)
@@ -441,7 +441,7 @@ def parse(data: bytearray, at: int) -> tuple[Any, int]:
 def _text(data: bytearray, kind: bytes, at: int, size: int) -> tuple[Any, int]:
     end = at + size
     if len(data) < end + 2:
-        raise IndexError("not all of a text")
+        raise IndexError("an incomplete text")
     text = bytes(data[at:end])
     return (_RefusedError(text.decode("utf-8", "replace")) if kind == b"!" else text), end + 2
 

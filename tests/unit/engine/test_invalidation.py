@@ -607,7 +607,7 @@ async def test_an_invalidation_outlasts_a_lock(
 
 def given_up(ahead: Ahead, call: Callable[[], Any]) -> Any:
     """The outcome of an invalidation that finds the file of the host locked, ten seconds later."""
-    passing = threading.Timer(0.2, ahead.work, [2 * memo.stores.authorities.OUTLAST])
+    passing = threading.Timer(0.2, ahead.work, [2 * memo.stores.authorities.LOCK_PATIENCE])
     passing.start()
     outcome = call()
     passing.join()

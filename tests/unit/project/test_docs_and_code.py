@@ -21,7 +21,7 @@ from memo.stores.redis import breaker, cluster_leases, payload_store, tracking
 from memo.validity import check, stamps
 
 FIGURES = [
-    ("guarantees", r"waits up to (\d+) s for a lock", authorities.OUTLAST),
+    ("guarantees", r"waits up to (\d+) s for a lock", authorities.LOCK_PATIENCE),
     ("guarantees", r"([\d,]+) (?:other )?keys", check.REMEMBERED),
     ("guarantees", r"lease holder waits (\d+) s", leases.PATIENCE),
     ("guarantees", r"holds on the disk delays a store by ([\d.]+) s", sqlite_file.PATIENCE),
@@ -42,8 +42,8 @@ FIGURES = [
     ("invalidation", r"(\d+) calls of one function", stamps.READS),
     ("notebooks", r"counting takes at most (\d+) ms", invalidating.COUNT_SECONDS * 1000),
     ("notebooks", r"More than (\d+) calls", call_graph.GROUPED_FROM),
-    ("deployments", r"each other every (\d+) s", authorities.LOOK_EVERY),
-    ("deployments", r"in the last (\d+) s", authorities.LATELY),
+    ("deployments", r"each other every (\d+) s", authorities.REGISTER_EVERY),
+    ("deployments", r"in the last (\d+) s", authorities.RECENT_FOR),
     ("deployments", r"again every (\d+) ms", cluster_leases.LOOK_SOON * 1000),
     ("deployments", r"(\d+) to 60 days", payload_store.KEEP / 86_400),
 ]

@@ -31,7 +31,7 @@ from memo.records.stamp_types import LOST, Generation, Ref
 from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.port import Port
 from memo.settings.redis_urls import parse
-from memo.stores.protocols import Asked
+from memo.stores.protocols import PendingLookup
 from memo.stores.redis import exchange
 from memo.stores.redis.breaker import CLOSED, GARBLED
 from memo.stores.redis.client import Client
@@ -197,7 +197,7 @@ def test_a_lone_caller_waits_for_nobody(proxy: Proxy) -> None:
     async def work(port: Port) -> None:
         await tier.lookup(port, name(0))
         before = proxy.packets
-        assert tier.ask(port, name(0)) is not None
+        assert tier.start_lookup(port, name(0)) is not None
         assert wait_for(lambda: proxy.packets > before)  # while the loop is held up
         await tier.lookup(port, name(0))
 
@@ -310,8 +310,8 @@ def test_a_hit_without_a_coroutine_is_judged_as_any(redis_server: RedisServer) -
         assert [load(1) for _ in range(4)] == [2] * 4
         key, chain = load.key(1), inside(load).chain()
         asked = chain.at_hand(lambda: BLOCKING, load.function_id, key)
-        assert isinstance(asked, Asked)
-        assert chain.settled(asked, key) is not None
+        assert isinstance(asked, PendingLookup)
+        assert chain.finish_lookup(asked, key) is not None
         chain.latest_answers.record(key, time.time_ns() + 10**12)
         assert load(1) == 3
         assert chain.host is not None

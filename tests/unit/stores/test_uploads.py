@@ -36,7 +36,7 @@ from memo.runtime.native import drain
 from memo.stores.disk import payload_files
 from memo.stores.redis.cluster_leases import RedisLeases
 from memo.stores.redis.redis_tier import Redis
-from memo.stores.transfers import WAITING, WORKERS, Upload, Uploads
+from memo.stores.transfers import MOST_QUEUED, WORKERS, Upload, Uploads
 from memo.testing import recording, reset
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -466,15 +466,15 @@ def test_too_much_is_refused(sent: Sent) -> None:
     """If too many bytes wait already, the caller has to send its payload itself."""
     running = [f"r{i}" for i in range(WORKERS)]
     for count, name in enumerate(running, 1):
-        assert sent.add(name, WAITING)
+        assert sent.add(name, MOST_QUEUED)
         sent.until(count)
-    assert sent.add("waits", WAITING)
+    assert sent.add("waits", MOST_QUEUED)
     assert sent.add("more") is None
-    assert sent.add("waits", WAITING), "it waits already"
-    assert sent.add(running[0], WAITING), "or an older one would overwrite it"
+    assert sent.add("waits", MOST_QUEUED), "it waits already"
+    assert sent.add(running[0], MOST_QUEUED), "or an older one would overwrite it"
     sent.end(*sent.gates)
     assert drain_blocking(10)
-    assert sent.add("more", 2 * WAITING)
+    assert sent.add("more", 2 * MOST_QUEUED)
 
 
 def later(done: list[str], name: str) -> Callable[[Any], Any]:
