@@ -12,6 +12,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -219,11 +220,12 @@ def _provided(distribution: Distribution) -> Collection[str]:
 @functools.lru_cache(maxsize=4096)
 def distribution(top: str) -> Origin | None:
     """Return the distribution that provides an importable name; None if no metadata says so."""
-    found = {  # of two with the same name, the first on `sys.path` is the one that is imported
-        each.metadata["Name"]: each.metadata["Version"]
-        for each in reversed(providers().get(top, ()))
-    }
+    found: dict[str, str] = {}
+    for each in reversed(providers().get(top, ())):  # the first of a name is the one imported
+        # its metadata file is missing; earlier versions of importlib.metadata say so with a None
+        with suppress(FileNotFoundError):
+            found[each.metadata["Name"]] = str(each.metadata["Version"])
     names = sorted(filter(None, found), key=str.lower)
     if not names:
         return None
-    return Origin(INSTALLED, ",".join(names), ",".join(str(found[name]) for name in names))
+    return Origin(INSTALLED, ",".join(names), ",".join(found[name] for name in names))

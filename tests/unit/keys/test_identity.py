@@ -837,8 +837,15 @@ def test_distributions_are_those_that_python_finds() -> None:
     assert origin.distribution("is_not_installed") is None
 
 
-def test_a_distribution_without_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that was installed without pip, and one whose metadata are lost, hinder no other."""
+@pytest.mark.parametrize("finder", ["importlib.metadata", "importlib_metadata"])
+def test_a_distribution_without_a_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finder: str
+) -> None:
+    """One that was installed without pip, and one whose metadata are lost, hinder no other.
+
+    The same where the newer `importlib_metadata` is imported, which also answers for Python's.
+    """
+    importlib.import_module(finder)
     lost, by_hand = tmp_path / "lost-1.dist-info", tmp_path / "byhand-2.dist-info"
     lost.mkdir()
     (lost / "RECORD").write_text("lost/__init__.py,,\n")
