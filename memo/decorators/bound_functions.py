@@ -12,6 +12,7 @@ from memo.decorators.helpers import (
     MISSING,
     OwnAnnotations,
     OwnDoc,
+    is_helper,
     takes_any_arguments,
     without_parameter,
 )
@@ -25,7 +26,7 @@ R = TypeVar("R")
 if TYPE_CHECKING:
 
     class _Helpers(cached_function.CachedFunction[P, R]):
-        """The helpers of a bound function, provided by its `__getattr__`."""
+        """The helpers of a bound function, for type checkers: `__getattr__` provides them."""
 
         def __get__(  # type: ignore[override]  # it is bound already
             self, instance: object, owner: type | None = None
@@ -47,11 +48,7 @@ class BoundFunction(_Helpers[P, R]):
         "expire": (False, True),
         "aexpire": (True, True),
     }
-    """Name -> (it is awaited, it is soft)."""
-    _CALLS = (
-        *("key", "akey", "address", "aaddress", "refresh", "arefresh", "peek", "apeek"),
-        *("is_cached", "ais_cached"),
-    )
+    """Helper -> (it is a coroutine function, it expires entries instead of invalidating them)."""
 
     def __init__(self, function: cached_function.CachedFunction[Any, R], instance: Any) -> None:
         self.__func__ = function
@@ -78,7 +75,7 @@ class BoundFunction(_Helpers[P, R]):
             own = functools.partial(self._drop_own, *self._DROPS[name])
             of_class = isinstance(self.__self__, type)
             return self._like(functools.partial(found) if of_class else own, found)
-        if name in self._CALLS or name in {"explain", "aexplain"}:
+        if is_helper(type(self.__func__), name):
             made = functools.partial(found, self.__self__)
             made.__doc__, made.__annotations__ = found.__doc__, {}
             return made

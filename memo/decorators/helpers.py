@@ -88,6 +88,11 @@ class _Helper:
         yield from extra
 
 
+def is_helper(kind: type, name: str) -> bool:
+    """True if a class declares a method with `helper`."""
+    return isinstance(inspect.getattr_static(kind, name, None), _Helper)
+
+
 def _called(name: str) -> Any:
     """Return a method that calls one of its class by name, so that it can be pickled."""
 

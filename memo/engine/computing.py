@@ -84,15 +84,14 @@ async def compute(
     never_hits.check_looks(job)
     ran = await run_once(port, job, flight, alone=alone)
     if ran.outcome.error is not None:
-        result = await failed_result(port, job, before, ran)
+        result = await failed_result(port, before, ran)
         emit(job, events.FAILED, reason=ran.outcome.raised, seconds=ran.cost)
         sound = errors and before.same and ran.unchanged and not flight.detached
         return await _store_error(port, job, result, ran.cost) if sound else result
     emit(job, events.COMPUTED, seconds=ran.cost)
     if alone and not await is_same_call(port, job):
         return FlightResult(cache_failed=True)
-    value = ran.outcome.value
-    ready = await prepare_result(port, job, flight, value, before, ran, keep=keep, alone=alone)
+    ready = await prepare_result(port, flight, before, ran, ran.outcome.value, keep=keep)
     [result] = await store_prepared(port, [ready])
     return result
 
@@ -101,6 +100,7 @@ class BeforeRun(NamedTuple):
     """A call before the function runs for it.
 
     Attributes:
+        job: the call.
         own: its stamps; None: no tier can tell what is valid.
         same: its arguments still make its key.
         started: as `Times` has it.
@@ -108,6 +108,7 @@ class BeforeRun(NamedTuple):
         watch: see `watch_tags`.
     """
 
+    job: Job
     own: tuple[Stamp, ...] | None
     same: bool
     started: int
@@ -122,12 +123,14 @@ class Run(NamedTuple):
         outcome: what came of it.
         cost: seconds that it took.
         reads: the cached calls that it used.
+        alone: see `compute`.
         unchanged: the state in its key is as it was, but for what it changed itself.
     """
 
     outcome: Outcome
     cost: float
     reads: UsedCalls
+    alone: bool
     unchanged: bool
 
 
@@ -144,7 +147,7 @@ async def before_run(port: Port, jobs: Sequence[Job], *, alone: bool = False) ->
     for job, own in zip(jobs, taken, strict=True):
         same = not (alone or port.native) or await is_same_call(port, job)
         started = job.chain.latest_answers.start_time(job.call.text, job.chain.clock)
-        begun.append(BeforeRun(own, same, started, pickled_arguments(job), watch))
+        begun.append(BeforeRun(job, own, same, started, pickled_arguments(job), watch))
     return begun
 
 
@@ -172,7 +175,7 @@ async def run_once(port: Port, job: Job, flight: Flight, *, alone: bool = False)
             emit_run_ended(job, reads.own_time(begun, ended), ended_by, why)
     if outcome.error is None:
         job.function.last_duration = ended - begun
-    return Run(outcome, ended - begun, reads, watch.unchanged)
+    return Run(outcome, ended - begun, reads, alone, watch.unchanged)
 
 
 def emit_run_ended(job: Job, seconds: float, ended_by: str, why: str = "") -> None:
@@ -184,9 +187,9 @@ def emit_run_ended(job: Job, seconds: float, ended_by: str, why: str = "") -> No
     emit(job, events.COMPUTE_ENDED, reason=why, seconds=seconds, detail=ended_by)
 
 
-async def failed_result(port: Port, job: Job, before: BeforeRun, ran: Run) -> FlightResult:
+async def failed_result(port: Port, before: BeforeRun, ran: Run) -> FlightResult:
     """Return the result of a call whose run raised."""
-    known, used = await merged_stamps(port, job, ran.reads, before.own)
+    known, used = await merged_stamps(port, before.job, ran.reads, before.own)
     return FlightResult(
         error=ran.outcome.error, stamps=used, known_stamps=known, started=before.started
     )
@@ -197,23 +200,15 @@ Prepared: TypeAlias = "tuple[FlightResult, Sealed | None]"
 
 
 async def prepare_result(
-    port: Port,
-    job: Job,
-    flight: Flight,
-    value: Any,
-    before: BeforeRun,
-    ran: Run,
-    *,
-    keep: bool,
-    alone: bool = False,
+    port: Port, flight: Flight, before: BeforeRun, ran: Run, value: Any, *, keep: bool
 ) -> Prepared:
     """Seal the result of a call; the caller gets it whatever comes of that.
 
     Args:
+        value: the result; with `each` it is a part of what the run returned.
         keep: it is to be stored.
-        alone: see `compute`.
     """
-    own = before.own
+    job, own = before.job, before.own
     if own is not None:
         late = await late_stamps(port, job, value, before.watch)
         own = None if late is None else own + late
@@ -221,20 +216,23 @@ async def prepare_result(
     job.function.backoff.pop(job.call.text, None)
     job.chain.latest_answers.record(job.call.text, before.started)
     valid = before.same and not flight.detached
-    if alone and valid:
+    if ran.alone and valid:
         valid = not await job.chain.authorities.why_invalid(port, known)
     vouched = used if valid and keep and ran.unchanged else None
     made = Computed(value, vouched, before.started, ran.cost, before.arguments, ran.reads.life)
     try:
-        ready = await seal_result(port, job, made)
+        sealed = await seal_result(port, job, made)
     except Exception as error:
-        ready = _report_unstored(job, value, error)
+        sealed = _report_unstored(job, value, error)
     result = FlightResult(
-        value, encoded=ready.encoded, valid=valid, stamps=used, started=before.started
+        value,
+        encoded=sealed.encoded,
+        valid=valid,
+        stamps=used,
+        known_stamps=known + before.watch,
+        started=before.started,
     )
-    return result._replace(known_stamps=known + before.watch), ready if type(
-        ready
-    ) is Sealed else None
+    return result, sealed if type(sealed) is Sealed else None
 
 
 async def store_prepared(port: Port, ready: Sequence[Prepared]) -> list[FlightResult]:

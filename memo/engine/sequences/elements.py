@@ -796,11 +796,7 @@ async def _computed(
     ready = []
     for element, part, one in zip(elements, parts, before, strict=True):
         emit(element.job, events.COMPUTED, seconds=share.cost)
-        ready.append(
-            await prepare_result(
-                port, element.job, element.flight, part, one, share, keep=made.keep
-            )
-        )
+        ready.append(await prepare_result(port, element.flight, one, share, part, keep=made.keep))
     return list(zip(elements, await store_prepared(port, ready), strict=True))
 
 
@@ -824,7 +820,7 @@ async def _failed_results(
     flight_results: list[tuple[ElementCall, FlightResult | None]] = []
     emit(elements[0].job, events.FAILED, reason=ran.outcome.raised, seconds=ran.cost)
     for element, one in zip(elements, before, strict=True):
-        result = await failed_result(port, element.job, one, ran)
+        result = await failed_result(port, one, ran)
         if element.found.verdict.fallback and element.found.entry is not None:
             result = await fall_back(port, element.job, element.found, result)
         flight_results.append((element, result))
