@@ -149,12 +149,12 @@ class TierUnavailable(TierError):
     """A tier cannot be reached: refused, silent past its deadline, or its breaker is open.
 
     Attributes:
-        told: an event has already reported it, when the outage began.
+        reported: an event has already reported it, when the outage began.
     """
 
-    def __init__(self, message: str, *, told: bool = False) -> None:
+    def __init__(self, message: str, *, reported: bool = False) -> None:
         super().__init__(message)
-        self.told = told
+        self.reported = reported
 
 
 def shown(value: object, limit: int = 80) -> str:
@@ -176,7 +176,7 @@ def type_named(kind: type) -> str:
     return f"{'an' if kind.__name__[:1].lower() in set('aeiou') else 'a'} {kind.__name__}"
 
 
-_FOLDER = r"~[0-9a-f]+(?=:)"
+_FOLDER_DIGEST = r"~[0-9a-f]+(?=:)"
 
 
 def label(function: str) -> str:
@@ -185,7 +185,7 @@ def label(function: str) -> str:
     Its id without `__main__:`, and without the digest that distinguishes notebooks in different
     directories.
     """
-    return re.sub(_FOLDER, "", function, count=1).removeprefix("__main__:")
+    return re.sub(_FOLDER_DIGEST, "", function, count=1).removeprefix("__main__:")
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -300,8 +300,8 @@ _OUT_OF_RESOURCES = frozenset(
 def lacks_resources(error: BaseException | None) -> bool:
     """True if an error, or its cause, says that the process has run out of a resource.
 
-    There is no descriptor, thread or memory left, it is too late in its life to import a module, or
-    memo was reinstalled and a module of it is gone.
+    No descriptor, thread or memory is left, the interpreter is shutting down and cannot import a
+    module, or memo was reinstalled and one of its modules is missing.
     """
     if isinstance(error, ModuleNotFoundError):
         return (error.name or "").partition(".")[0] == __package__

@@ -46,7 +46,7 @@ PACKAGE = "workspace"
 """The package that the demo changes: a copy of one from the standard library."""
 ORIGINAL = "email"
 BRANCHES = (ast.If, ast.For, ast.While, ast.Try, ast.BoolOp, ast.comprehension, ast.IfExp)
-KINDS = {
+DEFINITION_KINDS = {
     ast.FunctionDef: "function",
     ast.AsyncFunctionDef: "async function",
     ast.ClassDef: "class",
@@ -111,7 +111,7 @@ def parse_file(path: Path, folder: Path) -> Iterator[dict[str, Any]]:
             yield {
                 "package": folder.name,
                 "module": module,
-                "kind": KINDS[type(node)],
+                "kind": DEFINITION_KINDS[type(node)],
                 "name": node.name,
                 "line": node.lineno,
                 "lines": (node.end_lineno or node.lineno) - node.lineno + 1,
@@ -334,7 +334,7 @@ def _source_text(run: Run) -> str:
 
 
 def main(redis: str | None = None, *, quick: bool = False) -> bool:
-    """Run the demo in a process of its own; True if all its checks held.
+    """Run the demo in a separate process; return True if all its checks passed.
 
     Args:
         redis: URL of a Redis to put in front of the disk.  Entries of the demo are dropped at the

@@ -44,7 +44,7 @@ from memo.errors import (
     label,
     public,
 )
-from memo.keys.bindings import ABSENT
+from memo.keys.bindings import NOT_GIVEN
 from memo.keys.call_keys import Call
 from memo.keys.fingerprint.function_version import function_id
 from memo.keys.offloading import HeavyError
@@ -110,7 +110,7 @@ class CachedFunction(Generic[P, R]):
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         function = self._function
         if (
-            modes.CURRENT.get() is not None
+            modes.CURRENT_MODE.get() is not None
             or self._using is not None
             or assembly.default_mode_revision != configuration.revision
         ):
@@ -145,7 +145,7 @@ class CachedFunction(Generic[P, R]):
 
     def _mode(self) -> Mode:
         """Return the mode of a call: of `using`, else of the context, else of the settings."""
-        return (self._using or Mode()).over(modes.CURRENT.get()).over(assembly.mode())
+        return (self._using or Mode()).over(modes.CURRENT_MODE.get()).over(assembly.mode())
 
     def _function_in_mode(self) -> Function:
         """Return the function with the ages that the mode of a call allows its entries."""
@@ -313,14 +313,14 @@ class CachedFunction(Generic[P, R]):
         Raises:
             OptionError: the function has no such argument, or the value is a function.
         """
-        return drive(self._checked_invalidation(ABSENT, args, kwargs, reason)(BLOCKING))
+        return drive(self._checked_invalidation(NOT_GIVEN, args, kwargs, reason)(BLOCKING))
 
     @helper(partial=True, reason="")
     async def ainvalidate(
         self, /, *args: Any, reason: str = MISSING, **kwargs: Any
     ) -> engine.Invalidation:
         """As `invalidate`, without blocking the event loop."""
-        return await self._checked_invalidation(ABSENT, args, kwargs, reason)(native())
+        return await self._checked_invalidation(NOT_GIVEN, args, kwargs, reason)(native())
 
     @helper(partial=True, reason="")
     def expire(self, /, *args: Any, reason: str = MISSING, **kwargs: Any) -> engine.Invalidation:
@@ -328,14 +328,18 @@ class CachedFunction(Generic[P, R]):
 
         Within `stale_while_revalidate` the old value is served while one refresh runs.
         """
-        return drive(self._checked_invalidation(ABSENT, args, kwargs, reason, soft=True)(BLOCKING))
+        return drive(
+            self._checked_invalidation(NOT_GIVEN, args, kwargs, reason, soft=True)(BLOCKING)
+        )
 
     @helper(partial=True, reason="")
     async def aexpire(
         self, /, *args: Any, reason: str = MISSING, **kwargs: Any
     ) -> engine.Invalidation:
         """As `expire`, without blocking the event loop."""
-        return await self._checked_invalidation(ABSENT, args, kwargs, reason, soft=True)(native())
+        return await self._checked_invalidation(NOT_GIVEN, args, kwargs, reason, soft=True)(
+            native()
+        )
 
     def _own_option(
         self, kwargs: dict[str, Any], name: str, given: Any, otherwise: Any
@@ -368,14 +372,14 @@ class CachedFunction(Generic[P, R]):
         kwargs: Mapping[str, Any],
         reason: str,
         *,
-        own: Any = ABSENT,
+        own: Any = NOT_GIVEN,
         soft: bool = False,
         count: bool = True,
     ) -> Invalidate:
         """Return the invalidation of entries whose arguments include the given ones.
 
         Args:
-            own: the object whose entries they are; `ABSENT`: all objects.
+            own: the object whose entries they are; `NOT_GIVEN`: all objects.
         """
         from memo.engine import invalidating
 
@@ -606,7 +610,7 @@ class CachedCoroutine(CachedFunction[P, R]):
     async def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         function = self._function
         if (
-            modes.CURRENT.get() is not None
+            modes.CURRENT_MODE.get() is not None
             or self._using is not None
             or assembly.default_mode_revision != configuration.revision
         ):

@@ -19,7 +19,7 @@ from memo.engine.call import Function, Raised, is_resource_failure
 from memo.engine.sequences import elements
 from memo.engine.sequences.elements import Batch, Each, ElementCall
 from memo.errors import NotCachedError, OptionError, at_the_call, cut_to_user_frames
-from memo.keys.bindings import ABSENT
+from memo.keys.bindings import NOT_GIVEN
 from memo.keys.call_keys import Call
 from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.native import native
@@ -132,7 +132,7 @@ class _Elementwise(CachedFunction[P, R]):
         """Return the turns that invalidate the entries of one element, or of a collection's."""
         before = int(self._function.keyer.method)  # `self` is not part of the arguments here
         value = self._each.find_value(args, kwargs, before)
-        if value is ABSENT or not self._each.is_collection(value):
+        if value is NOT_GIVEN or not self._each.is_collection(value):
             return super()._turns(args, kwargs, own)
         turns: list[Turn] = []
         for item in self._each.split(value).items:

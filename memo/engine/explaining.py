@@ -20,7 +20,7 @@ from memo.engine.call import Function, Job, make_call
 from memo.errors import EntryError, TierError, label
 from memo.keys.call_keys import Call
 from memo.keys.fingerprint.source_history import Manifests
-from memo.keys.summaries import BUILT_ON, MASK, OWN, RESOLVED, RESULT, built_on
+from memo.keys.summaries import BUILT_ON, MASK, RESOLVED, RESULT_SHAPE, SPECIAL_PREFIX, built_on
 from memo.metrics import rendering
 from memo.records import codec, seal
 from memo.records.seal import Header
@@ -456,7 +456,7 @@ def _by_value(header: Header) -> str:
     if not re.search(r":[0-9a-f]{16}(:|$)", header.address):
         return ""
     told = json.loads(header.summary).items()
-    texts = [f"{name}={pair[0]}" for name, pair in told if not name.startswith(OWN)]
+    texts = [f"{name}={pair[0]}" for name, pair in told if not name.startswith(SPECIAL_PREFIX)]
     return f", which is {', '.join(texts)}" if texts else ""
 
 
@@ -471,7 +471,7 @@ def _unlike(call: Call, code: str, nearest: Header) -> str:
 
 def _difference(name: str, before: str, after: str) -> str:
     """Describe how an argument differs from that of the nearest entry, by their summaries."""
-    what = "what key_resolver gives" if name == RESOLVED else name.removeprefix(OWN)
+    what = "what key_resolver gives" if name == RESOLVED else name.removeprefix(SPECIAL_PREFIX)
     if before == after == MASK:
         return f"{what} is not that of the nearest entry"
     if before == after:  # too big for its value to be in the summary
@@ -480,7 +480,7 @@ def _difference(name: str, before: str, after: str) -> str:
 
 
 def _digests(summary: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: pair[1] for name, pair in summary.items() if name not in (RESULT, BUILT_ON)}
+    return {name: pair[1] for name, pair in summary.items() if name not in (RESULT_SHAPE, BUILT_ON)}
 
 
 def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -488,7 +488,7 @@ def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tupl
     return [
         (name, str(before.get(name, nothing)[0]), str(after.get(name, nothing)[0]))
         for name in dict.fromkeys((*before, *after))
-        if name not in (RESULT, BUILT_ON)
+        if name not in (RESULT_SHAPE, BUILT_ON)
         and before.get(name, nothing)[1] != after.get(name, nothing)[1]
     ]
 
@@ -718,7 +718,7 @@ def _own(header: Header) -> Ref | None:
 
 def _arguments(summary: str) -> dict[str, str]:
     found = json.loads(summary)
-    return {name: pair[1] for name, pair in found.items() if not name.startswith(RESULT[:1])}
+    return {name: pair[1] for name, pair in found.items() if not name.startswith(RESULT_SHAPE[:1])}
 
 
 def _by_age(chain: Chain) -> Judge:

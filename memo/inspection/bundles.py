@@ -151,7 +151,7 @@ async def _export(
         searched.add(prefix)
         for header, _ in await listing(port, chain, prefix):
             if wanted.holds(header):
-                part = await _part(port, chain, header, secret)
+                part = await _seal_part(port, chain, header, secret)
                 parts += [part] if part is not None else []
     if not parts:
         fix = "no valid entry of this host matches; see memo.entries()."
@@ -164,7 +164,7 @@ async def _export(
     return [part.item for part in parts]
 
 
-async def _part(port: Port, chain: Chain, header: Header, secret: Secret) -> Part | None:
+async def _seal_part(port: Port, chain: Chain, header: Header, secret: Secret) -> Part | None:
     """Return an entry, sealed for a bundle; None if it is no longer valid, or incomplete here."""
 
     def judged(
@@ -206,7 +206,7 @@ def describe_bundle(bundle: Bundle) -> list[str]:
         f"  with memo {origin.memo}, Python {origin.python}, {origin.platform}",
     ]
     lines += [f"  note: {origin.note}"] if origin.note else []
-    codes = drive(_codes(BLOCKING, assembly.default_chain(), bundle))
+    codes = drive(_compare_code(BLOCKING, assembly.default_chain(), bundle))
     for function, items in bundle.functions():
         entries = rendering.counted(len(items), "entry", "entries")
         size = rendering.size(sum(item.size for item in items))
@@ -219,7 +219,7 @@ def describe_bundle(bundle: Bundle) -> list[str]:
     return lines
 
 
-async def _codes(port: Port, chain: Chain, bundle: Bundle) -> dict[tuple[str, str], str]:
+async def _compare_code(port: Port, chain: Chain, bundle: Bundle) -> dict[tuple[str, str], str]:
     """Compare the code versions in a bundle with those that run here, by function and version.
 
     A function that this process does not have is compared with what it last stored on this host.
@@ -282,7 +282,9 @@ class Imported(NamedTuple):
 
 def call_text(item: Item) -> str:
     """Return an entry as a call, for display."""
-    given = {n: p[0] for n, p in json.loads(item.arguments).items() if n[0] != summaries.OWN}
+    given = {
+        n: p[0] for n, p in json.loads(item.arguments).items() if n[0] != summaries.SPECIAL_PREFIX
+    }
     return f"{label(item.function)}({', '.join(f'{n}={text}' for n, text in given.items())})"
 
 
@@ -315,7 +317,7 @@ def import_bundle(path: str | os.PathLike[str] | Bundle, /, *, key: str | None =
 async def _import(port: Port, bundle: Bundle) -> Imported:
     here = {one.function_id: one._function for one in functions()}
     default = assembly.default_chain()
-    codes = await _codes(port, default, bundle)
+    codes = await _compare_code(port, default, bundle)
     found: dict[str, list[Item]] = {name: [] for name in Imported._fields[1:]}
     for item in bundle.items:
         function = here.get(item.function)
@@ -323,12 +325,12 @@ async def _import(port: Port, bundle: Bundle) -> Imported:
             found["other_code"].append(item)
             continue
         chain = default if function is None else function.chain()
-        for outcome in await _stored(port, chain, bundle, item):
+        for outcome in await _store(port, chain, bundle, item):
             found[outcome].append(item)
     return Imported(bundle, *(tuple(items) for items in found.values()))
 
 
-async def _stored(port: Port, chain: Chain, bundle: Bundle, item: Item) -> list[str]:
+async def _store(port: Port, chain: Chain, bundle: Bundle, item: Item) -> list[str]:
     """Store one entry, and return the lists of the outcome that it belongs to."""
     try:
         entry = await port.offload(bundle.entry, item)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import networkx as nx
 
 HIT, COMPUTED, RUNNING, STORED = "hit", "computed", "running", "stored"
-NO_CALLS = "No cached call yet: put @cache above a function and call it."
 STATE_COLOURS = {
     "hit": "#9fd8b0",
     "computed": "#a9cdf5",
@@ -265,7 +264,7 @@ def tree(graph: Graph, width: int = 80) -> list[Styled]:
     Final results first, each with the calls it was built on below it.
     """
     if not graph.nodes:
-        return [Styled(NO_CALLS)]
+        return [Styled(rendering.NO_CALLS)]
     nodes = {node.id: node for node in graph.nodes}
     inputs: dict[str, list[str]] = {name: [] for name in nodes}
     for a, b in graph.edges:

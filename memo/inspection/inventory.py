@@ -168,7 +168,9 @@ async def _newest(
     for tier in chain.listing:
         with suppress(TierError):
             heads = await tier.count_by_prefix(port, prefix)
-            own = {head: count for head, count in heads.items() if _is_ours(chain, wanted, head)}
+            own = {
+                head: count for head, count in heads.items() if _is_selected(chain, wanted, head)
+            }
             lists.append((tier, own))
             among = [prefix] if len(own) == len(heads) else list(own)
             most = len(own) == len(heads)
@@ -185,7 +187,7 @@ async def _newest(
     return await _with_states(port, chain, shown), await _count(port, lists)
 
 
-def _is_ours(chain: Chain, wanted: Selection, head: str) -> bool:
+def _is_selected(chain: Chain, wanted: Selection, head: str) -> bool:
     """True if entries with this head are selected, and sealed with one of our secrets."""
     rest, _, secret = head[:-1].rpartition(":")
     function = rest.removeprefix(f"{chain.namespace}:{{").removesuffix("}")
@@ -360,7 +362,7 @@ class Entries(list[Stored]):
     """Entries in a list, newest first; a table in a notebook and in a terminal."""
 
     def __init__(self, found: Sequence[Item], clock: Clock, missing: str = "") -> None:
-        super().__init__(_stored(item, clock) for item in found)
+        super().__init__(_as_record(item, clock) for item in found)
         self._items = found
         self.missing = missing
 
@@ -385,7 +387,7 @@ class Entries(list[Stored]):
         return rendering.boxed(shown + escape(self.missing))
 
 
-def _stored(item: Item, clock: Clock) -> Stored:
+def _as_record(item: Item, clock: Clock) -> Stored:
     header, size, tiers, state = item
     old = age(header.times, clock)
     groups = [ref.group for ref in own_refs(header)]

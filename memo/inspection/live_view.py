@@ -21,7 +21,7 @@ from memo.errors import MemoError, label
 from memo.inspection import call_graph, graph_drawing, inventory
 from memo.inspection.inventory import Item, Selection
 from memo.inspection.running_computations import COMPUTATIONS, LONG_COMPUTATION, Running
-from memo.keys.summaries import BUILT_ON, RESOLVED, RESULT
+from memo.keys.summaries import BUILT_ON, RESOLVED, RESULT_SHAPE
 from memo.metrics import rendering
 from memo.metrics.recorder import stats
 from memo.metrics.snapshots import FunctionStats, Stats
@@ -111,7 +111,7 @@ class Model:
         found = [item for item in items if all(word in _text(item) for word in words)]
         self.items, self._count = found[:MOST_ENTRIES], len(found)
         made = call_graph.graph_of(everything=self.shared)
-        self._graph = {"svg": made.to_svg(), "text": "" if made.nodes else graph_drawing.NO_CALLS}
+        self._graph = {"svg": made.to_svg(), "text": "" if made.nodes else rendering.NO_CALLS}
         self._chain, self.list_at = chain, time.monotonic() + self._every
 
     def _entries(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class Model:
             return ""
         if what == "invalidate" and message.get("function"):
             name = str(message["function"])
-            return self._with_others(lambda: invalidate(function=name, reason="live view"))
+            return self._invalidate_and_list(lambda: invalidate(function=name, reason="live view"))
         key = str(message.get("key", ""))
         item = next((item for item in self.items if item.header.key == key), None)
         if item is None:
@@ -164,10 +164,12 @@ class Model:
         if what == "explain":
             return _explained(item)
         if what == "invalidate":
-            return self._with_others(lambda: invalidate(key=header.address, reason="live view"))
+            return self._invalidate_and_list(
+                lambda: invalidate(key=header.address, reason="live view")
+            )
         return ""
 
-    def _with_others(self, work: Callable[[], Any]) -> str:
+    def _invalidate_and_list(self, work: Callable[[], Any]) -> str:
         """Invalidate, and say which entries of this host were dropped."""
         headers = [item.header for item in inventory.items(Selection())[0]]
         chain = assembly.default_chain()
@@ -239,7 +241,7 @@ def preview(item: Item) -> str:
     """Describe a stored value by its header, without loading it."""
     header = item.header
     try:
-        told = json.loads(header.summary).get(RESULT)
+        told = json.loads(header.summary).get(RESULT_SHAPE)
     except ValueError:
         told = None
     parts = [str(told[0])] if told else []
@@ -284,7 +286,7 @@ def call_of(header: Header) -> tuple[CachedFunction[Any, Any], dict[str, Any]] |
     try:
         summary = json.loads(header.summary)
         summary.pop(RESOLVED, None)
-        summary.pop(RESULT, None)
+        summary.pop(RESULT_SHAPE, None)
         summary.pop(BUILT_ON, None)
         given = {name: ast.literal_eval(parts[0]) for name, parts in summary.items()}
     except (ValueError, SyntaxError, TypeError, LookupError, AttributeError):

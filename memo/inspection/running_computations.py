@@ -29,7 +29,7 @@ from memo.validity.stamps import Turn
 if TYPE_CHECKING:
     from pathlib import Path
 
-SLOTS = 128
+MOST_SLOTS = 128
 """Most computations of one process that others see."""
 SLOT_BYTES = 512
 """Bytes of one slot."""
@@ -82,7 +82,7 @@ class RunningComputations:
         """Forget all computations: at first, and in the child of a fork."""
         self._lock = threading.Lock()
         self._slots: dict[str, tuple[int, Running]] = {}
-        self._free = list(range(SLOTS - 1, -1, -1))
+        self._free = list(range(MOST_SLOTS - 1, -1, -1))
         self._took: OrderedDict[str, float] = OrderedDict()
         self._map: mmap.mmap | None = None
         self._path: Path | None = None
@@ -156,8 +156,8 @@ class RunningComputations:
                 descriptor = private_files.open_or_create(self._path.name, folder)
             try:
                 # zeros are written, since a hole in a mapped file would crash on a full disk
-                os.pwrite(descriptor, bytes(SLOTS * SLOT_BYTES), 0)
-                self._map = mmap.mmap(descriptor, SLOTS * SLOT_BYTES)
+                os.pwrite(descriptor, bytes(MOST_SLOTS * SLOT_BYTES), 0)
+                self._map = mmap.mmap(descriptor, MOST_SLOTS * SLOT_BYTES)
             finally:
                 os.close(descriptor)
         return self._map
@@ -171,7 +171,7 @@ class RunningComputations:
         if self._map is not None:
             self._map.close()
         if self._path is not None:
-            # an error: gone, or a directory that has become read-only
+            # an error means that the file is missing, or the directory has become read-only
             with suppress(OSError), private_files.inside(self._path.parent) as folder:
                 os.unlink(self._path.name, dir_fd=folder)
         self._map = self._path = self._home = None
@@ -203,7 +203,7 @@ def _files(folder: Path) -> list[tuple[str, bytes]]:
                     os.unlink(name, dir_fd=descriptor)
                     continue
                 with open(private_files.open_old(name, folder=descriptor), "rb") as file:
-                    found.append((name, file.read(SLOTS * SLOT_BYTES)))
+                    found.append((name, file.read(MOST_SLOTS * SLOT_BYTES)))
     return found
 
 

@@ -40,7 +40,9 @@ from memo.runtime.named_tuple import NamedTuple
 
 _SHOWN_NAMES = 3
 """Number of its outputs after which a cell is named."""
-_IMMUTABLE = frozenset({int, float, complex, bool, str, bytes, type(None), types.FunctionType})
+_IMMUTABLE_TYPES = frozenset(
+    {int, float, complex, bool, str, bytes, type(None), types.FunctionType}
+)
 _AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 
 
@@ -419,7 +421,7 @@ class Cell:
         self.names = names(tree)
         self._given = inputs
         self._outputs = outputs
-        self._codes = [compile(part, file, mode, _AWAIT) for part, mode in _parts(tree)]
+        self._codes = [compile(part, file, mode, _AWAIT) for part, mode in _split(tree)]
         self.awaits = any(code.co_flags & inspect.CO_COROUTINE for code in self._codes)
         self._quiet = _is_quiet(source)
         self.identity = CellIdentity(_normalized(tree, self._quiet), outputs)
@@ -429,10 +431,10 @@ class Cell:
         made._function.keyer.identity = self.identity
         made._function.warned = True  # reported below, name by name
         self.function: CachedFunction[Any, Any] = made
-        self.inputs = self._found_inputs()
+        self.inputs = self._find_inputs()
         self._ran = False
 
-    def _found_inputs(self) -> dict[str, Any]:
+    def _find_inputs(self) -> dict[str, Any]:
         if self._given is not None:
             missing = [name for name in self._given if name not in self._scope]
             if missing:
@@ -456,7 +458,7 @@ class Cell:
         """Run or replay the cell, and return the value of its last expression."""
         __tracebackhide__ = True
         ask: Any = self.function.refresh if force else self.function
-        with self._watched() as faults:
+        with self._unpicklable_events() as faults:
             try:
                 recording = ask(**self.inputs)
             except Exception as error:
@@ -468,7 +470,7 @@ class Cell:
         """As `answer`, for a cell with top-level `await`."""
         __tracebackhide__ = True
         ask: Any = self.function.arefresh if force else self.function
-        with self._watched() as faults:
+        with self._unpicklable_events() as faults:
             try:
                 recording = await ask(**self.inputs)
             except Exception as error:
@@ -477,7 +479,7 @@ class Cell:
         return self._finish(recording, faults)
 
     @contextmanager
-    def _watched(self) -> Iterator[list[Event]]:
+    def _unpicklable_events(self) -> Iterator[list[Event]]:
         heard: list[Event] = []
 
         def hear(event: Event) -> None:
@@ -510,7 +512,7 @@ class Cell:
         if not self._ran:
             replay(self._shell, recording)
         elif any(event.function == self.function.function_id for event in faults):
-            sys.stderr.write(f"%%cache: {_unstored(recording)}\n")
+            sys.stderr.write(f"%%cache: {_why_not_stored(recording)}\n")
         return recording.value if recording.live is None else recording.live
 
     # --- running
@@ -522,7 +524,7 @@ class Cell:
             for code in self._codes:
                 value = eval(code, self._scope)  # noqa: S307 - the user's own cell
             _flush_figures()
-        return self._recorded(recorder.shown, value, changed)
+        return self._record(recorder.shown, value, changed)
 
     async def _run_awaited(self, **_: Any) -> Recording:
         __tracebackhide__ = True
@@ -533,7 +535,7 @@ class Cell:
                 if code.co_flags & inspect.CO_COROUTINE:
                     value = await value
             _flush_figures()
-        return self._recorded(recorder.shown, value, changed)
+        return self._record(recorder.shown, value, changed)
 
     @contextmanager
     def _changes(self) -> Iterator[list[str]]:
@@ -543,26 +545,26 @@ class Cell:
         wanted = self.names.hidden - set(self._given or ())
         hidden = {name: scope.pop(name) for name in wanted if name in scope}
         known = set(scope)
-        before = {name: _digest(value) for name, value in self._mutable()}
+        before = {name: _digest(value) for name, value in self._mutable_inputs()}
         changed: list[str] = []
         try:
             yield changed
             new = (name for name in scope if name not in known and not name.startswith("_"))
             changed += dict.fromkeys((*self.names.assigned, *new))
-            changed += [n for n, value in self._mutable() if _digest(value) != before[n]]
+            changed += [n for n, value in self._mutable_inputs() if _digest(value) != before[n]]
         finally:
             for name, value in hidden.items():
                 scope.setdefault(name, value)
 
-    def _mutable(self) -> list[tuple[str, Any]]:
+    def _mutable_inputs(self) -> list[tuple[str, Any]]:
         """Return the inputs that the cell may change in place without assigning them."""
         return [
             (name, value)
             for name, value in self.inputs.items()
-            if type(value) not in _IMMUTABLE and name not in self.names.assigned
+            if type(value) not in _IMMUTABLE_TYPES and name not in self.names.assigned
         ]
 
-    def _recorded(self, shown: output_replay.Shown, value: Any, changed: list[str]) -> Recording:
+    def _record(self, shown: output_replay.Shown, value: Any, changed: list[str]) -> Recording:
         wanted = changed if self._outputs is None else self._outputs
         missing = [name for name in self._outputs or () if name not in self._scope]
         if missing:
@@ -577,7 +579,7 @@ class Cell:
         return Recording(outputs, deleted, (*shown, ("display", last)), None, value)
 
 
-def _parts(tree: ast.Module) -> Iterator[tuple[Any, str]]:
+def _split(tree: ast.Module) -> Iterator[tuple[Any, str]]:
     """Yield a cell as statements and, if it ends in one, an expression."""
     body = tree.body
     last = body[-1] if body else None
@@ -654,7 +656,7 @@ def _is_picklable(value: Any) -> bool:
     return True
 
 
-def _unstored(recording: Recording) -> str:
+def _why_not_stored(recording: Recording) -> str:
     """Explain why a recording was not stored, and what to write instead."""
     bad = [name for name, value in recording.outputs.items() if not _is_picklable(value)]
     good = ",".join(name for name in recording.outputs if name not in bad)

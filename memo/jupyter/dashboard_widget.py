@@ -65,28 +65,28 @@ def _widget_class() -> Any:
         def _handle(self, _: Any, message: Any, __: Any) -> None:
             change = {"open": 1, "shut": -1}.get(message.get("do"))
             if change:
-                self._watch(self._views + change)
+                self._poll_while_viewed(self._views + change)
                 return
             self.model.press(message)
             self.state = self.model.state()
 
-        def _watch(self, views: int) -> None:
+        def _poll_while_viewed(self, views: int) -> None:
             """Poll while the page is visible."""
             self._views = max(0, views)
             if self._views and self._ticker is None:
-                self._ticker = DISPLAYS.every(INTERVAL, self._look)
+                self._ticker = DISPLAYS.every(INTERVAL, self._update_state)
             elif not self._views and self._ticker is not None:
                 self._ticker.cancel()
                 self._ticker = None
 
-        async def _look(self, _: Port) -> None:
+        async def _update_state(self, _: Port) -> None:
             self.state = self.model.state()
 
         def _repr_mimebundle_(self, **options: Any) -> Any:
             return _with_static(super()._repr_mimebundle_(**options), self.model)
 
         def close(self) -> None:
-            self._watch(0)
+            self._poll_while_viewed(0)
             super().close()
 
     return Dashboard

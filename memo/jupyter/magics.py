@@ -67,15 +67,15 @@ class _Text(str):
         return str(self)
 
 
-def _show(text: str, html: str) -> None:
+def _display(text: str, html: str) -> None:
     publish({"text/plain": text, "text/html": html}, raw=True)
 
 
-def _say(text: str) -> None:
-    _show(text, rendering.lines_html(text))
+def _display_text(text: str) -> None:
+    _display(text, rendering.lines_html(text))
 
 
-def _listed_names(text: str) -> tuple[str, ...]:
+def _parse_names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, (part.strip() for part in text.split(","))))
 
 
@@ -105,7 +105,7 @@ class CacheMagics(Magics):
     @line_magic
     def cache_stats(self, line: str) -> Any:
         """Show what the cache did: hits by tier, misses by reason, time saved, per function."""
-        given = _parsed(self.cache_stats, line)
+        given = _parse_arguments(self.cache_stats, line)
         found = stats(shared=given.all)
         if given.reset:
             reset()
@@ -115,11 +115,11 @@ class CacheMagics(Magics):
         if given.json:
             return _Text(chosen.to_json())
         if given.reset and not given.plot:
-            return _say("The counters of this kernel start at zero.")
+            return _display_text("The counters of this kernel start at zero.")
         chosen = chosen.with_health(_health(chosen))
         limit, more = max(0, given.limit), "--limit 0"
         text = rendering.text(chosen, given.plot, limit=limit, more=more)
-        return _show(text, rendering.html(chosen, given.plot, limit, more))
+        return _display(text, rendering.html(chosen, given.plot, limit, more))
 
     @magic_arguments()
     @argument("pattern", nargs="?", help="functions: load, etl:load, lo*")
@@ -130,7 +130,7 @@ class CacheMagics(Magics):
     @line_magic
     def cache_clear(self, line: str) -> None:
         """Invalidate entries, in every kernel that shares the cache, and say which."""
-        given = _parsed(self.cache_clear, line)
+        given = _parse_arguments(self.cache_clear, line)
         if given.tag and (given.where or given.pattern or given.all):
             raise UsageError("--tag cannot be combined: it selects entries of any function.")
         if given.all and given.pattern:
@@ -138,10 +138,10 @@ class CacheMagics(Magics):
         if not (given.tag or given.pattern or given.all) and not self._is_sure():
             return
         try:
-            done = _clear(given.pattern or "*", dict(map(_pair, given.where)), given.tag)
+            done = _clear(given.pattern or "*", dict(map(_parse_pair, given.where)), given.tag)
         except MemoError as error:
             raise UsageError(str(error)) from None
-        _say("\n".join(done))
+        _display_text("\n".join(done))
 
     def _is_sure(self) -> bool:
         """Ask whether a bare `%cache_clear` should clear every function of the kernel.
@@ -161,7 +161,7 @@ class CacheMagics(Magics):
             raise UsageError(f"{said} Write %cache_clear --all if you mean that.") from None
         if answer.strip().lower() in ("y", "yes"):
             return True
-        _say("Nothing was invalidated.")
+        _display_text("Nothing was invalidated.")
         return False
 
     @line_magic
@@ -175,16 +175,16 @@ class CacheMagics(Magics):
         publish(self._explanation(line))
 
     def _explanation(self, line: str) -> Any:
-        call = _call(line)
+        call = _parse_call(line)
         try:
-            target = _evaluated(call.func, self.scope)
+            target = _evaluate(call.func, self.scope)
         except (NameError, AttributeError) as error:
             raise UsageError(f"{error}.") from None
         if not hasattr(target, "explain"):
             raise UsageError(f"{ast.unparse(call.func)} is not a cached function.")
         call.func = ast.Attribute(call.func, "explain", ast.Load())
         try:
-            return _evaluated(call, self.scope)
+            return _evaluate(call, self.scope)
         except MemoError as error:
             raise UsageError(str(error)) from None
 
@@ -204,8 +204,8 @@ class CacheMagics(Magics):
         Its state says what the next call would find.  One that was invalidated is listed until it
         is computed again or evicted; it is never used.
         """
-        given = _parsed(self.cache_ls, line)
-        where = dict(map(_pair, given.where))
+        given = _parse_arguments(self.cache_ls, line)
+        where = dict(map(_parse_pair, given.where))
         wanted = inventory.Selection(given.patterns, where, given.tag, given.tier, given.by)
         try:
             shown, count = inventory.items(wanted, given.limit or None)
@@ -215,10 +215,10 @@ class CacheMagics(Magics):
         if given.frame:
             return _frame(table)
         if not count:
-            return _say(_none_found(given.patterns))
+            return _display_text(_not_found_text(given.patterns))
         said = rendering.shown_of(len(shown), count, "entry", "entries", "--limit 0")
         text = f"{rendering.table_text(table)}\n\n{said}"
-        return _show(text, rendering.boxed(f"{rendering.table_html(table)}<p>{said}</p>"))
+        return _display(text, rendering.boxed(f"{rendering.table_html(table)}<p>{said}</p>"))
 
     @magic_arguments()
     @argument("--group", action="store_true", help="one node for each function")
@@ -226,7 +226,7 @@ class CacheMagics(Magics):
     @line_magic
     def cache_graph(self, line: str) -> None:
         """Draw the cached calls of this kernel and what they were built on."""
-        given = _parsed(self.cache_graph, line)
+        given = _parse_arguments(self.cache_graph, line)
         publish(call_graph.graph_of(everything=given.everything, group=given.group or None))
 
     @magic_arguments()
@@ -234,21 +234,21 @@ class CacheMagics(Magics):
     @line_magic
     def cache_report(self, line: str) -> None:
         """Show one line under each cell that used the cache, and keep it up to date."""
-        state = _parsed(self.cache_report, line).state
+        state = _parse_arguments(self.cache_report, line).state
         if state:
             self.reporter.switch(on=state == "on")
-        _say(f"Cache reports are {'on' if self.reporter.on else 'off'}.")
+        _display_text(f"Cache reports are {'on' if self.reporter.on else 'off'}.")
 
     @magic_arguments()
     @argument(
         "--ttl", help="how long the result is replayed: seconds, 90s, 1h30m; default: no expiry"
     )
     @argument(
-        "--tags", type=_listed_names, default=(), metavar="A,B", help="tag to invalidate it by"
+        "--tags", type=_parse_names, default=(), metavar="A,B", help="tag to invalidate it by"
     )
-    @argument("--inputs", type=_listed_names, metavar="A,B",
+    @argument("--inputs", type=_parse_names, metavar="A,B",
               help="the names that count; default: those that the cell reads")  # fmt: skip
-    @argument("--outputs", type=_listed_names, metavar="A,B",
+    @argument("--outputs", type=_parse_names, metavar="A,B",
               help="the names to keep; default: those that it assigns or changes")  # fmt: skip
     @argument("--name", help="its name in statistics; default: made from what it assigns")
     @argument("--force", action="store_true", help="run it now, and store what it does")
@@ -277,7 +277,7 @@ class CacheMagics(Magics):
 
     def _made(self, line: str, cell: str) -> tuple[Cell, Any]:
         shell: Any = self.shell
-        given = _parsed(self.cache, line)
+        given = _parse_arguments(self.cache, line)
         source = shell.transform_cell(cell)
         file = shell.compile.cache(source, shell.displayhook.prompt_count, raw_code=cell)
         try:
@@ -288,7 +288,7 @@ class CacheMagics(Magics):
                 given.inputs,
                 given.outputs,
                 name=given.name,
-                ttl=_lifetime(given.ttl),
+                ttl=_parse_ttl(given.ttl),
                 tags=given.tags,
             )
         except MemoError as error:
@@ -297,7 +297,7 @@ class CacheMagics(Magics):
         return made, given
 
 
-def _parsed(magic: Any, line: str) -> Any:
+def _parse_arguments(magic: Any, line: str) -> Any:
     """Parse the arguments of a magic.
 
     Raises:
@@ -316,7 +316,7 @@ def _parsed(magic: Any, line: str) -> Any:
         raise UsageError(told.replace("?.", "?")) from None
 
 
-def _none_found(patterns: list[str]) -> str:
+def _not_found_text(patterns: list[str]) -> str:
     """Say that there are no entries, and which functions were probably intended."""
     here = [function.function_id for function in functions()]
     known = drive(names.functions_known(BLOCKING, here)) if patterns else []
@@ -350,7 +350,7 @@ def _health(found: Stats) -> dict[str, dict[str, Any]]:
 # --- %cache_clear -------------------------------------------------------------------------------
 
 
-def _pair(text: str) -> tuple[str, Any]:
+def _parse_pair(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise UsageError(f"--where {text}: write for instance --where region=EU")
@@ -409,7 +409,7 @@ def _called(header: Header) -> str:
 # --- %cache_explain -----------------------------------------------------------------------------
 
 
-def _call(line: str) -> ast.Call:
+def _parse_call(line: str) -> ast.Call:
     try:
         node = ast.parse(line.strip().removeprefix("await "), mode="eval").body
     except SyntaxError:
@@ -419,7 +419,7 @@ def _call(line: str) -> ast.Call:
     return node
 
 
-def _evaluated(node: ast.expr, scope: dict[str, Any]) -> Any:
+def _evaluate(node: ast.expr, scope: dict[str, Any]) -> Any:
     tree = ast.fix_missing_locations(ast.Expression(node))
     code = compile(tree, "<cache_explain>", "eval")
     return eval(code, scope)  # noqa: S307 - the user's own line, in the user's own kernel
@@ -519,7 +519,7 @@ def _bundle(span: Span) -> dict[str, str]:
 # --- %%cache ------------------------------------------------------------------------------------
 
 
-def _lifetime(text: str | None) -> Any:
+def _parse_ttl(text: str | None) -> Any:
     """Parse a ttl: a number of seconds, a text with units, or `none` for no expiry."""
     try:
         return None if text is None else float(text)
@@ -675,11 +675,11 @@ def _matcher(context: Any) -> Any:
         return {"completions": []}
     name, word = name.lstrip("%"), rest.rpartition(" ")[2]
     if name == "cache_explain":  # a call: Python completes what is in its parentheses
-        names = [] if "(" in rest else [_typed(f).rpartition(":")[2] for f in functions()]
+        names = [] if "(" in rest else [_typeable_name(f).rpartition(":")[2] for f in functions()]
     elif word.startswith("-") or name in ("cache_report", "cache"):
         names = list(_OPTIONS[name])
     else:
-        names = list(map(_typed, functions()))
+        names = list(map(_typeable_name, functions()))
     found = [one for one in dict.fromkeys(names) if one.startswith(word)]
     if not found and word and name != "cache_explain":
         found = [word]  # without any match IPython would offer its own magics
@@ -690,5 +690,5 @@ def _matcher(context: Any) -> Any:
     }
 
 
-def _typed(function: CachedFunction[Any, Any]) -> str:
+def _typeable_name(function: CachedFunction[Any, Any]) -> str:
     return label(function.function_id)

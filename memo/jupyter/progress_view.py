@@ -32,7 +32,7 @@ SHOWN_AFTER = 0.5
 """Seconds after which a computation or a wait is shown."""
 UPDATE_SECONDS = 0.25
 """Seconds between two updates of the lines."""
-MOST_DURATIONS = 4096
+_MOST_KEYS = 4096
 """Keys whose last duration is remembered."""
 _MOST_ESTIMATES = 20
 """Most runs whose end is estimated in one update."""
@@ -280,7 +280,7 @@ class Watcher:
         self._stop()
         self._stop = None
         self.runs.clear()
-        self._rest()
+        self._stop_if_idle()
         self._finish()
 
     def show_on(self, screen: Screen | None) -> None:
@@ -322,21 +322,21 @@ class Watcher:
                 return
             self.runs[at] = run
             self._groups.setdefault((kind, event.function), _Group(run)).add(run)
-        self._wake()
+        self._start_updates()
 
     def _remember(self, event: Event) -> None:
         self.latest[event.function] = event.seconds
         self.known[event.key] = event.seconds
         self.known.move_to_end(event.key)
-        if len(self.known) > MOST_DURATIONS:
+        if len(self.known) > _MOST_KEYS:
             self.known.popitem(last=False)
 
-    def _wake(self) -> None:
+    def _start_updates(self) -> None:
         with self._waking:
             if self.ticker is None:
                 self.ticker = DISPLAYS.every(UPDATE_SECONDS, self._tick)
 
-    def _rest(self) -> bool:
+    def _stop_if_idle(self) -> bool:
         """If nothing is running, stop the updates and return True."""
         with self._waking:
             if self.runs:
@@ -382,7 +382,7 @@ class Watcher:
         return [(at, line) for _, at, line in found]
 
     async def _tick(self, port: Port) -> None:
-        if self._rest():
+        if self._stop_if_idle():
             return
         with self._showing:
             late = {at for at, g in self._groups.items() if g.running and g.spent >= SHOWN_AFTER}
@@ -452,7 +452,7 @@ fork.in_child(WATCHER._start_over)
 def progress(*, on: bool = True) -> None:
     """Show work that takes longer than half a second, or stop showing it.
 
-    That is computations, waits for other processes, and transfers to and from Redis.
+    Work means computations, waits for other processes, and transfers to and from Redis.
 
     `%load_ext memo` turns it on; a script calls it itself.  Without a viewer (standard error is not
     a terminal, a notebook runs unattended) nothing is shown.

@@ -10,7 +10,7 @@ from memo.runtime.named_tuple import NamedTuple
 
 ARGUMENT: Final = "__memo_argument__"
 """Method of an annotation that returns what represents the argument in the key."""
-ABSENT: Final[Any] = object()
+NOT_GIVEN: Final[Any] = object()
 """Marks an argument that is not given."""
 
 
@@ -79,8 +79,8 @@ def bind(
     """Return the values of `plan.names` for a call, and the entries of `**kwargs` in their order.
 
     Args:
-        missing: with `ABSENT`, mark arguments that are not given (and leave out defaults) instead
-            of raising.
+        missing: with `NOT_GIVEN`, mark arguments that are not given with it (and leave out
+            defaults) instead of raising.
 
     Raises:
         BindingError: the arguments do not fit.

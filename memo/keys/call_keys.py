@@ -24,7 +24,7 @@ from typing import Any, Final, NoReturn
 
 from memo.errors import KeyingError, OptionError, label, nearest, shown, type_named
 from memo.keys import instances, resolvers, summaries
-from memo.keys.bindings import ABSENT, BindingError, annotated, bind, hints, plan, signature
+from memo.keys.bindings import NOT_GIVEN, BindingError, annotated, bind, hints, plan, signature
 from memo.keys.encoding import atoms, canonical
 from memo.keys.encoding.atoms import SIMPLE
 from memo.keys.encoding.canonical import Unkeyable
@@ -127,13 +127,13 @@ class Own(NamedTuple):
 
     Attributes:
         owner: its class, `"module:qualname"`.
-        value: the key that the class defines for the instance, or `ABSENT`.
+        value: the key that the class defines for the instance, or `NOT_GIVEN`.
         encoding: the encoding of that value, or of the attributes that count, or empty.
         state: the attributes that count.
     """
 
     owner: str
-    value: Any = ABSENT
+    value: Any = NOT_GIVEN
     encoding: bytes = b""
     state: Attributes = instances.EMPTY
 
@@ -147,13 +147,13 @@ class Own(NamedTuple):
         Args:
             own: the name that the function gives it, such as `"self"`.
         """
-        said = "" if self.value is ABSENT else summaries.described_value(CACHE_KEY, self.value)
+        said = "" if self.value is NOT_GIVEN else summaries.described_value(CACHE_KEY, self.value)
         name = self.owner.rpartition(":")[2]
         encoding = b"" if self.state.names else self.encoding
         digest = atoms.short_digest(atoms.text(self.owner) + encoding)
         yield own, (f"{name}({said})" if said else name), digest
         for name, value, one in zip(*self.state[:3], strict=True):
-            text = "nothing" if value is ABSENT else summaries.described_value(name, value)
+            text = "nothing" if value is NOT_GIVEN else summaries.described_value(name, value)
             yield f"{own}.{name}" if name else f"{own}.*", text, atoms.short_digest(one)
 
 
@@ -297,7 +297,7 @@ class Call:
     def _described(self) -> Iterator[tuple[str, str, str]]:
         """Yield name, short text and digest of everything in the key."""
         if self._own is not None:
-            yield from self._own.described(f"{summaries.OWN}{self._keyer.plan.own}")
+            yield from self._own.described(f"{summaries.SPECIAL_PREFIX}{self._keyer.plan.own}")
         if self._resolved is not None:
             names = (*self._keyer.plan.names, *self._names)
             hidden = next(filter(summaries.is_secret, names), "")
@@ -483,7 +483,7 @@ class Keyer:
 
     def state(self, own: Any) -> State:
         """Return which state of an object the method reads."""
-        if own is ABSENT or not self._method or isinstance(own, type):
+        if own is NOT_GIVEN or not self._method or isinstance(own, type):
             return STATELESS
         self.identity.digest(type(own))
         return self.identity.state(type(own))
@@ -731,7 +731,7 @@ class Keyer:
         if found.lost and not self._warned:
             self._warn_left_out(found)
         encoding = b"".join(found.encodings)
-        mine: Own = _new_tuple(Own, (owner, ABSENT, encoding, found))
+        mine: Own = _new_tuple(Own, (owner, NOT_GIVEN, encoding, found))
         return mine
 
     def _key_of_class(self, owner: str, own: Any) -> Own:
@@ -779,7 +779,7 @@ class Keyer:
         try:
             return canonical.encoding(value, name)
         except Unkeyable as error:
-            if self.plan.defaults.get(name, ABSENT) is value:
+            if self.plan.defaults.get(name, NOT_GIVEN) is value:
                 return b"~default"  # a marker such as object(), whose meaning is in the code
             raise resolvers.with_argument(error, self.function_id, name) from error.__cause__
 
@@ -861,7 +861,7 @@ class Keyer:
         self,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        own: Any = ABSENT,
+        own: Any = NOT_GIVEN,
         state: State = STATELESS,
     ) -> tuple[tuple[tuple[str, str], ...], bool]:
         """Return the digests of some arguments, and True if they are all that a call has.
@@ -876,7 +876,7 @@ class Keyer:
             KeyingError: an argument has no sound key.
         """
         given, extra = self._given_arguments(args, kwargs)
-        mine = () if own is ABSENT else ((OWN, self.own(own, state).digest()),)
+        mine = () if own is NOT_GIVEN else ((OWN, self.own(own, state).digest()),)
         if not given and not extra:
             return mine, False
         if self._resolver is not None:
@@ -918,13 +918,13 @@ class Keyer:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the given parameters, and the entries of `**kwargs`."""
         try:
-            values, extra = bind(self.plan, args, kwargs, missing=ABSENT)
+            values, extra = bind(self.plan, args, kwargs, missing=NOT_GIVEN)
         except BindingError:
             self.check_names("invalidate", kwargs)
             many = f"takes at most {len(self.plan.positional)} arguments by position, each once."
             raise OptionError("invalidate", tuple(args), many) from None
         pairs = zip(self.plan.names, values, strict=True)
-        return {name: value for name, value in pairs if value is not ABSENT}, extra
+        return {name: value for name, value in pairs if value is not NOT_GIVEN}, extra
 
     def _partial_by_resolver(self, given: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         """With a resolver.

@@ -21,13 +21,13 @@ from functools import cached_property, partial
 from typing import Any, Final
 
 from memo.keys import own_changes
-from memo.keys.bindings import ABSENT
+from memo.keys.bindings import NOT_GIVEN
 from memo.keys.encoding import atoms, canonical
 from memo.keys.encoding.atoms import SIMPLE
 from memo.keys.encoding.canonical import Unkeyable
 from memo.keys.fingerprint import held_values
 from memo.keys.fingerprint.function_version import changed_names, code_digest
-from memo.keys.fingerprint.held_values import MISSING, State
+from memo.keys.fingerprint.held_values import NO_VALUE, State
 from memo.keys.offloading import refuse_heavy
 from memo.keys.own_changes import At, BeforeComputation, Changes, CurrentValue
 from memo.runtime.named_tuple import NamedTuple
@@ -47,7 +47,7 @@ class Attributes(NamedTuple):
 
     Attributes:
         names: the names of the attributes.
-        values: aligned with `names`; `ABSENT` if the object has none of this name.
+        values: aligned with `names`; `NOT_GIVEN` if the object has none of this name.
         encodings: aligned with `names`.
         lost: (path, type) of each value without a sound key.
     """
@@ -111,7 +111,7 @@ def held(own: Any, kind: type) -> dict[str, Any]:
 
 def _looked_up(own: Any, state: State, light: bool) -> Attributes:
     held = _held(own)
-    values = [held.get(name, ABSENT) for name in state.names]
+    values = [held.get(name, NOT_GIVEN) for name in state.names]
     values = [_slot(own, state, n, v) for n, v in zip(state.names, values, strict=True)]
     return _all_encoded(state.names, values, light)
 
@@ -141,7 +141,7 @@ def begin(own: Any, state: State) -> OwnBefore:
     """
     held = _read(own, state)
     names = state.names if not state.whole else tuple(dict.fromkeys((*held, *state.changed)))
-    objects = [name for name in names if type(held.get(name, MISSING)) not in _PLAIN]
+    objects = [name for name in names if type(held.get(name, NO_VALUE)) not in _PLAIN]
     changed = state.changed.union(*(_changed_by(held[n]) for n in objects if n in held))
     found = [
         (
@@ -170,7 +170,7 @@ def end(mine: OwnBefore) -> Changes:
     """Return the attributes of an object that a computation has changed."""
     own, begun = mine.own, mine.begun
     held = _read(own, mine.state) if mine.plain else {}
-    others = [n for n, e in mine.plain.items() if _image(n, held.get(n, MISSING)) != e]
+    others = [n for n, e in mine.plain.items() if _image(n, held.get(n, NO_VALUE)) != e]
     ended = own_changes.end(begun, mine.changed) if begun else NOTHING_CHANGED
     if begun and not ended.own:  # otherwise attributes of this class are looked up from now on
         _CHANGING[type(own)] -= 1
@@ -194,11 +194,11 @@ def _read(own: Any, state: State) -> dict[str, Any]:
 
 
 def _present_value(own: Any, state: State, name: str) -> Any:
-    return _read(own, state).get(name, MISSING)
+    return _read(own, state).get(name, NO_VALUE)
 
 
 def _image(name: str, value: Any) -> bytes:
-    return encoded(name, ABSENT if value is MISSING else value, [])
+    return encoded(name, NOT_GIVEN if value is NO_VALUE else value, [])
 
 
 def _image_with(name: str, value: Any, given: Mapping[str, str]) -> bytes:
@@ -222,7 +222,7 @@ def _with_bases(own: Any, found: Attributes, state: State) -> Attributes:
     encodings: list[bytes] = []
     changed: list[str] = []
     for name, value, encoding in zip(*found[:3], strict=True):
-        base = _base(own, state, name, MISSING if value is ABSENT else value, encoding)
+        base = _base(own, state, name, NO_VALUE if value is NOT_GIVEN else value, encoding)
         encodings.append(base)
         if base != encoding:
             changed.append(name)
@@ -241,7 +241,7 @@ def _base(own: Any, state: State, name: str, value: Any, encoding: bytes) -> byt
 def _learned(sight: CurrentValue, state: State) -> Mapping[str, str]:
     """Return other processes' findings about an attribute, if the code still changes it."""
     found = {k: t for k, t in state.learned.items() if own_changes.label_of(k) == sight.at.label}
-    if not found or sight.value is MISSING:
+    if not found or sight.value is NO_VALUE:
         return {}
     names = state.changed | _changed_by(sight.value)
     return own_changes.learned_of(sight.at, own_changes.applying(found, names, strict=True))
@@ -256,12 +256,12 @@ def _held(own: Any) -> dict[str, Any]:
 
 
 def _slot(own: Any, state: State, name: str, value: Any) -> Any:
-    if value is not ABSENT or name not in state.slots:
+    if value is not NOT_GIVEN or name not in state.slots:
         return value
     try:
         return state.slots[name].__get__(own)
     except AttributeError:  # the slot is empty
-        return ABSENT
+        return NOT_GIVEN
 
 
 def _whole(own: Any, state: State, light: bool, changing: bool) -> Attributes:
@@ -307,9 +307,9 @@ def _content(own: Any, kind: type) -> bytes:
 
 def _all_encoded(names: tuple[str, ...], values: list[Any], light: bool) -> Attributes:
     if light:
-        refuse_heavy([value for value in values if value is not ABSENT], {})
+        refuse_heavy([value for value in values if value is not NOT_GIVEN], {})
     try:
-        simple = [_NOTHING if v is ABSENT else _PLAIN[type(v)](v) for v in values]
+        simple = [_NOTHING if v is NOT_GIVEN else _PLAIN[type(v)](v) for v in values]
         return Attributes(names, tuple(values), tuple(simple))
     except KeyError:
         pass
@@ -332,7 +332,7 @@ def encoded(
         instead: attributes that replace those of objects in the value.
         given: the same, by path, as texts.
     """
-    if value is ABSENT:
+    if value is NOT_GIVEN:
         return _NOTHING
     if own_changes.is_generator(type(value)):  # so that a learned state gives the same encoding
         return b"%" + atoms.with_length(

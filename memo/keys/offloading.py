@@ -22,7 +22,7 @@ MAX_EXAMINED: Final = 256
 """Most containers and objects that are examined; a value with more is heavy."""
 _LIGHT: Final = frozenset({int, float, bool, complex, type(None)})
 _WITHOUT_PARTS: Final = _LIGHT | {str, bytes}
-_LIBRARIES: Final = frozenset({"numpy", "pandas", "polars", "pyarrow", "scipy", "torch"})
+_TABLE_LIBRARIES: Final = frozenset({"numpy", "pandas", "polars", "pyarrow", "scipy", "torch"})
 _SMALL: Final = frozenset(
     {
         *("builtins", "datetime", "decimal", "enum", "fractions", "functools"),
@@ -101,7 +101,7 @@ def _weight(value: Any, waiting: list[Any]) -> int:
     if isinstance(value, (bytearray, memoryview)):
         return memoryview(value).nbytes
     module = kind.__module__.partition(".")[0]
-    if module in _LIBRARIES:
+    if module in _TABLE_LIBRARIES:
         return _table(value)
     if module not in _SMALL:
         waiting += _attributes(value)

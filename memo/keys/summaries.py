@@ -19,11 +19,11 @@ MOST_ITEMS: Final = 16
 """Most values of a container that is written out."""
 MOST_BITS: Final = 200
 """Most bits of a number that is written out."""
-OWN: Final = "@"
+SPECIAL_PREFIX: Final = "@"
 """Prefix of the names in a summary that are not arguments, such as `"@self"`."""
 RESOLVED: Final = "@key"
 """The name under which a summary has the value of a `key_resolver`."""
-RESULT: Final = "@result"
+RESULT_SHAPE: Final = "@result"
 """The name under which the summary of an entry describes its value: a type and a shape."""
 BUILT_ON: Final = "@built"
 """The name under which a summary has the result that limits the entry's lifetime."""
@@ -44,7 +44,7 @@ def masked(address: str, prefix: str, summary: Mapping[str, Any], *, resolved: b
         summary: the summary of the arguments.
         resolved: it was made by a `key_resolver`, so the positions of arguments in it are unknown.
     """
-    texts = [parts[0] for name, parts in summary.items() if not name.startswith(OWN)]
+    texts = [parts[0] for name, parts in summary.items() if not name.startswith(SPECIAL_PREFIX)]
     if MASK not in texts and MORE not in texts:
         return address
     words = address.removeprefix(prefix).removeprefix(":").split(":")
@@ -146,7 +146,7 @@ def with_result(text: str, value: Any, *, raised: bool = False) -> str:
     except Exception:  # the value's own methods may raise anything
         said = type(value).__name__
     said = f"raised {said}" if raised else said
-    whole = encodable(_json({**json.loads(text), RESULT: [said, ""]}))
+    whole = encodable(_json({**json.loads(text), RESULT_SHAPE: [said, ""]}))
     return whole if len(whole.encode()) <= LONGEST_SUMMARY else text
 
 

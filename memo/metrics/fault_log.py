@@ -100,7 +100,7 @@ def fields(event: Event) -> dict[str, str]:
     }
 
 
-FAULTS = FaultLog()
+FAULT_LOG = FaultLog()
 _listening = False
 
 
@@ -109,10 +109,10 @@ def listen() -> None:
     global _listening
     if not _listening:
         _listening = True
-        COUNTERS.listen(FAULTS.handle, (events.ERROR,))
+        COUNTERS.listen(FAULT_LOG.handle, (events.ERROR,))
         fork.in_child(_after_fork)
 
 
 def _after_fork() -> None:
-    FAULTS.start_over()
-    COUNTERS.listen(FAULTS.handle, (events.ERROR,))
+    FAULT_LOG.start_over()
+    COUNTERS.listen(FAULT_LOG.handle, (events.ERROR,))

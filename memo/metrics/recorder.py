@@ -313,7 +313,7 @@ class Counters:
 
 REFRESHING = "refreshing"
 REFRESHED = "refreshed"
-REFRESH_FAILED = "refresh failed"
+FAILED_REFRESH = "refresh failed"
 
 
 class Span:
@@ -410,7 +410,7 @@ class Span:
 _REFRESH_STATES = {
     events.REFRESH_STARTED: REFRESHING,
     events.REFRESH_DONE: REFRESHED,
-    events.REFRESH_FAILED: REFRESH_FAILED,
+    events.REFRESH_FAILED: FAILED_REFRESH,
 }
 
 

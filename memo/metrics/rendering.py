@@ -20,8 +20,8 @@ from typing import Any
 
 from memo.errors import MissingExtraError, label
 from memo.keys import summaries
-from memo.keys.summaries import BUILT_ON, OWN, RESOLVED, RESULT
-from memo.metrics.recorder import REFRESH_FAILED, REFRESHED, REFRESHING, Span
+from memo.keys.summaries import BUILT_ON, RESOLVED, RESULT_SHAPE, SPECIAL_PREFIX
+from memo.metrics.recorder import FAILED_REFRESH, REFRESHED, REFRESHING, Span
 from memo.metrics.snapshots import (
     Counts,
     FunctionStats,
@@ -648,8 +648,10 @@ def _tiers_html(stats: Stats) -> str:
 def arguments(header: Header) -> dict[str, str]:
     """Return argument -> short text, from the summary of an entry."""
     summary = _summary(header)
-    hidden = (RESOLVED, RESULT, BUILT_ON)
-    return {name.removeprefix(OWN): s[0] for name, s in summary.items() if name not in hidden}
+    hidden = (RESOLVED, RESULT_SHAPE, BUILT_ON)
+    return {
+        name.removeprefix(SPECIAL_PREFIX): s[0] for name, s in summary.items() if name not in hidden
+    }
 
 
 def _summary(header: Header) -> dict[str, tuple[str, str]]:
@@ -836,7 +838,7 @@ def _answers(hits: int, by_tier: Counts) -> str:
 def _stale_part(stale: int, states: Iterable[str]) -> str:
     kinds = list(states)
     words = [f"{number(stale)} stale"] if stale else []
-    for state in (REFRESHING, REFRESHED, ELSEWHERE, REFRESH_FAILED):
+    for state in (REFRESHING, REFRESHED, ELSEWHERE, FAILED_REFRESH):
         count = kinds.count(state)
         if count:
             words.append(state if count == len(kinds) else f"{number(count)} {state}")

@@ -29,7 +29,7 @@ PUBLISH_SHARE = 0.01
 """Largest fraction of its time that a process spends on that."""
 SOON_SECONDS = 0.25
 SOON_SHARE = 0.2
-"""The same fraction after a computation has begun, since the next event may be far off."""
+"""The same two limits after a computation has begun, since the next event may come much later."""
 TIMER_THREAD = "memo-background-statistics"
 """The name of the thread that waits until a snapshot is due."""
 _SLOW_SNAPSHOT = 0.01
@@ -39,7 +39,7 @@ KEEP_SECONDS = 7 * 86400
 """Snapshots of processes that ended longer ago are folded into one total."""
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 FILE_LIMIT = 8 << 20
-"""Bytes; a larger file is not one of memo's."""
+"""Most bytes of a snapshot file; a larger file is not memo's."""
 
 
 class SharedSnapshots:
@@ -251,11 +251,11 @@ class Publisher:
     def _publish_due(self) -> None:
         if self._is_long:
             self._due = self._due_soon = time.monotonic() + PUBLISH_SECONDS
-            BLOCKING.spawn(self._publish_apart, "memo-statistics")
+            BLOCKING.spawn(self._publish_in_thread, "memo-statistics")
         else:
             self.publish()
 
-    async def _publish_apart(self, port: Port) -> None:
+    async def _publish_in_thread(self, port: Port) -> None:
         self.publish()
 
     def publish(self) -> None:
@@ -267,7 +267,7 @@ class Publisher:
         try:
             self._publish()
         except (OSError, MemoError) as error:
-            self._complain(error)
+            self._report_fault(error)
         finally:
             took = time.monotonic() - began
             self._is_long = time.thread_time() - worked >= _SLOW_SNAPSHOT
@@ -288,7 +288,7 @@ class Publisher:
             self._began = True
             shared_snapshots.prune()
 
-    def _complain(self, error: Exception) -> None:
+    def _report_fault(self, error: Exception) -> None:
         if not self._complained:
             self._complained = True
             events.emit(Event(events.ERROR, reason="statistics", detail=repr(error)))

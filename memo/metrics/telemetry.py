@@ -86,14 +86,14 @@ class Instrumentation:
             events.HIT: self._answered,
             events.STALE: self._stale_answer,
             events.MISS: self._missed,
-            events.COALESCED: self._took,
+            events.COALESCED: self._shared_answer,
             events.COMPUTE_STARTED: self._begin,
             events.COMPUTE_ENDED: self._end,
             events.STORED: lambda event, at: self._stored.add(event.size, at),
             events.REFRESH_DONE: self._refreshed,
             events.REFRESH_FAILED: self._refreshed,
             events.INVALIDATED: lambda event, at: self._invalidations.add(1, at),
-            events.ERROR: self._erred,
+            events.ERROR: self._fault,
         }
 
     def _reading(self, read: Read) -> Callable[[CallbackOptions], Iterable[Observation]]:
@@ -124,7 +124,7 @@ class Instrumentation:
     def _missed(self, event: Event, at: dict[str, Any]) -> None:
         self._misses.add(1, {**at, REASON: event.reason})
 
-    def _took(self, event: Event, at: dict[str, Any]) -> None:
+    def _shared_answer(self, event: Event, at: dict[str, Any]) -> None:
         self._shared.add(1, at)
         self._link(event.key)
 
@@ -134,7 +134,7 @@ class Instrumentation:
         failed = {ERROR_TYPE: "refresh"} if event.kind == events.REFRESH_FAILED else {}
         self._refreshes.add(1, {**at, **failed})
 
-    def _erred(self, event: Event, at: dict[str, Any]) -> None:
+    def _fault(self, event: Event, at: dict[str, Any]) -> None:
         tier = {TIER: event.tier} if event.tier else {}
         self._errors.add(1, {**at, **tier, ERROR_TYPE: event.reason})
 

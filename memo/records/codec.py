@@ -40,7 +40,7 @@ _COPIED_AT_ONCE = 4 * 1024 * 1024
 """Bytes that are copied at a time."""
 LOADED_IN_PIECES = 256 * 1024
 """A stream of at least this many bytes is loaded in pieces, so that other threads can run."""
-_LIBRARIES = ("numpy", "pandas", "pyarrow", "polars", "scipy", "torch")
+_NAMED_LIBRARIES = ("numpy", "pandas", "pyarrow", "polars", "scipy", "torch")
 
 _ALTERED = (io.TextIOWrapper, memoryview)
 """Types whose objects cloudpickle pickles as `StringIO` and `bytes`."""
@@ -432,7 +432,7 @@ def aligned(payload: Payload) -> bytes:
 def pickle_format() -> str:
     """Describe how streams are written here: pickle protocol, Python, and the libraries in use."""
     parts = [f"pickle5 python{sys.version_info.major}.{sys.version_info.minor}"]
-    for name in _LIBRARIES:
+    for name in _NAMED_LIBRARIES:
         version = getattr(sys.modules.get(name), "__version__", None)
         if version:
             parts.append(f"{name}{version.split('.')[0]}")

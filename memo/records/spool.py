@@ -170,7 +170,7 @@ class _SpoolPayload(IncomingPayload):
 
 
 class Spool(codec.Encodable):
-    """The items that a generator has produced so far.  Not thread-safe by itself.
+    """The items that a generator has produced so far.  Not thread-safe.
 
     Args:
         folder: the directory for its file, if it needs one; None: that of temporary files.

@@ -36,7 +36,7 @@ DEFAULT: Final = "default"
 CONFIGURE: Final = "configure()"
 OTHER_PROCESS: Final = "configure() of another process"
 _PREFIX = "MEMO_"
-_TABLE_NAME = "[tool.memo]"
+_PYPROJECT_TABLE = "[tool.memo]"
 
 
 class Settings(NamedTuple):
@@ -163,7 +163,7 @@ def _project() -> Layer:
     table = _table(path)
     if not isinstance(table, dict):
         raise SettingError("tool.memo", str(path), "must be a table: [tool.memo]")
-    return _layer(table, lambda name: f"{_TABLE_NAME} in {path}", path.parent)
+    return _layer(table, lambda name: f"{_PYPROJECT_TABLE} in {path}", path.parent)
 
 
 def _find_pyproject() -> Path | None:
@@ -181,7 +181,7 @@ def _table(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(_TABLE_NAME, str(path), f"cannot be read: {error}.") from None
+        raise SettingError(_PYPROJECT_TABLE, str(path), f"cannot be read: {error}.") from None
     if "memo" not in text:
         return {}
     import tomllib
@@ -189,7 +189,7 @@ def _table(path: Path) -> Any:
     try:
         tool = tomllib.loads(text).get("tool", {})
     except tomllib.TOMLDecodeError as error:
-        raise SettingError(_TABLE_NAME, str(path), f"is not valid TOML: {error}.") from None
+        raise SettingError(_PYPROJECT_TABLE, str(path), f"is not valid TOML: {error}.") from None
     return tool.get("memo", {}) if isinstance(tool, dict) else {}
 
 

@@ -79,7 +79,7 @@ class Live(Mapping[str, float]):
     def get(self, key: str, default: Any = None) -> Any:
         """Return the seconds for a key (`math.inf`: no expiry), or `default` if none has it."""
         if self._clock() >= self._look_at or configuration.revision != self._settings:
-            self._look()
+            self._check_file()
         return self._values.get(key, default)
 
     def __getitem__(self, key: str) -> float:
@@ -180,9 +180,9 @@ class Live(Mapping[str, float]):
             if fetch is None or not self.due():
                 return
             try:
-                found = self._good(fetch())
+                found = self._valid_values(fetch())
             except Exception as error:  # a fault of the cache: the last values stay
-                self._complain("shared", f"{type(error).__name__}: {error}")
+                self._report_fault("shared", f"{type(error).__name__}: {error}")
             else:
                 self._share(fetch, found)
             self._fetched_at = self._clock()
@@ -199,7 +199,7 @@ class Live(Mapping[str, float]):
         self._publish(key, text)
         self._fetched_at = -math.inf
 
-    def _good(self, found: Mapping[Any, Any]) -> dict[str, float]:
+    def _valid_values(self, found: Mapping[Any, Any]) -> dict[str, float]:
         good: dict[str, float] = {}
         wrong = ""
         for key, value in found.items():
@@ -208,28 +208,28 @@ class Live(Mapping[str, float]):
                 good[name] = _seconds(name, float(text) if _is_number(text) else text)
             except OptionError as error:
                 wrong = str(error)
-        self._complain("shared", wrong)
+        self._report_fault("shared", wrong)
         return good
 
     def _merge(self) -> None:
         self._values = {**self._shared, **self._filed, **self._own}
 
-    def _look(self) -> None:
+    def _check_file(self) -> None:
         with self._lock:
             self._settings = configuration.revision
             self._look_at = self._clock() + FILE_CHECK_SECONDS
             path = configuration.current().live_file
             if path is None:
-                self._take(None, {})
+                self._adopt(None, {})
                 return
-            self._look_into(str(path))
+            self._read_file(str(path))
 
-    def _look_into(self, path: str) -> None:
+    def _read_file(self, path: str) -> None:
         try:
             seen = _signature(path)
         except OSError as error:
-            self._take(None, {})
-            self._complain(path, str(error))
+            self._adopt(None, {})
+            self._report_fault(path, str(error))
             return
         if seen is not None and seen == self._seen:
             return
@@ -237,18 +237,18 @@ class Live(Mapping[str, float]):
             filed = _flat(load_file(path))
         except (OSError, ValueError, OptionError) as error:
             self._seen = seen
-            self._complain(path, str(error))
+            self._report_fault(path, str(error))
             return
-        self._take(seen, filed)
-        self._complain(path, "")
+        self._adopt(seen, filed)
+        self._report_fault(path, "")
 
-    def _take(self, seen: object, filed: dict[str, float]) -> None:
+    def _adopt(self, seen: object, filed: dict[str, float]) -> None:
         self._seen = seen
         if filed != self._filed:
             self._filed = filed
             self._merge()
 
-    def _complain(self, about: str, text: str) -> None:
+    def _report_fault(self, about: str, text: str) -> None:
         """Emit an event for a fault, once until it changes; `""`: it is over."""
         if text and text != self._complaints.get(about):
             emit(Event(ERROR, reason="live configuration", detail=f"{about}: {text}"))

@@ -55,7 +55,7 @@ def checked(kind: Any, max_age: Any) -> Mode:
     return Mode(kind, None if max_age is None else seconds("max_age", max_age))
 
 
-CURRENT: ContextVar[Mode | None] = ContextVar("memo_mode", default=None)
+CURRENT_MODE: ContextVar[Mode | None] = ContextVar("memo_mode", default=None)
 
 
 class mode:  # noqa: N801 - a context manager, which reads as one
@@ -83,7 +83,7 @@ class mode:  # noqa: N801 - a context manager, which reads as one
         self._tokens: list[Token[Mode | None]] = []
 
     def __enter__(self) -> None:
-        self._tokens.append(CURRENT.set(self._mode.over(CURRENT.get())))
+        self._tokens.append(CURRENT_MODE.set(self._mode.over(CURRENT_MODE.get())))
 
     def __exit__(self, *_: object) -> None:
-        CURRENT.reset(self._tokens.pop())
+        CURRENT_MODE.reset(self._tokens.pop())

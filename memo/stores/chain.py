@@ -603,7 +603,7 @@ class Chain:
     # --- events ----------------------------------------------------------------------------------
 
     def _fault(self, tier: str, error: TierError, key: str = "") -> None:
-        if isinstance(error, TierUnavailable) and error.told:
+        if isinstance(error, TierUnavailable) and error.reported:
             return
         kind = "unavailable" if isinstance(error, TierUnavailable) else "error"
         self._event(events.ERROR, key, tier, kind, str(error))

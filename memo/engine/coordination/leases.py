@@ -312,7 +312,7 @@ def _host_lock(chain: Chain, name: str) -> Lock | None:
     try:
         return chain.host.lock(name)
     except TierError as error:
-        if not (isinstance(error, TierUnavailable) and error.told):
+        if not (isinstance(error, TierUnavailable) and error.reported):
             events.emit(events.Event(events.ERROR, reason="lock", detail=str(error)))
         return None
 

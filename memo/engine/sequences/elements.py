@@ -60,7 +60,7 @@ from memo.engine.refreshing import revalidate
 from memo.engine.replay import Wrapped
 from memo.engine.used_calls import record_entry, record_flight_result, record_stamps
 from memo.errors import DependencyError, OptionError, shown, type_named
-from memo.keys.bindings import ABSENT
+from memo.keys.bindings import NOT_GIVEN
 from memo.keys.call_keys import Call, Keyer
 from memo.runtime import events, reasons
 from memo.runtime.named_tuple import NamedTuple
@@ -108,7 +108,7 @@ class Each:
     def value_in(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Return the parameter's value in a call with valid arguments."""
         value = self.find_value(args, kwargs)
-        return self._keyer.plan.defaults[self.name] if value is ABSENT else value
+        return self._keyer.plan.defaults[self.name] if value is NOT_GIVEN else value
 
     def find_value(self, args: Sequence[Any], kwargs: Mapping[str, Any], own: int = 0) -> Any:
         """Return the parameter's value in some arguments, or `ABSENT`.
@@ -119,7 +119,7 @@ class Each:
         position = self._position()
         if position is not None and position - own < len(args):
             return args[position - own]
-        return kwargs.get(self.name, ABSENT)
+        return kwargs.get(self.name, NOT_GIVEN)
 
     def with_value(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Any, own: int = 0
@@ -240,8 +240,8 @@ def split_result(answer: Any, elements: Sequence[Any], name: str) -> list[Part]:
 def _refuse_others(labels: Iterable[Any], elements: Sequence[Any], name: str) -> None:
     """Refuse a result with a label that is not an element, since that part would be lost."""
     known = set(elements)
-    other = next((label for label in labels if label not in known), ABSENT)
-    if other is not ABSENT:
+    other = next((label for label in labels if label not in known), NOT_GIVEN)
+    if other is not NOT_GIVEN:
         raise UnsplittableError(f"has the key {shown(other)}, which is no element of `{name}`")
 
 

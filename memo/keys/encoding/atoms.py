@@ -1,7 +1,7 @@
 """Atoms: the encodings of plain values, and how encodings are combined.
 
 An encoding begins with a letter, its *kind*, which determines its length; so encodings in a row
-cannot be confused.  Content longer than `INLINE` bytes is replaced by its digest.
+cannot be confused.  Content longer than `INLINE_BYTES` bytes is replaced by its digest.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from memo.runtime.checksums import blake2b
 
 DIGEST_BYTES: Final = 20
 """Bytes of a digest."""
-INLINE: Final = 200
+INLINE_BYTES: Final = 200
 """Content of up to this many bytes is part of the encoding itself."""
 HASHED_IN_PARALLEL: Final = 1 << 20
 """Content of at least this many bytes is hashed in parallel, on all cores."""
@@ -30,7 +30,7 @@ _CHARACTERS_AT_ONCE: Final = 4 << 20
 ITEMS_AT_ONCE: Final = 4096
 """Items of such a sequence that are encoded at a time: that many stay in the processor's cache."""
 
-_LENGTHS: Final = [bytes([n]) for n in range(INLINE + 1)]
+_LENGTHS: Final = [bytes([n]) for n in range(INLINE_BYTES + 1)]
 _STRINGS: Final = [b"s" + length for length in _LENGTHS]
 _INTEGER: Final = struct.Struct("<cq").pack
 _FLOAT: Final = struct.Struct("<cd").pack
@@ -42,9 +42,9 @@ _NAN: Final = _FLOAT(b"f", math.nan)
 
 
 def with_length(content: bytes | bytearray | memoryview) -> bytes:
-    """Return content with its length in front, or its digest if it is longer than `INLINE`."""
+    """Return content after its length, or its digest if it is longer than `INLINE_BYTES`."""
     length = len(content)
-    if length <= INLINE:
+    if length <= INLINE_BYTES:
         return _LENGTHS[length] + content
     if length < HASHED_IN_PARALLEL:
         return b"\xff" + blake2b(content, digest_size=DIGEST_BYTES).digest()
@@ -75,7 +75,7 @@ def text(value: str) -> bytes:
     except UnicodeEncodeError:
         data = value.encode("utf-8", "surrogatepass")
     length = len(data)
-    return _STRINGS[length] + data if length <= INLINE else b"s" + with_length(data)
+    return _STRINGS[length] + data if length <= INLINE_BYTES else b"s" + with_length(data)
 
 
 def _encoded(value: str) -> Iterator[bytes]:

@@ -3,7 +3,7 @@
 Rules of this module:
 
 1.  A value is encoded as its *kind* and its content, prefixed by its length, so that encodings in a
-    row cannot be confused.  Content longer than `atoms.INLINE` bytes is replaced by its digest, so
+    row cannot be confused.  Content longer than `atoms.INLINE_BYTES` is replaced by its digest, so
     even the largest value has a short encoding; nothing is sampled.
 2.  Two values have the same encoding if they have the same type and nothing that a computation may
     read distinguishes them.  Identity, sharing, interning, memory layout, the order of a set or of

@@ -8,7 +8,7 @@ from typing import Any
 
 from memo.keys.fingerprint.held_values import fingerprint_of, innermost, qualified_name
 
-SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType)
+SLOT_TYPES = (types.MemberDescriptorType, types.GetSetDescriptorType)
 """Attributes that only declare a slot of this name."""
 _UNTOLD = frozenset(
     [
@@ -52,7 +52,7 @@ def attributes(cls: type) -> Iterator[tuple[str, Any]]:
     enumerated = getattr(cls, "_member_map_", {})
     for name, value in members.items():
         special = name.startswith("__") and name.endswith("__")
-        if name in _UNTOLD or isinstance(value, SLOTS) or name in enumerated:
+        if name in _UNTOLD or isinstance(value, SLOT_TYPES) or name in enumerated:
             continue
         if special and not _says(value, generated):
             continue

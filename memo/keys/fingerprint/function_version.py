@@ -20,7 +20,7 @@ from memo.errors import KeyingError, OptionError, encodable, public, shown
 from memo.keys import own_changes
 from memo.keys.fingerprint.held_values import (
     DESCRIPTORS,
-    MISSING,
+    NO_VALUE,
     STABLE,
     STATELESS,
     State,
@@ -111,7 +111,7 @@ class KnownVersion:
     def is_unchanged(self) -> bool:
         """True if nothing changed since; identity comparisons, the quickest first."""
         for get, name, value in self.places:
-            if get(name, MISSING) is not value:
+            if get(name, NO_VALUE) is not value:
                 return False
         for function, its_code, defaults, keywords in self.functions:
             if (

@@ -86,7 +86,7 @@ class ValueFingerprint(NamedTuple):
         )
 
 
-MISSING: Any = object()
+NO_VALUE: Any = object()
 """Marks a missing value."""
 MISSING_FINGERPRINT = ValueFingerprint("absent")
 NO_SUBSTITUTES: Mapping[str, str] = types.MappingProxyType({})
@@ -102,7 +102,7 @@ def fingerprint_of(
         quiet: do not list them (for values that an installed library keeps for itself).
         given: path in the value -> text that replaces that of the part.
     """
-    if value is MISSING:
+    if value is NO_VALUE:
         return MISSING_FINGERPRINT
     walk = FingerprintWalk(given)
     try:
@@ -135,7 +135,7 @@ def details(value: Any) -> dict[str, str]:
     Returns:
         Path in the value -> text; for a value of many parts only the whole, under `""`.
     """
-    if value is MISSING:
+    if value is NO_VALUE:
         return {"": MISSING_FINGERPRINT.text}
     walk = _PartsWalk()
     try:
@@ -194,7 +194,7 @@ def _plain(value: Any, budget: list[int]) -> bool:
         return all(_plain(item, budget) for item in value)
     if kind is dict:
         return all(_plain(k, budget) and _plain(v, budget) for k, v in value.items())
-    return kind in _ATOMS and kind is not bytes
+    return kind in _PLAIN_TYPES and kind is not bytes
 
 
 def short_digest(data: bytes) -> str:
@@ -210,7 +210,7 @@ def qualified_name(value: Any) -> str:
     return f"{'__main__' if module == '__mp_main__' else module}:{name}"
 
 
-_ATOMS: frozenset[type] = frozenset(
+_PLAIN_TYPES: frozenset[type] = frozenset(
     {int, float, complex, bool, str, bytes, type(None), type(...), type(NotImplemented)}
 )
 _IMMUTABLE = frozenset(
@@ -277,7 +277,7 @@ class FingerprintWalk:
         """Return the text of one value; `path` leads to it, for `lost`."""
         if self.given and path in self.given:
             return self.given[path]
-        if type(value) in _ATOMS:
+        if type(value) in _PLAIN_TYPES:
             return _atom(value)
         known = self.done.get(id(value))
         if known is not None:
@@ -593,7 +593,7 @@ def innermost(function: Any) -> Any:
 
 def is_fixed(kind: type) -> bool:
     """True if no value of a type can change in place, nor anything it holds."""
-    return kind in _ATOMS or f"{kind.__module__}.{kind.__qualname__}" in _IMMUTABLE
+    return kind in _PLAIN_TYPES or f"{kind.__module__}.{kind.__qualname__}" in _IMMUTABLE
 
 
 def is_open(kind: type) -> bool:

@@ -33,7 +33,7 @@ def extensible() -> Iterator[type]:
 
 
 def is_user_defined(value: Any) -> bool:
-    """True if an attribute of a library's module or class is the user's, or holds such a one."""
+    """True if an attribute of a library's module or class is the user's or holds one."""
     return any(_is_code(one) or any(map(_is_code, _held(one))) for one in layers(value))
 
 

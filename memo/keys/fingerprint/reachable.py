@@ -32,7 +32,7 @@ from memo.keys.fingerprint import class_body, library_patches, name_graph, norma
 from memo.keys.fingerprint.function_version import KnownVersion
 from memo.keys.fingerprint.held_values import (
     DESCRIPTORS,
-    MISSING,
+    NO_VALUE,
     STABLE,
     Ref,
     State,
@@ -299,10 +299,10 @@ class GraphBuilder:
     ) -> None:
         """Follow a name of a module or a function; if they lack it, it may be a builtin."""
         where = location_of(namespace, name)
-        if where.value() is not MISSING or name not in _BUILTINS:
+        if where.value() is not NO_VALUE or name not in _BUILTINS:
             self._follow(node, label, where, taken)
             return
-        self._keep(where, MISSING)
+        self._keep(where, NO_VALUE)
         if name in _DYNAMIC:
             self._dynamic(node, f"{name}()")
         if isinstance(_BUILTINS[name], (types.FunctionType, types.MethodType)):
@@ -331,7 +331,7 @@ class GraphBuilder:
             self.lost.add(f"{label}: is ignored")
         elif where.place in self.filled or (taken.fills and type(value) in _FILLED_TYPES):
             self.lost.add(f"{label}: is filled by the code and never read")
-        elif value is MISSING:
+        elif value is NO_VALUE:
             self.put(node, label, self._shot(where, label, value))
         elif issubclass(type(value), types.ModuleType):
             self._keep(where, value)
@@ -462,7 +462,7 @@ class GraphBuilder:
         """Follow what an installed decorator holds: the user's function and its configuration."""
         for name, cell in _cells(function).items():
             value = captured(cell).value()
-            if value is not MISSING:
+            if value is not NO_VALUE:
                 self.put(node, f"closure:{node.name}.{name}", fingerprint_of(value, quiet=True))
 
     def _defaults(self, node: Node, function: types.FunctionType) -> None:
@@ -576,12 +576,12 @@ class GraphBuilder:
 
     def _attribute(self, node: Node, owner: type, name: str) -> None:
         """Note an attribute of `self`, unless the class has a property of that name."""
-        found = next((vars(base)[name] for base in owner.__mro__ if name in vars(base)), MISSING)
+        found = next((vars(base)[name] for base in owner.__mro__ if name in vars(base)), NO_VALUE)
         if name == "__class__":
             self.put(node, f"self:{node.name}", fingerprint_of(owner))
-        elif name.startswith("__") and name.endswith("__") and found is not MISSING:
+        elif name.startswith("__") and name.endswith("__") and found is not NO_VALUE:
             self.escapes = True
-        elif found is MISSING:
+        elif found is NO_VALUE:
             self.of_self.add(name)
             for hook in ("__getattr__", "__getattribute__"):
                 if any(hook in vars(base) for base in owner.__mro__[:-1]):
@@ -626,9 +626,9 @@ class GraphBuilder:
             where = member(base, name)
             value = where.value()
             if origin.of_type(base).kind == origin.USER:
-                if isinstance(value, class_body.SLOTS):
+                if isinstance(value, class_body.SLOT_TYPES):
                     return
-                if value is not MISSING:
+                if value is not NO_VALUE:
                     of = None if isinstance(value, staticmethod) else owner
                     if isinstance(value, classmethod) or getattr(value, "of_class", False) is True:
                         self.of_cls.add(id(innermost(value)))
@@ -636,7 +636,7 @@ class GraphBuilder:
                     self._follow(node, label, where, taken, of)
                     return
                 self._keep(where, value)
-            elif value is not MISSING:
+            elif value is not NO_VALUE:
                 self.put(node, f"base:{qualified_name(base)}", fingerprint_of(base))
                 self.escapes |= base is not object and hasattr(type(value), "__get__")
                 return
@@ -682,7 +682,7 @@ def _reads_environment(function: types.FunctionType, use: Use) -> bool:
 
 def _is_known(value: Any) -> bool:
     """True if an attribute of a class passes `self` only to functions that are followed."""
-    if type(value) in (*DESCRIPTORS, types.FunctionType, *class_body.SLOTS):
+    if type(value) in (*DESCRIPTORS, types.FunctionType, *class_body.SLOT_TYPES):
         return True
     return origin.of_type(type(value)).kind == origin.MEMO
 

@@ -30,7 +30,7 @@ from typing import Any, Final
 from memo.keys import own_changes
 from memo.keys.fingerprint import held_values, origin
 from memo.keys.fingerprint.held_values import (
-    MISSING,
+    NO_VALUE,
     ValueFingerprint,
     fingerprint_of,
     fingerprint_with,
@@ -81,7 +81,7 @@ class Location(NamedTuple):
 
     def value(self) -> Any:
         """Return the present value there, or `MISSING`."""
-        return self.get(self.name, MISSING)
+        return self.get(self.name, NO_VALUE)
 
 
 def location_of(namespace: Mapping[str, Any], name: str) -> Location:
@@ -127,7 +127,7 @@ class WatchedValue:
 
     def read(self) -> Any:
         """Return the present value there, or `MISSING`."""
-        return self._get(self._name, MISSING)
+        return self._get(self._name, NO_VALUE)
 
     def is_same(self) -> bool:
         """True if the value is the remembered one, by the fast comparison only.
@@ -135,7 +135,7 @@ class WatchedValue:
         Comparing snapshots is enough: values that `marshal` confuses with each other (`bytes` and
         other buffers) get none.
         """
-        value = self._get(self._name, MISSING)
+        value = self._get(self._name, NO_VALUE)
         if self.snapshot is None:
             return self.probe is not None and self.probe.is_unchanged(value)
         try:
@@ -179,7 +179,7 @@ class ClassAttributes(NamedTuple):
         if len(self.members) != self.size or self.cls.__bases__ is not self.bases:
             return False
         for name, value in zip(self.names, self.values, strict=True):
-            if get(name, MISSING) is not value:
+            if get(name, NO_VALUE) is not value:
                 return False
         return True
 
@@ -197,7 +197,7 @@ Part = tuple[Callable[[], Sequence[Any]], Sequence[Any]]
 _SAME: Final = operator.is_
 _TEXT_TYPES: Final = (str, bytes)
 _SEQUENCES: Final = (list, deque, set)
-_IMMUTABLE: Final = (tuple, frozenset)
+_IMMUTABLE_CONTAINERS: Final = (tuple, frozenset)
 _MAPPINGS: Final = (dict, OrderedDict, defaultdict, Counter)
 _LEAVES: Final = (types.FunctionType, type, types.ModuleType, types.GenericAlias, types.UnionType)
 _C_FUNCTIONS: Final = (
@@ -207,7 +207,7 @@ _C_FUNCTIONS: Final = (
     types.WrapperDescriptorType,
     types.ClassMethodDescriptorType,
 )
-_BASES: Final = (list, deque, set, tuple, frozenset)
+_CONTAINER_BASES: Final = (list, deque, set, tuple, frozenset)
 
 
 class Probe:
@@ -269,7 +269,7 @@ class _ProbeBuilder:
             kind in _TEXT_TYPES and len(value) > LONGEST_PROBED_TEXT
         ):
             raise _Opaque
-        if kind in _IMMUTABLE:
+        if kind in _IMMUTABLE_CONTAINERS:
             self._all(value)
         elif kind in _SEQUENCES:
             self._part(functools.partial(list, value))
@@ -315,7 +315,7 @@ class _ProbeBuilder:
             if kind.items is not dict.items or kind.__iter__ is not dict.__iter__:
                 raise _Opaque
             self._part(functools.partial(_items, value))
-        for base in _BASES:
+        for base in _CONTAINER_BASES:
             if issubclass(kind, base):
                 if kind.__iter__ is not base.__iter__:
                     raise _Opaque

@@ -473,11 +473,11 @@ class Disk:
                     raise
                 if not self._free_space(size):
                     self._home.warn_full()
-                    raise TierUnavailable(str(error), told=True) from error
+                    raise TierUnavailable(str(error), reported=True) from error
             else:
                 return
         self._home.warn_full()
-        raise TierUnavailable("the disk is full", told=True)
+        raise TierUnavailable("the disk is full", reported=True)
 
     def _free_space(self, size: int) -> bool:
         """Remove entries of at least `size` bytes on a full disk; True if any was removed."""

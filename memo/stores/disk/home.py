@@ -180,7 +180,7 @@ class CacheDirectory:
         )
 
     def unavailable(self) -> TierUnavailable:
-        return TierUnavailable(f"{self.path} {self.why}", told=True)
+        return TierUnavailable(f"{self.path} {self.why}", reported=True)
 
     def _facts(self) -> object:
         try:

@@ -123,7 +123,7 @@ class Database:
         At the end of the process it is not reported.
         """
         text = f"{self.path.name}: closed while it was used"
-        return TierUnavailable(text, told=True) if _exiting else TierError(text)
+        return TierUnavailable(text, reported=True) if _exiting else TierError(text)
 
     @property
     def reader(self) -> sqlite3.Connection:
@@ -146,7 +146,7 @@ class Database:
     def writer(self) -> sqlite3.Connection:
         """The connection for writing; `open` first, then take `writing`."""
         if self.read_only and self._reader is not None:
-            raise TierUnavailable(f"{self.path.name}: read-only", told=True)
+            raise TierUnavailable(f"{self.path.name}: read-only", reported=True)
         if self._writer is None:
             raise self._closed()
         return self._writer

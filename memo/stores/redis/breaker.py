@@ -190,7 +190,7 @@ class Breaker:
     def unavailable(self) -> TierUnavailable:
         """Return the error to raise while the breaker is open."""
         text = self.fault.text if self.fault else "cannot be reached"
-        return TierUnavailable(f"Redis at {self.where} {text}", told=True)
+        return TierUnavailable(f"Redis at {self.where} {text}", reported=True)
 
     def succeeded(self) -> None:
         """Record that a caller got an answer."""

@@ -173,7 +173,9 @@ class PayloadStore:
 
     def _run(self, work: Callable[[Any], T]) -> T:
         if time.monotonic() < self._again:
-            raise TierUnavailable(f"the payload store {self.where} cannot be reached", told=True)
+            raise TierUnavailable(
+                f"the payload store {self.where} cannot be reached", reported=True
+            )
         try:
             found = work(self._opened())
         except TierError:  # raised by the sink

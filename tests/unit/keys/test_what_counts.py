@@ -20,7 +20,7 @@ import statements
 
 from memo.decorators.cached_function import CachedFunction
 from memo.keys import call_keys, instances, offloading, own_changes
-from memo.keys.bindings import ABSENT
+from memo.keys.bindings import NOT_GIVEN
 from memo.keys.encoding import atoms, canonical, lookup
 from memo.keys.fingerprint import held_values, normalised_code, reachable
 
@@ -135,7 +135,7 @@ def of_all_objects(patch: Patch) -> None:
     dropped = CachedFunction._checked_invalidation
 
     def all_of_them(self: Any, port: Any, own: Any, *rest: Any, **more: Any) -> Any:
-        return dropped(self, port, ABSENT, *rest, **more)
+        return dropped(self, port, NOT_GIVEN, *rest, **more)
 
     patch.setattr(CachedFunction, "_checked_invalidation", all_of_them)
 

@@ -17,7 +17,7 @@ from time_ahead import Ahead
 from waiting import until
 
 from memo.metrics.counters import MOST_POINTS
-from memo.metrics.recorder import COUNTERS, REFRESH_FAILED, REFRESHED, REFRESHING, Counters, Span
+from memo.metrics.recorder import COUNTERS, FAILED_REFRESH, REFRESHED, REFRESHING, Counters, Span
 from memo.metrics.shared_counters import (
     KEEP_SECONDS,
     TIMER_THREAD,
@@ -461,7 +461,7 @@ def test_span_knows_a_refresh_that_failed(counters: Counters) -> None:
     counters(Event(events.REFRESH_STARTED, LOAD, "k"))
     span.end()
     counters(Event(events.REFRESH_FAILED, LOAD, "k", reason="OSError"))
-    assert span.refreshes == {"k": REFRESH_FAILED}
+    assert span.refreshes == {"k": FAILED_REFRESH}
     assert not counters.listeners
 
 

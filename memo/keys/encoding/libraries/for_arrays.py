@@ -86,7 +86,7 @@ def rows(array: Any) -> bytes:
 def _little(content: bytearray) -> bytes:
     from blake3 import blake3
 
-    if len(content) <= atoms.INLINE:
+    if len(content) <= atoms.INLINE_BYTES:
         return atoms.with_length(bytes(content))
     return b"\xfd" + blake3(content).digest()
 

@@ -63,7 +63,7 @@ Reader = Callable[[Sequence[Any], Any, Walk], bytes]
 
 def _reader(types: Any, kind: Any) -> Reader | None:
     """Return the reader for the values of a type; None: they are read one by one."""
-    for name, reader in _READERS:
+    for name, reader in _READER_BY_TYPE:
         if _is(types, name, kind):
             return reader
     try:
@@ -166,7 +166,7 @@ def _dictionaries(parts: Sequence[Any], kind: Any, walk: Walk) -> bytes:
 
 _NARROW: Final = functools.partial(_strings, False)
 _WIDE: Final = functools.partial(_strings, True)
-_READERS: Final[tuple[tuple[str, Reader], ...]] = (
+_READER_BY_TYPE: Final[tuple[tuple[str, Reader], ...]] = (
     ("null", _nothing),
     ("boolean", _booleans),
     ("string", _NARROW),

@@ -20,7 +20,7 @@ from memo.keys.encoding.libraries.for_handles import DATA_ELSEWHERE
 
 _STORES: Final = frozenset({"zarr", "h5py", "netCDF4", "xarray", "tiledb"})
 """Packages whose objects in a graph are read when the graph runs."""
-_READERS: Final = re.compile(
+_READING_FUNCTIONS: Final = re.compile(
     r"(numpy|pandas|polars|pyarrow|xarray)\.(\w+\.)*(read|scan|open|load|fromfile|genfromtxt)"
     r"|pandas\.io\.|dask\.bytes\.|dask\.bag\.(text|avro)\."
     r"|dask\.dataframe\.(\w+\.)*io\.(csv|hdf|json|orc|parquet|sql)\."
@@ -67,7 +67,7 @@ def _is_elsewhere(part: Any) -> bool:
     if isinstance(lookup.find(kind), RefusingEncoder):
         return True
     module = getattr(part, "__module__", None) or canonical.module_of(kind)
-    return bool(_READERS.match(f"{module}.{getattr(part, '__name__', '')}"))
+    return bool(_READING_FUNCTIONS.match(f"{module}.{getattr(part, '__name__', '')}"))
 
 
 ADAPTERS: Final[dict[str, Encoder]] = {"dask.DaskMethodsMixin": node("dask", _collection)}
