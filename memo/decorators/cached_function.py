@@ -152,7 +152,7 @@ class CachedFunction(Generic[P, R]):
         return with_max_age(self._function, self._mode())
 
     def _is_off(self, mode: Mode) -> bool:
-        """True if a call passes the cache by, and no computation around it notes what it uses."""
+        """True if a call bypasses the cache and no computation around it records what it uses."""
         return mode.kind == modes.OFF and not (
             assembly.enabled() and engine.answering.is_inside_computation()
         )
@@ -160,7 +160,7 @@ class CachedFunction(Generic[P, R]):
     async def _in_mode(
         self, port: Port, mode: Mode, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """The answer of a call in a mode other than the default, or `Raised`."""
+        """Answer a call in a mode other than the default; return the value or `Raised`."""
         __tracebackhide__ = True
         function = with_max_age(self._function, mode)
         if port.native and self._is_off(mode):
@@ -204,8 +204,8 @@ class CachedFunction(Generic[P, R]):
             )
         return made
 
-    # Which of them fits is told by the call that the function takes: a class method's begins with
-    # the class, a method's with the instance, and a static method's with neither.
+    # The first parameter of the function decides between them: a class method takes the class, a
+    # method the instance, and a static method neither.
     @overload
     def __get__(  # type: ignore[misc]  # not every cached function takes a class
         self: Callable[Concatenate[type[S], Q], T], instance: None, owner: type[S]
@@ -361,7 +361,7 @@ class CachedFunction(Generic[P, R]):
         *,
         soft: bool = False,
     ) -> Invalidate:
-        """Drop entries as a caller's `invalidate` or `expire` asks for it; see `_invalidation`."""
+        """Check the arguments of `invalidate` or `expire`, and return the invalidation."""
         kwargs, reason = self._own_option(kwargs, "reason", reason, "")
         _refuse_predicates(args, kwargs)
         return self._invalidation(args, kwargs, reason, own=own, soft=soft)
@@ -403,7 +403,7 @@ class CachedFunction(Generic[P, R]):
         return [Turn(f"f:{self.function_id}", pairs, whole)]
 
     async def _refresh(self, port: Port, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The answer of a call that is computed now, or `Raised`."""
+        """Compute a call now; return the value or `Raised`."""
         result = await engine.answering.refresh(port, self._function, args, kwargs)
         return replay.bare(result)
 
@@ -762,7 +762,7 @@ if not TYPE_CHECKING:  # its types are those of the overloads
 
 
 def value_or_raise(result: Any) -> Any:
-    """A result; raises what the function has raised."""
+    """Return a result, or raise the exception of the function."""
     __tracebackhide__ = True
     if type(result) is Raised:
         raise result.again()

@@ -52,7 +52,7 @@ def bind_later(made: Any, bind: Callable[[], None], function: Callable[..., Any]
     Args:
         made: the cached function.
         bind: turns it into a class method.
-        function: the function that it caches; its name tells the class body.
+        function: the function that it caches; its qualified name identifies the class body.
     """
     outer = getattr(function, "__qualname__", "").rpartition(".")[0]
     if not UNBOUND or not outer or outer.endswith("<locals>"):

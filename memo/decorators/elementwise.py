@@ -64,7 +64,7 @@ class _Elementwise(CachedFunction[P, R]):
 
         self._function.answer = ask
 
-    def _batch(
+    def _make_batch(
         self, port: Any, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Coroutine[Any, Any, Batch]:
         return elements.batch(port, function, self._each, args, kwargs)
@@ -76,7 +76,7 @@ class _Elementwise(CachedFunction[P, R]):
         if self._is_off(mode):
             return await self._call_uncached(args, kwargs)
         try:
-            made = await self._batch(port, function, args, kwargs)
+            made = await self._make_batch(port, function, args, kwargs)
         except Exception as error:
             if not is_resource_failure(error):
                 raise
@@ -140,28 +140,32 @@ class _Elementwise(CachedFunction[P, R]):
         return turns
 
     async def _refresh(self, port: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return await elements.refresh(port, await self._batch(port, self._function, args, kwargs))
+        return await elements.refresh(
+            port, await self._make_batch(port, self._function, args, kwargs)
+        )
 
     async def _put(self, port: Any, value: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if assembly.enabled():
-            await elements.put(port, await self._batch(port, self._function, args, kwargs), value)
+            await elements.put(
+                port, await self._make_batch(port, self._function, args, kwargs), value
+            )
 
     async def _peek(self, port: Any, args: Any, kwargs: dict[str, Any], default: Any) -> Any:
         if not assembly.enabled():
             return default
-        made = await self._batch(port, self._function_in_mode(), args, kwargs)
+        made = await self._make_batch(port, self._function_in_mode(), args, kwargs)
         return await elements.peek(port, made, default)
 
     async def _is_cached(self, port: Any, args: Any, kwargs: dict[str, Any]) -> bool:
         return await elements.is_cached(
-            port, await self._batch(port, self._function_in_mode(), args, kwargs)
+            port, await self._make_batch(port, self._function_in_mode(), args, kwargs)
         )
 
     async def _explain(
         self, port: Any, args: Any, kwargs: dict[str, Any], plan: bool
     ) -> engine.Explanation:
         function = self._function_in_mode()
-        made = await self._batch(port, function, args, kwargs)
+        made = await self._make_batch(port, function, args, kwargs)
         if not made.calls:
             fix = "has no elements, so nothing is looked up: the function itself answers."
             raise OptionError(self._each.name, self._each.value_in(args, kwargs), fix)

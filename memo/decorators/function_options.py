@@ -87,7 +87,7 @@ def check(given: Mapping[str, Any]) -> None:
 def make_function(
     function: Callable[..., Any], identity: str, given: Mapping[str, Any]
 ) -> Function:
-    """A function as the engine sees it.
+    """Make the engine's view of a function.
 
     Args:
         given: every option of `cache`.

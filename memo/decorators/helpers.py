@@ -105,7 +105,7 @@ def _called(name: str) -> Any:
 
 
 def _awaited(name: str) -> Any:
-    """As `_called`, for an `async def`."""
+    """Return an awaitable method that calls one of its class by name."""
 
     async def awaited(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True

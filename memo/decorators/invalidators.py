@@ -339,7 +339,7 @@ class _AfterCall:
     async def carry_out(
         self, port: Port, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
-        """Carry the invalidation out; it raises nothing, since the function has returned.
+        """Carry the invalidation out; nothing is raised, since the function has returned.
 
         If the exact entries cannot be determined, all candidates are dropped, with an event and a
         warning.
@@ -525,7 +525,7 @@ def _address(value: Any) -> str:
 
 
 def _placeholders(signature: inspect.Signature) -> tuple[list[str], str]:
-    """The names that are told after a call, `result` among them; and the name of `**kwargs`."""
+    """Return the names that may be placeholders, with `result`, and the name of `**kwargs`."""
     named = [p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     return [*named, "result"], "".join(signature.parameters.keys() - named)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def reduced(function: CachedFunction[Any, Any]) -> Any:
-    """The answer of `__reduce__` for a cached function."""
+    """Return the result of `__reduce__` for a cached function."""
     module, name = function.__module__, getattr(function, "__qualname__", "")
     settings = _settings()
     if module != "__main__" and _at(module, name) is function:

@@ -171,7 +171,7 @@ async def answer(
 
 
 async def adopt_findings(port: Port, job: Job) -> bool:
-    """Take in what other hosts have found that a function changes itself; True: keys may differ."""
+    """Learn from other hosts which state a function changes itself; True: keys may differ."""
     keyer = job.function.keyer
     if not keyer.identity.may_change_state(keyer.owner(job.args)):
         return False
@@ -245,9 +245,9 @@ async def look_up(
     shared: bool,
     refreshing: Callable[[], Job] | None = None,
 ) -> tuple[Answer, Any]:
-    """What is stored of a call, and the value if that may answer, with its event.
+    """Look a call up; if its stored value may answer, emit the event of that.
 
-    `NOTHING` where it may not, also where the process lacks what it takes to look.
+    The value is `NOTHING` if it may not answer, or if the process lacks the resources to look.
 
     Args:
         begun: when the call began, on the performance counter.
@@ -276,7 +276,7 @@ def emit_hit(job: Job, found: Answer, begun: float, *, shared: bool) -> None:
     """Emit the event of an answer from the cache.
 
     Args:
-        shared: there was none at first: another caller or process has computed it meanwhile.
+        shared: it was missing at first: another caller or process has computed it meanwhile.
     """
     assert found.entry is not None
     times = found.entry.times
@@ -334,7 +334,7 @@ async def _lead_or_join(port: Port, job: Job, found: Answer, since: int, begun: 
 async def _wait(
     port: Port, job: Job, flight: Flight, found: Answer, leads: bool, soft: float
 ) -> FlightResult | None:
-    """Wait until a flight has ended, or is known to be lost.
+    """Wait until a flight has ended or is known to be lost.
 
     Args:
         soft: seconds after which the old value is returned if it is still valid, while the
@@ -463,7 +463,7 @@ async def _compute_as_leader(
 
 
 async def lookup_with_lease(port: Port, job: Job) -> PendingLookup | None:
-    """The look-up of `stored_by_another`, to be sent with the acquisition of the lease."""
+    """Make the look-up of `stored_by_another`, to be sent with the acquisition of the lease."""
     with patience(job.function.policy):
         return await job.chain.prepare_lookup(port, job.function.id, job.call.text, job.call.refs)
 

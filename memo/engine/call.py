@@ -220,7 +220,7 @@ class Outcome(NamedTuple):
 
     @property
     def raised(self) -> str:
-        """The type of what it raised; `""`: it returned."""
+        """The type of the exception, or `""` if it returned."""
         return "" if self.error is None else type(self.error).__name__
 
     def __repr__(self) -> str:
@@ -237,7 +237,7 @@ def warn_at_definition(function: Callable[..., Any], said: str) -> None:
 
 
 def error_text(error: BaseException) -> str:
-    """An error as text for an event; of a foreign error only its place, as it may quote a value."""
+    """Describe an error for an event; a foreign error by its place only: it may quote a value."""
     text = str(error) if isinstance(error, MemoError) else _raised_at(error)
     return f"{type(error).__name__}: {text}"
 
@@ -245,24 +245,26 @@ def error_text(error: BaseException) -> str:
 async def make_call(
     port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Call:
-    """Make the key of a call; in a thread where it would hold up an event loop."""
+    """Make the key of a call; in a thread if that would block an event loop."""
     try:
         return function.keyer.call(args, kwargs, port.native)
     except HeavyError:
         pass  # errors raised below must not have this one as their context
     call = await port.offload(function.keyer.call, args, kwargs)
-    await port.offload(getattr, call, "refs")  # kept there: the address of a long text is long
+    await port.offload(
+        getattr, call, "refs"
+    )  # computed here as well: the address of a long text is long
     return call
 
 
 async def read_live(port: Port, function: Function) -> None:
-    """Read the live configuration anew where the function's ttl is in it, and it is time to."""
+    """Reload the live configuration if the function's ttl is in it and a reload is due."""
     if function.policy.ttl_key is not None and live.due():
         await port.offload(live.refresh)
 
 
 def is_resource_failure(error: Exception) -> bool:
-    """True, with an event, if the cache failed for lack of a resource: compute without it then."""
+    """True if the cache failed for lack of a resource, with an event: compute without it."""
     if not lacks_resources(error):
         return False
     events.emit(events.Event(events.ERROR, reason="engine", detail=error_text(error)))

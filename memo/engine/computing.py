@@ -101,10 +101,10 @@ class BeforeRun(NamedTuple):
 
     Attributes:
         job: the call.
-        own: its stamps; None: no tier can tell what is valid.
-        same: its arguments still make its key.
-        started: as `Times` has it.
-        arguments: packed, see `pickled_arguments`.
+        own: its stamps; None: no tier knows what is valid.
+        same: its arguments still give its key.
+        started: when its computation begins, as in `Times`.
+        arguments: pickled, see `pickled_arguments`.
         watch: see `watch_tags`.
     """
 
@@ -120,11 +120,11 @@ class Run(NamedTuple):
     """One run of the function.
 
     Attributes:
-        outcome: what came of it.
+        outcome: its result or exception.
         cost: seconds that it took.
         reads: the cached calls that it used.
         alone: see `compute`.
-        unchanged: the state in its key is as it was, but for what it changed itself.
+        unchanged: nothing but the run itself changed the state in its key.
     """
 
     outcome: Outcome
@@ -202,7 +202,7 @@ Prepared: TypeAlias = "tuple[FlightResult, Sealed | None]"
 async def prepare_result(
     port: Port, flight: Flight, before: BeforeRun, ran: Run, value: Any, *, keep: bool
 ) -> Prepared:
-    """Seal the result of a call; the caller gets it whatever comes of that.
+    """Seal the result of a call; if that fails, the caller still gets it.
 
     Args:
         value: the result; with `each` it is a part of what the run returned.
@@ -218,8 +218,8 @@ async def prepare_result(
     valid = before.same and not flight.detached
     if ran.alone and valid:
         valid = not await job.chain.authorities.why_invalid(port, known)
-    vouched = used if valid and keep and ran.unchanged else None
-    made = Computed(value, vouched, before.started, ran.cost, before.arguments, ran.reads.life)
+    storable = used if valid and keep and ran.unchanged else None
+    made = Computed(value, storable, before.started, ran.cost, before.arguments, ran.reads.life)
     try:
         sealed = await seal_result(port, job, made)
     except Exception as error:
@@ -387,7 +387,7 @@ def _to_ignore(others: Sequence[str]) -> str:
 
 
 def warn_of_change(job: Job, said: str) -> None:
-    """Warn of state that the function changes itself."""
+    """Warn that the function changes some state itself."""
     try:
         warn_at_definition(job.function.run, said)
     except UserWarning:  # warnings are errors here; the caller still gets the result
@@ -417,7 +417,7 @@ AT_ONCE = 256
 
 
 async def take_stamps(port: Port, jobs: Sequence[Job]) -> list[tuple[Stamp, ...] | None]:
-    """The stamps of calls that are about to be computed; None: no tier can tell what is valid."""
+    """Take the stamps of calls before they are computed; None: no tier knows what is valid."""
     chain, asked = jobs[0].chain, jobs[0].asked
     refs = list(jobs[0].call.refs)
     if len(jobs) > 1:
@@ -651,16 +651,16 @@ def _inherited(job: Job, life: Expiry | None) -> int | None:
 
 async def _store_error(port: Port, job: Job, result: FlightResult, cost: float) -> FlightResult:
     """Store an exception where `cache_errors` names its type; return the result."""
-    error, vouched = result.error, result.stamps
+    error, stamps = result.error, result.stamps
     assert error is not None
     ttl = job.function.policy.error_ttl(error)
-    if vouched is None or ttl is None:
+    if stamps is None or ttl is None:
         return result
     try:
         encoded = await encode(port, job, error, "raised")
         if encoded is None:
             return result
-        header = _header(job, encoded, vouched, result.started, cost, ttl)
+        header = _header(job, encoded, stamps, result.started, cost, ttl)
         header = header._replace(
             summary=with_result(header.summary, error, raised=True),
             times=header.times._replace(grace=0),

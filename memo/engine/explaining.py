@@ -643,7 +643,7 @@ class Planner:
             await self.add(inner, inner_key, depth=depth + 1)
 
     async def like(self, function: str, key: str, shown: str, summary: str) -> None:
-        """As `add`, but falls back to the latest entry with equal arguments if there is none."""
+        """Add a call; if it has no entry, use the latest one with equal arguments."""
         await self.add(function, key, shown)
         if self.steps[-1].seconds is not None:
             return

@@ -65,7 +65,7 @@ class Invalidation(NamedTuple):
     """How an invalidation went, and what it hit.
 
     Attributes:
-        target: what was invalidated, for people.
+        target: what was invalidated, for display.
         tiers: tier -> `"done"`, or why not and what happens now.
         reason: the caller's.
         matched: how many valid entries this host knew of.  It is counted for at most 50 ms, before
@@ -161,7 +161,7 @@ async def invalidate(
         soft: let them expire instead, so that stale windows still apply.
         count: count the matching entries.
         hint: called if nothing matched.
-        sure: search the shared tier if this host has no match.
+        sure: search the shared tier too if this host has no match.
     """
     every = tuple(chains)
     wanted = tuple(turns)
@@ -223,7 +223,7 @@ def _function_of(turn: Turn) -> str:
 
 
 async def matches_in_shared(port: Port, chains: Iterable[Chain], turns: Sequence[Turn]) -> Matches:
-    """Return the valid entries of shared tiers that some invalidations would drop."""
+    """Find the valid entries of shared tiers that some turns would drop."""
     until = time.monotonic() + COUNT_SECONDS
     found: dict[str, Header] = {}
     partial = False
@@ -251,7 +251,7 @@ async def matches_in_shared(port: Port, chains: Iterable[Chain], turns: Sequence
 
 
 def matches_on_host(chains: Sequence[Chain], turns: Sequence[Turn]) -> Matches:
-    """The valid entries of this host that some invalidations would drop; not for an event loop."""
+    """Find the valid entries of this host that some turns would drop; not on an event loop."""
     if not turns:
         return Matches()
     until = time.monotonic() + COUNT_SECONDS
@@ -282,7 +282,7 @@ def _common_prefix(chain: Chain, turns: Sequence[Turn]) -> str:
 
 
 def _headers(chain: Chain, prefix: str, until: float) -> list[Header | None]:
-    """The headers of a chain's entries on this host; None: not all of them could be read."""
+    """List the headers of a chain's entries on this host; None: some could not be read."""
     found: list[Header | None] = []
     seen: set[str] = set()
     for tier in chain.listing:
@@ -306,7 +306,7 @@ def _header(chain: Chain, listed: Listed) -> Header:
 
 
 def own_refs(header: Header) -> list[Ref]:
-    """Yield the generations of a call itself, without those of the calls that it was built on.
+    """Return the generations of a call itself, without those of the calls that it was built on.
 
     In a header they come first, starting with those of the namespace and the function.
     """
@@ -351,7 +351,7 @@ async def _is_valid_in_shared(port: Port, chain: Chain, header: Header) -> bool:
 
 
 def _has_expired(chain: Chain, header: Header) -> bool:
-    """True if an entry is too old to answer."""
+    """True if an entry is too old to be used."""
     old = age(header.times, chain.clock)
     _, _, _, _, ttl, grace, _ = header.times
     return old is None or (ttl >= 0 and old >= ttl + grace)
@@ -360,5 +360,5 @@ def _has_expired(chain: Chain, header: Header) -> bool:
 def _own_generations(header: Header) -> list[Generation]:
     absolute: Sequence[Stamp] = header.stamps
     if absolute and type(absolute[-1]) is Result:
-        absolute, _ = unfolded(absolute)  # a result is asked for before it is dropped
+        absolute, _ = unfolded(absolute)  # a result is compared before it is dropped
     return [stamp for stamp in absolute if type(stamp) is Generation]

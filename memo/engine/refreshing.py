@@ -93,7 +93,7 @@ async def revalidate(
 
 
 async def _confirmed(port: Port, job: Job, readings: Sequence[Reading]) -> list[Reading] | None:
-    """The results that a value was built on, with their present stamps; None: one is another."""
+    """Return the results that a value was built on, with present stamps; None: one differs."""
     readings = list(readings)
     doubts = await job.chain.authorities.why_changed(port, readings)
     doubtful = [at for at, doubt in enumerate(doubts) if doubt]
@@ -137,7 +137,7 @@ async def _together(port: Port, wanted: Sequence[Result]) -> list[Reading | None
 
 
 async def ask_again(port: Port, result: Result) -> Reading | None:
-    """Ask for a result again; return it with its present stamps, or None if it differs."""
+    """Get a result again; return it with its present stamps, or None if it differs."""
     reads = UsedCalls(background=True)
     token = CURRENT.set(reads)
     try:
@@ -155,14 +155,14 @@ async def ask_again(port: Port, result: Result) -> Reading | None:
 
 
 async def answered_again(port: Port, result: Result) -> bool:
-    """Ask a call of a `cutoff` function again; True if it answered and is still that call."""
+    """Call a `cutoff` function again; True if it answered and its key is still the same."""
     function, arguments = cutoff_function(result.function), _unpacked(result)
     if function is None or arguments is None:
         return False
     args, kwargs = arguments
     try:
         call = await make_call(port, function, args, kwargs)
-        if call.text != result.key:  # the code or the state of `self` is another by now
+        if call.text != result.key:  # the code or the state of `self` has changed
             return False
         if function.is_async == port.native:
             value = await function.answer(port, function, call, args, kwargs)
@@ -172,7 +172,7 @@ async def answered_again(port: Port, result: Result) -> bool:
             )
         else:
             value = run_elsewhere(_in_other_thread(function, call, args, kwargs))
-    except (MemoError, TypeError):  # the computation that asks meets it as well
+    except (MemoError, TypeError):  # the computation itself meets the same error
         return False
     return type(value) is not Raised
 
@@ -180,7 +180,7 @@ async def answered_again(port: Port, result: Result) -> bool:
 def _in_other_thread(
     function: Function, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Callable[[Port], Coroutine[Any, Any, Any]]:
-    """A call for another thread's loop, as part of the computation that runs here."""
+    """Prepare a call for another thread's loop, as part of the computation that runs here."""
     reads, path = CURRENT.get(), current_path()
 
     async def work(port: Port) -> Any:
@@ -195,7 +195,7 @@ def _in_other_thread(
 
 
 def _unpacked(result: Result) -> tuple[tuple[object, ...], dict[str, object]] | None:
-    """The arguments of a call that a result is of; None: they were not kept, or do not load."""
+    """Return the arguments of a result's call; None: they were not kept, or do not load."""
     if not result.arguments:
         return None
     try:
@@ -249,7 +249,7 @@ async def _refresh(port: Port, job: Job, flight: Flight) -> None:
 
 
 async def _revalidated(port: Port, job: Job, flight: Flight) -> FlightResult | None:
-    """As `renew`, for a value that expired only because results it was built on did."""
+    """Revalidate a value that expired only because results that it was built on did."""
     found = await job.chain.lookup(port, job.function.id, job.call.text, job.function.judge)
     if found.verdict.kind != STALE or found.entry is None or not found.entry.results:
         return None

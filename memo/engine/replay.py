@@ -76,7 +76,7 @@ def bare(result: Any) -> Any:
 
 
 def performed(result: Any) -> Any:
-    """As `bare`, and show the output to a caller that has not seen it."""
+    """Return the value without its output; show the output if the caller has not seen it."""
     if type(result) is not Performed:
         return result
     if not result.live:

@@ -285,7 +285,7 @@ def in_background() -> bool:
 
 
 def record_stamps(used: tuple[Stamp, ...] | None) -> None:
-    """Tell the computation around this call, if any, what it has just used."""
+    """Record in the computation around this call, if any, the stamps that it has just used."""
     reads = CURRENT.get()
     if reads is not None and not reads.over:
         if used is None:

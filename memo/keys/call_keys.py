@@ -103,7 +103,7 @@ def prefixes(address: str) -> list[str]:
 
 @functools.lru_cache(maxsize=1024)
 def prefix_groups(prefix: str) -> tuple[str, ...]:
-    """The groups of a prefix and of those that it begins with."""
+    """Return the groups of a prefix and of the prefixes that it begins with."""
     return tuple(stamps.group("p", one) for one in prefixes(prefix))
 
 
@@ -396,9 +396,9 @@ class Keyer:
         self._warned = False
         self._stateful = self._method and not self._decided()
         self._repeatable = -1 if self._method or self._special else self._positional_count
-        self.met: set[int] = set()
+        self.seen_once: set[int] = set()
         self._fitting: set[tuple[Any, ...]] = set()
-        self.repeated: dict[tuple[Any, ...], tuple[str, Call]] = {}
+        self.memoized: dict[tuple[Any, ...], tuple[str, Call]] = {}
 
     def _decided(self) -> bool:
         """True if the options define which parts of `self` count."""
@@ -513,9 +513,9 @@ class Keyer:
                         steady = False
                 elif kind not in _STEADY:
                     steady = False
-            memoized = self.repeated.get(args) if steady else None
-            if memoized is not None and memoized[0] == code:
-                return memoized[1]
+            known = self.memoized.get(args) if steady else None
+            if known is not None and known[0] == code:
+                return known[1]
         call = self._call(code, args, kwargs, light, state)
         if steady:
             self._remember(code, args, call)
@@ -533,7 +533,7 @@ class Keyer:
         memo_key = None
         if not kwargs and len(args) == self._positional_count + 1:
             memo_key = self._memo_key(args, state)
-            known = None if memo_key is None else self.repeated.get(memo_key)
+            known = None if memo_key is None else self.memoized.get(memo_key)
             if known is not None and known[0] == code:
                 return known[1]
         call = self._call(code, args, kwargs, light, state)
@@ -606,13 +606,13 @@ class Keyer:
         Args:
             args: all of them steady.
         """
-        seen_once = hash(args)
-        if seen_once not in self.met:
-            if len(self.met) >= SEEN_ONCE:
-                self.met, self.repeated = set(), {}
-            self.met.add(seen_once)
-        elif len(self.repeated) < MEMOIZED or args in self.repeated:
-            self.repeated[args] = code, call
+        hashed = hash(args)
+        if hashed not in self.seen_once:
+            if len(self.seen_once) >= SEEN_ONCE:
+                self.seen_once, self.memoized = set(), {}
+            self.seen_once.add(hashed)
+        elif len(self.memoized) < MEMOIZED or args in self.memoized:
+            self.memoized[args] = code, call
 
     def _head(self, own: Own | None, state: State, code: str) -> bytes:
         """Return the first part of a key: function, code version, class and state."""
@@ -735,7 +735,7 @@ class Keyer:
         return mine
 
     def _key_of_class(self, owner: str, own: Any) -> Own:
-        """The key that a class gives for its instances."""
+        """Return the key that a class defines for its instances."""
         function = getattr(own, CACHE_KEY)
         if isinstance(own, type) and not hasattr(function, "__self__"):
             return Own(owner)

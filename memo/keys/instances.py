@@ -147,13 +147,13 @@ def begin(own: Any, state: State) -> OwnBefore:
         (
             At(own, name, f"self.{name}"),
             partial(_present_value, own, state, name),
-            partial(_image, name),
+            partial(_encoding_of, name),
         )
         for name in names
         if name in changed or name in objects
     ]
     others = [n for n in names if n in held and n not in changed and n not in objects]
-    plain = {name: _image(name, held[name]) for name in others}
+    plain = {name: _encoding_of(name, held[name]) for name in others}
     if found:
         _CHANGING[type(own)] = _CHANGING.get(type(own), 0) + 1
     return OwnBefore(own, state, plain, own_changes.begin(found, changed), changed)
@@ -170,7 +170,7 @@ def end(mine: OwnBefore) -> Changes:
     """Return the attributes of an object that a computation has changed."""
     own, begun = mine.own, mine.begun
     held = _read(own, mine.state) if mine.plain else {}
-    others = [n for n, e in mine.plain.items() if _image(n, held.get(n, NO_VALUE)) != e]
+    others = [n for n, e in mine.plain.items() if _encoding_of(n, held.get(n, NO_VALUE)) != e]
     ended = own_changes.end(begun, mine.changed) if begun else NOTHING_CHANGED
     if begun and not ended.own:  # otherwise attributes of this class are looked up from now on
         _CHANGING[type(own)] -= 1
@@ -197,12 +197,12 @@ def _present_value(own: Any, state: State, name: str) -> Any:
     return _read(own, state).get(name, NO_VALUE)
 
 
-def _image(name: str, value: Any) -> bytes:
+def _encoding_of(name: str, value: Any) -> bytes:
     return encoded(name, NOT_GIVEN if value is NO_VALUE else value, [])
 
 
-def _image_with(name: str, value: Any, given: Mapping[str, str]) -> bytes:
-    """As `_image`, with other texts for some paths in the value: `{".requests": "int 0"}`."""
+def _encoding_with(name: str, value: Any, given: Mapping[str, str]) -> bytes:
+    """Return an encoding with other texts for some paths in the value: `{".requests": "int 0"}`."""
     if "" in given:
         number = own_changes.number(given[""])
         return encoded(name, value if number is None else number, [], given=given)
@@ -231,20 +231,22 @@ def _with_bases(own: Any, found: Attributes, state: State) -> Attributes:
 
 
 def _base(own: Any, state: State, name: str, value: Any, encoding: bytes) -> bytes:
-    sight = CurrentValue(At(own, name, f"self.{name}"), value, encoding, partial(_image_with, name))
-    learned = partial(_learned, sight, state) if state.learned else dict
-    base = own_changes.REGISTRY.base(sight, learned)
+    current = CurrentValue(
+        At(own, name, f"self.{name}"), value, encoding, partial(_encoding_with, name)
+    )
+    learned = partial(_learned, current, state) if state.learned else dict
+    base = own_changes.REGISTRY.base(current, learned)
     assert isinstance(base, bytes)
     return base
 
 
-def _learned(sight: CurrentValue, state: State) -> Mapping[str, str]:
+def _learned(current: CurrentValue, state: State) -> Mapping[str, str]:
     """Return other processes' findings about an attribute, if the code still changes it."""
-    found = {k: t for k, t in state.learned.items() if own_changes.label_of(k) == sight.at.label}
-    if not found or sight.value is NO_VALUE:
+    found = {k: t for k, t in state.learned.items() if own_changes.label_of(k) == current.at.label}
+    if not found or current.value is NO_VALUE:
         return {}
-    names = state.changed | _changed_by(sight.value)
-    return own_changes.learned_of(sight.at, own_changes.applying(found, names, strict=True))
+    names = state.changed | _changed_by(current.value)
+    return own_changes.learned_of(current.at, own_changes.applying(found, names, strict=True))
 
 
 def _held(own: Any) -> dict[str, Any]:

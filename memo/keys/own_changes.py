@@ -40,7 +40,7 @@ _SUBSCRIPT: Final = r"\[(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^\]]*)\]"
 
 Details = Mapping[str, str]
 """Path in a value -> its text."""
-AnyImage = ValueFingerprint | bytes
+AnyFingerprint = ValueFingerprint | bytes
 
 
 class At(NamedTuple):
@@ -58,7 +58,7 @@ class At(NamedTuple):
 
     @property
     def variable(self) -> str:
-        """The last part of its label."""
+        """Last part of the label."""
         return re.split(r"[.:]", self.label)[-1]
 
 
@@ -75,20 +75,24 @@ class _Tracked:
         running: number of running computations that may change it.
     """
 
-    __slots__ = ("at_base", "base", "details", "left", "names", "of", "running")
+    __slots__ = ("after", "at_base", "base", "details", "names", "owner", "running")
 
     def __init__(
-        self, owner: Callable[[], Any], base: AnyImage, after: AnyImage, details: Details
+        self,
+        owner: Callable[[], Any],
+        base: AnyFingerprint,
+        after: AnyFingerprint,
+        details: Details,
     ) -> None:
-        self.of = owner
+        self.owner = owner
         self.base = base
-        self.left = after
+        self.after = after
         self.at_base = self.details = details
         self.names: frozenset[str] = frozenset()
         self.running = 0
 
-    def set_by_others(self, said: AnyImage, details: Details) -> None:
-        self.base = self.left = said
+    def set_by_others(self, said: AnyFingerprint, details: Details) -> None:
+        self.base = self.after = said
         self.at_base = self.details = details
 
 
@@ -98,14 +102,14 @@ class CurrentValue(NamedTuple):
     Attributes:
         at: its place.
         value: the value itself.
-        image: its present fingerprint.
-        make_image: returns the fingerprint of a value with other texts for some of its paths.
+        fingerprint: its present fingerprint.
+        fingerprint_with: returns the fingerprint of a value with other texts for some of its paths.
     """
 
     at: At
     value: Any
-    image: AnyImage
-    make_image: Callable[[Any, Mapping[str, str]], AnyImage]
+    fingerprint: AnyFingerprint
+    fingerprint_with: Callable[[Any, Mapping[str, str]], AnyFingerprint]
 
 
 class BeforeComputation(NamedTuple):
@@ -113,7 +117,7 @@ class BeforeComputation(NamedTuple):
 
     at: At
     read: Callable[[], Any]
-    make_image: Callable[[Any], AnyImage]
+    fingerprint_of: Callable[[Any], AnyFingerprint]
     value: Any
     held: _Tracked
     details: Details
@@ -141,25 +145,25 @@ class Registry:
         self._held: OrderedDict[tuple[int, str], _Tracked] = OrderedDict()
 
     def base(
-        self, sight: CurrentValue, learned: Callable[[], Mapping[str, str]] = dict
-    ) -> AnyImage:
+        self, current: CurrentValue, learned: Callable[[], Mapping[str, str]] = dict
+    ) -> AnyFingerprint:
         """Return the fingerprint of a value that counts as an input.
 
         Args:
             learned: returns what other processes have learned about it, by path.
         """
-        said = sight.image
+        said = current.fingerprint
         if not self._held and learned is dict:
             return said
         with self._lock:
-            held = self._find(sight.at, sight.value)
+            held = self._find(current.at, current.value)
             if held is None:
-                return self._first(sight, learned())
-            if same_image(held.left, said):
+                return self._first(current, learned())
+            if same_fingerprint(held.after, said):
                 return held.base
-            details = held_values.details(sight.value)
+            details = held_values.details(current.value)
             if held.running and not _others(
-                sight.at, _changed(held.details, details), details, held.names
+                current.at, _changed(held.details, details), details, held.names
             ):
                 return held.base
             if not held.running:
@@ -170,7 +174,7 @@ class Registry:
         self,
         at: At,
         read: Callable[[], Any],
-        say: Callable[[Any], AnyImage],
+        say: Callable[[Any], AnyFingerprint],
         names: frozenset[str],
     ) -> BeforeComputation:
         """Record a value before a computation that may change it."""
@@ -180,7 +184,7 @@ class Registry:
             held = self._find(at, value)
             if held is None:
                 held = self._put(at, value, _Tracked(_of(at, value), said, said, details))
-            elif not held.running and not same_image(held.left, said):
+            elif not held.running and not same_fingerprint(held.after, said):
                 held.set_by_others(said, details)
             held.running += 1
             held.names |= names
@@ -192,7 +196,7 @@ class Registry:
         value = begun.read()
         details = held_values.details(value)
         changed = _changed(begun.details, details)
-        said = begun.make_image(value) if changed else None
+        said = begun.fingerprint_of(value) if changed else None
         with self._lock:
             held.running -= 1
             if said is None:
@@ -205,7 +209,7 @@ class Registry:
                 made = _Tracked(_of_holder(at), held.base, said, details)
                 made.at_base = held.at_base
                 self._held[_place(at)] = made
-            held.left, held.details = said, details
+            held.after, held.details = said, details
         own = [_shown(at, path) for path in changed]
         learned = {f"{at.label}|{p}": held.at_base.get(p, "") for p in changed if "[" not in p}
         return Changes(tuple(own), {k: t for k, t in learned.items() if _is_shared(t)})
@@ -213,21 +217,21 @@ class Registry:
     def _find(self, at: At, value: Any) -> _Tracked | None:
         for key, owner in (((id(value), ""), value), (_place(at), at.holder)):
             held = self._held.get(key)
-            if held is not None and held.of() is owner:
+            if held is not None and held.owner() is owner:
                 self._held.move_to_end(key)
                 return held
         return None
 
     def _put(self, at: At, value: Any, held: _Tracked) -> _Tracked:
-        by_object = held.of() is value
+        by_object = held.owner() is value
         self._held[(id(value), "") if by_object else _place(at)] = held
         while len(self._held) > MOST:
             self._held.popitem(last=False)
         return held
 
-    def _first(self, sight: CurrentValue, learned: Mapping[str, str]) -> AnyImage:
+    def _first(self, current: CurrentValue, learned: Mapping[str, str]) -> AnyFingerprint:
         """Return the base of a value that is seen for the first time, by what was learned."""
-        at, value, said, say = sight
+        at, value, said, say = current
         if not learned:
             return said
         details = held_values.details(value)
@@ -261,7 +265,7 @@ def _place(at: At) -> tuple[int, str]:
     return id(at.holder), at.name or "cell"
 
 
-def same_image(one: AnyImage, other: AnyImage) -> bool:
+def same_fingerprint(one: AnyFingerprint, other: AnyFingerprint) -> bool:
     """True if two values have the same fingerprint."""
     if isinstance(one, ValueFingerprint) and isinstance(other, ValueFingerprint):
         return one.same(other)
@@ -374,7 +378,7 @@ def _placed(key: str) -> tuple[At, str]:
     return At(None, "", label), path
 
 
-Candidate = tuple[At, Callable[[], Any], Callable[[Any], AnyImage]]
+Candidate = tuple[At, Callable[[], Any], Callable[[Any], AnyFingerprint]]
 """The place of a value that a computation may change, with its reader and its encoder."""
 
 

@@ -42,7 +42,7 @@ class FlightResult(NamedTuple):
         error: what it raised, or None.
         entry: what was stored of it, None where nothing could be.
         encoded: the bytes from which each joiner makes its own copy; None: it cannot be copied.
-        valid: whether its stamps still held after the last caller joined.
+        valid: its stamps still held after the last caller joined.
         stamps: the stamps of what the computation used; None: they are not known.
         known_stamps: the stamps that are known, also where others are missing.
         started: when the computation began, in nanoseconds; 0: it did not.
@@ -107,7 +107,7 @@ _path: ContextVar[tuple[Flight, ...]] = ContextVar("memo_path", default=())
 
 
 def current_path() -> tuple[Flight, ...]:
-    """The flights whose computations the running code is part of, outermost first."""
+    """Return the flights whose computations the running code is part of, outermost first."""
     return _path.get()
 
 
@@ -137,7 +137,7 @@ class Flights:
         self._elsewhere = elsewhere
 
     def elsewhere(self, key: str) -> Turn | None:
-        """The turn that invalidates the call of a key which another process is computing."""
+        """Return the turn that invalidates the call of a key that another process computes."""
         return None if self._elsewhere is None else self._elsewhere(key)
 
     def _reset(self) -> None:
@@ -167,12 +167,12 @@ class Flights:
                 flight.joined += not background
             if not background:
                 flight.background = False
-                if path:  # under the same lock as the check above, so two that cross see each other
+                if path:  # under the lock of the check above, so that crossing calls see each other
                     path[-1].waits.append(flight)
             return flight, leads
 
     def join_since(self, name: str, refs: Sequence[Ref], since: int) -> tuple[Flight | None, bool]:
-        """As `join`; no flight where one of the name may have ended since: look again.
+        """Join a flight or lead one; None: one may have ended since, so look up again.
 
         Args:
             since: `ended` before the caller looked for a stored value.
@@ -277,7 +277,7 @@ class Flights:
         return len(names)
 
     def supersede(self, flight: Flight) -> None:
-        """Close a flight whose key another process has invalidated: the next caller leads anew."""
+        """Close a flight whose key another process has invalidated: the next caller computes."""
         with self._lock:
             if self._active.get(flight.name) is flight:
                 del self._active[flight.name]

@@ -83,17 +83,17 @@ def _number(text: str) -> float | None:
 
 
 Question = Callable[[], Coroutine[Any, Any, PendingLookup | None]]
-"""Makes a question, not sent yet; None: it cannot be asked that way."""
+"""Makes a look-up that is not sent yet; None: it cannot be sent that way."""
 
 
 class Lease:
     """Outcome of asking for a lease.
 
     Attributes:
-        acquired: whether this process holds it now.
+        acquired: this process holds it.
         waited: seconds that it took to get it.
-        asked: the answer to the question that was asked with it, from after it was taken; None: it
-            was not asked.
+        asked: the look-up that was sent with the acquisition, answered after it; None: there was
+            none.
     """
 
     __slots__ = (
@@ -129,7 +129,7 @@ class Lease:
         self.waited = 0.0
 
     def sign(self) -> str:
-        """The text of a lease that is taken now; it is ours under this one."""
+        """Return the text for a lease that is acquired now: holder, time and expected duration."""
         expected = "" if self._expected is None else f"{self._expected:.3f}"
         self.text = f"{self.holder}/{time.time():.3f}/{expected}"
         return self.text
@@ -159,7 +159,7 @@ class Lease:
         events.emit(events.Event(kind, function, _key(self._name), detail=holder))
 
     def keep(self, port: Port, lock: Lock | None, leases: Leases | None) -> Lease:
-        """It is ours: renew it until it is released."""
+        """Keep the acquired lease: renew it until it is released."""
         self.acquired = True
         self._lock, self._leases = lock, leases
         HELD_LEASES.add(self)
@@ -182,7 +182,7 @@ class Lease:
             events.emit(events.Event(events.LEASE_LOST, key=_key(self._name)))
 
     async def release(self, port: Port, after: Upload | None = None) -> None:
-        """Always free it; calling it twice is harmless.
+        """Release it; calling this twice is harmless.
 
         Args:
             after: when this upload has ended, so that a waiting process finds the entry.
@@ -229,14 +229,14 @@ async def acquire_lease(
     expected: float | None = None,
     question: Question | None = None,
 ) -> Lease | None:
-    """The lease of a key; None when none is wanted.
+    """Acquire the lease of a key; None if the policy wants none.
 
-    With `refresh` it is only tried, never waited for.  Otherwise it is waited for at most
-    `policy.lock_timeout` seconds; then the caller computes without it, and an event says so.
-    Waiting processes are told that it takes `expected` seconds.
+    With `refresh` this only tries, and never waits.  Otherwise it waits for at most
+    `policy.lock_timeout` seconds; then the caller computes without the lease, with an event.
+    Waiting processes see that the computation takes `expected` seconds.
 
     Args:
-        question: makes what is asked in the same exchange, once the lease is taken: `Hold.asked`.
+        question: makes the look-up to send in the same exchange: `Lease.asked`.
     """
     if not (policy.use_lock or refresh):
         return None
@@ -320,7 +320,7 @@ def _host_lock(chain: Chain, name: str) -> Lock | None:
 async def _take_host_lock(
     port: Port, lock: Lock, held: Lease, end: float | None, *, first: bool
 ) -> bool:
-    """Take the host lock; with `first` the cluster lease follows, and no computation runs yet."""
+    """Acquire the host lock; `first`: the cluster lease follows, and no computation runs yet."""
     shortest, longest = POLL
     pause, known = shortest, ""
     while True:
@@ -374,7 +374,7 @@ async def _take_cluster_lease(
 
 
 def _holder_name(chain: Chain) -> str:
-    """Name of this holder, for `_host_of` too: host id, host name, process, a random token."""
+    """Return a new name for a holder: host id, host name, process, a random token."""
     host = ""
     if chain.host is not None:
         with suppress(TierError):  # no host id: other processes will not treat us as of their host

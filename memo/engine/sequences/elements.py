@@ -354,7 +354,7 @@ class Batch:
         return Job(first.function, first.chain, first.call, args, kwargs)
 
     def alone(self, element: ElementCall) -> Job:
-        """A job that computes one element by itself, for a refresh in the background."""
+        """Return a job that computes one element alone, for a refresh in the background."""
         function = copy.copy(self.function)
         run, chosen = function.run, self.run_for([element])
         item, name = self.items[element.at], self.each.name
@@ -776,7 +776,7 @@ async def _compute(
 async def _computed(
     port: Port, made: Batch, elements: list[ElementCall]
 ) -> list[tuple[ElementCall, FlightResult | None]]:
-    """As `_compute`, without confirming any element."""
+    """Compute elements without revalidating any of them."""
     try:
         before = await before_run(port, [element.job for element in elements])
     except DependencyError as missing:

@@ -624,7 +624,7 @@ class Reader:
             self._record_used_from(self._live)
 
     def _record_used_from(self, one: StreamRun) -> None:
-        """Tell the computation around the consumer what the stream was built on so far."""
+        """Record in the computation around the consumer the stamps of the stream so far."""
         around = CURRENT.get()
         if around is None or around.over:
             return

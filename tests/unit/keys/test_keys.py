@@ -796,15 +796,15 @@ def test_what_is_kept_of_calls_is_bounded() -> None:
     for _ in range(3):
         for number in range(3 * call_keys.MEMOIZED):
             key(maker, number)
-    assert 0 < len(maker.repeated) <= call_keys.MEMOIZED
+    assert 0 < len(maker.memoized) <= call_keys.MEMOIZED
     for number in range(2 * call_keys.SEEN_ONCE):
         key(maker, -number)
-    assert len(maker.met) <= call_keys.SEEN_ONCE
-    before = set(maker.repeated)
+    assert len(maker.seen_once) <= call_keys.SEEN_ONCE
+    before = set(maker.memoized)
     for value in ("x" * (call_keys.LONG + 1), b"x", 1.5, True, (1,)):
         for _ in range(3):
             key(maker, value)
-    assert set(maker.repeated) == before
+    assert set(maker.memoized) == before
     key(maker, 10**6)
     assert call(maker, 10**6) is call(maker, 10**6), "which is what this is for"
 

@@ -212,7 +212,7 @@ def test_the_suite_notices_keys_of_what_is_there_now(
     change: str, module: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mutant: state counts as it is, not as it was before computations."""
-    monkeypatch.setattr(own_changes.Registry, "base", lambda self, value, *_: value.image)
+    monkeypatch.setattr(own_changes.Registry, "base", lambda self, value, *_: value.fingerprint)
     assert changing(change, "sync", module).runs != [1, 2]
 
 
@@ -221,7 +221,7 @@ def test_the_suite_notices_state_that_is_left_out_for_good(
 ) -> None:
     """Mutant: what a computation has changed once never counts again, so an old value answers."""
     made = changing("lazily created", "sync", module)
-    monkeypatch.setattr(own_changes, "same_image", lambda one, other: True)
+    monkeypatch.setattr(own_changes, "same_fingerprint", lambda one, other: True)
     made.G = {"size": 100}
     assert made.f(1) == (1, 1)
 

@@ -142,7 +142,7 @@ def of_all_objects(patch: Patch) -> None:
 
 def as_it_is_now(patch: Patch) -> None:
     """State counts as it is, not as it was before computations changed it."""
-    patch.setattr(own_changes.Registry, "base", lambda self, value, *_: value.image)
+    patch.setattr(own_changes.Registry, "base", lambda self, value, *_: value.fingerprint)
 
 
 def handles_have_keys(patch: Patch) -> None:
