@@ -46,23 +46,23 @@ def drive(work: Coroutine[Any, Any, T]) -> T:
     """
     if not _DEEP:
         return _drive(work)
-    depth = getattr(_here, "depth", 0)
+    depth = getattr(_nesting, "depth", 0)
     if depth == _DEEP:
-        return _on_a_fresh_stack(work)
-    _here.depth = depth + 1
+        return _drive_in_thread(work)
+    _nesting.depth = depth + 1
     try:
         return _drive(work)
     finally:
-        _here.depth = depth
+        _nesting.depth = depth
 
 
 _DEEP = 64 if sys.version_info[:2] == (3, 12) else 0
 """Levels of cached recursion per thread on Python 3.12, where the limit of C frames is fixed."""
-_here = threading.local()
+_nesting = threading.local()
 """Number of nested coroutines in a thread, where that is counted."""
 
 
-def _on_a_fresh_stack(work: Coroutine[Any, Any, T]) -> T:
+def _drive_in_thread(work: Coroutine[Any, Any, T]) -> T:
     outcome: list[Any] = []
     context = contextvars.copy_context()
 

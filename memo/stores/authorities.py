@@ -559,7 +559,7 @@ class Reseeding:
         self._recovering = False
         self._restored_epoch = ""
         self._registered = 0.0
-        self._times = 0
+        self._registrations = 0
         self._lock = threading.Lock()
         tier.on_lost = self.restore_groups
         if trusts_disk:
@@ -581,7 +581,7 @@ class Reseeding:
             self._register_at = time.monotonic() + REGISTER_SOON if self.tier.read_only else 0.0
 
     async def _register(self, port: Port) -> _ServerState:
-        known, times = self._known, self._times
+        known, times = self._known, self._registrations
         if known is None:
             known = await port.offload(self._load_known)
         census = await self.tier.census(port, self._id, known.epoch)
@@ -594,8 +594,8 @@ class Reseeding:
             await self.tier.generations.turn(port, [Turn("n")], _WHY)
             self._report_loss("an older state; results are computed again", warn=True)
         self._registered = max(self._registered, census.now)
-        last = 0 if went_back or census.times is None else self._times
-        self._times = max(last, census.times or 0)
+        last = 0 if went_back or census.times is None else self._registrations
+        self._registrations = max(last, census.times or 0)
         self._known = found
         if found.epoch != known.epoch or found.others_at > known.others_at + REGISTER_EVERY:
             await port.offload(self._save_known, found)

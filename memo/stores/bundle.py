@@ -371,18 +371,18 @@ class Bundle:
         """
         if self._states is None and self._chain is not None:
             try:
-                self._states = await self._adopted(port, self._chain)
+                self._states = await self._load_or_record_states(port, self._chain)
             except EntryError as error:
                 raise TierError(str(error)) from error
 
-    async def _adopted(self, port: Port, chain: stores.Chain) -> dict[Ref, State]:
+    async def _load_or_record_states(self, port: Port, chain: stores.Chain) -> dict[Ref, State]:
         """Return this host's generations as they were when the bundle was first used here."""
         known = await port.offload(self.recorded_states, chain)
         if known is not None:
             return known
         entries = [await port.offload(self.entry, item) for item in self.items]
         states = await present_states(port, chain, entries)
-        return await port.offload(self._write_down, chain, states)
+        return await port.offload(self._record_states, chain, states)
 
     def _states_path(self, chain: stores.Chain) -> Path | None:
         host = chain.host
@@ -407,7 +407,7 @@ class Bundle:
                 return {Ref(g, _pairs(a)): State(text, last) for g, a, text, last in rows}
         return None
 
-    def _write_down(self, chain: stores.Chain, states: dict[Ref, State]) -> dict[Ref, State]:
+    def _record_states(self, chain: stores.Chain, states: dict[Ref, State]) -> dict[Ref, State]:
         """Write states down unless another process has; return the written ones."""
         place = self._states_path(chain)
         if place is None:

@@ -309,7 +309,9 @@ class Chain:
             return Answer(Verdict(MISS, reason))
         if self.latest_answers.is_newer_than(key, entry.times.started):
             return Answer(Verdict(MISS, OLDER))
-        verdict = check.judged(judge, entry.times, reason, raised=bool(entry.flags & seal.RAISED))
+        verdict = check.final_verdict(
+            judge, entry.times, reason, raised=bool(entry.flags & seal.RAISED)
+        )
         if verdict.kind == MISS and not (verdict.fallback or verdict.renewable):
             return Answer(verdict)
         source = found.source

@@ -266,7 +266,7 @@ class CustomGenerations:
             if value := values[_key(ref.group, name)]:
                 fields[name] = value.decode()
         shapes = []
-        for pairs in generations.readable(ref):
+        for pairs in generations.readable_fields(ref):
             if value := values[_key(ref.group, stamps.field(pairs))]:
                 fields[stamps.field(pairs)] = value.decode()
                 shapes.append(stamps.shape(pairs))
@@ -289,7 +289,7 @@ class CustomGenerations:
     async def _turn(self, turns: Sequence[Turn], note: str) -> None:
         values = {}
         for turn in turns:
-            for field, value in generations.turned_without_table(turn, note).items():
+            for field, value in generations.fields_without_table(turn, note).items():
                 values[_key(turn.group, field)] = value.encode()
         await self._tier.write(values, None)
 
@@ -303,4 +303,4 @@ def _payload_key(digest: bytes) -> str:
 
 
 def _names(ref: Ref) -> list[str]:
-    return [stamps.ALL, stamps.LAST, *map(stamps.field, generations.readable(ref))]
+    return [stamps.ALL, stamps.LAST, *map(stamps.field, generations.readable_fields(ref))]

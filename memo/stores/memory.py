@@ -412,11 +412,11 @@ class MemoryGenerations:
         with self._lock:
             for turn in turns:
                 fields = self._groups.get(turn.group, {})
-                self._change(turn.group, generations.turned(fields, turn, note))
+                self._change(turn.group, generations.change_for(fields, turn, note))
 
     async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
         """See `memo.stores.protocols.Generations.notes`."""
-        return generations.noted(self._groups.get(ref.group, {}), ref)
+        return generations.notes_for(self._groups.get(ref.group, {}), ref)
 
     def _change(self, group: str, change: Change) -> None:
         """Replace the fields atomically.

@@ -364,7 +364,7 @@ Judge = Callable[..., Verdict]
 stored exception; True if one of its sources cannot be queried."""
 
 
-def judged(judge: Judge, times: Times, reason: str, *, raised: bool) -> Verdict:
+def final_verdict(judge: Judge, times: Times, reason: str, *, raised: bool) -> Verdict:
     """Return the verdict on an entry whose stamps hold, or whose reason passes `may_answer`.
 
     Args:

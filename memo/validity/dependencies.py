@@ -149,17 +149,17 @@ def _facts(path: str, by_content: bool) -> str:
         from glob import glob
 
         found = sorted(glob(path, recursive=True))
-        return _many(found, by_content) if found else _MISSING
+        return _digest_of_files(found, by_content) if found else _MISSING
     try:
         status = os.stat(path)
     except (OSError, ValueError):
         return _MISSING
     if stat.S_ISDIR(status.st_mode):
-        return _many(sorted(_walk(path)), by_content)
-    return _one(path, status, by_content)
+        return _digest_of_files(sorted(_walk(path)), by_content)
+    return _file_facts(path, status, by_content)
 
 
-def _many(paths: Iterable[str], by_content: bool) -> str:
+def _digest_of_files(paths: Iterable[str], by_content: bool) -> str:
     digest = blake2b(digest_size=20)
     for path in paths:
         try:
@@ -168,7 +168,7 @@ def _many(paths: Iterable[str], by_content: bool) -> str:
             digest.update(f"{path}\0?\n".encode("utf-8", "surrogateescape"))
             continue
         if stat.S_ISREG(status.st_mode):
-            line = f"{path}\0{_one(path, status, by_content)}\n"
+            line = f"{path}\0{_file_facts(path, status, by_content)}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
@@ -179,7 +179,7 @@ def _walk(path: str) -> Iterator[str]:
             yield os.path.join(folder, name)
 
 
-def _one(path: str, status: os.stat_result, by_content: bool) -> str:
+def _file_facts(path: str, status: os.stat_result, by_content: bool) -> str:
     if by_content:
         return _content(path, status)
     facts = f"{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
@@ -366,7 +366,7 @@ class Dependencies:
 
     def _needed(self, index: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call that a callable takes."""
-        names, flat = self._takes[index], _flat(self.signature, arguments)
+        names, flat = self._takes[index], _by_name(self.signature, arguments)
         return {name: flat[name] for name in (flat if names is None else names) if name in flat}
 
     def _packed(self, function: Callable[..., Any], needed: Mapping[str, Any]) -> str:
@@ -395,7 +395,7 @@ class Dependencies:
         for file in self.files:
             path = file.path
             if "{" in path or "}" in path:
-                path = path.format(**_flat(self.signature, arguments))
+                path = path.format(**_by_name(self.signature, arguments))
             yield _place(path), file.by_content
         for name, by_content in self.arguments.items():
             value = File.__memo_argument__(arguments.get(name))
@@ -430,7 +430,7 @@ async def check(port: Port, stamps: Sequence[Stamp]) -> list[str]:
     URLs are queried concurrently.
     """
     now = await _present(port, [stamp for stamp in stamps if isinstance(stamp, FileStamp)])
-    return [await _why(port, stamp, now) for stamp in stamps]
+    return [await _why_changed(port, stamp, now) for stamp in stamps]
 
 
 async def _present(port: Port, stamps: Iterable[FileStamp]) -> dict[remote.UrlQuery, str | None]:
@@ -452,7 +452,7 @@ async def _present(port: Port, stamps: Iterable[FileStamp]) -> dict[remote.UrlQu
     return {**now, **await port.offload(remote.all_facts, todo)} if todo else now
 
 
-async def _why(port: Port, stamp: Stamp, now: Mapping[remote.UrlQuery, str | None]) -> str:
+async def _why_changed(port: Port, stamp: Stamp, now: Mapping[remote.UrlQuery, str | None]) -> str:
     if isinstance(stamp, FileStamp):
         if not is_remote(stamp):
             return "" if _file_holds(stamp) else FILE_CHANGED
@@ -499,7 +499,7 @@ def _placeholders(path: str) -> list[str]:
     return [re.split(r"[.\[]", field, maxsplit=1)[0] for field in fields]
 
 
-def _flat(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _by_name(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return bound arguments by name, with those of `**kwargs` under their own names."""
     flat = dict(arguments)
     for parameter in signature.parameters.values():

@@ -35,7 +35,7 @@ class Change(NamedTuple):
         return not (self.write or self.erase or self.renew)
 
 
-def turned(fields: Mapping[str, str], turn: Turn, note: str, token: str = "") -> Change:
+def change_for(fields: Mapping[str, str], turn: Turn, note: str, token: str = "") -> Change:
     """Return the change for one invalidation.
 
     A fresh token (or `token`) in the field of `turn` and in `!`.
@@ -52,24 +52,24 @@ def turned(fields: Mapping[str, str], turn: Turn, note: str, token: str = "") ->
     return Change({stamps.field(turn.arguments): value, LAST: value, SHAPES: "|".join(shapes)})
 
 
-def turned_all(fields: Mapping[str, str], turns: Sequence[Turn], note: str) -> Change:
+def change_for_all(fields: Mapping[str, str], turns: Sequence[Turn], note: str) -> Change:
     """Return the change for several invalidations of one group, in time linear in their number."""
     if len(turns) == 1:
-        return turned(fields, turns[0], note)
+        return change_for(fields, turns[0], note)
     whole = next((turn for turn in turns if not turn.arguments), None)
     shapes = {s: None for s in fields.get(SHAPES, "").split("|") if s}
     shapes.update({stamps.shape(turn.arguments): None for turn in turns})
     if whole is not None or len(fields) + len(turns) > FIELDS or len(shapes) > MOST_SHAPES:
-        return turned(fields, whole or Turn(turns[0].group), note)
+        return change_for(fields, whole or Turn(turns[0].group), note)
     write = {stamps.field(turn.arguments): stamps.token_for(turn) + note for turn in turns}
     return Change({**write, LAST: stamps.token() + note, SHAPES: "|".join(shapes)})
 
 
-def turned_without_table(turn: Turn, note: str) -> dict[str, str]:
+def fields_without_table(turn: Turn, note: str) -> dict[str, str]:
     """Return what one invalidation writes in a store that has fields but no table of them.
 
-    Such a store cannot have a list of shapes, so an invalidation that `readable` does not cover
-    turns the whole group.
+    Such a store cannot have a list of shapes, so an invalidation that `readable_fields` does not
+    cover turns the whole group.
     """
     token = stamps.token_for(turn)
     if stamps.is_soft(
@@ -80,7 +80,7 @@ def turned_without_table(turn: Turn, note: str) -> dict[str, str]:
     return {stamps.field(turn.arguments) if narrow else ALL: token + note, LAST: token}
 
 
-def readable(ref: Ref) -> list[tuple[tuple[str, str], ...]]:
+def readable_fields(ref: Ref) -> list[tuple[tuple[str, str], ...]]:
     """Return the arguments of the fields that such a store reads for a ref, besides `*` and `!`."""
     if not ref.arguments:
         return [_EXPIRED]
@@ -91,7 +91,7 @@ def readable(ref: Ref) -> list[tuple[tuple[str, str], ...]]:
 _EXPIRED = ((stamps.SOFT, ""),)
 
 
-def learned(fields: Mapping[str, str], ref: Ref, now: State) -> Change:
+def change_to_learn(fields: Mapping[str, str], ref: Ref, now: State) -> Change:
     """Adopt another authority's state, so that `stamps.read(ref, fields)` returns `now`.
 
     A group that is lost there is lost here too: it holds for no entry. The same goes for one that
@@ -129,7 +129,7 @@ def parsed(state: State) -> tuple[str, dict[str, str]]:
     return star, {name: token for name, _, token in pairs if name != LAST}
 
 
-def noted(fields: Mapping[str, str], ref: Ref) -> list[tuple[str, str]]:
+def notes_for(fields: Mapping[str, str], ref: Ref) -> list[tuple[str, str]]:
     """Return (field, note) of every invalidation in a group's fields that affects a ref."""
     if ref.arguments is None:
         names = [name for name in fields if name not in (LAST, SHAPES)]

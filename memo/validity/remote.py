@@ -153,14 +153,14 @@ def _facts(url: str, by_content: bool) -> str:
     if time.monotonic() < until:
         raise UnreachableError(why)
     if _scheme(url) in _WEB:
-        return _of_page(url, by_content)
-    return _of_files(url, by_content)
+        return _page_version(url, by_content)
+    return _files_version(url, by_content)
 
 
 # --- http ---------------------------------------------------------------------------------------
 
 
-def _of_page(url: str, by_content: bool) -> str:
+def _page_version(url: str, by_content: bool) -> str:
     if not by_content:
         version = _version_in_headers(url)
         if version:
@@ -223,7 +223,7 @@ def _missing(error: urllib.error.HTTPError) -> str:
 # --- fsspec -------------------------------------------------------------------------------------
 
 
-def _of_files(url: str, by_content: bool) -> str:
+def _files_version(url: str, by_content: bool) -> str:
     import fsspec
 
     try:

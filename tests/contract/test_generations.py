@@ -223,7 +223,7 @@ def test_threads_agree_on_a_fresh_token(keeper):
 def test_what_was_learned_reads_the_same(old, now, extra):
     """Learning an authority's state makes the ref read exactly that state."""
     fields = {**old, **extra}
-    change = generations.learned(fields, CALL_EU, now)
+    change = generations.change_to_learn(fields, CALL_EU, now)
     assert stamps.read(CALL_EU, generations.apply(fields, change)) == now
-    again = generations.learned(generations.apply(fields, change), CALL_EU, now)
+    again = generations.change_to_learn(generations.apply(fields, change), CALL_EU, now)
     assert again.empty

@@ -80,7 +80,7 @@ class Rules:
     async def turn(self, port: Any, turns: list[Turn], note: str) -> None:
         for turn in turns:
             fields = self.groups.setdefault(turn.group, {})
-            change = generations.turned(fields, turn, note)
+            change = generations.change_for(fields, turn, note)
             self.groups[turn.group] = generations.apply(fields, change)
 
 

@@ -167,18 +167,18 @@ class Disk:
         from memo.stores.disk.index import check
 
         found = check(connection)
-        self.index = None if found or self.database.read_only else self._made()
+        self.index = None if found or self.database.read_only else self._create_index()
 
-    def _made(self) -> Index:
+    def _create_index(self) -> Index:
         """Return the index for writing; creating it takes the writers' lock."""
         from memo.stores.disk.index import Index
 
-        return Index(self.database, self.payloads, self.size_limit, self._logs, self._now)
+        return Index(self.database, self.payloads, self.size_limit, self._log_bytes, self._now)
 
     def _now(self) -> float:
         return self._clock.wall_ns() / SECOND
 
-    def _logs(self) -> int:
+    def _log_bytes(self) -> int:
         """Return the bytes of the write-ahead logs of the index and of the host's file."""
         log = f"{self.database.path}-wal"
         shared = f"{self.directory}/host.sqlite"
@@ -232,7 +232,7 @@ class Disk:
                     if not database.was_replaced():
                         database.writer  # noqa: B018 - raises if the file is read-only
                         if self.index is None:  # not `or`: an empty index is false
-                            self.index = self._made()
+                            self.index = self._create_index()
                         return work(self.index, *args)
             except _FAULTS as error:
                 raise self._fault(error) from error
@@ -485,7 +485,7 @@ class Disk:
             database = self._ready()
             with database.writing:
                 if self.index is None:
-                    self.index = self._made()
+                    self.index = self._create_index()
                 return self.index.free_space(max(2 * size, _LEAST_FREED)) > 0
         return False
 

@@ -70,9 +70,9 @@ class CacheDirectory:
         self._text = str(path)
         self.state = ""
         self.why = ""
-        self._seen: object = None
-        self._tick = 0.0
-        self._again = 0.0
+        self._last_facts: object = None
+        self._check_at = 0.0
+        self._retry_at = 0.0
         self._warned = False
         self.free_space: Callable[[int], bool] = lambda size: False
 
@@ -86,9 +86,9 @@ class CacheDirectory:
         if self.state != UNUSABLE:
             return False
         now = time.monotonic()
-        if now > self._tick:
-            self._tick = now + TICK
-            if now > self._again or self._facts() != self._seen:
+        if now > self._check_at:
+            self._check_at = now + TICK
+            if now > self._retry_at or self._facts() != self._last_facts:
                 self.state = self.why = ""
                 return False
         return True
@@ -162,8 +162,8 @@ class CacheDirectory:
     def mark_unusable(self, why: str) -> TierUnavailable:
         """Mark the directory as unusable for now, and return the error to raise."""
         self.state, self.why = UNUSABLE, why
-        self._seen = self._facts()
-        self._again = time.monotonic() + RETRY_AFTER
+        self._last_facts = self._facts()
+        self._retry_at = time.monotonic() + RETRY_AFTER
         self._warn(
             f"the cache directory {self.path} {why.rstrip('.; ')}, so results are kept in the"
             f" memory of this process only. {_FIX}"

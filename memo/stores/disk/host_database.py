@@ -144,7 +144,7 @@ class Ledger:
     def _forget(self) -> None:
         self.bell: Sequence[int] = (0, 0)
         self.seen_bell = -1
-        self.tick = 0.0
+        self.check_at = 0.0
         self.groups: dict[str, Group] = {}
         self.lives: dict[str, int] = {}
         self._swept = 0
@@ -310,14 +310,14 @@ class Ledger:
             self._forget()
             self.bell = bell
             self._opened = database.opened
-        tick = time.monotonic() + TICK
+        check_at = time.monotonic() + TICK
         seen_bell = self.bell[0]
         (version,) = database.reader.execute("PRAGMA data_version").fetchone()
         if version != self._version:
             self._catch_up(database.reader)
             self._version = version
         self.seen_bell = seen_bell
-        self.tick = tick
+        self.check_at = check_at
 
     def _catch_up(self, connection: sqlite3.Connection) -> None:
         swept = swept_at(connection)  # read before the changes, so that a later sweep is not missed

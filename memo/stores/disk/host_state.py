@@ -146,7 +146,7 @@ class HostGenerations:
         if self._queued:
             raise TierError(UNWRITTEN)
         ledger = self.ledger
-        if ledger.bell[0] != ledger.seen_bell or time.monotonic() > ledger.tick:
+        if ledger.bell[0] != ledger.seen_bell or time.monotonic() > ledger.check_at:
             ledger.refresh()
         return ledger
 
@@ -402,7 +402,7 @@ class HostGenerations:
         """See `memo.stores.protocols.Generations.notes`."""
         await self.states(port, [ref])
         group = self._unwritten.applied_to(ref.group, self.ledger.load(ref.group))
-        return generations.noted(group.fields, ref)
+        return generations.notes_for(group.fields, ref)
 
 
 def _is_unusable(error: TierError) -> bool:
@@ -463,7 +463,7 @@ def _learn(
     fields = original = fields_of(connection, group)
     for ref, old, new in updates:
         if stamps.read(ref, original) == old:
-            change = generations.learned(fields, ref, new)
+            change = generations.change_to_learn(fields, ref, new)
             if not change.empty:
                 change_fields(connection, group, change, commit)
                 fields = generations.apply(fields, change)
@@ -562,7 +562,7 @@ class Journal:
             TierError: the file cannot be read at all.
         """
         ledger = self.ledger
-        if ledger.bell[0] != ledger.seen_bell or time.monotonic() > ledger.tick:
+        if ledger.bell[0] != ledger.seen_bell or time.monotonic() > ledger.check_at:
             if at_once and not ledger.is_at_hand:
                 return True
             try:
@@ -643,7 +643,7 @@ def _turn(
     for turn in turns:
         groups.setdefault(turn.group, []).append(turn)
     for name, own in groups.items():
-        change = generations.turned_all(fields_of(connection, name), own, note)
+        change = generations.change_for_all(fields_of(connection, name), own, note)
         change_fields(connection, name, change, commit)
     extend_life(connection, groups, now + TOMBSTONE_LIFE)
 

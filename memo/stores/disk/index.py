@@ -29,7 +29,7 @@ from memo.runtime.named_tuple import NamedTuple
 from memo.stores.disk.payload_files import Payloads
 from memo.stores.disk.sqlite_file import AUTOMATIC, LOG, DamagedError, Database, statements
 
-CULL = 10
+EVICTED_AT_ONCE = 10
 """Entries that one transaction evicts, plus one for each `_EACH` bytes that are lacking."""
 _EACH = 64 * 1024
 _MOST = 100
@@ -53,7 +53,7 @@ _SHARE = 16
 the budget by which it may be exceeded until that is worked off."""
 _LOGGED = 32 * 1024
 """Approximate bytes that a store adds to the index's log before that is checkpointed."""
-_LOOK = 1.0
+_CHECK_EVERY = 1.0
 """Seconds after which the budget is checked again in any case."""
 BATCH = 4000
 """Most entries that are deleted in one transaction, so that others may write in between.  Each
@@ -176,22 +176,22 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         database: Database,
         payloads: Payloads,
         size_limit: int,
-        beside: Callable[[], int] = lambda: 0,
+        other_bytes: Callable[[], int] = lambda: 0,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
-        self._beside = beside
+        self._other_bytes = other_bytes
         self._now = now
         self._codes: dict[str, tuple[str, float]] = {}
         self._free = 0
-        self._look_at = 0.0
+        self._check_at = 0.0
         self._kept = 0
         self._excess: int | None = None
         check(database.writer)
         settings = {
             **DEFAULT_SETTINGS,
             "size_limit": size_limit,
-            "cull_limit": CULL,
+            "cull_limit": EVICTED_AT_ONCE,
             "eviction_policy": "least-recently-used",
             "sqlite_mmap_size": 0,
             "sqlite_cache_size": _PAGES,
@@ -294,7 +294,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         """Return the bytes to free before `size` more fit in the budget; 0 or less if they fit."""
         limit: int = self.size_limit  # pyright: ignore[reportAttributeAccessIssue]
         volume: int = self.volume()
-        return volume + min(self._beside(), limit // 2) + size - limit
+        return volume + min(self._other_bytes(), limit // 2) + size - limit
 
     def has_room(self, size: int) -> bool:
         """True if `size` more bytes fit for sure, according to the last check of the budget.
@@ -302,7 +302,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         Only a fraction of what was free then may be used before the next check, and only for a
         while, since other processes store too.
         """
-        if size > self._free or time.monotonic() > self._look_at:
+        if size > self._free or time.monotonic() > self._check_at:
             return False
         self._free -= size + _LOGGED
         return True
@@ -335,7 +335,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
                 break
             freed += gone
             in_time = time.monotonic() < end
-        self._kept += CULL
+        self._kept += EVICTED_AT_ONCE
         while self._kept > 0 and in_time and self._evict(_SQL["expired"], now, _ALL):
             self._kept -= _MOST
             in_time = time.monotonic() < end
@@ -343,12 +343,12 @@ class Index(diskcache.Cache):  # type: ignore[misc]
             self._kept = 0
         self._excess = min(self._excess, bytes_to_free + self._log_growth())
         self._free = max(0, -bytes_to_free) // _SHARE
-        self._look_at = time.monotonic() + _LOOK
+        self._check_at = time.monotonic() + _CHECK_EVERY
         return in_time
 
     def _log_growth(self) -> int:
         """Return the bytes by which the log is still going to grow."""
-        return max(0, LOG - self._beside())
+        return max(0, LOG - self._other_bytes())
 
     def _evict(self, which: str, now: float, bytes_to_free: int) -> int:
         """Evict until `bytes_to_free` bytes are free or many entries are evicted.
@@ -356,7 +356,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         Return the freed bytes.
         """
         freed = 0
-        most = min(_MOST, CULL + bytes_to_free // _EACH)
+        most = min(_MOST, EVICTED_AT_ONCE + bytes_to_free // _EACH)
         with self._transact() as (sql, cleanup):
             for rowid, name, size in sql(which, (now, most)).fetchall():
                 if freed < bytes_to_free:

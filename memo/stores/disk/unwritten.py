@@ -90,7 +90,7 @@ class Unwritten:
             fields = {**fields, ALL: self._new_groups[name]}
         for late in self._late.values():
             if late.turn.group == name:
-                change = generations.turned(fields, late.turn, late.note, late.token)
+                change = generations.change_for(fields, late.turn, late.note, late.token)
                 fields = generations.apply(fields, change)
         return fields
 
@@ -107,7 +107,7 @@ class Unwritten:
                 change_fields(connection, name, Change({ALL: token}), commit)
         for turn, note, token in late.values():
             fields = fields_of(connection, turn.group)
-            change = generations.turned(fields, turn, note, token)
+            change = generations.change_for(fields, turn, note, token)
             change_fields(connection, turn.group, change, commit)
         extend_life(connection, new_groups, now + SHORTEST_LIFE)
         extend_life(connection, {turn.group for turn, _, _ in late.values()}, now + TOMBSTONE_LIFE)

@@ -180,7 +180,7 @@ class Client:
 
     # --- look-ups, which share exchanges ---------------------------------------------------------
 
-    def prompt(self, port: Port, commands: Sequence[Command]) -> Any:
+    def start_lookup(self, port: Port, commands: Sequence[Command]) -> Any:
         """Begin a look-up from a plain function; None if that needs a coroutine.
 
         Args:
@@ -205,7 +205,7 @@ class Client:
             return self.as_failure(error)
 
     async def get_ready(self, port: Port) -> None:
-        """Connect an event loop, so that `prompt` can be used on it.
+        """Connect an event loop, so that `start_lookup` can be used on it.
 
         Raises:
             TierError: it cannot be connected.
@@ -225,7 +225,7 @@ class Client:
         """
         if self.breaker.healthy:
             await self.get_ready(port)
-            answer = self.prompt(port, commands)
+            answer = self.start_lookup(port, commands)
             if answer is not None:
                 return self.parsed(parse, await port.settle(answer))
         return parse(await self.ask_each(port, commands))
@@ -321,29 +321,38 @@ class Client:
             self._probe(port)
             raise breaker.unavailable()
         exchange = Exchange(parts, replies, min(seconds, PROBE) if probe else seconds, body, sink)
-        if not writes:
-            return await self._ask(port, key, exchange, parse, blocks=blocks, probe=probe)
+        send = partial(
+            self._ask, port, key, exchange, parse, blocks=blocks, probe=probe, writes=writes
+        )
+        return await (self._ask_to_write(send, probe) if writes else send())
+
+    async def _ask_to_write(self, send: Callable[[], Coroutine[Any, Any, T]], probe: bool) -> T:
+        """Send commands that write, which pass the breaker for writes too.
+
+        Args:
+            send: sends the exchange.
+            probe: it is the probe of the server's own breaker.
+        """
+        writes = self.writes
         try:
-            probes = False if self.writes.healthy else self.writes.admit()
+            probes_writes = False if writes.healthy else writes.admit()
         except TierError:
             self._abandon_probe(probe)
             raise
         try:
-            answer = await self._ask(
-                port, key, exchange, parse, blocks=blocks, probe=probe, writes=True
-            )
+            answer = await send()
         except TierError as error:
             if error.kind in WRITES_DENIED:
-                raise self.writes.refused(error, probe=probes) from None
-            if probes:
-                self.writes.abandoned()
+                raise writes.refused(error, probe=probes_writes) from None
+            if probes_writes:
+                writes.abandoned()
             raise
         except BaseException:
-            if probes:
-                self.writes.abandoned()
+            if probes_writes:
+                writes.abandoned()
             raise
-        if not self.writes.healthy:
-            self.writes.succeeded()
+        if not writes.healthy:
+            writes.succeeded()
         return answer
 
     async def ask_each(
@@ -610,7 +619,7 @@ class Client:
 
     # --- without a port, or without the breaker --------------------------------------------------
 
-    def here(self, work: Callable[[Port], Coroutine[Any, Any, T]]) -> T:
+    def run_blocking(self, work: Callable[[Port], Coroutine[Any, Any, T]]) -> T:
         """Run a request in this thread, for callers without a port."""
         try:
             work(_THREAD_PORT).send(None)

@@ -161,7 +161,7 @@ class RedisLeases:
             for seconds in _UNDO_AFTER:
                 closing.wait(seconds)
                 for orphan in orphans:
-                    self._client.here(partial(self._release, orphan))
+                    self._client.run_blocking(partial(self._release, orphan))
             self.orphans.difference_update(orphans)
         except TierError:
             return  # the breaker has recorded it; this is called again when it closes

@@ -178,22 +178,22 @@ class _Nodes:
             return self.pool
         if not isinstance(route, bytes):
             return route
-        return self._handle(self.cluster.get_node_from_key(route))
+        return self._pool_of(self.cluster.get_node_from_key(route))
 
     def all(self) -> list[Any]:
         """Return every server that has keys."""
         if self.cluster is None:
             return [self.pool]
-        return [self._handle(node) for node in self.cluster.get_primaries()]
+        return [self._pool_of(node) for node in self.cluster.get_primaries()]
 
     def named_by(self, reply: ErrorReply) -> Any:
         """Return the server that a redirection names; None if it is not known (yet)."""
         words = str(reply).partition(" ")[2]
         move = MovedError(words)
         node = self.cluster.get_node(move.host, move.port)
-        return None if node is None else self._handle(node)
+        return None if node is None else self._pool_of(node)
 
-    def _handle(self, node: Any) -> Any:
+    def _pool_of(self, node: Any) -> Any:
         return node
 
 
@@ -246,7 +246,7 @@ def _was_renewed(connection: Any) -> bool:
 
 async def _log_in_async(connection: Any) -> None:
     """As `_log_in`, on an event loop."""
-    with _logging_in(connection, partial(_let_go, connection)):
+    with _logging_in(connection, partial(_abort, connection)):
         await connection.on_connect()
         stream = Stream(connection)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -272,7 +272,7 @@ class _ThreadNodes(_Nodes):
         else:
             self.pool = redis.Redis(**given).connection_pool
 
-    def _handle(self, node: Any) -> Any:
+    def _pool_of(self, node: Any) -> Any:
         return self.cluster.get_redis_connection(node).connection_pool
 
     def refresh(self) -> None:
@@ -360,7 +360,7 @@ class ThreadConnections:
                     raise
             # It may have died while it was idle, and the others that are kept with it.
             self.connection_replaced()
-            self._let_go()
+            self._release_kept()
             exchange.restart()
             connection = self._taken(pool, exchange.seconds, check, blocks)
             return self._talk(pool, connection, exchange)
@@ -415,7 +415,7 @@ class ThreadConnections:
             if wait is not None:
                 wait.leave()
 
-    def _let_go(self) -> None:
+    def _release_kept(self) -> None:
         """Give the connections that are kept back to their pools."""
         for pool, connections in list(self._kept.items()):
             while connections:
@@ -447,7 +447,7 @@ class ThreadConnections:
 
     def _open(self, route: Route) -> None:
         nodes = self._nodes
-        self._let_go()
+        self._release_kept()
         if nodes is None:
             nodes = _ThreadNodes(self._address, self._options)
             self._refreshed = time.monotonic()
@@ -472,7 +472,7 @@ class ThreadConnections:
 
     def flush(self) -> None:
         """Close the idle connections."""
-        self._let_go()
+        self._release_kept()
         nodes = self._nodes
         if nodes is not None and nodes.cluster is None:
             nodes.pool.disconnect(inuse_connections=False)
@@ -669,7 +669,7 @@ class _LoopNodes(_Nodes):
             return await node.get_connection()
         connection = node.acquire_connection()
         if connection.is_connected and is_closed(connection):
-            _let_go(connection)  # pools check what they hand out, nodes of a cluster do not
+            _abort(connection)  # pools check what they hand out, nodes of a cluster do not
             connection.was_renewed = True
         try:
             await connection.connect()
@@ -772,7 +772,7 @@ class LoopConnections:
         found = self._coalescers.get(node)
         if found is None:
             opened = partial(self._open, node)
-            found = self._coalescers[node] = Coalescer(self._owner, opened, self._take_back)
+            found = self._coalescers[node] = Coalescer(self._owner, opened, self._release_stream)
         return found
 
     # --- exchanges -------------------------------------------------------------------------------
@@ -821,7 +821,7 @@ class LoopConnections:
                 await done
                 answer = exchange.answer()
             except ConnectionError:
-                self._take_back(stream)
+                self._release_stream(stream)
                 if fresh or not again:
                     raise
                 self._owner.connection_replaced()
@@ -829,7 +829,7 @@ class LoopConnections:
                 continue
             except BaseException:
                 stream.fail(ConnectionError("given up"))
-                self._take_back(stream)
+                self._release_stream(stream)
                 raise
             self._streams.pop(stream, None)
             if stream.closed:  # closed meanwhile
@@ -885,12 +885,12 @@ class LoopConnections:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _take_back(self, stream: Stream) -> None:
+    def _release_stream(self, stream: Stream) -> None:
         """Release the connection of a closed stream, so that it can be reopened."""
         node = self._streams.pop(stream, None)
         if node is None:
             return
-        _let_go(stream.connection)
+        _abort(stream.connection)
         if not self.loop.is_closed():
             self._abandon(node, stream.connection)
 
@@ -933,7 +933,7 @@ class LoopConnections:
             coalescer.flush()
         for connection in self.nodes.idle():
             if connection.is_connected:
-                _let_go(connection)
+                _abort(connection)
 
     def close_now(self) -> None:
         """Close all connections, even those in use.  On the pool's own loop."""
@@ -948,7 +948,7 @@ class LoopConnections:
             stream.fail(ConnectionError("closed here"))
         self._streams.clear()
         for connection in self.nodes.connections():
-            _let_go(connection)
+            _abort(connection)
 
     async def aclose(self) -> None:
         """Close all connections and wait until they are closed.  On the pool's own loop."""
@@ -975,7 +975,7 @@ class LoopConnections:
         self._streams.clear()
 
 
-def _let_go(connection: Any) -> None:
+def _abort(connection: Any) -> None:
     """Close an asynchronous connection at once; never raises, never waits."""
     writer = connection._writer
     connection.used = False

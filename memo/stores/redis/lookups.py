@@ -212,7 +212,7 @@ class Lookups:
         look = RecordLookup(self._client, self._functions, name, self.key(name))
         if look.function.big:
             return None
-        look.answer = self._client.prompt(port, look.commands)
+        look.answer = self._client.start_lookup(port, look.commands)
         return None if look.answer is None else look
 
     def prepare_lookup(self, name: str, refs: Sequence[Ref] = ()) -> RecordLookup | None:
@@ -292,7 +292,7 @@ class RecordLookup:
 
     def send(self, port: Port) -> bool:
         """See `memo.stores.protocols.Lookup`."""
-        self.answer = self._client.prompt(port, self.commands)
+        self.answer = self._client.start_lookup(port, self.commands)
         return self.answer is not None
 
     def found(self) -> Found | None:
@@ -343,7 +343,7 @@ class StatesLookup:
     def send(self, port: Port) -> bool:
         """See `memo.stores.protocols.Lookup`."""
         if self._query.commands:
-            self.answer = self._client.prompt(port, self._query.commands)
+            self.answer = self._client.start_lookup(port, self._query.commands)
         return self.answer is not None
 
     def found(self) -> tuple[State, ...] | None:

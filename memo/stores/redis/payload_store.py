@@ -57,7 +57,7 @@ class PayloadStore:
         self._lock = threading.Lock()
         self._fs: Any = None
         self._root = ""
-        self._again = 0.0
+        self._retry_at = 0.0
         self._warned = False
         self._swept = 0.0
 
@@ -172,7 +172,7 @@ class PayloadStore:
         return f"{self._root}/{name[:2]}/{name}"
 
     def _run(self, work: Callable[[Any], T]) -> T:
-        if time.monotonic() < self._again:
+        if time.monotonic() < self._retry_at:
             raise TierUnavailable(
                 f"the payload store {self.where} cannot be reached", reported=True
             )
@@ -181,7 +181,7 @@ class PayloadStore:
         except TierError:  # raised by the sink
             raise
         except Exception as error:
-            self._again = time.monotonic() + RETRY_AFTER
+            self._retry_at = time.monotonic() + RETRY_AFTER
             said = f"the payload store {self.where}: {type(error).__name__}: {error}"
             if not self._warned:
                 self._warned = True

@@ -202,7 +202,7 @@ class Redis:
         client = self.client
         if sink.size <= self.value_limit or self.payload_store is None:
             work = partial(client.ask, parse=bool, key=key, sink=sink)
-            return client.here(lambda port: work(port, command))
+            return client.run_blocking(lambda port: work(port, command))
         return self.payload_store.fetch(digest, sink)
 
     def takes(self, size: int) -> bool:
@@ -645,7 +645,7 @@ class Redis:
         """
         command, key = pack(b"HGETALL", self._live), self._live
         client = self.client
-        found = client.here(lambda port: client.ask(port, command, parse=_fields, key=key))
+        found = client.run_blocking(lambda port: client.ask(port, command, parse=_fields, key=key))
         if found and time.monotonic() > self._live_kept + DAY:
             self._live_kept = time.monotonic()
             with suppress(TierError):  # its life is long enough
@@ -668,7 +668,7 @@ class Redis:
         client, live = self.client, self._live
         lasts = pack(b"PEXPIRE", live, b"%d" % _milliseconds(RETENTION))
         all_of_it = [(live, command) for command in (*commands, lasts)]
-        client.here(lambda port: client.ask_each(port, all_of_it, writes=True))
+        client.run_blocking(lambda port: client.ask_each(port, all_of_it, writes=True))
 
     # --- housekeeping ----------------------------------------------------------------------------
 

@@ -117,7 +117,7 @@ def test_reading_while_nothing_changes_touches_no_file(host):
     """A read asks the file nothing while the bell is silent and the tick has not passed."""
     begin(host, CALL)
     before = host.generations.read([CALL])
-    host.ledger.tick = time.monotonic() + 1000.0
+    host.ledger.check_at = time.monotonic() + 1000.0
     with calls_of(host_database.Ledger.refresh) as looked:
         assert host.generations.read([CALL]) == before
         assert not looked
@@ -133,7 +133,7 @@ def test_a_writer_killed_before_the_bell_is_seen_after_the_tick(host, second):
     bell, silent = second.ledger.bell, tuple(second.ledger.bell)
     turn(second, Turn(F))
     bell[0], bell[1] = silent
-    host.ledger.tick = 0.0  # it is time to look at the file again
+    host.ledger.check_at = 0.0  # it is time to look at the file again
     assert host.generations.read([CALL]) != [before]
 
 
@@ -394,7 +394,7 @@ def test_a_damaged_file_loses_generations_and_revives_none(host, directory, dama
     if not running:
         host.close()
     damage_file(directory / "host.sqlite", damage, "generations")
-    host.ledger.tick = 0.0  # it is time to look at the file again
+    host.ledger.check_at = 0.0  # it is time to look at the file again
     now = begin(host, CALL)
     assert now != old
     assert now[0].text
@@ -435,7 +435,7 @@ def test_a_directory_removed_while_running_is_made_anew(host, second, directory)
     begin(host, CALL)
     old = second.generations.read([CALL])
     run("import shutil, sys; shutil.rmtree(sys.argv[1])", directory)
-    host.ledger.tick = 0.0  # it is time to look at the file again
+    host.ledger.check_at = 0.0  # it is time to look at the file again
     assert host.generations.read([CALL]) == [LOST]
     new = begin(second, CALL)
     assert host.generations.read([CALL]) == new != old
@@ -452,7 +452,7 @@ def test_a_turn_right_after_a_removal_lands_in_the_new_file(host, second, direct
     begin(second, CALL)
     run("import shutil, sys; shutil.rmtree(sys.argv[1])", directory)
     (old,) = begin(Host(directory), CALL)
-    host.ledger.tick = time.monotonic() + 60
+    host.ledger.check_at = time.monotonic() + 60
     turn(host, Turn(F))
     third = Host(directory)
     assert third.generations.read([CALL])[0].text not in ("", old.text)
@@ -490,7 +490,7 @@ def test_a_locked_file_costs_a_quarter_of_a_second(host, directory):
     with pytest.raises(TierError):
         turn(host, Turn(F))
     assert time.monotonic() - begun < 0.25 + 1.0  # a busy machine
-    host.ledger.tick = 0.0  # it is time to look at the file again
+    host.ledger.check_at = 0.0  # it is time to look at the file again
     host.generations.read([CALL, Ref("t:new")])
     other.execute("ROLLBACK")
     other.close()
