@@ -1,4 +1,4 @@
-"""Authorities: which tier decides on validity, and how missed invalidations are made up for.
+"""Authorities: the tiers that decide on validity, and the replay of missed invalidations.
 
 Rules of this module:
 
@@ -93,7 +93,7 @@ class JournalUnreadableError(TierUnavailable):
 
 
 class Authorities:
-    """The generations of the shared tier and of this host, and which of them decide.
+    """The generations of the shared tier and of this host; the first one that answers decides.
 
     Args:
         tiers: the tiers of the chain, in order.
@@ -204,7 +204,7 @@ class Authorities:
         """Return the states from the first authority that answers, and that authority.
 
         Args:
-            read: asks one of them.
+            read: asks one authority.
             begins: missing groups are created, so only a read-only authority can lack some.
 
         Raises:

@@ -4,14 +4,17 @@ A *tier* stores records under names and knows nothing of their contents.  A tier
 *generations* can be the *authority* on validity.  Methods that do I/O are coroutines over the port,
 so that sync and async callers run the same code.
 
-================ ===================================================================================
-`CacheProtocol`  what a user's own store must have; `custom` makes a tier of it
-`Tier`           what every tier must have
-`StoresMany`, `ChecksRecords`, `Listable`, `Adopting`: what some tiers can do besides
-`FrontTier`      the memory tier
-`LocalTier`      the disk tier
-`ServerTier`     Redis
-================ ===================================================================================
+=============== ====================================================================================
+`CacheProtocol` all that a user's own store needs; `custom` makes a tier of it
+`Tier`          required of every tier
+`StoresMany`    optional: store many small records in one step
+`ChecksRecords` optional: check seals before the chain does
+`Listable`      optional: list the entries, for tiers of this host
+`Adopting`      optional: give foreign entries this host's generations, as a bundle does
+`FrontTier`     the memory tier
+`LocalTier`     the disk tier
+`ServerTier`    Redis
+=============== ====================================================================================
 """
 
 from __future__ import annotations
@@ -412,7 +415,7 @@ class ServerTier(Tier, Protocol):
         """As `start_lookup`, not sent yet: `Lookup.send` does that, or a lease is acquired with it.
 
         Args:
-            refs: are read along, for `stamp_states`.
+            refs: refs to read in the same exchange, for `stamp_states`.
         """
         ...
 
@@ -621,7 +624,7 @@ class Census(NamedTuple):
             loss.
         made: when it was created, in Unix seconds.
         others: number of other registered hosts.
-        given_back: another host that believed to be the only one has given groups back.
+        was_restored: another host that believed to be the only one has given groups back.
         times: how often this host has registered, including now; None if unknown.
         now: the tier's own time, in Unix seconds.
     """

@@ -49,7 +49,7 @@ class Transfers:
     """Uploads and fetches of one chain.
 
     Args:
-        tiers: of the chain.
+        tiers: the tiers of the chain, in order.
         keeps: every tier is written to.
         searches: the next tier is asked when one has nothing.
         opened: the entry in a record found under a name; raises `EntryError`.

@@ -389,7 +389,7 @@ class LatestAnswers:
     An older answer is not given any more, whichever tier has it (I2).
 
     Args:
-        limit: of the memory tier in bytes; 0: there is none.
+        limit: limit of the memory tier in bytes; 0: there is none.
         most: most keys to remember, whatever the limit.
     """
 

@@ -1,4 +1,4 @@
-"""The cache directory: whether it can be used, and the warning with the fix if not.
+"""The cache directory: its state, and one warning with the fix if it cannot be used.
 
 Rules of this module:
 
@@ -60,7 +60,7 @@ class CacheDirectory:
 
     Attributes:
         state, why: what is known so far.
-        relieve: frees a number of bytes on a full disk by removing entries; True if any was
+        free_space: frees a number of bytes on a full disk by removing entries; True if any was
             removed.
     """
 

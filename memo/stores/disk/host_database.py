@@ -123,8 +123,8 @@ class Ledger:
 
     Attributes:
         bell: its first number changes after every commit of any process.
-        heard: that number when the mirror was last brought up to date.
-        tick: when the file itself must be checked again, by `time.monotonic`.
+        seen_bell: that number when the mirror was last brought up to date.
+        check_at: when the file itself must be checked again, by `time.monotonic`.
         groups: the mirror.
         commit: the number of a commit that the mirror includes.
         journal: (row, at, due) of every journalled invalidation.

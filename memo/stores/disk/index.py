@@ -164,7 +164,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         database: its connection for writing is used, under the caller's lock.
         payloads: the files that rows name.
         size_limit: bytes.
-        beside: returns the bytes of everything else that counts towards the budget.
+        other_bytes: returns the bytes of everything else that counts towards the budget.
         now: returns Unix seconds, for the time at which code versions were replaced.
 
     Raises:

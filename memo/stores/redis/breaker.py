@@ -125,11 +125,11 @@ class Breaker:
         tier: the tier's name in events.
         where: the server's address for display, without user and password: `"127.0.0.1:6379/0"`.
         now: a monotonic clock in seconds.
-        goes_on: what happens while it is open, as a sentence.
+        consequence: what happens while it is open, as a sentence.
 
     Attributes:
         open: calls are refused.
-        quiet: closed, and no fault since the last success; a hit checks only this.
+        healthy: closed, and no fault since the last success; a hit checks only this.
         fault: the last fault, or None.
     """
 

@@ -47,7 +47,7 @@ class Batch:
     """The commands of one exchange, and the callers that wait for their replies.
 
     Attributes:
-        again: it is sent for the second time.
+        resent: it is sent for the second time.
         commands: each packed command, with its place among them.
         size: their bytes.
     """
@@ -128,7 +128,7 @@ class Coalescer:
     """The look-ups of one event loop on one server; created and used on that loop.
 
     Args:
-        home: the client.
+        owner: the client.
         opened: opens a connection for it.
         closed: takes back a stream that can no longer be used.
     """

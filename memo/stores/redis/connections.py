@@ -297,7 +297,7 @@ class ThreadConnections:
     Args:
         address: the address of the server.
         options: arguments of redis-py's clients, beyond those in the address.
-        renewed: called when a connection that died while idle is replaced.
+        connection_replaced: called when a connection that died while idle is replaced.
 
     Attributes:
         answers: changes whenever an exchange has succeeded.
@@ -718,7 +718,7 @@ class LoopConnections:
 
     Args:
         address, options: see `ThreadConnections`.
-        home: the client.
+        owner: the client.
         ended: called when the loop has ended.
 
     Attributes:

@@ -437,7 +437,7 @@ class Stream(asyncio.Protocol):
         connection: taken from its pool for as long as this object lives.
 
     Attributes:
-        proven: something has been received on it.
+        has_received: something has been received on it.
         closed: it can no longer be used.
         sent: the exchanges in flight, oldest first.
     """
@@ -490,7 +490,7 @@ class Stream(asyncio.Protocol):
         self.fail(last_error or exc or ConnectionError("closed"))
 
     def _check_deadline(self) -> None:
-        """See whether the oldest exchange has had its time, unless the loop is too busy to read."""
+        """Check the deadline of the oldest exchange, unless the loop is too busy to read."""
         self._timer = None
         if not self.sent:
             return

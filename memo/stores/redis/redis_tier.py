@@ -69,7 +69,7 @@ DAY = 86400.0
 SLACK = 30.0
 """Seconds by which a group outlives the entries that name it."""
 TOMBSTONE_LIFE = 120.0
-"""Seconds that a group lives which an invalidation finds missing, so that no host gives it back."""
+"""Seconds that a group lives which an invalidation had to create, so that no host restores it."""
 ABSENT_AFTER = DAY
 """Seconds after which a host that was not seen is no longer registered."""
 KNOWN = 65_536
@@ -105,7 +105,7 @@ class Redis:
         lookup: see `memo.stores.protocols.Tier`.
         get_ready, start_lookup, prepare_lookup, start_reading, on_lost: see
             `memo.stores.protocols.ServerTier`.
-        tombstone_life: seconds that a group lives which an invalidation finds missing.
+        tombstone_life: seconds that a group lives which an invalidation had to create.
     """
 
     name = REDIS

@@ -65,7 +65,7 @@ class Listener:
 
     Attributes:
         count: number of changes received; the present mark.
-        base: marks below it are invalid.
+        oldest_valid: marks below it are invalid.
         until: time of the clock until which it counts as listening; 0: it does not listen.
     """
 
