@@ -207,7 +207,7 @@ class Breaker:
             _log.info("memo: Redis at %s answers again after %.1f s.", self.where, away)
 
     def failed(
-        self, fault: Fault, *, probe: bool = False, detail: str = "", told: bool = False
+        self, fault: Fault, *, probe: bool = False, detail: str = "", reported: bool = False
     ) -> TierError:
         """Record that a caller met a fault.
 
@@ -215,14 +215,14 @@ class Breaker:
             fault: the fault.
             probe: the caller was admitted as the probe.
             detail: the message of the server or of the operating system.
-            told: give no warning: another place reports it.
+            reported: give no warning: another place reports it.
 
         Returns:
             The error to raise.
         """
         error = self._error(fault, detail)
         if not fault.down:
-            if not told:
+            if not reported:
                 self._warn_once(fault, detail)
             if probe:  # it answers, so the probe has succeeded
                 self.succeeded()

@@ -506,11 +506,11 @@ class Client:
             self._reconnect()
         if fault is GARBLED:
             self._flush()
-        told = (writes and fault.kind in WRITES_DENIED) or (
+        reported = (writes and fault.kind in WRITES_DENIED) or (
             self.clustered and fault.kind in _ELSEWHERE
         )
         detail = "" if error is None else str(error)
-        return self.breaker.failed(fault, probe=probe, detail=detail, told=told)
+        return self.breaker.failed(fault, probe=probe, detail=detail, reported=reported)
 
     def _abandon_probe(self, probe: bool) -> None:
         if probe:
