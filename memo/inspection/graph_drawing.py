@@ -39,7 +39,7 @@ STATE_MEANINGS = {
     "stored": "stored, and still valid",
     "running": "being computed now",
     "stale": "still answers, and is refreshed at the next call",
-    "in doubt": "built on results that may have changed: the next call asks for those first",
+    "in doubt": "built on results that may have changed: the next call checks those first",
     "expired": "past its lifetime: the next call computes it",
     "invalidated": "no longer valid: the next call computes it",
     "outdated": "its code or a dependency has changed: the next call computes it",

@@ -64,7 +64,7 @@ INVALIDATED = "invalidated"
 OUTDATED = "outdated"
 """The code of its function, or a dependency, has changed since."""
 IN_DOUBT = "in doubt"
-"""A result that it was built on may have changed (`cutoff`): the next call asks for that first."""
+"""A result that it was built on may have changed (`cutoff`): the next call checks that first."""
 UNKNOWN = "unknown"
 """No tier can be asked now."""
 

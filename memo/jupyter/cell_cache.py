@@ -493,7 +493,7 @@ class Cell:
             remove()
 
     def _unless_keyless(self, error: Exception) -> None:
-        """Raise the cell's own error; if an input had no sound key, leave it out instead."""
+        """Raise the cell's own error; if it is an input without a sound key, leave that out."""
         __tracebackhide__ = True
         if self._ran or not isinstance(error, KeyingError):
             raise cut_to_user_frames(error)

@@ -295,7 +295,7 @@ class Watcher:
         self._in_cell = True
 
     def end_cell(self) -> None:
-        """End the cell: its lines are final, except for what still runs."""
+        """End the cell: its lines are final, except those of computations that still run."""
         self._in_cell = False
         self._finish()
 
@@ -359,7 +359,7 @@ class Watcher:
                 self._finish()
 
     def _finish(self) -> None:
-        """End the stretch: what still runs belongs to the next one."""
+        """End the stretch: computations that still run belong to the next one."""
         with self._showing:
             shown, self._shown = self._shown, set()
             lines = [line for at, line in self._lines(shown) if at[0] != events.WAITING]

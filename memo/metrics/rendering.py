@@ -506,7 +506,7 @@ _BUDGETS = ("size_limit", "limit", "budget", "maxmemory")
 
 
 def _health(facts: Mapping[str, Any]) -> list[str]:
-    """Describe the facts that a tier reports, budgets and waiting entries first."""
+    """Describe the facts that a tier reports, budgets and waiting invalidations first."""
     left = {name: fact for name, fact in facts.items() if name != "up" and fact not in (None, "")}
     used = next((left.pop(name) for name in _SIZES if name in left), None)
     budget = next((left.pop(name) for name in _BUDGETS if name in left), None)

@@ -140,8 +140,8 @@ def _environment() -> Layer:
     A deployment template produces an empty secret if the real one is missing; with another secret
     in its place, the host would silently share nothing.
 
-    A name that is nearly a setting's is an error.  Any other is ignored, since other programs are
-    called memo too; so is `MEMO_TEST_*`.
+    A name that resembles a setting's is an error.  Any other is ignored, since other programs are
+    called memo, too; so is `MEMO_TEST_*`.
     """
     values = {}
     for variable, text in os.environ.items():

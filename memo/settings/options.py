@@ -198,7 +198,7 @@ def text(option: str, value: Any, longest: int | None = None) -> str | None:
 
 
 def texts(option: str, value: Any) -> tuple[str, ...]:
-    """Check that the value is several texts; a single one, the usual mistake, is an error."""
+    """Check that the value is a list of texts; a single text, a common mistake, is an error."""
     if isinstance(value, str) or not isinstance(value, Iterable):
         example = value if isinstance(value, str) and value else "a"
         raise OptionError(option, value, f'must be a list of texts, for instance ["{example}"].')
@@ -294,7 +294,7 @@ def function(
     if not callable(value):
         raise OptionError(option, value, f"must be a function; write {example}.")
     if not generators and generates(value):
-        fix = "is a generator function, which has not run when it returns; wrap one that uses it."
+        fix = "is a generator function, which has not run when it returns; decorate its caller."
         raise OptionError(option, value, fix)
     made: Callable[..., Any] = value
     return made
@@ -329,7 +329,7 @@ def known(option: str, names: Sequence[str], allowed: Iterable[str]) -> None:
 
 
 def no_keywords(option: str, value: Any, name: str, extra: str) -> None:
-    """Refuse the name of `**kwargs` itself (`extra`): its keywords have their own names."""
+    """Refuse the name of `**kwargs` itself (`extra`): its keywords have names of their own."""
     if extra and name == extra:
         fix = (
             f"{name!r} is the ** parameter itself; name the keywords that matter, each by its own "

@@ -140,7 +140,9 @@ def _path(kind: str, path: str) -> tuple[str, str]:
     """Return the service and the database in a URL's path."""
     if kind != SENTINEL:
         if path and not path.isdecimal():
-            raise ValueError("what follows the host must be the number of a database, as in .../0.")
+            raise ValueError(
+                "the part after the host must be the number of a database, as in .../0."
+            )
         return "", path
     service, _, db = path.partition("/")
     if not service:

@@ -70,7 +70,7 @@ def _says(value: Any, generated: bool) -> bool:
 
 
 def _is_made(code: types.CodeType) -> bool:
-    """True if `dataclasses` or attrs generated a method; a user's is named after its class.
+    """True if `dataclasses` or attrs generated a method; a user's has the class in its name.
 
     The file is not enough to tell, since cells of a terminal and unpickled code have none either.
     """

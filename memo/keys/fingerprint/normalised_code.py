@@ -57,7 +57,7 @@ class Code(NamedTuple):
 
 
 CODE_CACHE: dict[int, tuple[weakref.ref[CodeType], Code]] = {}
-"""By address, since two code objects may be equal and yet have different sources."""
+"""Code objects by address, since two of them may be equal and yet have different sources."""
 
 
 def read(code: CodeType, namespace: dict[str, Any]) -> Code:
