@@ -89,7 +89,7 @@ def test_what_can_never_be_written_is_refused(monkeypatch: pytest.MonkeyPatch) -
     with isolated():
         load()
         with monkeypatch.context() as patch:
-            patch.setattr(authorities, "addressed", lambda text, to: "\ud800")
+            patch.setattr(authorities, "with_receivers", lambda text, to: "\ud800")
             with pytest.raises(memo.MemoError, match="surrogates"):
                 load.invalidate()
             with pytest.warns(UserWarning, match="surrogates"):
