@@ -326,7 +326,7 @@ except KeyboardInterrupt:
     at = time.monotonic()
     if sys.argv[2] == "followed":
         while len(results) < 2: time.sleep(0.01)
-    while FLIGHTS.joinable() or leases.HELD:
+    while FLIGHTS.joinable() or leases.HELD_LEASES:
         time.sleep(0.001)
     free = time.monotonic() - at
     print(json.dumps({"free": free, "runs": runs[0], "results": results}), flush=True)
