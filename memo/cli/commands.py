@@ -324,10 +324,10 @@ def _clear_all(namespace: str) -> None:
     click.echo(repr(done))
     freed = drive(chain.clear(BLOCKING))
     for tier, how in freed.items():
-        said = (
+        outcome = (
             f"{rendering.counted(how, 'entry', 'entries')} dropped" if isinstance(how, int) else how
         )
-        click.echo(f"{tier}: {said}")
+        click.echo(f"{tier}: {outcome}")
     if done.missed and not any(freed.values()):
         raise SystemExit(1)
 

@@ -235,8 +235,8 @@ def python(code: str, **options: Any) -> subprocess.CompletedProcess[str]:
 def measure_elsewhere(folders: tuple[Path, ...]) -> tuple[Run, float]:
     """Do the same run in a fresh process; also return the seconds from its start to its end."""
     begin = time.perf_counter()
-    said = json.dumps([str(folder) for folder in folders])
-    done = python("demo.answer()", input=said, stdout=subprocess.PIPE)
+    given = json.dumps([str(folder) for folder in folders])
+    done = python("demo.answer()", input=given, stdout=subprocess.PIPE)
     if done.returncode:
         raise RuntimeError("the fresh process failed")
     facts = json.loads(done.stdout.splitlines()[-1])
@@ -308,13 +308,13 @@ class DemoOutput:
             yield lambda event: progress.advance(task, _is_package(event))
 
     def _lines(self, total: int) -> Callable[[memo.Event], None]:
-        done, said = 0, time.monotonic()
+        done, shown_at = 0, time.monotonic()
 
         def hook(event: memo.Event) -> None:
-            nonlocal done, said
+            nonlocal done, shown_at
             done += _is_package(event)
-            if _is_package(event) and time.monotonic() - said >= 1:
-                said = time.monotonic()
+            if _is_package(event) and time.monotonic() - shown_at >= 1:
+                shown_at = time.monotonic()
                 self.say(f"   parsed {done} of {total} packages")
 
         return hook

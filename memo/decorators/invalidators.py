@@ -205,9 +205,9 @@ async def _drop(
     port: Port, target: Mapping[str, Any], reason: str, *, soft: bool, strict: bool
 ) -> Invalidation:
     options.flag("strict", strict)
-    turns, said, hint = await _target(port, **target)
+    turns, target_text, hint = await _target(port, **target)
     done = await invalidating.invalidate(
-        port, _all_chains(), turns, said, reason, soft=soft, hint=hint, sure=strict
+        port, _all_chains(), turns, target_text, reason, soft=soft, hint=hint, sure=strict
     )
     if strict and done.missed:
         raise NothingMatchedError(done)
@@ -487,9 +487,9 @@ class _AfterCall:
         what = "the whole prefix" if self.prefix is not None else "everything"
         what = what if self.resolves else "all entries of its functions"
         what = what if tagged else "everything"
-        told = f"invalidate_cache of {self.function_name}: {type(error).__name__}: {error}"
-        events.emit(events.Event(events.ERROR, reason="key_resolver", detail=told))
-        warnings.warn(f"{told}; so {what} was invalidated instead", stacklevel=2)
+        message = f"invalidate_cache of {self.function_name}: {type(error).__name__}: {error}"
+        events.emit(events.Event(events.ERROR, reason="key_resolver", detail=message))
+        warnings.warn(f"{message}; so {what} was invalidated instead", stacklevel=2)
 
     def _addresses(self, everything: Mapping[str, Any]) -> list[str]:
         if self.template is not None:

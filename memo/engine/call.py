@@ -227,13 +227,13 @@ class Outcome(NamedTuple):
         return f"<Outcome {type(self.value if self.error is None else self.error).__name__}>"
 
 
-def warn_at_definition(function: Callable[..., Any], said: str) -> None:
+def warn_at_definition(function: Callable[..., Any], message: str) -> None:
     """Warn at the line where a function is defined, since it may run far from the call."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     if code is None:
-        warnings.warn(said, stacklevel=2)
+        warnings.warn(message, stacklevel=2)
     else:
-        warnings.warn_explicit(said, UserWarning, code.co_filename, code.co_firstlineno)
+        warnings.warn_explicit(message, UserWarning, code.co_filename, code.co_firstlineno)
 
 
 def error_text(error: BaseException) -> str:

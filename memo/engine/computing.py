@@ -292,13 +292,13 @@ async def _with_own_result(
         digest = (await port.offload(canonical.digest, value)).hex()
     except Exception as error:  # the value has no key, or its own methods raised
         function.cutoff = False
-        said = (
+        message = (
             f"{function.id} has cutoff=True and returned {type_named(type(value))} that has no key "
             f"({str(error).rstrip('.')}); so what is built on it is computed again each time. "
             "Return a value with a key, give its type one with memo.register_key, or leave out "
             "cutoff."
         )
-        warn_at_definition(function.run, said)
+        warn_at_definition(function.run, message)
         return used
     return (*used, Result(function.id, job.call.text, digest, arguments))
 
@@ -386,12 +386,12 @@ def _to_ignore(others: Sequence[str]) -> str:
     return f"ignore={labels!r}"
 
 
-def warn_of_change(job: Job, said: str) -> None:
+def warn_of_change(job: Job, message: str) -> None:
     """Warn that the function changes some state itself."""
     try:
-        warn_at_definition(job.function.run, said)
+        warn_at_definition(job.function.run, message)
     except UserWarning:  # warnings are errors here; the caller still gets the result
-        emit(job, events.ERROR, reason=STATE_CHANGED, detail=said)
+        emit(job, events.ERROR, reason=STATE_CHANGED, detail=message)
 
 
 async def is_same_call(port: Port, job: Job) -> bool:
@@ -564,11 +564,11 @@ def warn_not_stored(
     """Warn once per function that its results are not stored, and why."""
     if not function.warned:
         function.warned = True
-        said = (
+        message = (
             f"{label(function.id)} {verb} {type_named(type(replay.bare(value)))} that {fault}, "
             f"so it is computed at each call; {fix}"
         )
-        warn_at_definition(function.run, said)
+        warn_at_definition(function.run, message)
 
 
 class Computed(NamedTuple):

@@ -282,9 +282,9 @@ async def _invalid(port: Port, chain: Chain, header: Header) -> list[str]:
         now = []
     for stamp, state in zip(generations, now, strict=False):
         if broken([stamp.state.text], [state.text]):
-            told = await _turned(port, chain, stamp, state)
+            causes = await _turned(port, chain, stamp, state)
             path = await _path(port, chain, header, stamp)
-            facts += [f"{one}{path}" for one in told]
+            facts += [f"{one}{path}" for one in causes]
     sources = [stamp for stamp in header.stamps if isinstance(stamp, _SOURCES)]
     for source, why in zip(sources, await dependencies.check(port, sources), strict=True):
         if why == SOURCE_UNREACHABLE:
@@ -317,9 +317,9 @@ async def _doubts(port: Port, chain: Chain, header: Header) -> list[str]:
     whys = await chain.authorities.why_changed(port, readings)
     names = [label(one.result.function) for one, why in zip(readings, whys, strict=True) if why]
     many = rendering.counted(len(names), "result")
-    told = _counted_names(names)
+    listed = _counted_names(names)
     return [
-        f"the next call asks {many} that it was built on first ({told}); if equal, it stays valid"
+        f"the next call first asks {many} that it was built on ({listed}); if equal, it stays valid"
     ]
 
 
@@ -334,12 +334,12 @@ async def _turned(port: Port, chain: Chain, stamp: Generation, state: State) -> 
         return [f"the generation of {_group(stamp.ref.group)} is gone (flushed or evicted)"]
     kept = await chain.authorities.notes(port, stamp.ref)
     notes = [(field, _parsed(text)) for field, text in kept]
-    told = [(field, note) for field, note in notes if note]
+    noted = [(field, note) for field, note in notes if note]
     later = _turned_since(stamp.state, state)
-    since = [(field, note) for field, note in told if field in later]
+    since = [(field, note) for field, note in noted if field in later]
     facts = [
         f"{_group(stamp.ref.group)} {_selected(field)} {_note(note)}"
-        for field, note in since or told[-1:]
+        for field, note in since or noted[-1:]
     ]
     return facts or [f"{_group(stamp.ref.group)} was invalidated"]
 
@@ -395,7 +395,7 @@ def _is_past(function: Function, chain: Chain, header: Header) -> bool:
 def _expired(function: Function, chain: Chain, header: Header) -> list[str]:
     old = age(header.times, chain.clock)
     if old is None:
-        return ["its age cannot be told: it comes from the future"]
+        return ["its age is unknown: it comes from the future"]
     limit = function.policy.max_age
     if limit is not None and old >= limit * SECOND:
         return [f"computed {_span(old)} ago, and max_age is {_span(limit * SECOND)}"]
@@ -455,8 +455,8 @@ def _by_value(header: Header) -> str:
     """List an entry's arguments if its address shows only the digest of one, such as a tuple."""
     if not re.search(r":[0-9a-f]{16}(:|$)", header.address):
         return ""
-    told = json.loads(header.summary).items()
-    texts = [f"{name}={pair[0]}" for name, pair in told if not name.startswith(SPECIAL_PREFIX)]
+    described = json.loads(header.summary).items()
+    texts = [f"{name}={pair[0]}" for name, pair in described if not name.startswith(SPECIAL_PREFIX)]
     return f", which is {', '.join(texts)}" if texts else ""
 
 

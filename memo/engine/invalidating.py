@@ -111,7 +111,7 @@ class Invalidation(NamedTuple):
             return found
         if self.place != HERE:
             found = f"at least {found}" if self.matched else f"no entry {HERE}"
-            return f"{found}; {self.shared} could not be searched whole"
+            return f"{found}; {self.shared} could not be searched completely"
         return f"at least {found}, counting was stopped after {COUNT_SECONDS * 1000:.0f} ms"
 
     def __repr__(self) -> str:
@@ -121,8 +121,8 @@ class Invalidation(NamedTuple):
         if not self.missed:
             return f"{self.verb} {target}: {self.counted} ({how})"
         undone = "" if self.complete else f" ({how})"
-        said = f"nothing matched {target}{self.beyond}{undone}"
-        return f"{said}{'; ' * bool(self.hint)}{self.hint}"
+        message = f"nothing matched {target}{self.beyond}{undone}"
+        return f"{message}{'; ' * bool(self.hint)}{self.hint}"
 
     @property
     def beyond(self) -> str:
@@ -136,11 +136,11 @@ class Invalidation(NamedTuple):
 
         facts = {**self.tiers, **({"reason": self.reason} if self.reason else {})}
         if self.missed:
-            said = f"Nothing matched {label(self.target)}{self.beyond}"
+            title = f"Nothing matched {label(self.target)}{self.beyond}"
             facts = {**({"hint": self.hint} if self.hint else {}), **facts}
         else:
-            said = f"{self.verb.capitalize()} {label(self.target)}: {self.counted}"
-        return rendering.facts_html(said, facts)
+            title = f"{self.verb.capitalize()} {label(self.target)}: {self.counted}"
+        return rendering.facts_html(title, facts)
 
 
 async def invalidate(
@@ -177,12 +177,12 @@ async def invalidate(
     if soft:
         wanted = tuple(map(stamps.softened, wanted))
     tiers = await _turn(port, every, wanted, reason)
-    said = ""
+    advice = ""
     if hint is not None and not (found.number or found.partial):
-        said = hint(found)
+        advice = hint(found)
     verb = "expired" if soft else "invalidated"
     return Invalidation(
-        *(target, tiers, reason, found.number, found.partial, said, verb, found.first),
+        *(target, tiers, reason, found.number, found.partial, advice, verb, found.first),
         uncounted=uncounted,
         place=place,
         shared=shared,

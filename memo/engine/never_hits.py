@@ -77,10 +77,10 @@ def _visible_parts(value: Any, deep: int) -> str | None:
         return None
     attributes = getattr(value, "__dict__", None)
     if not attributes or not deep:
-        said = repr(value)
+        text = repr(value)
         return (
-            f"{canonical.type_name(kind)} {said}"
-            if said and not re.search(_SHORTENED, said)
+            f"{canonical.type_name(kind)} {text}"
+            if text and not re.search(_SHORTENED, text)
             else None
         )
     shown = [canonical.type_name(kind)]

@@ -77,8 +77,8 @@ class Exported(NamedTuple):
         """Omit the key."""
         entries = rendering.counted(self.entries, "entry", "entries")
         of = rendering.counted(self.functions, "function")
-        said = "; importing it needs its .key" if self.generated else ""
-        return f"exported {entries} of {of}, {rendering.size(self.size)}, to {self.path}{said}"
+        key_hint = "; importing it needs its .key" if self.generated else ""
+        return f"exported {entries} of {of}, {rendering.size(self.size)}, to {self.path}{key_hint}"
 
 
 @public
@@ -211,10 +211,10 @@ def describe_bundle(bundle: Bundle) -> list[str]:
         entries = rendering.counted(len(items), "entry", "entries")
         size = rendering.size(sum(item.size for item in items))
         newest = time.time() - max(item.computed for item in items)
-        told = sorted({codes[item.function, item.code] for item in items})
+        versions = sorted({codes[item.function, item.code] for item in items})
         lines.append(
             f"  {label(function)}: {entries}, {size}, newest computed "
-            f"{rendering.duration(max(0.0, newest))} ago; {', '.join(told)}"
+            f"{rendering.duration(max(0.0, newest))} ago; {', '.join(versions)}"
         )
     return lines
 
@@ -225,7 +225,7 @@ async def _compare_code(port: Port, chain: Chain, bundle: Bundle) -> dict[tuple[
     A function that this process does not have is compared with what it last stored on this host.
     """
     here = {one.function_id: one._function for one in functions()}
-    told: dict[tuple[str, str], str] = {}
+    versions: dict[tuple[str, str], str] = {}
     for function, items in bundle.functions():
         known = here.get(function)
         code = None
@@ -236,9 +236,11 @@ async def _compare_code(port: Port, chain: Chain, bundle: Bundle) -> dict[tuple[
             latest = max(stored, key=lambda header: header.times.finished, default=None)
             code = None if latest is None else latest.code
         for item in items:
-            said = CODE_UNKNOWN if code is None else SAME_CODE if item.code == code else OTHER_CODE
-            told[function, item.code] = said
-    return told
+            comparison = (
+                CODE_UNKNOWN if code is None else SAME_CODE if item.code == code else OTHER_CODE
+            )
+            versions[function, item.code] = comparison
+    return versions
 
 
 class Imported(NamedTuple):
@@ -265,13 +267,13 @@ class Imported(NamedTuple):
         """Describe the outcome in lines of text."""
         made = rendering.counted(len(self.stored), "entry", "entries")
         lines = [f"imported {made} from {self.bundle.path.name}, made by {self.bundle.origin.by}"]
-        told = (
+        left_out = (
             (self.other_code, "not imported: the function's code is different here"),
             (self.expired, "not imported: expired"),
             (self.damaged, "not imported: damaged"),
             (self.changed, "will not be used: what it depends on is different here"),
         )
-        for items, why in told:
+        for items, why in left_out:
             lines += [f"  {call_text(item)}: {why}" for item in items[:10]]
             lines += [f"  and {len(items) - 10} more"] if len(items) > 10 else []
         return lines
@@ -309,8 +311,8 @@ def import_bundle(path: str | os.PathLike[str] | Bundle, /, *, key: str | None =
     bundle = path if isinstance(path, Bundle) else Bundle(path, key)
     if not bundle.verified:
         where = "\n".join(describe_bundle(bundle))
-        said = f"The key is missing: give import_bundle(path, key=...), or {KEY_VARIABLE}."
-        raise BundleError(f"{said}\n{where}")
+        message = f"The key is missing: give import_bundle(path, key=...), or {KEY_VARIABLE}."
+        raise BundleError(f"{message}\n{where}")
     return drive(_import(BLOCKING, bundle))
 
 

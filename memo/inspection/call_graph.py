@@ -90,11 +90,11 @@ MOST_URGENT = (
 def _group(function: str, nodes: list[Node]) -> Node:
     states = Counter(node.state for node in nodes)
     worst = next((state for state in MOST_URGENT if states[state]), states.most_common(1)[0][0])
-    said = ", ".join(f"{count} {state}" for state, count in states.most_common())
+    counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
     return Node(
         function,
         function,
-        said if len(nodes) > 1 else nodes[0].arguments,
+        counts if len(nodes) > 1 else nodes[0].arguments,
         worst,
         sum(node.seconds for node in nodes),
         sum(node.size for node in nodes),
@@ -141,8 +141,8 @@ async def _graph(port: Port, everything: bool) -> Graph:
         await _follow(port, headers, {*outcomes, *(ref.group[2:] for ref in running)})
         chosen = list(_built_on(headers, wanted))
     chosen = sorted(chosen, key=lambda ref: headers[ref][0].times.finished)
-    told = [headers[ref][0] for ref in chosen]
-    states = dict(zip(chosen, await inventory.states(port, chain, told), strict=True))
+    headers_chosen = [headers[ref][0] for ref in chosen]
+    states = dict(zip(chosen, await inventory.states(port, chain, headers_chosen), strict=True))
     nodes: dict[Ref, Node] = {}
     for ref in chosen:
         header, size = headers[ref]
@@ -214,10 +214,10 @@ def _running(*, everything: bool) -> dict[Ref, str]:
     """Return the running calls, each with its arguments for display."""
     runs = COMPUTATIONS.everywhere() if everything else COMPUTATIONS.here()
     known = (run for run in runs if run.arguments is not None)
-    told = {Ref(f"f:{run.function}", run.arguments): _given(run) for run in known}
+    given = {Ref(f"f:{run.function}", run.arguments): _given(run) for run in known}
     refs = [ref for flight in FLIGHTS.joinable() for ref in flight.refs]
     own = {ref for ref in refs if ref.group.startswith("f:") and ref.arguments is not None}
-    return {**dict.fromkeys(own, ""), **told}
+    return {**dict.fromkeys(own, ""), **given}
 
 
 def _given(run: Running) -> str:
@@ -232,12 +232,12 @@ def _name(ref: Ref) -> str:
 
 def _node(header: Header, size: int, state: str) -> Node:
     given = rendering.arguments(header)
-    said = ", ".join(f"{name}={text}" for name, text in given.items())
+    arguments = ", ".join(f"{name}={text}" for name, text in given.items())
     times = header.times
     return Node(
         _name(_own(header)),
         header.function,
-        said,
+        arguments,
         state,
         times.cost / SECOND,
         size,

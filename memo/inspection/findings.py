@@ -111,8 +111,8 @@ class Health(tuple[Finding, ...]):
 
 
 def _lines(finding: Finding) -> str:
-    said = f"{finding.level:<5} {finding.topic:<{TOPIC_WIDTH}} {finding.said}"
-    return f"{said}\n{'':<{TOPIC_WIDTH + 6}} {finding.fix}" if finding.fix else said
+    line = f"{finding.level:<5} {finding.topic:<{TOPIC_WIDTH}} {finding.said}"
+    return f"{line}\n{'':<{TOPIC_WIDTH + 6}} {finding.fix}" if finding.fix else line
 
 
 @public
@@ -173,8 +173,8 @@ def _python() -> Findings:
 def _settings(settings: Settings) -> Findings:
     given = {name: source for name, source in settings.sources.items() if source != DEFAULT}
     given.pop("secrets", None)
-    said = ", ".join(f"{name} from {source}" for name, source in given.items())
-    yield Finding(GOOD, "settings", said or "all defaults")
+    text = ", ".join(f"{name} from {source}" for name, source in given.items())
+    yield Finding(GOOD, "settings", text or "all defaults")
     if not settings.enabled:
         fix = "Set enabled to true to cache again."
         yield Finding(WARN, "settings", f"off (from {settings.sources['enabled']})", fix)
@@ -211,14 +211,14 @@ def check_directory(directory: Path) -> Findings:
     kind = ownership.file_system(directory)
     if ownership.is_network(kind):
         fix = "Set MEMO_DIRECTORY to a local disk; share results through Redis."
-        said = f"{directory} is on a network file system ({kind}), so no payload is mapped"
-        yield Finding(WARN, "directory", said, fix)
+        text = f"{directory} is on a network file system ({kind}), so no payload is mapped"
+        yield Finding(WARN, "directory", text, fix)
     elif ownership.exposed(directory):
         fix = (
             "Set MEMO_DIRECTORY to a directory all of whose parents only you or root can write to."
         )
-        said = f"others can write to a parent of {directory}, so no payload is mapped"
-        yield Finding(WARN, "directory", said, fix)
+        text = f"others can write to a parent of {directory}, so no payload is mapped"
+        yield Finding(WARN, "directory", text, fix)
 
 
 def _owner(directory: Path) -> Findings:
@@ -245,8 +245,8 @@ def _modes(directory: Path) -> Findings:
         yield Finding(WARN, "directory", f"others can reach {_file_names(open_)}", fix)
     if foreign:
         fix = "Find out how they got there, and remove them."
-        said = f"symlinks, or files of another user: {_file_names(foreign)}"
-        yield Finding(FAIL, "directory", said, fix)
+        text = f"symlinks, or files of another user: {_file_names(foreign)}"
+        yield Finding(FAIL, "directory", text, fix)
 
 
 def _all_files(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:
@@ -275,14 +275,14 @@ def _disk(settings: Settings) -> Findings:
     used = sum(sizes.values())
     free = shutil.disk_usage(place).free
     limit = settings.size_limit
-    said = f"{size(used)} used of {size(limit)} allowed, {size(free)} free"
+    text = f"{size(used)} used of {size(limit)} allowed, {size(free)} free"
     if used > limit * 1.1:
-        yield Finding(WARN, "disk", said, "Run `memo clear`, or raise size_limit.")
+        yield Finding(WARN, "disk", text, "Run `memo clear`, or raise size_limit.")
     elif free < limit - used:
         fix = f"Free some space, or set size_limit to at most {size(used + free // 2)}."
-        yield Finding(WARN, "disk", f"{said}: the disk is full before the limit is reached", fix)
+        yield Finding(WARN, "disk", f"{text}: the disk is full before the limit is reached", fix)
     else:
-        yield Finding(GOOD, "disk", said)
+        yield Finding(GOOD, "disk", text)
 
 
 def _leftovers(settings: Settings) -> Findings:
@@ -341,8 +341,8 @@ def _redis(settings: Settings, facts: dict[str, Any]) -> Findings:
     if not facts.get("up"):
         fix = facts.get("fix") or "Start it, or correct redis_url."
         fix += f" (redis_url is from {settings.sources['redis_url']})"
-        said = f"{url} cannot be used: {facts.get('error', 'down')}; memo goes on without it"
-        yield Finding(FAIL, "redis", said, fix)
+        text = f"{url} cannot be used: {facts.get('error', 'down')}; memo goes on without it"
+        yield Finding(FAIL, "redis", text, fix)
         return
     yield Finding(GOOD, "redis", f"{url}: {_facts(facts) or 'up'}")
     version = str(facts.get("version", ""))
@@ -351,8 +351,8 @@ def _redis(settings: Settings, facts: dict[str, Any]) -> Findings:
         yield Finding(FAIL, "redis", f"version {version} is too old", fix)
     if str(facts.get("tracking", "")).startswith("strict"):
         fix = "Allow +hello +echo +client|tracking in its ACL."
-        said = f"coherence is {facts['tracking']}: each hit in memory asks Redis"
-        yield Finding(WARN, "redis", said, fix)
+        text = f"coherence is {facts['tracking']}: each hit in memory asks Redis"
+        yield Finding(WARN, "redis", text, fix)
     if facts.get("limit") and facts.get("policy") == "noeviction":
         fix = "Set its maxmemory-policy to allkeys-lfu or volatile-lru."
         yield Finding(WARN, "redis", "refuses to store when its memory is full", fix)
@@ -395,5 +395,5 @@ def _journal(settings: Settings) -> Findings:
     fix = f"Nothing: they are replayed before the next read from {to}."
     if not settings.redis_url and title(REDIS) in to:
         fix = f"Set redis_url again: they are replayed before the next read from {to}."
-    said = f"{counted(len(rows), 'invalidation')} not yet in {to}"
-    yield Finding(WARN, "journal", said, fix)
+    text = f"{counted(len(rows), 'invalidation')} not yet in {to}"
+    yield Finding(WARN, "journal", text, fix)

@@ -271,11 +271,11 @@ def tree(graph: Graph, width: int = 80) -> list[Styled]:
         inputs[b].append(a)
     used = {a for a, _ in graph.edges}
     lines: list[Styled] = []
-    told: set[str] = set()
+    drawn: set[str] = set()
 
     def branch(name: str, lead: str, mark: str) -> None:
-        node, again = nodes[name], name in told and inputs[name]
-        told.add(name)
+        node, again = nodes[name], name in drawn and inputs[name]
+        drawn.add(name)
         facts = (
             "see above"
             if again

@@ -215,8 +215,8 @@ async def _count(port: Port, lists: Sequence[tuple[Listable, dict[str, int]]]) -
 
 
 async def _with_states(port: Port, chain: Chain, shown: Sequence[Item]) -> list[Item]:
-    told = await states(port, chain, [item.header for item in shown])
-    return [item._replace(state=one) for item, one in zip(shown, told, strict=True)]
+    present = await states(port, chain, [item.header for item in shown])
+    return [item._replace(state=one) for item, one in zip(shown, present, strict=True)]
 
 
 async def states(port: Port, chain: Chain, headers: Sequence[Header]) -> list[str]:

@@ -134,11 +134,11 @@ class Model:
             return
         target = str(message.get("key") or message.get("function") or "")
         try:
-            said = self._press(message)
+            outcome = self._press(message)
         except (MemoError, TypeError, ValueError) as error:
-            said = f"Failed: {error}"
+            outcome = f"Failed: {error}"
         if target:
-            self.said = {**dict(list(self.said.items())[-20:]), target: said}
+            self.said = {**dict(list(self.said.items())[-20:]), target: outcome}
             number = max(self.answers.values(), default=0) + 1
             kept = {name: at for name, at in self.answers.items() if name in self.said}
             self.answers = {**kept, target: number}
@@ -241,10 +241,10 @@ def preview(item: Item) -> str:
     """Describe a stored value by its header, without loading it."""
     header = item.header
     try:
-        told = json.loads(header.summary).get(RESULT_SHAPE)
+        shape = json.loads(header.summary).get(RESULT_SHAPE)
     except ValueError:
-        told = None
-    parts = [str(told[0])] if told else []
+        shape = None
+    parts = [str(shape[0])] if shape else []
     if header.buffers:
         held = rendering.size(sum(buffer.size for buffer in header.buffers))
         parts.append(f"{rendering.counted(len(header.buffers), 'buffer')}, {held}")

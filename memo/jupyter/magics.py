@@ -151,14 +151,14 @@ class CacheMagics(Magics):
         """
         names = list(dict.fromkeys(label(f.function_id) for f in functions()))
         what = rendering.counted(len(names), "function")
-        said = f"This invalidates every entry of {what}: {', '.join(names)}."
+        question = f"This invalidates every entry of {what}: {', '.join(names)}."
         kernel = getattr(self.shell, "kernel", None)
         if not getattr(kernel, "_allow_stdin", True):
-            raise UsageError(f"{said} Write %cache_clear --all if you mean that.")
+            raise UsageError(f"{question} Write %cache_clear --all if you mean that.")
         try:
-            answer = input(f"{said} Go on? [y/N] ")
+            answer = input(f"{question} Go on? [y/N] ")
         except (EOFError, RuntimeError):
-            raise UsageError(f"{said} Write %cache_clear --all if you mean that.") from None
+            raise UsageError(f"{question} Write %cache_clear --all if you mean that.") from None
         if answer.strip().lower() in ("y", "yes"):
             return True
         _display_text("Nothing was invalidated.")
@@ -216,9 +216,9 @@ class CacheMagics(Magics):
             return _frame(table)
         if not count:
             return _display_text(_not_found_text(given.patterns))
-        said = rendering.shown_of(len(shown), count, "entry", "entries", "--limit 0")
-        text = f"{rendering.table_text(table)}\n\n{said}"
-        return _display(text, rendering.boxed(f"{rendering.table_html(table)}<p>{said}</p>"))
+        footer = rendering.shown_of(len(shown), count, "entry", "entries", "--limit 0")
+        text = f"{rendering.table_text(table)}\n\n{footer}"
+        return _display(text, rendering.boxed(f"{rendering.table_html(table)}<p>{footer}</p>"))
 
     @magic_arguments()
     @argument("--group", action="store_true", help="one node for each function")
@@ -312,8 +312,8 @@ def _parse_arguments(magic: Any, line: str) -> Any:
             raise
         known = f" Flags: {', '.join(flags)}." if flags else ""
         sign = "%%" if magic.__name__ == "cache" else "%"  # the one cell magic
-        told = f"{sign}{magic.__name__} has no {wrong}{errors.nearest(wrong, flags)}.{known}"
-        raise UsageError(told.replace("?.", "?")) from None
+        message = f"{sign}{magic.__name__} has no {wrong}{errors.nearest(wrong, flags)}.{known}"
+        raise UsageError(message.replace("?.", "?")) from None
 
 
 def _not_found_text(patterns: list[str]) -> str:
@@ -332,8 +332,8 @@ def _selected(found: Stats, patterns: list[str]) -> Stats:
     if patterns and found.functions and not chosen.functions:
         there = ", ".join(map(label, found.functions))
         near = names.functions_meant(patterns, found.functions)
-        said = f"No cached function matches {' '.join(patterns)}{f'; {near}' if near else '.'}"
-        raise UsageError(f"{said} There are: {there}")
+        message = f"No cached function matches {' '.join(patterns)}{f'; {near}' if near else '.'}"
+        raise UsageError(f"{message} There are: {there}")
     return chosen
 
 
@@ -402,7 +402,7 @@ def _outcome_text(done: Invalidation) -> Iterator[str]:
 
 
 def _called(header: Header) -> str:
-    given = ", ".join(f"{name}={said}" for name, said in rendering.arguments(header).items())
+    given = ", ".join(f"{name}={text}" for name, text in rendering.arguments(header).items())
     return f"{label(header.function)}({given})"
 
 

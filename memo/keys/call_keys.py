@@ -147,11 +147,13 @@ class Own(NamedTuple):
         Args:
             own: the name that the function gives it, such as `"self"`.
         """
-        said = "" if self.value is NOT_GIVEN else summaries.described_value(CACHE_KEY, self.value)
+        described = (
+            "" if self.value is NOT_GIVEN else summaries.described_value(CACHE_KEY, self.value)
+        )
         name = self.owner.rpartition(":")[2]
         encoding = b"" if self.state.names else self.encoding
         digest = atoms.short_digest(atoms.text(self.owner) + encoding)
-        yield own, (f"{name}({said})" if said else name), digest
+        yield own, (f"{name}({described})" if described else name), digest
         for name, value, one in zip(*self.state[:3], strict=True):
             text = "nothing" if value is NOT_GIVEN else summaries.described_value(name, value)
             yield f"{own}.{name}" if name else f"{own}.*", text, atoms.short_digest(one)
@@ -740,14 +742,14 @@ class Keyer:
         if isinstance(own, type) and not hasattr(function, "__self__"):
             return Own(owner)
         try:
-            said = function()
-            encoding = canonical.encoding(said, f"{self.plan.own}.{CACHE_KEY}()")
-            return Own(owner, said, b"&" + atoms.with_length(encoding))
+            value = function()
+            encoding = canonical.encoding(value, f"{self.plan.own}.{CACHE_KEY}()")
+            return Own(owner, value, b"&" + atoms.with_length(encoding))
         except Unkeyable as error:
             raise resolvers.with_argument(error, self.function_id, self.plan.own) from None
         except Exception as error:
-            told = f"{CACHE_KEY}() raised {type(error).__name__}: {error}"
-            raise KeyingError(f"{label(self.function_id)}: {told}") from error
+            message = f"{CACHE_KEY}() raised {type(error).__name__}: {error}"
+            raise KeyingError(f"{label(self.function_id)}: {message}") from error
 
     def _warn_left_out(self, found: Attributes) -> None:
         """Warn once about state of `self` that is not in the keys, and say how to decide."""
@@ -817,8 +819,8 @@ class Keyer:
         try:
             return tuple(template.resolve(everything).text for template in templates)
         except KeyingError as error:
-            said = str(error).replace("key_resolver", "tags")
-            raise KeyingError(f"{label(self.function_id)}: {said}") from error.__cause__
+            message = str(error).replace("key_resolver", "tags")
+            raise KeyingError(f"{label(self.function_id)}: {message}") from error.__cause__
 
     def late_tags(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any

@@ -91,8 +91,8 @@ class _Tracked:
         self.names: frozenset[str] = frozenset()
         self.running = 0
 
-    def set_by_others(self, said: AnyFingerprint, details: Details) -> None:
-        self.base = self.after = said
+    def set_by_others(self, fingerprint: AnyFingerprint, details: Details) -> None:
+        self.base = self.after = fingerprint
         self.at_base = self.details = details
 
 
@@ -152,14 +152,14 @@ class Registry:
         Args:
             learned: returns what other processes have learned about it, by path.
         """
-        said = current.fingerprint
+        fingerprint = current.fingerprint
         if not self._held and learned is dict:
-            return said
+            return fingerprint
         with self._lock:
             held = self._find(current.at, current.value)
             if held is None:
                 return self._first(current, learned())
-            if same_fingerprint(held.after, said):
+            if same_fingerprint(held.after, fingerprint):
                 return held.base
             details = held_values.details(current.value)
             if held.running and not _others(
@@ -167,8 +167,8 @@ class Registry:
             ):
                 return held.base
             if not held.running:
-                held.set_by_others(said, details)
-            return said
+                held.set_by_others(fingerprint, details)
+            return fingerprint
 
     def begin(
         self,
@@ -179,13 +179,15 @@ class Registry:
     ) -> BeforeComputation:
         """Record a value before a computation that may change it."""
         value = read()
-        said, details = say(value), held_values.details(value)
+        fingerprint, details = say(value), held_values.details(value)
         with self._lock:
             held = self._find(at, value)
             if held is None:
-                held = self._put(at, value, _Tracked(_of(at, value), said, said, details))
-            elif not held.running and not same_fingerprint(held.after, said):
-                held.set_by_others(said, details)
+                held = self._put(
+                    at, value, _Tracked(_of(at, value), fingerprint, fingerprint, details)
+                )
+            elif not held.running and not same_fingerprint(held.after, fingerprint):
+                held.set_by_others(fingerprint, details)
             held.running += 1
             held.names |= names
         return BeforeComputation(at, read, say, value, held, details)
@@ -196,20 +198,20 @@ class Registry:
         value = begun.read()
         details = held_values.details(value)
         changed = _changed(begun.details, details)
-        said = begun.fingerprint_of(value) if changed else None
+        fingerprint = begun.fingerprint_of(value) if changed else None
         with self._lock:
             held.running -= 1
-            if said is None:
+            if fingerprint is None:
                 return Changes()
             others = _others(at, changed, details, names)
             if others:
-                held.set_by_others(said, details)
+                held.set_by_others(fingerprint, details)
                 return Changes(others=tuple(_shown(at, path) for path in others))
             if value is not begun.value and self._find(at, value) is not held:
-                made = _Tracked(_of_holder(at), held.base, said, details)
+                made = _Tracked(_of_holder(at), held.base, fingerprint, details)
                 made.at_base = held.at_base
                 self._held[_place(at)] = made
-            held.after, held.details = said, details
+            held.after, held.details = fingerprint, details
         own = [_shown(at, path) for path in changed]
         learned = {f"{at.label}|{p}": held.at_base.get(p, "") for p in changed if "[" not in p}
         return Changes(tuple(own), {k: t for k, t in learned.items() if _is_shared(t)})
@@ -231,13 +233,13 @@ class Registry:
 
     def _first(self, current: CurrentValue, learned: Mapping[str, str]) -> AnyFingerprint:
         """Return the base of a value that is seen for the first time, by what was learned."""
-        at, value, said, say = current
+        at, value, fingerprint, say = current
         if not learned:
-            return said
+            return fingerprint
         details = held_values.details(value)
         known = {p: t for p, t in learned.items() if _kind(details.get(p, "")) == _kind(t)}
-        base = say(value, known) if known else said
-        self._put(at, value, _Tracked(_of(at, value), base, said, details))
+        base = say(value, known) if known else fingerprint
+        self._put(at, value, _Tracked(_of(at, value), base, fingerprint, details))
         return base
 
 
@@ -278,8 +280,8 @@ def _kind(text: str) -> str:
 
 def number(text: str) -> int | float | None:
     """Return the number in a fingerprint, or None."""
-    kind, _, said = text.partition(" ")
-    return None if f"{kind} " not in _SHARED else int(said) if kind == "int" else float(said)
+    kind, _, number = text.partition(" ")
+    return None if f"{kind} " not in _SHARED else int(number) if kind == "int" else float(number)
 
 
 def is_generator(kind: type) -> bool:
@@ -382,9 +384,9 @@ Candidate = tuple[At, Callable[[], Any], Callable[[Any], AnyFingerprint]]
 """The place of a value that a computation may change, with its reader and its encoder."""
 
 
-def may_change(said: ValueFingerprint, names: frozenset[str]) -> bool:
+def may_change(fingerprint: ValueFingerprint, names: frozenset[str]) -> bool:
     """True if code that changes these names may change a value with this fingerprint."""
-    return bool(names) or any(kind in said.text for kind in _GENERATORS)
+    return bool(names) or any(kind in fingerprint.text for kind in _GENERATORS)
 
 
 def begin(found: Iterable[Candidate], names: frozenset[str]) -> list[BeforeComputation]:

@@ -142,11 +142,11 @@ def with_result(text: str, value: Any, *, raised: bool = False) -> str:
         raised: the value is an exception that was raised.
     """
     try:
-        said = described_shape(value)
+        shape = described_shape(value)
     except Exception:  # the value's own methods may raise anything
-        said = type(value).__name__
-    said = f"raised {said}" if raised else said
-    whole = encodable(_json({**json.loads(text), RESULT_SHAPE: [said, ""]}))
+        shape = type(value).__name__
+    shape = f"raised {shape}" if raised else shape
+    whole = encodable(_json({**json.loads(text), RESULT_SHAPE: [shape, ""]}))
     return whole if len(whole.encode()) <= LONGEST_SUMMARY else text
 
 

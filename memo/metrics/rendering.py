@@ -552,8 +552,8 @@ def _left_out(stats: Stats, limit: int, more: str) -> str:
     count = len(stats.functions)
     if not limit or count <= limit:
         return ""
-    said = "Those that saved most: "
-    return said + shown_of(limit, count, "function", "functions", more)
+    lead = "Those that saved most: "
+    return lead + shown_of(limit, count, "function", "functions", more)
 
 
 def _nothing(stats: Stats) -> str:
@@ -605,8 +605,8 @@ def stats_lines(
     facts = tiers(stats)
     lines += [Styled("")] if facts else []
     first = max((len(name) for name, _, _ in facts), default=0)
-    for name, said, well in facts:
-        head, *rest = wrapped(said, width - first - 2)
+    for name, text, well in facts:
+        head, *rest = wrapped(text, width - first - 2)
         style = "" if well else "red"
         lines.append(Styled(f"{name.ljust(first)}  {head}", style))
         lines += [Styled(f"{' ' * first}  {line}", style) for line in rest]
@@ -636,8 +636,8 @@ def _code(sentence: str) -> str:
 def _tiers_html(stats: Stats) -> str:
     parts = (
         f'<p class="memo-dim"><b{"" if well else " class=memo-bad"}>{escape(name)}</b> '
-        f"{escape(said)}</p>"
-        for name, said, well in tiers(stats)
+        f"{escape(text)}</p>"
+        for name, text, well in tiers(stats)
     )
     return "".join(parts)
 
@@ -657,7 +657,7 @@ def arguments(header: Header) -> dict[str, str]:
 def _summary(header: Header) -> dict[str, tuple[str, str]]:
     try:
         summary = json.loads(header.summary)
-        return {str(name): (str(said), str(digest)) for name, (said, digest) in summary.items()}
+        return {str(name): (str(text), str(digest)) for name, (text, digest) in summary.items()}
     except (ValueError, TypeError, AttributeError):
         return {}
 
@@ -707,7 +707,7 @@ def _entry_row(header: Header, held: int, now: float) -> list[Cell]:
     age = max(0.0, now - times.finished / SECOND)
     left = math.inf if times.ttl < 0 else times.ttl / SECOND - age
     cost = times.cost / SECOND
-    given = ", ".join(f"{name}={said}" for name, said in arguments(header).items())
+    given = ", ".join(f"{name}={text}" for name, text in arguments(header).items())
     return [
         Cell(label(header.function), header.function),
         Cell(given, given),
@@ -846,16 +846,16 @@ def _stale_part(stale: int, states: Iterable[str]) -> str:
 
 
 def _reasons(span: Span, total: FunctionStats) -> str:
-    said: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for miss in span.misses:
         short = label(miss.function).rpartition(":")[2].rpartition(".")[2]
         call = short if short.endswith(")") else f"{short}()"
         what = miss.detail or f"{call} {miss.reason}"
-        said[what] = said.get(what, 0) + 1
-    if not said:
+        counts[what] = counts.get(what, 0) + 1
+    if not counts:
         return f": {counts_text(total.misses_by_reason)}"
-    first = [what if n == 1 else f"{what} ({n}{TIMES})" for what, n in list(said.items())[:3]]
-    return ": " + ", ".join(first) + (", …" if len(said) > 3 else "")
+    first = [what if n == 1 else f"{what} ({n}{TIMES})" for what, n in list(counts.items())[:3]]
+    return ": " + ", ".join(first) + (", …" if len(counts) > 3 else "")
 
 
 def report_html(line: str) -> str:

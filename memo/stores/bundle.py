@@ -123,8 +123,10 @@ def secret_of(key: str) -> Secret:
     """
     data = key.strip().encode()
     if len(data) < SECRET_BYTES:
-        said = f"The key of a bundle has at least {SECRET_BYTES} bytes; this one has {len(data)}."
-        raise BundleError(said)
+        message = (
+            f"The key of a bundle has at least {SECRET_BYTES} bytes; this one has {len(data)}."
+        )
+        raise BundleError(message)
     return Secret(data)
 
 
@@ -280,9 +282,9 @@ class Bundle:
         self._body = _aligned(_BODY_AT + size)
         self.id = head[16:48].hex()
         try:
-            told = json.loads(manifest)
-            self.origin = Origin(*told["origin"])
-            self.items = [_item(row) for row in told["entries"]]
+            contents = json.loads(manifest)
+            self.origin = Origin(*contents["origin"])
+            self.items = [_item(row) for row in contents["entries"]]
         except (ValueError, KeyError, TypeError) as error:
             raise BundleError(
                 f"The manifest of {self.path.name} cannot be read: {error}."
@@ -471,8 +473,8 @@ class Bundle:
     def __repr__(self) -> str:
         count = len(self.items)
         entries = "1 entry" if count == 1 else f"{count} entries"
-        said = "" if self.verified else ", not verified"
-        return f"<Bundle {self.path.name}: {entries} by {self.origin.by}{said}>"
+        note = "" if self.verified else ", not verified"
+        return f"<Bundle {self.path.name}: {entries} by {self.origin.by}{note}>"
 
 
 def _item(row: Sequence[Any]) -> Item:

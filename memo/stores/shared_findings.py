@@ -95,8 +95,8 @@ class Findings:
         return f"{{{function}}}:{secret.id.hex()}"
 
     def _sealed(self, secret: Secret, function: str, name: str, value: str) -> str:
-        said = json.dumps(["finding", self._namespace, function, name, value])
-        return secret.seal(said.encode()).hex() + value
+        text = json.dumps(["finding", self._namespace, function, name, value])
+        return secret.seal(text.encode()).hex() + value
 
 
 def _bytes(text: str) -> bytes:

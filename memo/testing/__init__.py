@@ -147,14 +147,14 @@ def expecting(
     }
     if any(found[name] != count for name, count in counts.items()):
         __tracebackhide__ = True
-        said = ", ".join(f"{name}={count}" for name, count in counts.items())
+        expected = ", ".join(f"{name}={count}" for name, count in counts.items())
         seen = ", ".join(
             f"{name}={found[name]}" for name in KIND_BY_COUNT if found[name] or name in counts
         )
         why = {event.reason: None for event in mine if event.kind == events.MISS}
         reasons = f" (missed: {', '.join(why)})" if why else ""
         what = "all functions" if wanted is None else label(wanted)
-        raise AssertionError(f"{what}: expected {said}, but there were {seen}{reasons}")
+        raise AssertionError(f"{what}: expected {expected}, but there were {seen}{reasons}")
 
 
 @contextmanager

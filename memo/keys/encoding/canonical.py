@@ -248,8 +248,8 @@ class Walk:
         except Unkeyable:
             raise
         except Exception as error:
-            told = f"{name} raised {type(error).__name__}: {shown(str(error))}"
-            raise self.refuse(value, f"{told}.") from error
+            message = f"{name} raised {type(error).__name__}: {shown(str(error))}"
+            raise self.refuse(value, f"{message}.") from error
         self._keyed.add(id(value))
         try:
             return self.encode(key, f".{name}()")

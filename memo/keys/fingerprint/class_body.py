@@ -99,8 +99,8 @@ def _struct_fields(cls: Any) -> Iterator[tuple[str, Any]]:
     """Yield the configuration and fields of a msgspec `Struct`."""
     if f"{type(cls).__module__}.{type(cls).__qualname__}" != "msgspec._core.StructMeta":
         return
-    said = cls.__struct_config__
-    settings = {name: getattr(said, name) for name in dir(said) if not name.startswith("__")}
+    config = cls.__struct_config__
+    settings = {name: getattr(config, name) for name in dir(config) if not name.startswith("__")}
     yield "__struct_config__", settings
     yield "__struct_encode_fields__", cls.__struct_encode_fields__
     fields, defaults = cls.__struct_fields__, cls.__struct_defaults__

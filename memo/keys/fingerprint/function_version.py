@@ -129,7 +129,7 @@ class KnownVersion:
         """True if a computation may change something that was seen, or the state of `self`."""
         state = self.state
         seen = bool(self.changed or state.names or state.whole)
-        return seen or any(may_change(watch.said, self.changed) for watch in self.watched)
+        return seen or any(may_change(watch.fingerprint, self.changed) for watch in self.watched)
 
     def _values_stand(self) -> bool:
         if self.quick:
@@ -251,16 +251,16 @@ class Identity:
         if kind == "attribute":
             kind, fix = "class", f"mark the class with memo.stable({name.rpartition(':')[2]})"
         digits = 1 if cost >= 0.001 else 2
-        said = (
+        message = (
             f"{qualified_name(inner)} reads the {kind} {name.rpartition(':')[2]}, and each call "
             f"takes {cost * 1000:.{digits}f} ms to see that it has not changed; if it never "
             f"affects the result, {fix}"
         )
         code = getattr(inner, "__code__", None)
         if code is None:
-            warnings.warn(said, stacklevel=2)
+            warnings.warn(message, stacklevel=2)
         else:
-            warnings.warn_explicit(said, UserWarning, code.co_filename, code.co_firstlineno)
+            warnings.warn_explicit(message, UserWarning, code.co_filename, code.co_firstlineno)
 
     def state(self, owner: type) -> State:
         """Return the state of `self` that the method reads, as `digest` last found it."""
@@ -282,7 +282,9 @@ class Identity:
             return self._pinned, [], frozenset()
         seen = self._current(owner)
         names = seen.changed
-        found = [(w.at, w.read, fingerprint_of) for w in seen.watched if may_change(w.said, names)]
+        found = [
+            (w.at, w.read, fingerprint_of) for w in seen.watched if may_change(w.fingerprint, names)
+        ]
         return seen.digest, own_changes.begin(found, names), names
 
     def note_own_changes(self, changed: Iterable[str]) -> list[str]:
@@ -332,8 +334,10 @@ class Identity:
         """Return what the digest leaves out, and why: `"global:c: app.Client has no sound key"`."""
         name = getattr(innermost(self.function), "__name__", "the function")
         changed = sorted({*self._own_changes, *self.adopted_changes(owner)})
-        told = [f"{name}() changes `{one}`: left out of its key" for one in changed]
-        return told if self._pinned is not None else told + sorted(self._current(owner).lost)
+        left_out = [f"{name}() changes `{one}`: left out of its key" for one in changed]
+        return (
+            left_out if self._pinned is not None else left_out + sorted(self._current(owner).lost)
+        )
 
     def _current(self, owner: type | None) -> KnownVersion:
         seen = self.versions.get(owner)
@@ -343,10 +347,10 @@ class Identity:
         try:
             seen = self._survey(owner or self._owner())
         except Exception as error:  # such as a class with hooks that raise
-            told = f"its code cannot be read: {type(error).__name__}: {shown(str(error))}"
+            fault = f"its code cannot be read: {type(error).__name__}: {shown(str(error))}"
             fix = 'pin it with version="1", or mark what raises with memo.stable'
             raise KeyingError(
-                f"{qualified_name(innermost(self.function))}: {told}; {fix}."
+                f"{qualified_name(innermost(self.function))}: {fault}; {fix}."
             ) from error
         if len(self.versions) >= _MOST_OWNERS:
             self.versions.clear()

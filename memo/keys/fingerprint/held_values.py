@@ -166,9 +166,9 @@ def note_reference(value: Ref) -> str | None:
     if vars(value).get(STABLE):
         walk.lost.append(("", f"{qualified_name(value)} is marked stable"))
         return qualified_name(value)
-    said = f"{qualified_name(value)} {short_digest(_said(value).encode('utf-8', 'surrogatepass'))}"
-    walk.noted[id(value)] = (said, value)
-    return said
+    text = f"{qualified_name(value)} {short_digest(_said(value).encode('utf-8', 'surrogatepass'))}"
+    walk.noted[id(value)] = (text, value)
+    return text
 
 
 def snapshot(value: Any) -> bytes | None:

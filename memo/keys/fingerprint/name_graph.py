@@ -47,15 +47,15 @@ def node_marks(nodes: Mapping[Key, Node]) -> dict[Key, str]:
     repeated until no more nodes are distinguished.  A round depends only on marks, so two graphs
     that are equal up to sharing have the same marks after the same number of rounds.
     """
-    said = {key: _mark([node.name, node.text, *_flat(node.facts)]) for key, node in nodes.items()}
-    marks = said
+    own = {key: _mark([node.name, node.text, *_flat(node.facts)]) for key, node in nodes.items()}
+    marks = own
     while True:
-        told = len(set(marks.values()))
+        distinct = len(set(marks.values()))
         marks = {
-            key: _mark([said[key], *_flat((label, marks[to]) for label, to in node.edges)])
+            key: _mark([own[key], *_flat((label, marks[to]) for label, to in node.edges)])
             for key, node in nodes.items()
         }
-        if len(set(marks.values())) == told:
+        if len(set(marks.values())) == distinct:
             return marks
 
 

@@ -116,14 +116,14 @@ def survey(
     """
     filled: frozenset[Place] = frozenset()
     known: dict[str, str] = {}
-    told: Mapping[str, str] | None = None
+    noted: Mapping[str, str] | None = None
     while True:
         found = GraphBuilder(filled, shipped, ignored, known)
         found.start(function, owner)
         only_filled = found.only_filled()
-        if told is None and found.version().may_change():
-            told = learned()
-        applying = own_changes.applying(told or {}, frozenset(found.changed))
+        if noted is None and found.version().may_change():
+            noted = learned()
+        applying = own_changes.applying(noted or {}, frozenset(found.changed))
         if only_filled <= filled and applying == known:
             return found.version()
         filled, known = filled | only_filled, applying
@@ -135,11 +135,11 @@ class _ValueAt(NamedTuple):
     where: Location
     at: At
     value: Any
-    said: ValueFingerprint
+    fingerprint: ValueFingerprint
     base: ValueFingerprint
 
     def watch(self) -> WatchedValue:
-        return WatchedValue(self.where, self.at, self.value, self.said, self.base)
+        return WatchedValue(self.where, self.at, self.value, self.fingerprint, self.base)
 
 
 class GraphBuilder:
@@ -268,8 +268,8 @@ class GraphBuilder:
         self.lost.update(f"{label}{path}: {why}" for path, why in shot.lost)
         for at, ref in enumerate(shot.refs):
             node.edges.add((f"{label}@{at}", self._key(ref, owner)))
-        for said, ref in shot.noted:
-            node.edges.add((f"{label}@{said}", self._key(ref, None)))
+        for note, ref in shot.noted:
+            node.edges.add((f"{label}@{note}", self._key(ref, None)))
 
     def _key(self, ref: Ref, owner: type | None) -> Key:
         of = None if isinstance(ref, type) else owner
@@ -351,21 +351,21 @@ class GraphBuilder:
         """Return the fingerprint of the value at a location as it counts; it is made only once."""
         known = self.values_at.get(where.place)
         if known is None or known.value is not value:
-            said, at = fingerprint_of(value), At(where.of, where.name, label)
-            known = _ValueAt(where, at, value, said, self._base(at, value, said))
+            fingerprint, at = fingerprint_of(value), At(where.of, where.name, label)
+            known = _ValueAt(where, at, value, fingerprint, self._base(at, value, fingerprint))
             self.values_at[where.place] = known
-        if known.said.mutable:
+        if known.fingerprint.mutable:
             self.watched[where.place] = known.watch()
         else:
             self._keep(where, value)
         return known.base
 
-    def _base(self, at: At, value: Any, said: ValueFingerprint) -> ValueFingerprint:
+    def _base(self, at: At, value: Any, fingerprint: ValueFingerprint) -> ValueFingerprint:
         if issubclass(type(value), (types.FunctionType, type)):
-            return said
+            return fingerprint
         learned = own_changes.learned_of(at, self.learned)
-        sight = CurrentValue(at, value, said, fingerprint_with)
-        found = own_changes.REGISTRY.base(sight, (lambda: learned) if learned else dict)
+        current = CurrentValue(at, value, fingerprint, fingerprint_with)
+        found = own_changes.REGISTRY.base(current, (lambda: learned) if learned else dict)
         assert isinstance(found, ValueFingerprint)
         return found
 
@@ -438,15 +438,15 @@ class GraphBuilder:
         self.functions[id(function)] = function
         self._package(node, whose)
         if whose.kind == origin.USER:
-            said = normalised_code.read(function.__code__, function.__globals__)
-            node.text = normalised_code.bytecode(function.__code__) if self.shipped else said.text
-            self.named[key] = said.names
+            read = normalised_code.read(function.__code__, function.__globals__)
+            node.text = normalised_code.bytecode(function.__code__) if self.shipped else read.text
+            self.named[key] = read.names
             if function.__name__ not in _INITIALIZERS:
-                self.changed |= said.changed
-            self.read_names |= said.read
-            self.filled_names.update(path[-1] for path in said.filled if len(path) == 2)
-            self._assigned(function, said, owner)
-            self._uses(node, function, said, owner)
+                self.changed |= read.changed
+            self.read_names |= read.read
+            self.filled_names.update(path[-1] for path in read.filled if len(path) == 2)
+            self._assigned(function, read, owner)
+            self._uses(node, function, read, owner)
         else:  # by the names in its code, as its own name may be that of its last user
             home = function.__globals__.get("__name__", "")
             node.name, node.text = f"{home}:{function.__code__.co_qualname}", "installed"
@@ -470,25 +470,25 @@ class GraphBuilder:
         values = function.__defaults__ or ()
         for name, value in zip(names[len(names) - len(values) :], values, strict=False):
             label, where = f"default:{node.name}.{name}", location_of({name: value}, name)
-            said, at = fingerprint_of(value), At(function, name, label)
-            base = self._base(at, value, said)
+            fingerprint, at = fingerprint_of(value), At(function, name, label)
+            base = self._base(at, value, fingerprint)
             self.put(node, label, base)
-            if said.mutable:
-                self.watched[id(function), name] = WatchedValue(where, at, value, said, base)
+            if fingerprint.mutable:
+                self.watched[id(function), name] = WatchedValue(where, at, value, fingerprint, base)
         keywords = function.__kwdefaults__ or {}
         for name in list(keywords):
             self._follow(node, f"default:{node.name}.{name}", location_of(keywords, name))
 
     def _uses(
-        self, node: Node, function: types.FunctionType, said: Code, owner: type | None
+        self, node: Node, function: types.FunctionType, code: Code, owner: type | None
     ) -> None:
         home = function.__globals__
         module = str(home.get("__name__", "__main__"))
-        used = _by_name(said.uses)
+        used = _by_name(code.uses)
         for (root, name), chains in used.items():
             variable = _first(function) if root == SELF else name
-            taken = TakenAttributes(chains, under(said.filled, variable))
-            self._environment(node, function, said, (root, name))
+            taken = TakenAttributes(chains, under(code.filled, variable))
+            self._environment(node, function, code, (root, name))
             if root == GLOBAL:
                 self._name(node, self._label(module, name), home, name, taken)
             elif root == IMPORT:
@@ -499,16 +499,16 @@ class GraphBuilder:
                 self._super(node, function, owner, taken)
         self._hidden(function, owner)
         for name, cell in _cells(function).items():  # `super()` uses `__class__` implicitly
-            taken = TakenAttributes(used.get((FREE, name), ((),)), under(said.filled, name))
+            taken = TakenAttributes(used.get((FREE, name), ((),)), under(code.filled, name))
             self._follow(node, f"closure:{node.name}.{name}", captured(cell), taken)
 
     def _environment(
-        self, node: Node, function: types.FunctionType, said: Code, name: tuple[str, str]
+        self, node: Node, function: types.FunctionType, code: Code, name: tuple[str, str]
     ) -> None:
         """List the environment variables that a function reads through a name."""
-        for use in said.uses:
+        for use in code.uses:
             if (use.root, use.name) == name and _reads_environment(function, use):
-                items = sorted(item for held, item in said.items if held == use)
+                items = sorted(item for held, item in code.items if held == use)
                 for item in [f"[{one!r}]" for one in items] or [""]:
                     self.lost.add(f"os.environ{item}: is read by {node.name} when it runs")
 
@@ -532,10 +532,10 @@ class GraphBuilder:
             taken = TakenAttributes(tuple(chain for chain in chains if chain))
             self._follow(node, f"import:{full}", location_of(sys.modules, full), taken)
 
-    def _assigned(self, function: types.FunctionType, said: Code, owner: type | None) -> None:
+    def _assigned(self, function: types.FunctionType, code: Code, owner: type | None) -> None:
         """Note the names that a function rebinds."""
         cells = _cells(function)
-        for use in said.assigned:
+        for use in code.assigned:
             if use.root == GLOBAL:
                 self._assign(location_of(function.__globals__, use.name), use.chain)
             elif use.root == FREE and use.name in cells:

@@ -104,24 +104,29 @@ class WatchedValue:
 
     Attributes:
         at: its location.
-        said: its fingerprint when it was last checked.
+        fingerprint: its fingerprint when it was last checked.
         base: the part of the fingerprint that counts: see `own_changes`.
     """
 
     probe: Probe | None
 
     def __init__(
-        self, where: Location, at: At, value: Any, said: ValueFingerprint, base: ValueFingerprint
+        self,
+        where: Location,
+        at: At,
+        value: Any,
+        fingerprint: ValueFingerprint,
+        base: ValueFingerprint,
     ) -> None:
         self._get, self._name = where.get, where.name
         self.at = at
-        self.said = said
+        self.fingerprint = fingerprint
         self.base = base
         self._remember(value)
 
     def _remember(self, value: Any) -> None:
         """Remember a value in the form that is fastest to compare: a snapshot, or else a probe."""
-        plain = not (self.said.refs or self.said.noted or self.said.lost)
+        plain = not (self.fingerprint.refs or self.fingerprint.noted or self.fingerprint.lost)
         self.snapshot = snapshot(value) if plain else None
         self.probe = probe(value) if self.snapshot is None else None
 
@@ -148,12 +153,14 @@ class WatchedValue:
         if self.is_same():
             return True
         value = self.read()
-        said = fingerprint_of(value)
-        if not said.same(self.said):
-            base = own_changes.REGISTRY.base(CurrentValue(self.at, value, said, fingerprint_with))
+        fingerprint = fingerprint_of(value)
+        if not fingerprint.same(self.fingerprint):
+            base = own_changes.REGISTRY.base(
+                CurrentValue(self.at, value, fingerprint, fingerprint_with)
+            )
             if not (isinstance(base, ValueFingerprint) and base.same(self.base)):
                 return False
-            self.said = said
+            self.fingerprint = fingerprint
         self._remember(value)
         return True
 

@@ -79,7 +79,7 @@ def rows_to_carry_over(path: Path, now: int) -> list[tuple[int, str, str]]:
 
 def rows_for_lost_journal(path: Path, now: int) -> list[tuple[int, str, str]]:
     """Return rows that replace a lost journal; an event says so."""
-    told = "its journal is lost, so everything is invalidated in the next Redis in use"
-    detail = f"{path.name}: {told}"
+    outcome = "its journal is lost, so everything is invalidated in the next Redis in use"
+    detail = f"{path.name}: {outcome}"
     events.emit(events.Event(events.ERROR, tier="host", reason="journal", detail=detail))
     return [(now, EVERYTHING, ANYWHERE)]

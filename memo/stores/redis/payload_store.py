@@ -182,12 +182,12 @@ class PayloadStore:
             raise
         except Exception as error:
             self._retry_at = time.monotonic() + RETRY_AFTER
-            said = f"the payload store {self.where}: {type(error).__name__}: {error}"
+            message = f"the payload store {self.where}: {type(error).__name__}: {error}"
             if not self._warned:
                 self._warned = True
                 advice = "payloads too big for Redis stay on this host meanwhile"
-                _log.warning("memo: %s. See payload_store; %s.", said, advice)
-            raise TierError(said) from error
+                _log.warning("memo: %s. See payload_store; %s.", message, advice)
+            raise TierError(message) from error
         self._warned = False
         return found
 

@@ -697,8 +697,8 @@ class Redis:
             fault = self.client.breaker.fault
             fix = "" if fault is None else fault.fix
             answers = error.kind in ("NOPERM", "UNKNOWN")  # this user may not read the figures
-            said = {"up": answers, "where": self.client.where, "breaker": self._breaker()}
-            return said if answers else {**said, "error": str(error), "fix": fix}
+            state = {"up": answers, "where": self.client.where, "breaker": self._breaker()}
+            return state if answers else {**state, "error": str(error), "fix": fix}
         return {
             "up": True,
             "breaker": self._breaker(),

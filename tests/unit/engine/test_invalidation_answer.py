@@ -258,7 +258,7 @@ def test_a_redis_that_cannot_be_searched(redis_server: RedisServer) -> None:
         redis_server.kill()
         done = memo.invalidate(prefix="product", strict=True)
         assert (done.matched, done.at_least) == (0, True)
-        assert "no entry on this host; Redis could not be searched whole" in repr(done)
+        assert "no entry on this host; Redis could not be searched completely" in repr(done)
 
 
 def test_a_store_of_ones_own_goes_by_its_name(cache_home: Path) -> None:
@@ -272,7 +272,7 @@ def test_a_store_of_ones_own_goes_by_its_name(cache_home: Path) -> None:
     )
     load("EU")
     done = memo.invalidate(prefix="products", strict=True)  # it may have matched there
-    assert "no entry on this host; InADict could not be searched whole" in repr(done)
+    assert "no entry on this host; InADict could not be searched completely" in repr(done)
 
 
 def test_a_store_that_an_invalidation_did_not_reach_is_named(cache_home: Path) -> None:
