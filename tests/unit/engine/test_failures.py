@@ -189,7 +189,7 @@ def test_only_mode_raises_it(way: Way) -> None:
         (KeyError, "must be a mapping"),
         ([KeyError], "must be a mapping"),
         ({"KeyError": 5}, "not an exception type"),
-        ({KeyboardInterrupt: 5}, "stops programs"),
+        ({KeyboardInterrupt: 5}, "ends programs"),
         ({KeyError: 0}, r"cache_errors\[KeyError\]=0: must be more than 0"),
         ({KeyError: "5"}, "has no units"),
     ],

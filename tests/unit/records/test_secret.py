@@ -286,7 +286,7 @@ def test_without_a_place_for_it_the_secret_is_of_this_process(home, monkeypatch)
     try:
         first = secret_keys.generated()
         with pytest.warns(
-            secret_keys.SecretWarning, match="will not survive this process"
+            secret_keys.SecretWarning, match="will not outlive this process"
         ) as caught:
             secret_keys.warn_if_not_kept()
         with warnings.catch_warnings():
