@@ -64,6 +64,7 @@ from memo.records import codec, seal
 from memo.records.seal import Entry
 from memo.runtime import events
 from memo.runtime.clock import SECOND
+from memo.runtime.named_tuple import new_tuple
 from memo.runtime.port import Port
 from memo.runtime.reasons import EXPIRED, SOURCE_UNREACHABLE, UNREACHABLE
 from memo.settings.live_values import live
@@ -146,11 +147,8 @@ def _value(
     taken = time.perf_counter() - begun
     saved = 0.0 if reads is not None and reads.background else cost / SECOND
     facts = (events.HIT, function.id, key, tier, "", taken, entry.size, saved, "")
-    events.emit(_new_tuple(events.Event, facts))
+    events.emit(new_tuple(events.Event, facts))
     return value
-
-
-_new_tuple = tuple.__new__  # creates the event in half the time
 
 
 async def answer(

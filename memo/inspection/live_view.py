@@ -7,7 +7,6 @@ It consists of counters, headers of entries and facts about tiers; no value is l
 from __future__ import annotations
 
 import ast
-import functools
 import json
 import time
 from collections.abc import Callable
@@ -316,12 +315,9 @@ def _refresh(header: Header) -> str:
     return f"Refreshing {_called(header)} in the background."
 
 
-@functools.cache
 def page_file(name: str) -> str:
     """Return the text of a file of the page: `view.js`, `view.css` or `page.js`."""
-    from importlib import resources
-
-    return resources.files("memo.inspection").joinpath("static", name).read_text("utf-8")
+    return rendering.static_file(__package__, name)
 
 
 def static_mimebundle(model: Model) -> dict[str, str]:

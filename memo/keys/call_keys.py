@@ -35,7 +35,7 @@ from memo.keys.offloading import LIGHT, refuse_heavy
 from memo.keys.resolvers import Resolved, Resolver, Template, words
 from memo.records.stamp_types import ADDRESS, Ref
 from memo.runtime.checksums import blake2b
-from memo.runtime.named_tuple import NamedTuple
+from memo.runtime.named_tuple import NamedTuple, new_tuple
 from memo.settings import options
 from memo.validity import stamps
 
@@ -157,9 +157,6 @@ class Own(NamedTuple):
         for name, value, one in zip(*self.state[:3], strict=True):
             text = "nothing" if value is NOT_GIVEN else summaries.described_value(name, value)
             yield f"{own}.{name}" if name else f"{own}.*", text, atoms.short_digest(one)
-
-
-_new_tuple: Any = tuple.__new__  # creates a named tuple in half the time
 
 
 class Call:
@@ -733,7 +730,7 @@ class Keyer:
         if found.lost and not self._warned:
             self._warn_left_out(found)
         encoding = b"".join(found.encodings)
-        mine: Own = _new_tuple(Own, (owner, NOT_GIVEN, encoding, found))
+        mine: Own = new_tuple(Own, (owner, NOT_GIVEN, encoding, found))
         return mine
 
     def _key_of_class(self, owner: str, own: Any) -> Own:

@@ -30,7 +30,7 @@ from memo.keys.fingerprint.function_version import changed_names, code_digest
 from memo.keys.fingerprint.held_values import NO_VALUE, State
 from memo.keys.offloading import refuse_heavy
 from memo.keys.own_changes import At, BeforeComputation, Changes, CurrentValue
-from memo.runtime.named_tuple import NamedTuple
+from memo.runtime.named_tuple import NamedTuple, new_tuple
 
 _PLAIN: Final[dict[type, Callable[[Any], bytes]]] = {
     **SIMPLE,
@@ -59,7 +59,6 @@ class Attributes(NamedTuple):
 
 
 _PLAINLY: Final[Any] = object.__getattribute__
-_new_tuple: Any = tuple.__new__  # creates a named tuple in half the time
 EMPTY: Final = Attributes()
 NOTHING_CHANGED: Final = Changes()
 
@@ -91,7 +90,7 @@ def attributes(own: Any, state: State, light: bool = False) -> Attributes:
         encodings = [_PLAIN[type(value)](value) for value in values]
     except (AttributeError, KeyError, TypeError):  # so the most frequent case costs least
         return _looked_up(own, state, light)
-    found = _new_tuple(Attributes, (state.names, values, encodings, ()))
+    found = new_tuple(Attributes, (state.names, values, encodings, ()))
     return found
 
 

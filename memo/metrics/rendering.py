@@ -266,7 +266,9 @@ def table_html(table: Table) -> str:
     body = "".join(_row_html(row, table.texts) for row in table.rows)
     foot = f"<tfoot>{_row_html(table.total, table.texts)}</tfoot>" if table.total else ""
     script = (
-        f"<script>({_static('sort.js').strip()})({name!r})</script>" if len(table.rows) > 1 else ""
+        f"<script>({static_file(__package__, 'sort.js').strip()})({name!r})</script>"
+        if len(table.rows) > 1
+        else ""
     )
     parts = f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody>{foot}"
     return f'<div class="memo-wide"><table id="{name}">{parts}</table></div>{script}'
@@ -296,16 +298,18 @@ def _cell_html(cell: Cell) -> str:
 
 
 @functools.cache
-def _static(name: str) -> str:
-    """Return the text of a file in `static`."""
+def static_file(package: str, name: str) -> str:
+    """Return the text of a file in the `static` folder of a package."""
     from importlib import resources
 
-    return resources.files("memo.metrics").joinpath("static", name).read_text("utf-8")
+    return resources.files(package).joinpath("static", name).read_text("utf-8")
 
 
 def boxed(content: str) -> str:
     """Wrap HTML in memo's own style."""
-    return f'<style>{_static("tables.css")}</style><div class="memo">{content}</div>'
+    return (
+        f'<style>{static_file(__package__, "tables.css")}</style><div class="memo">{content}</div>'
+    )
 
 
 def page(title: str, content: str) -> str:

@@ -41,7 +41,7 @@ from memo.records.stamp_blocks import (
 )
 from memo.records.stamp_types import Generation, Ref, Result, Stamp, Times
 from memo.runtime.checksums import blake2b, compare_digest
-from memo.runtime.named_tuple import NamedTuple
+from memo.runtime.named_tuple import NamedTuple, new_tuple
 from memo.runtime.reasons import UNAUTHENTIC, UNREADABLE
 from memo.settings.secret_keys import Secret
 
@@ -60,7 +60,6 @@ _OUTLINE = struct.Struct(_PLACES.format + _FIXED.format[1:])
 _TEXTS_AT = _BODY_AT + _OUTLINE.size
 _BUFFER = struct.Struct(">Q32s")
 
-_new = tuple.__new__  # a third of what a named tuple's own takes
 
 CHECKED_BYTES = 4 * 1024 * 1024
 """Most bytes of entries that `CheckedRecords` keeps."""
@@ -386,7 +385,7 @@ def unpack_hit(record: bytes, secrets: Sequence[Secret], namespace: str, key: st
             packed_generations += block.packed_generations
     except (ValueError, TypeError, IndexError):
         return None
-    times = _new(Times, (started, finished, boot_id, boot, ttl, grace, cost))
+    times = new_tuple(Times, (started, finished, boot_id, boot, ttl, grace, cost))
     size = len(record)
     return Entry(
         record, view[end:], times, packed_generations, True, size, None, results, tuple(blocks)

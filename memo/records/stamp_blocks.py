@@ -25,6 +25,7 @@ from typing import Any, Self
 
 from memo.errors import EntryError
 from memo.records.stamp_types import Call, File, Generation, Ref, Result, Stamp, State
+from memo.runtime.named_tuple import new_tuple
 from memo.runtime.reasons import UNREADABLE
 
 BLOCK_FROM = 64
@@ -141,8 +142,6 @@ def deep_size(part: object) -> int:
 
 # --- one generation -------------------------------------------------------------------------------
 
-_new = tuple.__new__  # a third of what a named tuple's own takes
-
 
 def generation(claim: PackedGeneration) -> Generation:
     """Unpack a generation.
@@ -150,7 +149,7 @@ def generation(claim: PackedGeneration) -> Generation:
     Raises:
         EntryError: it is malformed.
     """
-    return _new(Generation, (ref_of(claim), _new(State, tuple(claim[3:]))))
+    return new_tuple(Generation, (ref_of(claim), new_tuple(State, tuple(claim[3:]))))
 
 
 def ref_of(claim: PackedGeneration) -> Ref:
@@ -165,7 +164,7 @@ def ref_of(claim: PackedGeneration) -> Ref:
             arguments = tuple([(name, digest) for name, digest in arguments])
     except (TypeError, ValueError):
         raise EntryError(UNREADABLE, "sealed, but malformed: a generation") from None
-    return _new(Ref, (group, arguments))
+    return new_tuple(Ref, (group, arguments))
 
 
 # --- as bytes -------------------------------------------------------------------------------------
@@ -264,7 +263,9 @@ def _stamp(row: list[Any]) -> Stamp:
     if kind == "g":
         _, group, pairs, text, last = row
         arguments = None if pairs is None else tuple(map(tuple, pairs))
-        return _new(Generation, (_new(Ref, (group, arguments)), _new(State, (text, last))))
+        return new_tuple(
+            Generation, (new_tuple(Ref, (group, arguments)), new_tuple(State, (text, last)))
+        )
     if kind == "f":
         return File(*row[1:])
     if kind == "c":

@@ -112,7 +112,6 @@ def _fills(code: CodeType) -> Fills:
 # --- source ---------------------------------------------------------------------------------------
 
 _Node = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
-_DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
 _FUTURES = functools.reduce(
     lambda flags, name: flags | getattr(future, name).compiler_flag, future.all_feature_names, 0
 )

@@ -224,7 +224,8 @@ def distribution(top: str) -> Origin | None:
     for each in reversed(providers().get(top, ())):  # the first of a name is the one imported
         # its metadata file is missing; earlier versions of importlib.metadata say so with a None
         with suppress(FileNotFoundError):
-            found[each.metadata["Name"]] = str(each.metadata["Version"])
+            metadata = each.metadata  # parsed at each access
+            found[metadata["Name"]] = str(metadata["Version"])
     names = sorted(filter(None, found), key=str.lower)
     if not names:
         return None

@@ -19,7 +19,6 @@ from memo.keys.encoding import atoms, canonical
 from memo.keys.encoding.canonical import Encoder, Walk
 from memo.keys.encoding.libraries import for_arrays, for_arrow
 from memo.keys.encoding.libraries.for_arrays import node, numpy
-from memo.runtime.named_tuple import NamedTuple
 
 LONG_COLUMN: Final = 1 << 20
 """Columns of at least this many bytes are hashed one by one."""
@@ -27,13 +26,6 @@ STRIP_BYTES: Final = 8 << 20
 """Bytes of a strip of short columns."""
 
 # --- frames --------------------------------------------------------------------------------------
-
-
-class ColumnPosition(NamedTuple):
-    """The position of one column: row `row` of the values of a block."""
-
-    values: Any
-    row: int
 
 
 def _frame(value: Any, walk: Walk) -> bytes:
