@@ -430,7 +430,9 @@ async def take_stamps(port: Port, jobs: Sequence[Job]) -> list[tuple[Stamp, ...]
     try:
         for start in range(0, len(refs), AT_ONCE):
             some = refs[start : start + AT_ONCE]
-            states.update(zip(some, await chain.authorities.begin(port, some, asked), strict=True))
+            states.update(
+                zip(some, await chain.authorities.stamp_states(port, some, asked), strict=True)
+            )
     except TierError as error:
         emit(jobs[0], events.ERROR, reason=UNREACHABLE, detail=str(error))
         return [None] * len(jobs)
@@ -456,7 +458,7 @@ async def merged_stamps(
     except TierError:
         sound = False
     readings = whole.readings()
-    known = results.folded(absolute, readings) if readings else with_block(absolute, own or ())
+    known = results.flatten(absolute, readings) if readings else with_block(absolute, own or ())
     return known, known if sound and own is not None else None
 
 
@@ -466,7 +468,7 @@ async def watch_tags(port: Port, job: Job) -> tuple[Generation, ...]:
         return ()
     ref = Ref(TAGS)
     try:
-        [state] = await job.chain.authorities.begin(port, [ref])
+        [state] = await job.chain.authorities.stamp_states(port, [ref])
     except TierError:
         return (Generation(ref, LOST),)
     return (Generation(ref, state),)
@@ -486,7 +488,7 @@ async def late_stamps(
     try:
         tags = function.keyer.late_tags(job.args, job.kwargs, replay.bare(result))
         refs = [Ref(stamps.group("t", tag)) for tag in tags]
-        states = await job.chain.authorities.begin(port, refs)
+        states = await job.chain.authorities.stamp_states(port, refs)
         if await job.chain.authorities.why_invalid(port, watch):
             return None
     except Exception as error:  # the user's callable raised, or no tier could be asked

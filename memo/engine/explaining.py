@@ -313,7 +313,7 @@ async def _path(port: Port, chain: Chain, header: Header, stamp: Generation) -> 
 
 async def _doubts(port: Port, chain: Chain, header: Header) -> list[str]:
     """Results that an entry was built on and that the next call asks first."""
-    _, readings = results.unfolded(header.stamps)
+    _, readings = results.unflatten(header.stamps)
     whys = await chain.authorities.why_changed(port, readings)
     names = [label(one.result.function) for one, why in zip(readings, whys, strict=True) if why]
     many = rendering.counted(len(names), "result")
@@ -675,7 +675,7 @@ class Planner:
 
     async def _beneath(self, header: Header, *, only_doubtful: bool) -> list[tuple[str, str]]:
         """Return function and key of each call that an entry was built on directly."""
-        absolute, readings = results.unfolded(header.stamps)
+        absolute, readings = results.unflatten(header.stamps)
         if only_doubtful:
             doubts = await self._chain.authorities.why_changed(self._port, readings)
             readings = [one for one, doubt in zip(readings, doubts, strict=True) if doubt]

@@ -22,10 +22,10 @@ from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.stores.authorities import make_note
 from memo.stores.chain import Chain
-from memo.stores.protocols import Listed, ServerTier, title
+from memo.stores.protocols import Listed, ServerTier, display_name
 from memo.validity import stamps
 from memo.validity.check import age, broken, texts
-from memo.validity.results import unfolded
+from memo.validity.results import unflatten
 from memo.validity.stamps import Turn, concerns
 
 COUNT_SECONDS = 0.05
@@ -167,7 +167,9 @@ async def invalidate(
     wanted = tuple(turns)
     found = await port.offload(matches_on_host, every, wanted) if count else Matches(partial=True)
     far = [chain.authorities.shared for chain in every]
-    shared = " and ".join(dict.fromkeys(title(tier.name) for tier in far if tier is not None))
+    shared = " and ".join(
+        dict.fromkeys(display_name(tier.name) for tier in far if tier is not None)
+    )
     uncounted = bool(wanted and shared) and not (found.number or found.partial)
     place = HERE
     if sure and uncounted:
@@ -360,5 +362,5 @@ def _has_expired(chain: Chain, header: Header) -> bool:
 def _own_generations(header: Header) -> list[Generation]:
     absolute: Sequence[Stamp] = header.stamps
     if absolute and type(absolute[-1]) is Result:
-        absolute, _ = unfolded(absolute)  # a result is compared before it is dropped
+        absolute, _ = unflatten(absolute)  # a result is compared before it is dropped
     return [stamp for stamp in absolute if type(stamp) is Generation]

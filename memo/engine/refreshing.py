@@ -41,7 +41,7 @@ from memo.stores.chain import Answer
 from memo.stores.protocols import MEMORY
 from memo.validity import results
 from memo.validity.check import FRESH, STALE, Unconfirmed
-from memo.validity.results import Reading
+from memo.validity.results import UsedResult
 
 BACKOFF = (1.0, 60.0)
 """Seconds to pause after a failed refresh: from the first, doubled at each failure, to the
@@ -68,7 +68,7 @@ async def revalidate(
     entry, begun = found.entry, time.perf_counter()
     assert entry is not None
     waited_for = not (alone or used_calls.in_background())
-    absolute, readings = results.unfolded(entry.stamps)
+    absolute, readings = results.unflatten(entry.stamps)
     used_calls.follow_threads()
     try:
         with inside(flight, alone=alone):
@@ -76,7 +76,7 @@ async def revalidate(
         if confirmed is None:
             return None
         own = results.own_result(entry.stamps)
-        known = (*results.folded(absolute, confirmed), *([] if own is None else [own]))
+        known = (*results.flatten(absolute, confirmed), *([] if own is None else [own]))
         value = await load(port, found)
         kept = await store_revalidated(port, job, found, known)
     except (EntryError, TierError) as error:
@@ -92,7 +92,9 @@ async def revalidate(
     )
 
 
-async def _confirmed(port: Port, job: Job, readings: Sequence[Reading]) -> list[Reading] | None:
+async def _confirmed(
+    port: Port, job: Job, readings: Sequence[UsedResult]
+) -> list[UsedResult] | None:
     """Return the results that a value was built on, with present stamps; None: one differs."""
     readings = list(readings)
     doubts = await job.chain.authorities.why_changed(port, readings)
@@ -107,9 +109,9 @@ async def _confirmed(port: Port, job: Job, readings: Sequence[Reading]) -> list[
     return readings
 
 
-async def _together(port: Port, wanted: Sequence[Result]) -> list[Reading | None]:
+async def _together(port: Port, wanted: Sequence[Result]) -> list[UsedResult | None]:
     """Ask for several results: at once on an event loop, else one by one up to the first None."""
-    found: list[Reading | None] = []
+    found: list[UsedResult | None] = []
     if not port.native or len(wanted) == 1:
         for result in wanted:
             found.append(await ask_again(port, result))
@@ -136,7 +138,7 @@ async def _together(port: Port, wanted: Sequence[Result]) -> list[Reading | None
     return found
 
 
-async def ask_again(port: Port, result: Result) -> Reading | None:
+async def ask_again(port: Port, result: Result) -> UsedResult | None:
     """Get a result again; return it with its present stamps, or None if it differs."""
     reads = UsedCalls(background=True)
     token = CURRENT.set(reads)

@@ -25,7 +25,7 @@ from memo.settings import configuration
 from memo.stores.chain import Chain
 from memo.validity import stamps
 from memo.validity.check import broken, remaining
-from memo.validity.results import Reading, folded, own_result, unfolded
+from memo.validity.results import UsedResult, flatten, own_result, unflatten
 
 
 class Expiry(NamedTuple):
@@ -83,7 +83,7 @@ class UsedCalls:
         self._states: dict[Ref, State] = {}
         self._blocks: tuple[Block, ...] = ()
         self._others: dict[Stamp, None] = {}
-        self._results: dict[tuple[str, str], Reading] = {}
+        self._results: dict[tuple[str, str], UsedResult] = {}
         self.life: Expiry | None = None
         self._wave = 0
         self._wave_began = math.inf
@@ -100,9 +100,9 @@ class UsedCalls:
             own = own_result(new)
             wave = self._wave_of(begun)
             if own is not None:
-                self._read(Reading(own._replace(wave=wave), new[:-1]))
+                self._read(UsedResult(own._replace(wave=wave), new[:-1]))
                 return
-            absolute, readings = unfolded(new)
+            absolute, readings = unflatten(new)
             for reading in readings:
                 inner = reading.result
                 self._wave = max(self._wave, wave + inner.wave)
@@ -163,7 +163,7 @@ class UsedCalls:
         self._wave_began = min(self._wave_began, time.perf_counter())
         return self._wave
 
-    def _read(self, reading: Reading) -> None:
+    def _read(self, reading: UsedResult) -> None:
         result = reading.result
         known = self._results.setdefault((result.function, result.key), reading)
         if known.result.digest != result.digest:
@@ -176,7 +176,7 @@ class UsedCalls:
         loose = (*map(Generation, states.keys(), states.values()), *self._others.copy())
         return Stamps.of(loose, self._blocks) if self._blocks else loose
 
-    def readings(self) -> list[Reading]:
+    def readings(self) -> list[UsedResult]:
         """Return the results of `cutoff` functions, in the order of their first use.
 
         Empty if there are more than `RESULTS`; their stamps are absolute then.
@@ -191,7 +191,7 @@ class UsedCalls:
 
     def all(self) -> tuple[Stamp, ...]:
         """Return all stamps and results, in the form an entry stores."""
-        return folded(self.absolute(), self.readings())
+        return flatten(self.absolute(), self.readings())
 
     def own_time(self, begun: float, ended: float) -> float:
         """Return the seconds between two moments that were not spent in other cached calls."""

@@ -27,7 +27,7 @@ from memo.settings import configuration, secret_keys
 from memo.settings.checks import redacted
 from memo.settings.configuration import DEFAULT, Settings
 from memo.stores.authorities import is_for_any, receivers
-from memo.stores.protocols import MEMORY, REDIS, title
+from memo.stores.protocols import MEMORY, REDIS, display_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -393,7 +393,7 @@ def _journal(settings: Settings) -> Findings:
         return
     to = receivers(row[2] for row in rows)
     fix = f"Nothing: they are replayed before the next read from {to}."
-    if not settings.redis_url and title(REDIS) in to:
+    if not settings.redis_url and display_name(REDIS) in to:
         fix = f"Set redis_url again: they are replayed before the next read from {to}."
     text = f"{counted(len(rows), 'invalidation')} not yet in {to}"
     yield Finding(WARN, "journal", text, fix)

@@ -31,10 +31,10 @@ from memo.runtime.port import Port
 from memo.runtime.reasons import SOURCE_UNREACHABLE
 from memo.settings.options import Policy
 from memo.stores.chain import Chain
-from memo.stores.protocols import Listable, Listed, ServerTier, title
+from memo.stores.protocols import Listable, Listed, ServerTier, display_name
 from memo.validity import check, dependencies, stamps
 from memo.validity.check import Expired, age, broken, judge
-from memo.validity.results import unfolded
+from memo.validity.results import unflatten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -246,7 +246,7 @@ def _state(
     code: str | None,
     chain: Chain,
 ) -> str:
-    absolute, readings = unfolded(header.stamps)
+    absolute, readings = unflatten(header.stamps)
     gone, times = _invalid_state(absolute, now, changed)
     if gone:
         return gone
@@ -310,7 +310,7 @@ async def _in_redis(port: Port, chain: Chain, prefix: str) -> tuple[list[tuple[H
     shared = chain.authorities.shared
     if shared is None:
         return [], ""
-    name, without = title(shared.name), "entries that only it has are missing here"
+    name, without = display_name(shared.name), "entries that only it has are missing here"
     if not isinstance(shared, ServerTier):
         return [], f"{name} cannot be listed: {without}."
     try:

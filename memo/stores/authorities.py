@@ -55,10 +55,10 @@ from memo.stores.protocols import (
     PendingLookup,
     ServerTier,
     Tier,
-    title,
+    display_name,
 )
 from memo.validity import check, stamps
-from memo.validity.results import Reading, split_reasons
+from memo.validity.results import UsedResult, split_reasons
 from memo.validity.stamps import Turn
 
 T = TypeVar("T")
@@ -154,7 +154,7 @@ class Authorities:
         """As `states`, and the authority that answered."""
         return await self._ask_in_order(port, lambda one: one.states(port, refs))
 
-    async def begin(
+    async def stamp_states(
         self, port: Port, refs: Sequence[Ref], asked: PendingLookup | None = None
     ) -> list[State]:
         """Read refs for the stamps of a computation that is about to begin.
@@ -169,7 +169,9 @@ class Authorities:
         before = await self.before(port, refs) if asked is None else asked.before
         now = None if asked is None else self._states_along(asked)
         if now is None:
-            now, _ = await self._ask_in_order(port, lambda one: one.begin(port, refs), begins=True)
+            now, _ = await self._ask_in_order(
+                port, lambda one: one.stamp_states(port, refs), creates=True
+            )
         if self.host is not None and before is not None and now != before:
             try:
                 await port.offload(self.host.generations.learn, refs, before, now)
@@ -194,18 +196,18 @@ class Authorities:
         if self._server is None or self.was_interrupted():
             return None
         try:
-            return self._server.stamp_states(asked.lookup)
-        except TierError:  # `begin` meets the same error, and reports it
+            return self._server.stamp_states_in(asked.lookup)
+        except TierError:  # `stamp_states` meets the same error, and reports it
             return None
 
     async def _ask_in_order(
-        self, port: Port, read: _Read, *, begins: bool = False
+        self, port: Port, read: _Read, *, creates: bool = False
     ) -> tuple[list[State], Generations]:
         """Return the states from the first authority that answers, and that authority.
 
         Args:
             read: asks one authority.
-            begins: missing groups are created, so only a read-only authority can lack some.
+            creates: missing groups are created, so only a read-only authority can lack some.
 
         Raises:
             TierUnavailable: none can.
@@ -219,7 +221,7 @@ class Authorities:
                     states = await self.read(port, partial(read, authority))
                 else:
                     states = await read(authority)
-                if LOST in states and (begins or (shared is not None and shared.read_only)):
+                if LOST in states and (creates or (shared is not None and shared.read_only)):
                     states = await self._with_host_states(read, states)
             except JournalUnreadableError as error:
                 self._fault("host", error)
@@ -284,19 +286,19 @@ class Authorities:
             self._fault("host", error)
             raise
 
-    async def why_changed(self, port: Port, readings: Sequence[Reading]) -> list[str]:
-        """For each of some results, return why it may have changed; "" if its stamps hold.
+    async def why_changed(self, port: Port, used: Sequence[UsedResult]) -> list[str]:
+        """Return for each used result why it may have changed; "" if its stamps hold.
 
         Raises:
             TierError: no tier can be asked.
         """
-        known = [stamp for reading in readings for stamp in reading.stamps]
+        known = [stamp for result in used for stamp in result.stamps]
         refs = [stamp.ref for stamp in known if type(stamp) is Generation]
         reasons = iter(await check.reasons(port, known, await self.states(port, refs)))
         found: list[str] = []
-        for reading in readings:
-            own = [next(reasons) for _ in reading.stamps]
-            absolute, beneath = split_reasons(reading.stamps, own)
+        for result in used:
+            own = [next(reasons) for _ in result.stamps]
+            absolute, beneath = split_reasons(result.stamps, own)
             found.append(next(iter((*absolute, *beneath)), ""))
         return found
 
@@ -507,7 +509,7 @@ def receivers(notes: Iterable[str]) -> str:
 def _receiver(where: str) -> str:
     """Return a store's name from its identity: `redis HOST NAMESPACE`, or `NAME@ID` of a user's."""
     if where == "*" or where.startswith(f"{REDIS} "):
-        return title(REDIS)
+        return display_name(REDIS)
     return where.partition("@")[0]
 
 

@@ -388,7 +388,11 @@ class Bundle:
 
     def _states_path(self, chain: stores.Chain) -> Path | None:
         host = chain.host
-        return None if host is None else Path(host.home.path) / "bundles" / f"{self.id}.json"
+        return (
+            None
+            if host is None
+            else Path(host.cache_directory.path) / "bundles" / f"{self.id}.json"
+        )
 
     def recorded_states(self, chain: stores.Chain) -> dict[Ref, State] | None:
         place = self._states_path(chain)
@@ -499,7 +503,7 @@ async def present_states(
     states: dict[Ref, State] = {}
     for start in range(0, len(refs), _AT_ONCE):
         some = refs[start : start + _AT_ONCE]
-        states.update(zip(some, await chain.authorities.begin(port, some), strict=True))
+        states.update(zip(some, await chain.authorities.stamp_states(port, some), strict=True))
     return states
 
 

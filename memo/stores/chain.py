@@ -452,7 +452,7 @@ class Chain:
         """Prepare a look-up that also reads the stamps of the computation that follows a miss.
 
         Args:
-            refs: refs to be read in the same exchange, for `Authorities.begin`.
+            refs: refs to be read in the same exchange, for `Authorities.stamp_states`.
         """
         before = await self.authorities.before(port, refs)
         return self._prepare_lookup(port, function, key, refs, before)

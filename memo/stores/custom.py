@@ -235,8 +235,8 @@ class CustomGenerations:
         states: list[State] = await self._tier.await_store(port, self._states(refs))
         return states
 
-    async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
-        states: list[State] = await self._tier.await_store(port, self._begin(refs))
+    async def stamp_states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
+        states: list[State] = await self._tier.await_store(port, self._stamp_states(refs))
         return states
 
     async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
@@ -277,7 +277,7 @@ class CustomGenerations:
     async def _states(self, refs: Sequence[Ref]) -> list[State]:
         return self.states_in(refs, await self._tier.read(self.keys(refs)))
 
-    async def _begin(self, refs: Sequence[Ref]) -> list[State]:
+    async def _stamp_states(self, refs: Sequence[Ref]) -> list[State]:
         states = await self._states(refs)
         missing = {ref.group for ref, state in zip(refs, states, strict=True) if state == LOST}
         if not missing:

@@ -399,8 +399,8 @@ class MemoryGenerations:
         """See `memo.stores.protocols.Generations.states`."""
         return self.read(refs)
 
-    async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
-        """See `memo.stores.protocols.Generations.begin`."""
+    async def stamp_states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
+        """See `memo.stores.protocols.Generations.stamp_states`."""
         with self._lock:
             for ref in refs:
                 if ALL not in self._groups.get(ref.group, {}):

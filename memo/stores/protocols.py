@@ -35,14 +35,14 @@ from memo.validity.stamps import Turn
 
 if TYPE_CHECKING:
     from memo.stores.chain import Chain
-    from memo.stores.disk.home import CacheDirectory
+    from memo.stores.disk.cache_directory import CacheDirectory
 
 MEMORY = "memory"
 REDIS = "redis"
 DISK = "disk"
 
 
-def title(tier: str) -> str:
+def display_name(tier: str) -> str:
     """Return the name of a tier for a sentence."""
     return "Redis" if tier == REDIS else tier
 
@@ -415,12 +415,12 @@ class ServerTier(Tier, Protocol):
         """As `start_lookup`, not sent yet: `Lookup.send` does that, or a lease is acquired with it.
 
         Args:
-            refs: refs to read in the same exchange, for `stamp_states`.
+            refs: refs to read in the same exchange, for `stamp_states_in`.
         """
         ...
 
-    def stamp_states(self, lookup: Lookup) -> list[State] | None:
-        """Return the states of refs read with a query; None: `Generations.begin` has to read them.
+    def stamp_states_in(self, lookup: Lookup) -> list[State] | None:
+        """Return the states of refs that a look-up has read; None: use `Generations.stamp_states`.
 
         Raises:
             TierError: the tier failed.
@@ -647,8 +647,8 @@ class Generations(Protocol):
         """Read each ref; `LOST` for a group without a `*` field."""
         ...
 
-    async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
-        """As `states`, but create a missing `*` first, for stamps taken before a computation."""
+    async def stamp_states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
+        """As `states`, but create missing groups first: for the stamps of a computation."""
         ...
 
     async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
@@ -782,7 +782,7 @@ class Host(Protocol):
     def journal(self) -> Journal: ...
 
     @property
-    def home(self) -> CacheDirectory: ...
+    def cache_directory(self) -> CacheDirectory: ...
 
     def load_note(self, name: str) -> str: ...
 

@@ -103,7 +103,7 @@ class Transfers:
     def _as_server(self, tier: Tier) -> ServerTier | None:
         return self._server if self._server is tier else None
 
-    def begin(self, port: Port, name: str, size: int) -> bool:
+    def queue_upload(self, port: Port, name: str, size: int) -> bool:
         """Queue the upload of a name from this host's disk.
 
         False if the caller has to send it itself.

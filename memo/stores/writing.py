@@ -88,7 +88,7 @@ class Writer:
                     break
         for tier in later:
             local = self._transfers.local
-            if local and local.name in stored and self._transfers.begin(port, name, size):
+            if local and local.name in stored and self._transfers.queue_upload(port, name, size):
                 continue
             if await self._put(port, tier, name, record, payload, lifetime):
                 stored.append(tier.name)
@@ -189,7 +189,7 @@ class Writer:
             if self._transfers.can_upload_later(tier, name, len(entry.record)):
                 slow.remove(tier)
                 if self._transfers.uploads.get(name) is None:
-                    self._transfers.begin(port, name, len(entry.record))
+                    self._transfers.queue_upload(port, name, len(entry.record))
             elif tier not in slow:
                 await self._put(port, tier, name, entry.record, None, lifetime)
         if slow:

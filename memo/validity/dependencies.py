@@ -194,9 +194,9 @@ _digests: dict[str, tuple[tuple[int, ...], str]] = {}
 def _content(path: str, status: os.stat_result) -> str:
     """Return the digest of the content, read again only if size, time or inode have changed."""
     identity = (status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
-    settled = abs(time.time() - status.st_mtime) >= RACY
+    is_settled = abs(time.time() - status.st_mtime) >= RACY
     known = _digests.get(path)
-    if settled and known is not None and known[0] == identity:
+    if is_settled and known is not None and known[0] == identity:
         return known[1]
     digest = blake2b(digest_size=20)
     try:
@@ -205,7 +205,7 @@ def _content(path: str, status: os.stat_result) -> str:
                 digest.update(piece)
     except OSError as error:
         return f"unreadable:{error.errno}"
-    if settled:
+    if is_settled:
         if len(_digests) > 4096:
             _digests.clear()
         _digests[path] = (identity, digest.hexdigest())

@@ -12,11 +12,11 @@ from memo.records.stamp_types import Result, Stamp
 from memo.runtime.named_tuple import NamedTuple
 
 
-class Reading(NamedTuple):
-    """A result that a computation used, with the stamps that it stands for.
+class UsedResult(NamedTuple):
+    """A result of a `cutoff` function that a computation used.
 
     Attributes:
-        result: the result, without positions.
+        result: its stamp, without positions.
         stamps: the stamps that it stands for.
     """
 
@@ -25,17 +25,14 @@ class Reading(NamedTuple):
 
 
 def own_result(known: Iterable[Stamp]) -> Result | None:
-    """Return the stamp that identifies the value of an entry.
-
-    None if it is not of a `cutoff` function.
-    """
+    """Return the stamp with the digest of an entry's value; None without `cutoff`."""
     return next((s for s in known if type(s) is Result and not s.beneath), None)
 
 
-def folded(absolute: Iterable[Stamp], readings: Iterable[Reading]) -> tuple[Stamp, ...]:
-    """Return stamps as an entry stores them.
+def flatten(absolute: Iterable[Stamp], used: Iterable[UsedResult]) -> tuple[Stamp, ...]:
+    """Return absolute stamps and used results as the one list that an entry stores.
 
-    Absolute ones, those of results (once each), the results.
+    The absolute stamps come first, then those beneath the results (once each), then the results.
     """
     made: list[Stamp] = [*absolute]
     places: dict[Stamp, int] = {}
@@ -48,7 +45,7 @@ def folded(absolute: Iterable[Stamp], readings: Iterable[Reading]) -> tuple[Stam
             made.append(stamp)
         return at
 
-    for result, known in readings:
+    for result, known in used:
         moved: dict[int, int] = {}
         claimed = _claimed(known)
         for at, stamp in enumerate(known):
@@ -62,19 +59,19 @@ def folded(absolute: Iterable[Stamp], readings: Iterable[Reading]) -> tuple[Stam
     return (*made, *directly)
 
 
-def unfolded(known: Sequence[Stamp]) -> tuple[list[Stamp], list[Reading]]:
-    """Return the absolute stamps of an entry, and the results that it was built on."""
+def unflatten(known: Sequence[Stamp]) -> tuple[list[Stamp], list[UsedResult]]:
+    """Split the stamps of an entry into the absolute ones and the results it was built on."""
     claimed = _claimed(known)
     absolute: list[Stamp] = []
-    readings: list[Reading] = []
+    used: list[UsedResult] = []
     for at, stamp in enumerate(known):
         if at in claimed or (type(stamp) is Result and not stamp.beneath):
             continue
         if type(stamp) is Result:
-            readings.append(Reading(stamp._replace(beneath=()), _beneath(known, stamp)))
+            used.append(UsedResult(stamp._replace(beneath=()), _beneath(known, stamp)))
         else:
             absolute.append(stamp)
-    return absolute, readings
+    return absolute, used
 
 
 def _claimed(known: Iterable[Stamp]) -> set[int]:

@@ -55,11 +55,11 @@ def run(request):
 
 @pytest.fixture
 def ask(keeper, run):
-    """`ask.begin(refs...)` and so on, over either port."""
+    """`ask.stamp_states(refs...)` and so on, over either port."""
 
     class Ask:
-        def begin(self, *refs):
-            return run(lambda port: keeper.begin(port, refs))
+        def stamp_states(self, *refs):
+            return run(lambda port: keeper.stamp_states(port, refs))
 
         def states(self, *refs):
             return run(lambda port: keeper.states(port, refs))
@@ -79,17 +79,17 @@ def test_a_group_that_nobody_began_is_lost(ask):
 
 
 def test_begin_makes_what_is_missing_and_keeps_what_is_there(ask):
-    """The first `begin` gives each group a token; later ones and `states` read the same."""
-    first = ask.begin(CALL_EU, Ref("n"))
+    """The first `stamp_states` gives each group a token; later ones and `states` read the same."""
+    first = ask.stamp_states(CALL_EU, Ref("n"))
     assert all(len(state.text) == stamps.TOKEN for state in first)
-    assert ask.begin(CALL_EU, Ref("n")) == first
+    assert ask.stamp_states(CALL_EU, Ref("n")) == first
     assert ask.states(CALL_EU, Ref("n")) == first
     assert ask.states(CALL_US) == [first[0]]
 
 
 def test_turning_a_group_changes_every_ref_of_it(ask):
     """An invalidation of a whole group is seen by all calls and by no other group."""
-    eu, us, other = ask.begin(CALL_EU, CALL_US, Ref("n"))
+    eu, us, other = ask.stamp_states(CALL_EU, CALL_US, Ref("n"))
     ask.turn(Turn(F))
     now = ask.states(CALL_EU, CALL_US, Ref("n"))
     assert now[0].text not in ("", eu.text)
@@ -99,7 +99,7 @@ def test_turning_a_group_changes_every_ref_of_it(ask):
 
 def test_turning_some_arguments_changes_what_has_them_all(ask):
     """A partial invalidation is seen by the calls with these arguments, and by no other call."""
-    eu, us = ask.begin(CALL_EU, CALL_US)
+    eu, us = ask.stamp_states(CALL_EU, CALL_US)
     ask.turn(Turn(F, (EU,)))
     now_eu, now_us = ask.states(CALL_EU, CALL_US)
     assert now_eu.text != eu.text
@@ -119,7 +119,7 @@ def test_tokens_are_random():
 
 def test_two_turns_of_the_same_arguments_differ(ask):
     """Each invalidation writes a fresh token."""
-    ask.begin(CALL_EU)
+    ask.stamp_states(CALL_EU)
     seen = set()
     for _ in range(5):
         ask.turn(Turn(F, (EU,)))
@@ -129,7 +129,7 @@ def test_two_turns_of_the_same_arguments_differ(ask):
 
 def test_last_tells_of_any_change_in_the_group(ask):
     """`last` and a ref on anything in the group change with each invalidation in it."""
-    ask.begin(CALL_EU)
+    ask.stamp_states(CALL_EU)
     before, anything = ask.states(CALL_US, Ref(F, None))
     assert before.last == ""
     ask.turn(Turn(F, (EU,)))
@@ -141,7 +141,7 @@ def test_last_tells_of_any_change_in_the_group(ask):
 
 def test_turns_of_one_call_are_all_made(ask):
     """Several turns at once, of one group and of others, are all seen."""
-    before = ask.begin(CALL_EU, CALL_US, Ref("t:sales"), Ref("n"))
+    before = ask.stamp_states(CALL_EU, CALL_US, Ref("t:sales"), Ref("n"))
     ask.turn(Turn(F, (EU,)), Turn(F, (US,)), Turn("t:sales"))
     after = ask.states(CALL_EU, CALL_US, Ref("t:sales"), Ref("n"))
     assert [a.text == b.text for a, b in zip(after, before, strict=True)] == [False] * 3 + [True]
@@ -150,7 +150,7 @@ def test_turns_of_one_call_are_all_made(ask):
 def test_a_turn_before_the_first_begin_revives_nothing(ask):
     """Turning a group that was never begun leaves it sound: begun entries hold until the turn."""
     ask.turn(Turn(F, (EU,)))
-    state = ask.begin(CALL_EU)
+    state = ask.stamp_states(CALL_EU)
     assert state[0].text
     assert ask.states(CALL_EU) == state
     ask.turn(Turn(F, (EU,)))
@@ -159,7 +159,7 @@ def test_a_turn_before_the_first_begin_revives_nothing(ask):
 
 def test_notes_say_who_and_why(ask):
     """The notes of a ref are those of the invalidations that it saw."""
-    ask.begin(CALL_EU)
+    ask.stamp_states(CALL_EU)
     assert ask.notes(CALL_EU) == []
     ask.turn(Turn(F), note='{"n": 1}')
     ask.turn(Turn(F, (EU,)), note='{"n": 2}')
@@ -171,7 +171,7 @@ def test_notes_say_who_and_why(ask):
 
 def test_a_group_past_its_bound_is_renewed(ask):
     """Past the bound on fields all of them go and `*` turns, so that nothing comes back to life."""
-    states = {ask.begin(CALL_EU)[0].text}
+    states = {ask.stamp_states(CALL_EU)[0].text}
     stars = {next(iter(states))[: stamps.TOKEN]}
     for first in range(0, stamps.FIELDS + 512, 256):
         numbers = range(first, first + 256)
@@ -185,7 +185,7 @@ def test_a_group_past_its_bound_is_renewed(ask):
 def test_a_group_with_too_many_shapes_is_renewed(ask):
     """The shapes that each reader must look at are bounded."""
     ref = Ref(F, tuple((f"a{n:03}", "0" * 16) for n in range(100)))
-    first = ask.begin(ref)[0].text
+    first = ask.stamp_states(ref)[0].text
     for pair in ref.arguments:
         ask.turn(Turn(F, (pair,)))
     text = ask.states(ref)[0].text
@@ -199,7 +199,7 @@ def test_threads_agree_on_a_fresh_token(keeper):
 
     def begin():
         barrier.wait()
-        seen.append(RUNNERS["blocking"](lambda port: keeper.begin(port, [CALL_EU])))
+        seen.append(RUNNERS["blocking"](lambda port: keeper.stamp_states(port, [CALL_EU])))
 
     threads = [threading.Thread(target=begin) for _ in range(8)]
     for thread in threads:

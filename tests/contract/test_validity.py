@@ -69,7 +69,7 @@ class Rules:
     def __init__(self) -> None:
         self.groups: dict[str, dict[str, str]] = {}
 
-    async def begin(self, port: Any, refs: list[Ref]) -> list[State]:
+    async def stamp_states(self, port: Any, refs: list[Ref]) -> list[State]:
         for ref in refs:
             self.groups.setdefault(ref.group, {"*": stamps.token()})
         return await self.states(port, refs)
@@ -155,7 +155,7 @@ def test_the_same_invalidation_breaks_the_same_entries_in_every_store(
     name, store = keeper
     turns, expected = TURNS[case]
     refs = list(PROBES.values())
-    before = drive(store.begin(BLOCKING, refs))
+    before = drive(store.stamp_states(BLOCKING, refs))
     assert not check.broken(check.texts(before), check.texts(drive(store.states(BLOCKING, refs))))
     for turn in turns:
         drive(store.turn(BLOCKING, [turn], "{}"))
@@ -178,7 +178,7 @@ def test_what_is_let_expire_is_told_from_what_is_invalidated(
     name, store = keeper
     [turn], expected = TURNS[case]
     refs = list(PROBES.values())
-    before = drive(store.begin(BLOCKING, refs))
+    before = drive(store.stamp_states(BLOCKING, refs))
     drive(store.turn(BLOCKING, [softened(turn)], "{}"))
     after = drive(store.states(BLOCKING, refs))
     for probe, old, new in zip(PROBES, before, after, strict=True):

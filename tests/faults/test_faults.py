@@ -38,8 +38,8 @@ from memo.keys.fingerprint import source_history
 from memo.runtime import private_files
 from memo.runtime.blocking import BLOCKING, drain_blocking, drive
 from memo.settings.configuration import configure
+from memo.stores.disk import cache_directory, file_locks, host_database, payload_files
 from memo.stores.disk import disk_tier as disk_module
-from memo.stores.disk import file_locks, home, host_database, payload_files
 from memo.stores.disk import sqlite_file as sqlite_module
 from memo.stores.redis.client import Client
 from memo.testing import recording
@@ -623,7 +623,7 @@ def test_a_disk_that_takes_nothing(
                 warnings.simplefilter("error")
                 for x in (1, 2, 2, 3):
                     assert world.call(x) == 1
-                    ahead.advance(2 * home.RETRY_AFTER)  # it is tried again each time
+                    ahead.advance(2 * cache_directory.RETRY_AFTER)  # it is tried again each time
             faults.on = False
             world.call(2)
             before = world.ran

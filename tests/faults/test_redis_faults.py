@@ -286,7 +286,7 @@ def operations(tier: Redis) -> dict[str, Work]:
         "drop": lambda port: tier.drop(port, "memo:i"),
         "clear": lambda port: tier.clear(port, "memo:i"),
         "states": lambda port: tier.states(port, refs),
-        "begin": lambda port: tier.begin(port, refs),
+        "begin": lambda port: tier.stamp_states(port, refs),
         "turn": lambda port: tier.turn(port, [Turn("t:x")], "{}"),
         "notes": lambda port: tier.notes(port, refs[0]),
         "acquire": lambda port: tier.leases.acquire(port, "x", "me"),
@@ -321,7 +321,7 @@ def test_flipped_byte(proxy: Proxy, run: Any) -> None:
     """With any byte of a reply damaged the answer is damaged or an error, and the next is right."""
     tier = Redis(proxy.url, deadline=0.05)
     refs = [Ref("n"), Ref("t:x")]
-    right = run(lambda port: tier.begin(port, refs))
+    right = run(lambda port: tier.stamp_states(port, refs))
 
     async def work(port: Port) -> None:
         for at in range(90):
@@ -454,14 +454,14 @@ def test_full_server(redis_server: RedisServer, run: Any) -> None:
     """A full Redis takes no entries, but reads, leases and above all invalidations still work."""
     tier = Redis(redis_server.url, deadline=PATIENT)
     refs = [Ref("n"), Ref("f:m:f", (("a", "0" * 16),))]
-    before = run(lambda port: tier.begin(port, refs[:1]))
+    before = run(lambda port: tier.stamp_states(port, refs[:1]))
     run(lambda port: tier.store(port, "memo:k", b"v", None, None))
     redis_server.client().config_set("maxmemory", 1)
     with pytest.raises(TierError, match="OOM"):
         run(lambda port: tier.store(port, "memo:j", b"v" * 100, None, None))
     assert run(lambda port: tier.lookup(port, "memo:k")).record == b"v"
     run(lambda port: tier.turn(port, [Turn("n"), Turn("f:m:f", (("a", "0" * 16),))], "{}"))
-    after = run(lambda port: tier.begin(port, refs))
+    after = run(lambda port: tier.stamp_states(port, refs))
     assert after[0] != before[0]
     assert all(state.text for state in after)
     assert run(lambda port: tier.leases.acquire(port, "x", "me")) is None
@@ -482,7 +482,7 @@ def test_read_only_replica(redis_server: RedisServer, run: Any) -> None:
             with pytest.raises(TierError, match="replica"):
                 run(operations(tier)[name])
         assert tier.read_only
-        assert run(lambda port: tier.begin(port, [Ref("never")])) == [LOST]
+        assert run(lambda port: tier.stamp_states(port, [Ref("never")])) == [LOST]
         assert run(lambda port: tier.lookup(port, "memo:k")).record == b"v"
         assert not tier.client.breaker.open
     finally:

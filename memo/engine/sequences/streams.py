@@ -75,7 +75,7 @@ fork.in_child(_leased.clear)
 def spool_for(function: Function) -> Spool:
     """Return a spool whose file, if it needs one, is kept in the cache directory."""
     host = function.chain().host
-    return Spool(None if host is None else Path(host.home.path), function.compress())
+    return Spool(None if host is None else Path(host.cache_directory.path), function.compress())
 
 
 def limit(job: Job) -> int | None:

@@ -37,7 +37,7 @@ from memo.settings import secret_keys
 from memo.settings.secret_keys import Secret
 from memo.stores import protocols
 from memo.stores.disk import file_locks
-from memo.stores.disk.home import READ_ONLY, is_full
+from memo.stores.disk.cache_directory import READ_ONLY, is_full
 from memo.stores.disk.payload_files import Payloads
 from memo.stores.disk.sqlite_file import LOG, DamagedError, Database, retry_while_locked, statements
 from memo.stores.protocols import Found, Generations, Host, Listed, RecordToStore, Source
@@ -123,8 +123,8 @@ class Disk:
         self.directory = directory
         self.size_limit = size_limit
         self.generations: Generations | None = host.generations
-        self._home = host.home
-        self._home.free_space = self._free_space
+        self._cache_directory = host.cache_directory
+        self._cache_directory.free_space = self._free_space
         self._clock = clock
         self._retention = retention
         self.payloads = Payloads(directory / "payloads")
@@ -192,7 +192,7 @@ class Disk:
         database = self.database
         if not database.is_open:
             try:
-                read_only = self._home.open() == READ_ONLY
+                read_only = self._cache_directory.open() == READ_ONLY
                 if not read_only:
                     with private_files.inside(database.path.parent, make=True):
                         pass
@@ -202,7 +202,9 @@ class Disk:
                 raise
             except (*_FAULTS, SettingError) as error:
                 if is_full(error):
-                    raise self._home.mark_unusable("cannot be used: the disk is full.") from error
+                    raise self._cache_directory.mark_unusable(
+                        "cannot be used: the disk is full."
+                    ) from error
                 raise database.handle_error(error) from error
         return database
 
@@ -285,8 +287,8 @@ class Disk:
             raise met
         database = self.database
         if not database.is_open:
-            if self._home.is_unusable():
-                raise self._home.unavailable()
+            if self._cache_directory.is_unusable():
+                raise self._cache_directory.unavailable()
             await port.offload(retry_while_locked, self._ready)
         try:
             with database.reading:
@@ -389,15 +391,15 @@ class Disk:
         lifetime: float | None,
     ) -> None:
         """See `memo.stores.protocols.Tier.store`."""
-        if self._home.is_unusable():
-            raise self._home.unavailable()
+        if self._cache_directory.is_unusable():
+            raise self._cache_directory.unavailable()
         await port.offload(self._store_with_room, name, record, payload, lifetime)
         self._start_housekeeping(port)
 
     async def store_many(self, port: Port, records: Sequence[RecordToStore]) -> None:
         """See `memo.stores.protocols.StoresMany.store_many`; it is one transaction."""
-        if self._home.is_unusable():
-            raise self._home.unavailable()
+        if self._cache_directory.is_unusable():
+            raise self._cache_directory.unavailable()
         await port.offload(self._store_many, records)
         self._start_housekeeping(port)
 
@@ -472,11 +474,11 @@ class Disk:
                 if not is_full(error.__cause__) or once:
                     raise
                 if not self._free_space(size):
-                    self._home.warn_full()
+                    self._cache_directory.warn_full()
                     raise TierUnavailable(str(error), reported=True) from error
             else:
                 return
-        self._home.warn_full()
+        self._cache_directory.warn_full()
         raise TierUnavailable("the disk is full", reported=True)
 
     def _free_space(self, size: int) -> bool:
@@ -721,16 +723,16 @@ class Disk:
         try:
             self._ready()
         except TierUnavailable as error:
-            return {"up": False, "error": str(error), **self._home.health()}
+            return {"up": False, "error": str(error), **self._cache_directory.health()}
         if self.database.read_only:
             (count,) = self._read("SELECT count(*) FROM Cache")[0]
-            return {"up": True, "entries": count, **self._home.health()}
+            return {"up": True, "entries": count, **self._cache_directory.health()}
         return {
             "up": True,
             "entries": self.write(lambda index: index.reset("count")),
             "bytes": self.write(lambda index: index.volume()),
             "budget": self.size_limit,
-            **self._home.health(),
+            **self._cache_directory.health(),
         }
 
     def close(self) -> None:

@@ -36,7 +36,7 @@ from memo.records.stamp_types import Ref, State
 from memo.runtime import ownership, private_files
 from memo.runtime.clock import Clock
 from memo.stores.disk import sqlite_file
-from memo.stores.disk.home import READ_ONLY, CacheDirectory, is_full
+from memo.stores.disk.cache_directory import READ_ONLY, CacheDirectory, is_full
 from memo.stores.disk.sqlite_file import DamagedError, Database
 from memo.validity import stamps
 from memo.validity.generations import Change
@@ -131,9 +131,9 @@ class Ledger:
         lives: when groups in the mirror may be deleted, in Unix seconds, as far as known.
     """
 
-    def __init__(self, home: CacheDirectory, clock: Clock) -> None:
-        self.home = home
-        self.directory = directory = home.path
+    def __init__(self, cache_directory: CacheDirectory, clock: Clock) -> None:
+        self.cache_directory = cache_directory
+        self.directory = directory = cache_directory.path
         self.clock = clock
         self.database = Database(
             directory / "host.sqlite", directory, self._prepare, self._before_aside
@@ -239,17 +239,19 @@ class Ledger:
         database = self.database
         if not database.is_open:
             try:
-                database.open(read_only=self.home.open() == READ_ONLY)
+                database.open(read_only=self.cache_directory.open() == READ_ONLY)
             except (sqlite3.Error, OSError, DamagedError, SettingError) as error:
                 if is_full(error):
-                    raise self.home.mark_unusable("cannot be used: the disk is full.") from error
+                    raise self.cache_directory.mark_unusable(
+                        "cannot be used: the disk is full."
+                    ) from error
                 raise database.handle_error(error) from error
         return database
 
     @property
     def is_at_hand(self) -> bool:
         """True if it can be read without waiting."""
-        return self.database.is_open or self.home.is_unusable()
+        return self.database.is_open or self.cache_directory.is_unusable()
 
     def close(self) -> None:
         with self.database.writing:
@@ -392,8 +394,8 @@ class Ledger:
         except TierError as error:
             if not is_full(error.__cause__):
                 raise
-            if not self.home.free_space(ROOM):
-                self.home.warn_full()
+            if not self.cache_directory.free_space(ROOM):
+                self.cache_directory.warn_full()
                 raise
             sqlite_file.retry_while_locked(self._write_now, work, durable)
 

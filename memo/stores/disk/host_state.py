@@ -22,9 +22,9 @@ from memo.runtime import private_files
 from memo.runtime.checksums import blake2b
 from memo.runtime.clock import SECOND, SYSTEM, Clock
 from memo.runtime.port import Port
-from memo.stores.disk import home
+from memo.stores.disk import cache_directory
+from memo.stores.disk.cache_directory import READ_ONLY, CacheDirectory
 from memo.stores.disk.file_locks import HostLock
-from memo.stores.disk.home import READ_ONLY, CacheDirectory
 from memo.stores.disk.host_database import (
     MIRROR,
     NEVER_EXPIRES,
@@ -173,7 +173,7 @@ class HostGenerations:
             journalled = _journalled_groups(connection)
             changed = _mark_shared(connection)
             for name in dict.fromkeys(ref.group for ref, _, _ in updates):
-                if name not in journalled and _settled(connection, name) <= since:
+                if name not in journalled and _delivered_at(connection, name) <= since:
                     mine = [(ref, old, new) for ref, old, new in updates if ref.group == name]
                     changed |= _learn(connection, name, mine, commit)
                     extend_life(connection, [name], self._now() + SHORTEST_LIFE)
@@ -191,15 +191,15 @@ class HostGenerations:
             return await port.offload(retry_while_locked, self.read, refs)
         return self.read(refs)
 
-    async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
-        """See `memo.stores.protocols.Generations.begin`."""
+    async def stamp_states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
+        """See `memo.stores.protocols.Generations.stamp_states`."""
         states = await self.states(port, refs)
         lives, soon = self.ledger.lives, self._now() + SHORTEST_LIFE // 2
         if LOST not in states and all(lives.get(ref.group, 0) >= soon for ref in refs):
             return states
-        return await port.offload(self._begin, refs)
+        return await port.offload(self._create_missing, refs)
 
-    def _begin(self, refs: Sequence[Ref]) -> list[State]:
+    def _create_missing(self, refs: Sequence[Ref]) -> list[State]:
         created = Change({ALL: stamps.token()})  # one for all: equal tokens compress well
 
         names = dict.fromkeys(ref.group for ref in refs)
@@ -216,7 +216,7 @@ class HostGenerations:
         except TierError as error:
             if not _is_unusable(error):
                 raise
-            self._unwritten.begin(names)
+            self._unwritten.add_groups(names)
         found = self.read(refs)
         self._note_expiry(names, self._now() + SHORTEST_LIFE)
         return found
@@ -407,7 +407,7 @@ class HostGenerations:
 
 def _is_unusable(error: TierError) -> bool:
     """True if the fault is that the directory is missing, not writable, or on a full disk."""
-    return isinstance(error, TierUnavailable) or home.is_full(error.__cause__)
+    return isinstance(error, TierUnavailable) or cache_directory.is_full(error.__cause__)
 
 
 def _expired_groups(connection: sqlite3.Connection, now: int) -> list[str]:
@@ -449,7 +449,7 @@ def _journal_for_next_tier(connection: sqlite3.Connection, at: int, turns: str, 
     )
 
 
-def _settled(connection: sqlite3.Connection, group: str) -> int:
+def _delivered_at(connection: sqlite3.Connection, group: str) -> int:
     row = connection.execute("SELECT settled FROM groups WHERE name = ?", (group,)).fetchone()
     return row[0] if row else swept_at(connection)
 
@@ -659,11 +659,11 @@ class Host:
 
     def __init__(self, directory: Path, clock: Clock = SYSTEM, root: Path | None = None) -> None:
         self.directory = directory
-        self.home = CacheDirectory(directory, root)
+        self.cache_directory = CacheDirectory(directory, root)
         with suppress(OSError, SettingError):  # reported at the first use
             if not directory.exists():
                 private_files.claim(directory)
-        self.ledger = Ledger(self.home, clock)
+        self.ledger = Ledger(self.cache_directory, clock)
         self.generations = HostGenerations(self.ledger)
         self.journal = Journal(self.ledger)
         self._id: tuple[int, str] = (0, "")
@@ -709,8 +709,8 @@ class Host:
         Raises:
             TierUnavailable: no file can be created for it.
         """
-        if self.home.is_unusable() or self.home.state == READ_ONLY:
-            raise self.home.unavailable()
+        if self.cache_directory.is_unusable() or self.cache_directory.state == READ_ONLY:
+            raise self.cache_directory.unavailable()
         digest = blake2b(name.encode(), digest_size=20).hexdigest()
         return HostLock(self.directory / "locks" / digest)
 

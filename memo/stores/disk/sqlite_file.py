@@ -73,7 +73,7 @@ class Database:
 
     Args:
         path: the file; its directory exists.
-        home: the cache directory; it, the file, and any directory between them must not be a link.
+        cache_directory: it, the file, and any directory between them must not be a link.
         prepare: called with the connection for writing after it was opened, to create the tables.
         before_aside: called before a damaged file is renamed, to notify its other users.
         pragmas: for both connections, such as `"cache_size=8192"`; set before any table is created.
@@ -88,7 +88,7 @@ class Database:
     def __init__(
         self,
         path: Path,
-        home: Path,
+        cache_directory: Path,
         prepare: Callable[[sqlite3.Connection], None],
         before_aside: Callable[[], None] = lambda: None,
         pragmas: Sequence[str] = (),
@@ -96,7 +96,7 @@ class Database:
         self.path = path
         self._text = str(path)
         self._lock_name = path.with_suffix(".lock").name
-        self._in_folder = path.parent != home
+        self._in_folder = path.parent != cache_directory
         self._prepare = prepare
         self._before_aside = before_aside
         self._pragmas = ("trusted_schema=0", f"journal_size_limit={LOG}", *pragmas)

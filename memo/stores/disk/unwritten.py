@@ -52,7 +52,7 @@ class Unwritten:
         self._late: dict[tuple[str, object], LateTurn] = {}
         self._patched: dict[str, tuple[Group, Group]] = {}
 
-    def begin(self, groups: Iterable[str]) -> None:
+    def add_groups(self, groups: Iterable[str]) -> None:
         """Give groups a token that have none in the file."""
         with self._lock:
             if len(self._new_groups) > MOST_NEW_GROUPS:

@@ -458,7 +458,7 @@ class Redis:
         missing = dict.fromkeys(ref.group for ref, state in pairs if state == LOST)
         return await self.on_lost(port, list(missing))
 
-    async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
+    async def stamp_states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
         """As `states`, but create missing groups, and let every group live for at least a `DAY`.
 
         If Redis takes no writes, a missing group reads `LOST`.
@@ -473,21 +473,21 @@ class Redis:
         if not missing:
             return states
         try:
-            await self._begin(port, sorted(missing))
+            await self._create_missing(port, sorted(missing))
         except TierError:
             if self.read_only or LOST not in states:
                 return states
             raise
         return await self.states(port, refs)
 
-    def stamp_states(self, lookup: Lookup) -> list[State] | None:
-        """See `memo.stores.protocols.ServerTier.stamp_states`."""
+    def stamp_states_in(self, lookup: Lookup) -> list[State] | None:
+        """See `memo.stores.protocols.ServerTier.stamp_states_in`."""
         assert isinstance(lookup, RecordLookup)
         states = lookup.states()
         return None if states is None or self._missing(lookup.refs, states) else list(states)
 
     def _missing(self, refs: Sequence[Ref], states: Sequence[State]) -> set[str]:
-        """Return the groups that `begin` creates, or whose life it extends."""
+        """Return the groups that `stamp_states` creates, or whose life it extends."""
         soon, missing = time.monotonic() + DAY / 2, set()
         for (group, _), state in zip(refs, states, strict=True):
             lasts = group.startswith("t:") or self._lives.get(group, 0.0) >= soon
@@ -495,7 +495,7 @@ class Redis:
                 missing.add(group)
         return missing
 
-    async def _begin(self, port: Port, groups: Sequence[str]) -> None:
+    async def _create_missing(self, port: Port, groups: Sequence[str]) -> None:
         life = b"%d" % _milliseconds(DAY)
         tokens = [stamps.token().encode()] * len(groups)  # equal tokens compress well in stamps
         keys = [self._group_key(group) for group in groups]
@@ -741,7 +741,7 @@ class Redis:
 
     async def _try_turn(self, port: Port, group: str) -> bool:
         refs = [Ref(group)]
-        before = await self.begin(port, refs)
+        before = await self.stamp_states(port, refs)
         await self.turn(port, [Turn(group)], "{}")
         after = await self.states(port, refs)
         key = self._group_key(group)

@@ -81,7 +81,7 @@ def name(number: int) -> str:
 
 def fill(tier: Redis, count: int, sizes: Callable[[], int] = lambda: 10) -> dict[str, bytes]:
     """Store records, and let the tier know what they name; name -> record."""
-    begun = blocking(lambda port: tier.begin(port, REFS))
+    begun = blocking(lambda port: tier.stamp_states(port, REFS))
     marks = [Generation(ref, state) for ref, state in zip(REFS, begun, strict=True)]
     stored = {}
     for number in range(count):
@@ -284,7 +284,7 @@ def test_invalidation_is_seen_by_the_next_batch(tier: Redis, together: int) -> N
 
     async def work(port: Port) -> None:
         for turn in turns:
-            before = await tier.begin(port, REFS)
+            before = await tier.stamp_states(port, REFS)
             await tier.turn(port, [turn], "{}")
             now = await tier.states(port, REFS)
             assert now != before
@@ -616,7 +616,7 @@ def test_no_reply_makes_reading_raise(reply: Any) -> None:
 
 def test_groups_are_learned(tier: Redis, redis_server: RedisServer) -> None:
     """The first look-up reads the record, the next one the groups that it named as well."""
-    begun = blocking(lambda port: tier.begin(port, REFS))
+    begun = blocking(lambda port: tier.stamp_states(port, REFS))
     marks = [Generation(ref, state) for ref, state in zip(REFS, begun, strict=True)]
     for number, kept in enumerate((marks[:1], marks[:1], marks)):
         blocking(lambda port, n=number, k=kept: tier.store(port, name(n), record(*k), None, None))

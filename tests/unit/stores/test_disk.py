@@ -27,8 +27,8 @@ from memo.errors import TierError
 from memo.records import codec
 from memo.runtime.blocking import BLOCKING, POOL, drain_blocking
 from memo.runtime.native import native
+from memo.stores.disk import cache_directory, sqlite_file
 from memo.stores.disk import disk_tier as disk_module
-from memo.stores.disk import home, sqlite_file
 from memo.stores.disk.disk_tier import INLINE, Disk
 from memo.stores.disk.host_state import Host
 from memo.stores.protocols import Found
@@ -373,7 +373,10 @@ def test_another_users_directory_is_refused(tmp_path):
     theirs.mkdir()
     os.chown(theirs, 12345, 12345)
     disk = Disk(theirs, MIB, Host(theirs))
-    with pytest.warns(home.DirectoryWarning, match="another user"), pytest.raises(TierError):
+    with (
+        pytest.warns(cache_directory.DirectoryWarning, match="another user"),
+        pytest.raises(TierError),
+    ):
         put(disk, "a")
     assert list(theirs.iterdir()) == []
 
@@ -616,7 +619,7 @@ def test_a_directory_that_cannot_be_used_is_a_tier_error(tmp_path, run):
         disk.names,
     ):
         with warnings.catch_warnings(), pytest.raises(TierError):
-            warnings.simplefilter("ignore", home.DirectoryWarning)
+            warnings.simplefilter("ignore", cache_directory.DirectoryWarning)
             run(use)
     facts = run(disk.health)
     assert not facts["up"]

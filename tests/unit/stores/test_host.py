@@ -21,7 +21,7 @@ from waiting import until
 from memo.errors import TierError
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.blocking import BLOCKING, drive
-from memo.stores.disk import file_locks, home, host_database, host_state, sqlite_file
+from memo.stores.disk import cache_directory, file_locks, host_database, host_state, sqlite_file
 from memo.stores.disk.host_state import Host
 from memo.validity import stamps
 from memo.validity.stamps import Turn
@@ -54,7 +54,7 @@ def second(directory, host):
 
 
 def begin(host, *refs):
-    return blocking(lambda port: host.generations.begin(port, refs))
+    return blocking(lambda port: host.generations.stamp_states(port, refs))
 
 
 def turn(host, *turns, note="{}"):
@@ -201,7 +201,7 @@ def test_processes_agree_on_a_fresh_token(directory):
     """Processes that begin one group at the same moment read the same token."""
     code = IN_A_PROCESS + (
         "print('ready', flush=True)\nsys.stdin.readline()\n"
-        "print(drive(host.generations.begin(BLOCKING, [CALL]))[0].text)\nhost.close()\n"
+        "print(drive(host.generations.stamp_states(BLOCKING, [CALL]))[0].text)\nhost.close()\n"
     )
     processes = [start(code, directory) for _ in range(6)]
     for process in processes:
@@ -319,7 +319,7 @@ def test_a_row_whose_maker_died_is_due_after_five_seconds(host, directory, offse
 def test_the_journal_survives_a_kill(directory):
     """An invalidation that `add` has returned from is there after SIGKILL, and turned."""
     code = IN_A_PROCESS + (
-        "print(drive(host.generations.begin(BLOCKING, [CALL]))[0].text)\n"
+        "print(drive(host.generations.stamp_states(BLOCKING, [CALL]))[0].text)\n"
         "print(host.journal.add([Turn(F, (EU,))], 'note'), flush=True)\n"
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -407,7 +407,7 @@ def test_a_damaged_file_loses_generations_and_revives_none(host, directory, dama
 def test_lost_commits_are_noticed(directory, lost):
     """When the log of the last commits is gone, everything is lost rather than some of it old."""
     code = IN_A_PROCESS + (
-        "print(drive(host.generations.begin(BLOCKING, [CALL]))[0].text, flush=True)\n"
+        "print(drive(host.generations.stamp_states(BLOCKING, [CALL]))[0].text, flush=True)\n"
         "host.ledger.database.writer.execute('PRAGMA wal_checkpoint(TRUNCATE)').fetchall()\n"
         "drive(host.generations.turn(BLOCKING, [Turn(F)], ''))\n"
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -465,7 +465,7 @@ def test_closing_what_was_replaced_leaves_the_new_file_alone(host, directory):
     for path in directory.glob("host.*"):
         path.unlink()
     code = IN_A_PROCESS + (
-        "print(drive(host.generations.begin(BLOCKING, [CALL]))[0].text, flush=True)\n"
+        "print(drive(host.generations.stamp_states(BLOCKING, [CALL]))[0].text, flush=True)\n"
         "sys.stdin.readline()\n"
         "drive(host.generations.turn(BLOCKING, [Turn(F)], ''))\n"
         "print(host.generations.read([CALL])[0].text, flush=True)\n"
@@ -511,7 +511,7 @@ def test_a_directory_that_cannot_be_used_is_a_tier_error(tmp_path):
         lambda: host.lock("x").try_acquire(),
     ):
         with warnings.catch_warnings(), pytest.raises(TierError):
-            warnings.simplefilter("ignore", home.DirectoryWarning)
+            warnings.simplefilter("ignore", cache_directory.DirectoryWarning)
             use()
     begun = begin(host, CALL)
     assert begun == host.generations.read([CALL]) != [LOST]
@@ -549,16 +549,19 @@ def test_another_users_directory_is_refused(tmp_path):
     (tmp_path / "mine").mkdir()
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "mine")
-    assert Host(link).home.open() == home.WRITABLE
+    assert Host(link).cache_directory.open() == cache_directory.WRITABLE
     os.chown(link, 12345, 12345, follow_symlinks=False)
     _refused(link)
 
 
 def _refused(directory):
-    place = Host(directory).home
-    with pytest.warns(home.DirectoryWarning, match="another user"), pytest.raises(TierError):
+    place = Host(directory).cache_directory
+    with (
+        pytest.warns(cache_directory.DirectoryWarning, match="another user"),
+        pytest.raises(TierError),
+    ):
         place.open()
-    assert place.health()["state"] == home.UNUSABLE
+    assert place.health()["state"] == cache_directory.UNUSABLE
 
 
 def test_a_link_in_the_place_of_a_file_is_not_followed(host, directory, tmp_path):
@@ -578,7 +581,7 @@ FORK = (
     IN_A_PROCESS
     + """
 import os
-first = drive(host.generations.begin(BLOCKING, [CALL]))[0].text
+first = drive(host.generations.stamp_states(BLOCKING, [CALL]))[0].text
 lock = host.lock("key")
 assert lock.try_acquire("parent")
 readable, writable = os.pipe()

@@ -66,7 +66,7 @@ def test_absent(tier: Redis, run: Run) -> None:
 def test_a_record_comes_back_with_its_states(tier: Redis, run: Run) -> None:
     """A look-up gives the record's bytes, and what its generations read now, in their order."""
     refs = [Ref("n"), Ref("f:m:f", (("a", A), ("b", B))), Ref("t:x", None)]
-    begun = run(lambda port: tier.begin(port, refs))
+    begun = run(lambda port: tier.stamp_states(port, refs))
     marks = [Generation(r, s) for r, s in zip(refs, begun, strict=True)]
     stored = record(marks[0], File("/x", "facts"), marks[1], Call("f#0", "d"), marks[2])
     run(lambda port: tier.store(port, "memo:k", stored, None, None))
@@ -123,7 +123,7 @@ def test_foreign_bytes_are_handed_back(tier: Redis, foreign: bytes) -> None:
 def test_one_round_trip(tier: Redis, redis_server: RedisServer, run: Run) -> None:
     """A look-up is one exchange of plain commands; opening a connection is one more."""
     refs = [Ref(f"t:{i}", (("a", A),)) for i in range(10)]
-    begun = run(lambda port: tier.begin(port, refs))
+    begun = run(lambda port: tier.stamp_states(port, refs))
     marks = [Generation(r, s) for r, s in zip(refs, begun, strict=True)]
     run(lambda port: tier.store(port, "memo:k", record(*marks), None, None))
     run(lambda port: tier.lookup(port, "memo:k")).read(refs)
@@ -170,7 +170,7 @@ def test_drop_and_clear(tier: Redis, redis_server: RedisServer, run: Run) -> Non
 def test_clear_all(tier: Redis, redis_server: RedisServer, run: Run) -> None:
     """Clearing a namespace counts entries, and leaves generations, leases and live values."""
     run(lambda port: tier.store(port, "memo:{f}:k", record(), payload(100), None))
-    begun = run(lambda port: tier.begin(port, [Ref("n")]))
+    begun = run(lambda port: tier.stamp_states(port, [Ref("n")]))
     run(lambda port: tier.leases.acquire(port, "x", "me"))
     tier.publish("ttl.x", "5")
     assert run(lambda port: tier.clear(port, "memo:")) == 1
@@ -340,12 +340,12 @@ def test_32_mib_do_not_hold_up_the_loop(tier: Redis) -> None:
 
 
 def test_begin_makes_what_is_missing(tier: Redis, redis_server: RedisServer, run: Run) -> None:
-    """`states` finds nothing where nothing was; `begin` makes it, and then leaves it alone."""
+    """`states` finds nothing where nothing was; `stamp_states` creates it, and then keeps it."""
     refs = [Ref("n"), Ref("f:m:f", (("a", A),)), Ref("n")]
     assert run(lambda port: tier.states(port, refs)) == [LOST] * 3
-    begun = run(lambda port: tier.begin(port, refs))
+    begun = run(lambda port: tier.stamp_states(port, refs))
     assert begun[0] == begun[2] != LOST
-    assert run(lambda port: tier.begin(port, refs)) == begun
+    assert run(lambda port: tier.stamp_states(port, refs)) == begun
     assert run(lambda port: tier.states(port, refs)) == begun
     assert DAY - 10 < redis_server.client().ttl("memo:2:g:{n}") <= DAY
 
@@ -353,13 +353,13 @@ def test_begin_makes_what_is_missing(tier: Redis, redis_server: RedisServer, run
 def test_lost_is_never_revived(tier: Redis, redis_server: RedisServer, run: Run) -> None:
     """A group that Redis lost reads LOST, and after a new beginning like no state before."""
     ref = [Ref("f:m:f", (("a", A),))]
-    before = run(lambda port: tier.begin(port, ref))
+    before = run(lambda port: tier.stamp_states(port, ref))
     for lose in (lambda c: c.delete("memo:2:g:{f:m:f}"), lambda c: c.hdel("memo:2:g:{f:m:f}", "*")):
         lose(redis_server.client())
         assert run(lambda port: tier.states(port, ref)) == [LOST]
         run(lambda port: tier.turn(port, [Turn("f:m:f", (("a", A),))], "{}"))
         assert run(lambda port: tier.states(port, ref)) == [LOST]
-        after = run(lambda port: tier.begin(port, ref))
+        after = run(lambda port: tier.stamp_states(port, ref))
         assert after not in ([LOST], before)
 
 
@@ -374,9 +374,9 @@ def test_turns_touch_what_they_cover(tier: Redis, run: Run) -> None:
     }
 
     def changed(*turns: Turn) -> set[str]:
-        before = run(lambda port: tier.begin(port, list(calls.values())))
+        before = run(lambda port: tier.stamp_states(port, list(calls.values())))
         run(lambda port: tier.turn(port, turns, "{}"))
-        after = run(lambda port: tier.begin(port, list(calls.values())))
+        after = run(lambda port: tier.stamp_states(port, list(calls.values())))
         return {n for n, x, y in zip(calls, before, after, strict=True) if x.text != y.text}
 
     assert changed(Turn("f:m:f", (("a", A),))) == {"ab", "ac", "any"}
@@ -392,7 +392,7 @@ def test_a_group_is_renewed_past_its_bound(
 ) -> None:
     """Past FIELDS fields a group has one token again, and everything in it has changed."""
     ref = [Ref("f:m:f", (("a", "never"),))]
-    before = run(lambda port: tier.begin(port, ref))
+    before = run(lambda port: tier.stamp_states(port, ref))
     turns = [Turn("f:m:f", (("a", f"{i:016}"),)) for i in range(stamps.FIELDS + 10)]
     run(lambda port: tier.turn(port, turns, "{}"))
     after = run(lambda port: tier.states(port, ref))
@@ -420,7 +420,7 @@ def test_turn_is_fast_whatever_there_is(tier: Redis, redis_server: RedisServer) 
 
 def test_notes(tier: Redis, run: Run) -> None:
     """The notes of the invalidations that a call has seen come back, and only those."""
-    run(lambda port: tier.begin(port, [Ref("f:m:f")]))
+    run(lambda port: tier.stamp_states(port, [Ref("f:m:f")]))
     for who, arguments in (("all", ()), ("mine", (("a", A),)), ("yours", (("a", B),))):
         note = json.dumps({"by": who, "reason": "größer | als: zuvor"})
         turn = Turn("f:m:f", arguments)
@@ -457,7 +457,7 @@ def test_states_as_the_reference_reads_them(
     client = redis_server.client()
     client.delete("memo:2:g:{f:h}")
     if turns:
-        blocking(lambda port: tier.begin(port, [Ref("f:h")]))
+        blocking(lambda port: tier.stamp_states(port, [Ref("f:h")]))
         blocking(lambda port: tier.turn(port, turns, '{"by": "é"}'))
     fields = {k.decode(): v.decode() for k, v in client.hgetall("memo:2:g:{f:h}").items()}
     expected = [stamps.read(ref, fields) for ref in asked]
@@ -473,7 +473,7 @@ def test_namespaces_are_apart(redis_server: RedisServer, run: Run) -> None:
     """Two namespaces on one server do not see each other's generations."""
     one, two = (Redis(redis_server.url, namespace=name) for name in ("one", "two"))
     refs = [Ref("n")]
-    before = [run(lambda port, t=t: t.begin(port, refs)) for t in (one, two)]
+    before = [run(lambda port, t=t: t.stamp_states(port, refs)) for t in (one, two)]
     run(lambda port: one.turn(port, [Turn("n")], "{}"))
     after = [run(lambda port, t=t: t.states(port, refs)) for t in (one, two)]
     assert after[0] != before[0]
@@ -690,7 +690,7 @@ def hears(tier: Redis) -> bool:
     listener = tier.listener
     assert listener is not None
     assert listener.wait(30)
-    drive(tier.begin(BLOCKING, [Ref("f:m:f")]))
+    drive(tier.stamp_states(BLOCKING, [Ref("f:m:f")]))
     mark = listener.count
     drive(tier.turn(BLOCKING, [Turn("f:m:f")], "{}"))
     return wait_for(lambda: listener.count > mark, 30)
@@ -713,7 +713,7 @@ def test_redis_6_2(
     tier = Redis(server.url)
     try:
         refs = [Ref("n"), Ref("f:m:f", (("a", A),))]
-        begun = run(lambda port: tier.begin(port, refs))
+        begun = run(lambda port: tier.stamp_states(port, refs))
         marks = [Generation(r, s) for r, s in zip(refs, begun, strict=True)]
         run(lambda port: tier.store(port, "memo:k", record(*marks), None, 10))
         run(lambda port: tier.turn(port, [Turn("f:m:f", (("a", A),))], "{}"))
@@ -724,7 +724,7 @@ def test_redis_6_2(
         server.client().set("memo:2:g:{n}", "foreign")
         with pytest.raises(TierError, match="WRONGTYPE"):
             run(lambda port: tier.states(port, refs))
-        assert run(lambda port: tier.begin(port, refs))[0] not in (LOST, begun[0])
+        assert run(lambda port: tier.stamp_states(port, refs))[0] not in (LOST, begun[0])
         server.client().lpush("memo:2:l:{y}", "foreign")
         for work in (lambda port: tier.leases.acquire(port, "y", "me"),):
             with pytest.raises(TierError, match="WRONGTYPE"):
@@ -779,7 +779,7 @@ def test_bytes_that_are_no_utf8_in_a_group(
 ) -> None:
     """A damaged group reads as something else than before, and never as an error."""
     refs = [Ref("n")]
-    before = run(lambda port: tier.begin(port, refs))
+    before = run(lambda port: tier.stamp_states(port, refs))
     redis_server.client().hset("memo:2:g:{n}", "*", b"\xff\xfe" * 20)
     after = run(lambda port: tier.states(port, refs))
     assert after != before

@@ -1,4 +1,4 @@
-"""The cache directory: its state, and one warning with the fix if it cannot be used.
+"""The cache directory: is it writable, read-only or unusable, and one warning with the fix.
 
 Rules of this module:
 
