@@ -435,7 +435,7 @@ def _groups_left(count: int) -> float:
         drive(chain.clear(BLOCKING))
         names = list(client.scan_iter(b"*:g:*", count=1000))
         assert chain.host is not None
-        here = chain.host.generations.all_names()
+        here = chain.host.generations.all_groups()
         return float(sum(not name.endswith(b"{n}") for name in names) + len(set(here) - {"n"}))
 
 

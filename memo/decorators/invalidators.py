@@ -187,7 +187,7 @@ async def _turns_of_key(port: Port, key: str) -> list[Turn]:
     for chain in _all_chains():
         for identity in identities:
             for secret in chain.secrets:
-                header = await chain.stored(port, chain.name(identity, key, secret))
+                header = await chain.stored_header(port, chain.name(identity, key, secret))
                 if header is not None:
                     own = invalidating.own_refs(header)
                     return [_whole(ref) for ref in own if ref.group.startswith("f:")]

@@ -660,7 +660,7 @@ class Planner:
             await self.add(inner, inner_key, depth=1)
 
     async def _last(self, function: str, key: str) -> Header | None:
-        return await self._chain.stored(self._port, self._chain.name(function, key))
+        return await self._chain.stored_header(self._port, self._chain.name(function, key))
 
     async def _like(self, header: Header) -> list[Header]:
         """Return entries of the same function and arguments, of any code version."""

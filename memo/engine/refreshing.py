@@ -268,7 +268,7 @@ async def _done_elsewhere(port: Port, job: Job) -> bool:
     if front.name != MEMORY or not others:
         return False
     found = await job.chain.lookup(
-        port, job.function.id, job.call.text, job.function.judge, behind=front
+        port, job.function.id, job.call.text, job.function.judge, exclude=front
     )
     if found.verdict.kind == FRESH:
         await front.drop(port, job.name)

@@ -385,7 +385,7 @@ def _facts(facts: dict[str, Any]) -> str:
 
 
 def _journal(settings: Settings) -> Findings:
-    rows = host_of(settings).journal.rows() if settings.directory.exists() else []
+    rows = host_of(settings).journal.due_rows() if settings.directory.exists() else []
     if not settings.redis_url:  # invalidations for the next Redis to be configured may wait forever
         rows = [row for row in rows if not is_for_any(row[2])]
     if not rows:

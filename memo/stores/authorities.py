@@ -155,7 +155,7 @@ class Authorities:
         return await self._ask_in_order(port, lambda one: one.states(port, refs))
 
     async def stamp_states(
-        self, port: Port, refs: Sequence[Ref], asked: PendingLookup | None = None
+        self, port: Port, refs: Sequence[Ref], pending: PendingLookup | None = None
     ) -> list[State]:
         """Read refs for the stamps of a computation that is about to begin.
 
@@ -163,11 +163,11 @@ class Authorities:
         invalidation on this host in between is not undone.
 
         Args:
-            asked: a query to the shared authority that has read them already; see
+            pending: a look-up to the shared authority that has read them already; see
                 `Chain.lookup_with_stamps`.
         """
-        before = await self.before(port, refs) if asked is None else asked.before
-        now = None if asked is None else self._states_along(asked)
+        before = await self.host_states(port, refs) if pending is None else pending.host_states
+        now = None if pending is None else self._states_in(pending)
         if now is None:
             now, _ = await self._ask_in_order(
                 port, lambda one: one.stamp_states(port, refs), creates=True
@@ -179,7 +179,7 @@ class Authorities:
                 self._fault("host", error)
         return now
 
-    async def before(self, port: Port, refs: Sequence[Ref]) -> Sequence[State] | None:
+    async def host_states(self, port: Port, refs: Sequence[Ref]) -> Sequence[State] | None:
         """Return the states on this host, before a shared authority is asked.
 
         None if it cannot be read.
@@ -192,11 +192,11 @@ class Authorities:
             self._fault("host", error)
             return None
 
-    def _states_along(self, asked: PendingLookup) -> list[State] | None:
+    def _states_in(self, pending: PendingLookup) -> list[State] | None:
         if self._server is None or self.was_interrupted():
             return None
         try:
-            return self._server.stamp_states_in(asked.lookup)
+            return self._server.stamp_states_in(pending.lookup)
         except TierError:  # `stamp_states` meets the same error, and reports it
             return None
 
@@ -267,12 +267,12 @@ class Authorities:
         if states is None or len(states) != len(refs) or LOST in states:
             # the answer is incomplete, or this host may be able to give the group back
             try:
-                states = await self._present(port, refs)
+                states = await self._present_states(port, refs)
             except TierError:
                 return UNREACHABLE
         return await check.why_invalid(port, known, states)
 
-    async def _present(self, port: Port, refs: Sequence[Ref]) -> Sequence[State]:
+    async def _present_states(self, port: Port, refs: Sequence[Ref]) -> Sequence[State]:
         """Return the present states of refs.
 
         Raises:
@@ -332,7 +332,7 @@ class Authorities:
                 if self.listener is not None:
                     self.listener.record_changes({turn.group: None for turn in turns})
         if row is not None and self.host is not None:
-            await self._mark_row(port, self.host.journal.done, row)
+            await self._mark_row(port, self.host.journal.mark_done, row)
         return outcome
 
     async def _turn_host(
@@ -359,7 +359,7 @@ class Authorities:
             return (
                 f"failed, and not journalled: {error}; this process sends it before its next read"
             )
-        if await self._mark_row(port, self.host.journal.fail, row):
+        if await self._mark_row(port, self.host.journal.mark_failed, row):
             return "journalled: unreachable, replayed before its next read"
         return "journalled: unreachable, replayed here before its next read, elsewhere within 5 s"
 
@@ -374,10 +374,10 @@ class Authorities:
 
     def has_missed_turns(self) -> bool:
         """True if the shared authority may have missed an invalidation."""
-        if self._unsent or (self.reseeding is not None and self.reseeding.due()):
+        if self._unsent or (self.reseeding is not None and self.reseeding.must_register()):
             return True
         try:
-            return self.host is not None and self.host.journal.due(at_once=True)
+            return self.host is not None and self.host.journal.has_due_rows_now(at_once=True)
         except TierError:  # `lookup` meets the same error, and reports it
             return True
 
@@ -418,7 +418,7 @@ class Authorities:
         host, tier = self.host, self.shared
         assert tier is not None
         assert tier.generations is not None
-        if self.reseeding is not None and self.reseeding.due():
+        if self.reseeding is not None and self.reseeding.must_register():
             await self._resend_recent(port, self.reseeding.tier)
             begun = time.monotonic()
             await self.reseeding.register(port)
@@ -427,10 +427,10 @@ class Authorities:
             await self._send_unsent(port, tier, tier.generations)
         if host is None:
             return
-        for row, turns, text in await _overdue(port, host.journal):
-            if not {tier.where, "*"}.isdisjoint(_facts(text).get("to", ())):
+        for row, turns, text in await _due_rows(port, host.journal):
+            if not {tier.where, "*"}.isdisjoint(_parse_note(text).get("to", ())):
                 await tier.generations.turn(port, turns, text)
-                await self._mark_row(port, host.journal.done, row)
+                await self._mark_row(port, host.journal.mark_done, row)
                 self._replayed(tier, turns, text)
 
     async def _resend_recent(self, port: Port, tier: ServerTier) -> None:
@@ -460,19 +460,19 @@ class Authorities:
             self._replayed(tier, *unsent)
 
     def _replayed(self, tier: Tier, turns: Sequence[Turn], note: str) -> None:
-        reason = str(_facts(note).get("reason", ""))
+        reason = str(_parse_note(note).get("reason", ""))
         detail = f"{len(turns)} groups"
         events.emit(events.Event(events.REPLAYED, tier=tier.name, reason=reason, detail=detail))
 
 
-async def _overdue(port: Port, journal: Journal) -> Sequence[tuple[int, Sequence[Turn], str]]:
+async def _due_rows(port: Port, journal: Journal) -> Sequence[tuple[int, Sequence[Turn], str]]:
     """Return the rows of this host's journal that are due.
 
     Raises:
         JournalUnreadableError: the journal cannot be read.
     """
     try:
-        return await port.offload(journal.rows) if await journal.overdue(port) else ()
+        return await port.offload(journal.due_rows) if await journal.has_due_rows(port) else ()
     except TierError as error:
         raise JournalUnreadableError(str(error)) from error
 
@@ -492,7 +492,7 @@ def with_receivers(note: str, to: list[str]) -> str:
     return f'{note.removesuffix("}")}, "to": {json.dumps(to)}}}'
 
 
-def _facts(text: str) -> dict[str, Any]:
+def _parse_note(text: str) -> dict[str, Any]:
     try:
         facts = json.loads(text)
     except ValueError:
@@ -502,7 +502,7 @@ def _facts(text: str) -> dict[str, Any]:
 
 def receivers(notes: Iterable[str]) -> str:
     """Return the names of the tiers that some notes are meant for, as part of a sentence."""
-    to = [str(one) for note in notes for one in _facts(note).get("to", ())]
+    to = [str(one) for note in notes for one in _parse_note(note).get("to", ())]
     return " and ".join(dict.fromkeys(map(_receiver, to)))
 
 
@@ -567,7 +567,7 @@ class Reseeding:
         if trusts_disk:
             tier.tombstone_life = REMEMBERED
 
-    def due(self) -> bool:
+    def must_register(self) -> bool:
         """True if `register` must run before anything is read from the tier."""
         changed = self.tier.client.interruptions != self.interruptions
         return changed or time.monotonic() >= self._register_at
@@ -588,7 +588,7 @@ class Reseeding:
             known = await port.offload(self._load_known)
         census = await self.tier.census(port, self._id, known.epoch)
         # this host's count of registrations only grows: a repeated value means an older state
-        went_back = census.times is not None and census.times <= times
+        went_back = census.registrations is not None and census.registrations <= times
         found = _ServerState(census.epoch, time.time() if census.others else known.others_at)
         if known.epoch not in ("", census.epoch):
             await self._recover(port, census, found)
@@ -596,8 +596,8 @@ class Reseeding:
             await self.tier.generations.turn(port, [Turn("n")], _WHY)
             self._report_loss("an older state; results are computed again", warn=True)
         self._registered = max(self._registered, census.now)
-        last = 0 if went_back or census.times is None else self._registrations
-        self._registrations = max(last, census.times or 0)
+        last = 0 if went_back or census.registrations is None else self._registrations
+        self._registrations = max(last, census.registrations or 0)
         self._known = found
         if found.epoch != known.epoch or found.others_at > known.others_at + REGISTER_EVERY:
             await port.offload(self._save_known, found)
@@ -610,7 +610,7 @@ class Reseeding:
             TierError: the tier did not take them.
         """
         try:
-            tables = await port.offload(self._host.generations.tables, groups)
+            tables = await port.offload(self._host.generations.fields_of_groups, groups)
         except TierError:  # an invalidation is still to be sent, so the state here is uncertain
             return False
         if not tables:
@@ -634,7 +634,7 @@ class Reseeding:
                 return
             self._recovering = self._trusts_disk and not found.alone
         try:
-            if self._recovering and time.time() - census.made < REMEMBERED:
+            if self._recovering and time.time() - census.created_at < REMEMBERED:
                 await self._restore_all(port)
             elif census.was_restored and not found.alone:
                 await self.tier.generations.turn(port, [Turn("n")], _WHY)
@@ -654,9 +654,9 @@ class Reseeding:
     async def _restore_all(self, port: Port) -> None:
         generations = self._host.generations
         with suppress(TierError):
-            names = await port.offload(generations.all_names)
+            names = await port.offload(generations.all_groups)
             for at in range(0, len(names), BATCH):
-                tables = await port.offload(generations.tables, names[at : at + BATCH])
+                tables = await port.offload(generations.fields_of_groups, names[at : at + BATCH])
                 await self.tier.seed(port, tables)
 
     def _report_loss(self, how: str, *, warn: bool) -> None:
@@ -673,7 +673,7 @@ class Reseeding:
         with suppress(TierError):
             self._id = self._host.id or self._id
             text = self._host.load_note(_NOTE + self.tier.where)
-            return _known(text)
+            return _parse_server_state(text)
         return _ServerState()
 
     def _save_known(self, known: _ServerState) -> None:
@@ -681,7 +681,7 @@ class Reseeding:
             self._host.save_note(_NOTE + self.tier.where, json.dumps(known))
 
 
-def _known(text: str) -> _ServerState:
+def _parse_server_state(text: str) -> _ServerState:
     try:
         epoch, others_at = json.loads(text)
         return _ServerState(str(epoch), float(others_at))

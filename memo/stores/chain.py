@@ -60,7 +60,7 @@ from memo.validity.check import MISS, Judge, LatestAnswers, Verdict, age, broken
 BIG = 1 << 20
 """A record of at least this many bytes has its seal checked off the event loop."""
 _group_part = itemgetter(1, 2)
-"""The group and the arguments of a claim."""
+"""The group and the arguments of a `PackedGeneration`."""
 
 ReadStrategy = Literal["on_miss_or_error", "on_error"]
 WriteStrategy = Literal["write_through", "write_around"]
@@ -133,10 +133,10 @@ class Chain:
         self.latest_answers = LatestAnswers(0 if self._front is None else self._front.limit)
         self._transfers = Transfers(
             [tier for tier in self.tiers if not tier.read_only],
-            keeps=write_strategy == "write_through",
-            searches=read_strategy == "on_miss_or_error",
-            opened=self.opened,
-            remaining=self._lifetime,
+            writes_to_all=write_strategy == "write_through",
+            asks_all=read_strategy == "on_miss_or_error",
+            open_entry=self.open_entry,
+            lifetime=self._lifetime,
             fault=self._fault,
         )
         self.uploads = self._transfers.uploads
@@ -222,21 +222,21 @@ class Chain:
         function: str,
         key: str,
         judge: Judge,
-        asked: PendingLookup | None = None,
-        behind: Tier | None = None,
+        pending: PendingLookup | None = None,
+        exclude: Tier | None = None,
     ) -> Answer:
         """Return the best usable entry of a key, under any of the secrets, newest secret first.
 
         Args:
-            asked: the settled query that `start_lookup` began for this key.
-            behind: a tier that is neither asked nor written to.
+            pending: the look-up that `start_lookup` began for this key, answered by now.
+            exclude: a tier that is neither asked nor written to.
         """
-        answer = await self._lookup(port, self.name(function, key), key, judge, asked, behind)
+        answer = await self._lookup(port, self.name(function, key), key, judge, pending, exclude)
         if answer.verdict.reason != ABSENT:
             return answer
         for secret in self.secrets[1:]:
             name = self.name(function, key, secret)
-            older = await self._lookup(port, name, key, judge, None, behind)
+            older = await self._lookup(port, name, key, judge, None, exclude)
             if older.verdict.reason != ABSENT:
                 return older
         return answer
@@ -247,15 +247,15 @@ class Chain:
         name: str,
         key: str,
         judge: Judge,
-        asked: PendingLookup | None = None,
-        behind: Tier | None = None,
+        pending: PendingLookup | None = None,
+        exclude: Tier | None = None,
     ) -> Answer:
         miss = Answer(Verdict(MISS, ABSENT))
         for place, tier in enumerate(self.tiers):
-            if tier is behind:
+            if tier is exclude:
                 continue
             try:
-                found = await self._ask(port, tier, name, asked)
+                found = await self._ask(port, tier, name, pending)
             except TierError as error:
                 self._fault(tier.name, error, key)
                 if miss.verdict.reason == ABSENT:
@@ -264,8 +264,8 @@ class Chain:
             if found is not None:
                 answer = await self._judge_found(port, found, tier, name, key, judge)
                 if answer.verdict.kind != MISS:
-                    self._used(port, name, answer.entry, there=tier is self._authority)
-                    if place and behind is None and self.self_healing and answer.entry:
+                    self._record_use(port, name, answer.entry, in_authority=tier is self._authority)
+                    if place and exclude is None and self.self_healing and answer.entry:
                         await self.writer.copy_up(port, place, name, answer.entry)
                     return answer
                 if miss.entry is None:
@@ -275,12 +275,12 @@ class Chain:
         return miss
 
     async def _ask(
-        self, port: Port, tier: Tier, name: str, asked: PendingLookup | None
+        self, port: Port, tier: Tier, name: str, pending: PendingLookup | None
     ) -> Found | None:
         if tier is not self._authority:
             return await tier.lookup(port, name)
-        if asked is not None and not self.authorities.was_interrupted():
-            return cast("Found | None", asked.lookup.found())
+        if pending is not None and not self.authorities.was_interrupted():
+            return cast("Found | None", pending.lookup.found())
         return await self.authorities.read(port, partial(tier.lookup, port, name))
 
     async def _judge_found(
@@ -331,23 +331,20 @@ class Chain:
         return found.states if found.read is None else found.read(entry.refs)
 
     def _entry(self, found: Found, tier: Tier, name: str) -> Entry:
-        """Parse the entry in a record.
-
-        One from our own memory was checked when it was stored there.
-        """
+        """Parse the entry in a record; one in memory is parsed and checked only once."""
         front = self._front
         if front is None or tier is not front:
-            return self.opened(name, found.record)
+            return self.open_entry(name, found.record)
         known = front.peek(name)
         if type(known) is Confirmation:
             known = known.entry
         if isinstance(known, Entry) and known.record is found.record:
             return known
-        entry = self.opened(name, found.record).compact()
+        entry = self.open_entry(name, found.record).compact()
         front.remember(name, entry, found.record)
         return entry
 
-    def opened(self, name: str, record: bytes) -> Entry:
+    def open_entry(self, name: str, record: bytes) -> Entry:
         """Check and parse the entry in a record that was found under a name.
 
         Raises:
@@ -356,11 +353,11 @@ class Chain:
         return seal.unpack(record, self.secrets, self.namespace, name.rpartition(":")[2])
 
     def header_of(self, name: str, record: bytes) -> Header:
-        """Return the header of a record that was found under a name; raises as `opened` does."""
+        """Return the header of a record found under a name; raises as `open_entry` does."""
         return seal.open_record(record, self.secrets, self.namespace, name.rpartition(":")[2])[0]
 
     def _parse_at_hand(self, front: FrontTier, name: str, key: str) -> Entry | None:
-        """Parse a record in memory that was not parsed yet, and remember the entry beside it.
+        """Parse a record in memory for the first time, and remember the entry beside it.
 
         Raises:
             EntryError: the seal of the record does not hold.
@@ -378,9 +375,9 @@ class Chain:
     ) -> Entry | PendingLookup | None:
         """Return a valid entry without a coroutine, or a look-up for `finish_lookup`, or None.
 
-        An entry is from the first tier, if this host's generations are the authority or the
-        authority pushes its changes.  A query goes to the authority, if that is the first tier, or
-        the second one and memory has the entry.  None: use `lookup`.
+        An entry comes from the first tier, if this host's generations are the authority or the
+        authority pushes its changes.  A look-up goes to the authority, if that is the first tier,
+        or the second one and memory has the entry.  None: use `lookup`.
 
         Args:
             port: called for the port only if one is needed.
@@ -426,7 +423,7 @@ class Chain:
         return None if lookup is None else PendingLookup(self, port, name, lookup, entry, since)
 
     def start_lookup(self, port: Port, function: str, key: str) -> PendingLookup | None:
-        """Start to look a key up in the shared tier; None: `lookup` has to ask."""
+        """Start to look a key up in the shared tier; None: use `lookup`."""
         return _send(self._prepare_lookup(port, function, key))
 
     def _prepare_lookup(
@@ -437,14 +434,16 @@ class Chain:
         refs: Sequence[Ref] = (),
         before: Sequence[State] | None = None,
     ) -> PendingLookup | None:
-        """Prepare a look-up of a key in the shared tier; None: `lookup` has to ask."""
+        """Prepare a look-up of a key in the shared tier; None: use `lookup`."""
         if self._authority_server is None or self.authorities.has_missed_turns():
             return None
         name = self.name(function, key)
         if self._front is not None and self._front.peek(name) is not None:
             return None
         lookup = self._authority_server.prepare_lookup(name, refs)
-        return None if lookup is None else PendingLookup(self, port, name, lookup, before=before)
+        return (
+            None if lookup is None else PendingLookup(self, port, name, lookup, host_states=before)
+        )
 
     async def prepare_lookup(
         self, port: Port, function: str, key: str, refs: Sequence[Ref]
@@ -454,35 +453,38 @@ class Chain:
         Args:
             refs: refs to be read in the same exchange, for `Authorities.stamp_states`.
         """
-        before = await self.authorities.before(port, refs)
+        before = await self.authorities.host_states(port, refs)
         return self._prepare_lookup(port, function, key, refs, before)
 
     async def lookup_with_stamps(
         self, port: Port, function: str, key: str, refs: Sequence[Ref]
     ) -> PendingLookup | None:
         """As `prepare_lookup`, sent and awaited."""
-        asked = _send(await self.prepare_lookup(port, function, key, refs))
-        if asked is not None:
-            asked.lookup.answer = await port.settle(asked.lookup.answer)
-        return asked
+        pending = _send(await self.prepare_lookup(port, function, key, refs))
+        if pending is not None:
+            pending.lookup.answer = await port.settle(pending.lookup.answer)
+        return pending
 
     async def get_ready(self, port: Port) -> None:
-        """Prepare for many queries at once, also as the first use on an event loop."""
+        """Connect an event loop to the shared tier, before many look-ups at once."""
         if self._authority_server is not None:
             with suppress(TierError):  # `lookup` meets the same error, and reports it
                 await self._authority_server.get_ready(port)
 
-    def finish_lookup(self, asked: PendingLookup, key: str) -> Entry | None:
-        """Return the queried entry if it is valid and has no payload; None: use `lookup`."""
-        entry = asked.entry
+    def finish_lookup(self, pending: PendingLookup, key: str) -> Entry | None:
+        """Return the entry of an answered look-up if it is valid and has no payload; else None.
+
+        None: use `lookup`.
+        """
+        entry = pending.entry
         try:
-            found = asked.lookup.found()
+            found = pending.lookup.found()
             if entry is not None:
                 states = found
             elif found is None or len(found.record) > BIG:
                 return None
             else:
-                entry = self._checked.unpack_hit(asked.name, found.record, key)
+                entry = self._checked.unpack_hit(pending.name, found.record, key)
                 states = (
                     None
                     if entry is None
@@ -496,20 +498,22 @@ class Chain:
             return None
         if self.authorities.was_interrupted():  # it may have answered from an older state
             return None
-        self._used(asked.port, asked.name, entry, there=asked.entry is None)
+        self._record_use(pending.port, pending.name, entry, in_authority=pending.entry is None)
         return entry
 
-    def _used(self, port: Port, name: str, entry: Entry | None, *, there: bool) -> None:
-        """Note that an entry has answered; without a ttl that extends its life in the shared tier.
+    def _record_use(
+        self, port: Port, name: str, entry: Entry | None, *, in_authority: bool
+    ) -> None:
+        """Record that an entry has answered; one without a ttl then lives longer in the shared tier.
 
         Args:
-            there: it was read in the shared tier, so the disk has not noted its use.
+            in_authority: it was read in the shared tier, so the disk has not counted the read.
         """
-        if there and self._disk is not None:
-            self._disk.was_read(port, name)
+        if in_authority and self._disk is not None:
+            self._disk.record_read(port, name)
         if entry is not None and entry.times.ttl < 0 and self._authority_server is not None:
             old = age(entry.times, self.clock) or 0
-            self._authority_server.was_used(port, name, entry, old / SECOND)
+            self._authority_server.record_use(port, name, entry, old / SECOND)
 
     async def _payload(self, port: Port, name: str, entry: Entry) -> Source | None:
         size = seal.payload_size(entry.header.buffers)
@@ -547,7 +551,7 @@ class Chain:
                 self._fault(tier.name, error)
         return dropped
 
-    async def stored(self, port: Port, name: str) -> Header | None:
+    async def stored_header(self, port: Port, name: str) -> Header | None:
         """Return the header of an entry from any tier, valid or not; None if no tier has it."""
         for tier in self.tiers:
             try:
@@ -559,9 +563,10 @@ class Chain:
         return None
 
     async def clear(self, port: Port, prefix: str | None = None) -> dict[str, int | str]:
-        """Drop all entries with a prefix; return per tier the number, or the reason why not.
+        """Drop all entries with a prefix; return per tier their number, or why it failed.
 
-        Without a prefix it drops the whole namespace and its generations, invalidated before.
+        Without a prefix it drops the whole namespace and its generations, which the caller has
+        invalidated before.
         """
         everything, prefix = prefix is None, prefix or f"{self.namespace}:"
         outcome: dict[str, int | str] = {}
@@ -585,7 +590,7 @@ class Chain:
             except TierError as error:
                 facts[tier.name] = {"up": False, "error": str(error)}
         if self.host is not None:
-            rows = self.host.journal.rows()
+            rows = self.host.journal.due_rows()
             if not any(tier.shared for tier in self.tiers):  # the journal waits for a Redis
                 rows = [row for row in rows if not is_for_any(row[2])]
             facts.setdefault("host", {})["journal"] = len(rows)
@@ -614,10 +619,10 @@ class Chain:
         events.emit(events.Event(kind, key=key, tier=tier, reason=reason, detail=detail))
 
 
-def _send(asked: PendingLookup | None) -> PendingLookup | None:
-    """Send a prepared look-up; None if that failed or needs a coroutine, so `lookup` has to ask."""
+def _send(pending: PendingLookup | None) -> PendingLookup | None:
+    """Send a prepared look-up; None if that failed or needs a coroutine: use `lookup`."""
     try:
-        return asked if asked is not None and asked.lookup.send(asked.port) else None
+        return pending if pending is not None and pending.lookup.send(pending.port) else None
     except TierError:
         return None  # `lookup` meets the same error, and reports it
 

@@ -1,4 +1,4 @@
-"""Confirmed entries: entries in memory that are used again without asking the shared authority.
+"""Confirmed entries: used from memory again without asking the shared authority.
 
 An authority that pushes its changes (`Listener`) has confirmed them once.  They stay valid until a
 change of their groups arrives, or this host's own generations turn.
@@ -69,7 +69,7 @@ class ConfirmedEntries:
     def entry(self, name: str) -> Entry | None:
         """Return the entry under a name if it is confirmed and no change of its groups was pushed.
 
-        This host's own generations are still to be compared.
+        The caller still has to compare this host's own generations.
         """
         known = self._front.peek(name)
         if type(known) is not Confirmation:
@@ -81,9 +81,9 @@ class ConfirmedEntries:
         return known.entry
 
     async def states(self, port: Port, name: str, entry: Entry) -> Sequence[State] | None:
-        """Return the present states of an entry's generations; confirms it if they are unchanged.
+        """Return the present states of an entry's generations; confirm the entry if they hold.
 
-        Only this host is asked while the entry is confirmed.  None if no tier could be asked.
+        While it is confirmed, only this host is asked.  None if no tier could be asked.
         """
         host, listener = self._authorities.host, self._listener
         if host is None:
@@ -112,9 +112,9 @@ class ConfirmedEntries:
         before: Sequence[State],
         states: Sequence[State],
     ) -> bool:
-        """Let this host adopt the shared authority's states; True if it reads them now.
+        """Let this host learn the shared authority's states; True if it reads them now.
 
-        Only then are this host's own turns noticed for the entry.
+        Only then does a turn on this host invalidate the entry.
 
         Args:
             before: what the host read before the shared authority was asked.

@@ -347,7 +347,7 @@ class LocalTier(Tier, Protocol):
         """Return the record under a name; None: use `lookup`, which also reports errors."""
         ...
 
-    def was_read(self, port: Port, name: str) -> None:
+    def record_read(self, port: Port, name: str) -> None:
         """Count a read of an entry, here or in a tier above."""
         ...
 
@@ -433,7 +433,7 @@ class ServerTier(Tier, Protocol):
 
     # What it stores.
 
-    def was_used(self, port: Port, name: str, entry: Entry, age: float) -> None:
+    def record_use(self, port: Port, name: str, entry: Entry, age: float) -> None:
         """Extend the life of an entry that has answered at an age in seconds."""
         ...
 
@@ -460,7 +460,7 @@ class ServerTier(Tier, Protocol):
 
     # Payloads, in pieces and in the background.
 
-    def takes(self, size: int) -> bool:
+    def accepts_payload(self, size: int) -> bool:
         """True if it takes a payload of this size."""
         ...
 
@@ -537,7 +537,7 @@ class PendingLookup(NamedTuple):
         lookup: the tier's part of the query.
         entry: the entry whose states are queried; None if a record is.
         since: `Flights.ended` when it was asked.
-        before: this host's states of the refs that are read with it; None if there is no host.
+        host_states: this host's states of the refs that are read with it; None if there is no host.
     """
 
     chain: object
@@ -546,7 +546,7 @@ class PendingLookup(NamedTuple):
     lookup: Lookup
     entry: Entry | None = None
     since: int = 0
-    before: Sequence[State] | None = None
+    host_states: Sequence[State] | None = None
 
 
 LEASE = 30.0
@@ -622,18 +622,18 @@ class Census(NamedTuple):
     Attributes:
         epoch: a token created at the tier's first use, and again at the first use after a data
             loss.
-        made: when it was created, in Unix seconds.
+        created_at: when it was created, in Unix seconds.
         others: number of other registered hosts.
         was_restored: another host that believed to be the only one has given groups back.
-        times: how often this host has registered, including now; None if unknown.
+        registrations: how often this host has registered, including now; None if unknown.
         now: the tier's own time, in Unix seconds.
     """
 
     epoch: str
-    made: float
+    created_at: float
     others: int
     was_restored: bool
-    times: int | None
+    registrations: int | None
     now: float
 
 
@@ -673,27 +673,27 @@ class Journal(Protocol):
         """
         ...
 
-    def fail(self, row: int) -> None:
+    def mark_failed(self, row: int) -> None:
         """Mark a row as not delivered: the next read from the shared tier replays it first."""
         ...
 
-    def done(self, row: int) -> None:
+    def mark_done(self, row: int) -> None:
         """Delete a row that reached the shared tier."""
         ...
 
-    async def overdue(self, port: Port) -> bool:
+    async def has_due_rows(self, port: Port) -> bool:
         """True if rows must be replayed before a shared tier is read; takes about 1 µs."""
         ...
 
-    def due(self, *, at_once: bool = False) -> bool:
-        """As `overdue`, in this thread.
+    def has_due_rows_now(self, *, at_once: bool = False) -> bool:
+        """As `has_due_rows`, in this thread.
 
         Args:
             at_once: return True instead of opening the file.
         """
         ...
 
-    def rows(self) -> list[tuple[int, list[Turn], str]]:
+    def due_rows(self) -> list[tuple[int, list[Turn], str]]:
         """Return (row, turns, note) of the rows that are due."""
         ...
 
@@ -722,11 +722,11 @@ class HostGenerations(Generations, Protocol):
         """Return the names of the groups of one kind (`"f:"`, `"p:"`, `"t:"`), at most `most`."""
         ...
 
-    def tables(self, groups: Sequence[str]) -> dict[str, dict[str, str]]:
+    def fields_of_groups(self, groups: Sequence[str]) -> dict[str, dict[str, str]]:
         """Return the fields of groups; groups that this host does not have are left out."""
         ...
 
-    def all_names(self) -> list[str]:
+    def all_groups(self) -> list[str]:
         """Return all groups that this host has."""
         ...
 
@@ -734,7 +734,7 @@ class HostGenerations(Generations, Protocol):
         """Keep groups at least as long as an entry that names them; None: without an end."""
         ...
 
-    def sweep_due(self) -> bool: ...
+    def is_sweep_due(self) -> bool: ...
 
     async def sweep(self, port: Port) -> int:
         """Delete the groups that no entry can name any more; return their number.

@@ -1,4 +1,4 @@
-"""Findings: what one host has learned about a function, shared with the others through a tier.
+"""Findings about functions, which hosts share through a tier.
 
 Rules of this module:
 
@@ -33,7 +33,7 @@ class Findings:
         tier: the tier that the hosts share; None: nothing is shared.
         namespace: part of what is sealed.
         secrets: they authenticate findings; the first one seals new ones.
-        fault: reports a fault of the tier: its name, error.
+        fault: reports a fault of the tier: its name, the error.
     """
 
     def __init__(
@@ -50,10 +50,7 @@ class Findings:
         self._known: dict[str, dict[str, str]] = {}
 
     async def of(self, port: Port, function: str) -> Mapping[str, str] | None:
-        """Return the findings of all hosts about a function, name -> value.
-
-        None if the tier is down.
-        """
+        """Return all findings about a function, name -> value; None if the tier is down."""
         if self._tier is None:
             return {}
         known = self._known.get(function)

@@ -50,10 +50,10 @@ class Transfers:
 
     Args:
         tiers: the tiers of the chain, in order.
-        keeps: every tier is written to.
-        searches: the next tier is asked when one has nothing.
-        opened: the entry in a record found under a name; raises `EntryError`.
-        remaining: seconds that an entry has still to live; None: no end.
+        writes_to_all: entries are written to every tier.
+        asks_all: if a tier has nothing, the next one is asked.
+        open_entry: parses the record found under a name; raises `EntryError`.
+        lifetime: returns for how many seconds an entry still lives; None: without end.
         fault: reports a fault of a tier: name of the tier, error, key.
 
     Attributes:
@@ -64,18 +64,18 @@ class Transfers:
         self,
         tiers: Sequence[Tier],
         *,
-        keeps: bool,
-        searches: bool,
-        opened: Callable[[str, bytes], Entry],
-        remaining: Callable[[Times], float | None],
+        writes_to_all: bool,
+        asks_all: bool,
+        open_entry: Callable[[str, bytes], Entry],
+        lifetime: Callable[[Times], float | None],
         fault: Callable[[str, TierError, str], None],
     ) -> None:
         self.local = next((t for t in tiers if not t.shared and t.name != MEMORY), None)
         self._server = next((t for t in tiers if isinstance(t, ServerTier)), None)
-        self._writes_everywhere = keeps
-        self._later = keeps and searches and self.local is not None
-        self._opened = opened
-        self._remaining = remaining
+        self._writes_to_all = writes_to_all
+        self._later = writes_to_all and asks_all and self.local is not None
+        self._open_entry = open_entry
+        self._lifetime = lifetime
         self._fault = fault
         self.uploads = Uploads(self._send)
         self._downloads: dict[bytes, list[Waiter]] = {}
@@ -97,22 +97,19 @@ class Transfers:
         server = self._server if self._later else None
         if server is None or tier is not server or record > server.value_limit:
             return False
-        moved = payload.size if payload is not None and server.takes(payload.size) else 0
+        moved = payload.size if payload is not None and server.accepts_payload(payload.size) else 0
         return record + moved > BIG or self.uploads.get(name) is not None
 
     def _as_server(self, tier: Tier) -> ServerTier | None:
         return self._server if self._server is tier else None
 
     def queue_upload(self, port: Port, name: str, size: int) -> bool:
-        """Queue the upload of a name from this host's disk.
-
-        False if the caller has to send it itself.
-        """
+        """Queue the upload of an entry from this host's disk; False: the caller has to send it."""
         return self.uploads.add(port, name, size) is not None
 
     def after_uploads(self, work: Work) -> bool:
         """Run `work` when the last queued upload ends; False if there is none."""
-        return any(upload.then(work) for upload in self.uploads.all())
+        return any(upload.run_after(work) for upload in self.uploads.all())
 
     async def _send(self, port: Port, name: str) -> None:
         server = self._server
@@ -124,9 +121,9 @@ class Transfers:
         try:
             found = await self.local.lookup(port, name)
             if found is not None:
-                entry = self._opened(name, found.record)
+                entry = self._open_entry(name, found.record)
                 _emit(events.UPLOAD_STARTED, entry, server.name)
-                lifetime = self._remaining(entry.header.times)
+                lifetime = self._lifetime(entry.header.times)
                 await server.store(port, name, found.record, _mapped(found, entry), lifetime)
                 _emit(events.UPLOADED, entry, server.name, begun)
                 return
@@ -161,7 +158,7 @@ class Transfers:
 
     async def _source(self, port: Port, tier: Tier, name: str, entry: Entry) -> Source | None:
         server = self._as_server(tier)
-        if server is not None and self._writes_everywhere and isinstance(self.local, LocalTier):
+        if server is not None and self._writes_to_all and isinstance(self.local, LocalTier):
             source = await self._download(port, server, name, entry)
             if source is not None:
                 return source
@@ -171,16 +168,13 @@ class Transfers:
     async def _download(
         self, port: Port, server: ServerTier, name: str, entry: Entry
     ) -> Source | None:
-        """Download a payload to this host's disk, and return its source.
-
-        None if the disk cannot keep it.
-        """
+        """Download a payload to this host's disk; return its source, or None if the disk fails."""
         local = self.local
         assert isinstance(local, LocalTier)
         digest = seal.payload_digest(entry.header.buffers)
         size = seal.payload_size(entry.header.buffers)
         arriving = IncomingPayload(entry.header.buffers, lambda sink: server.fetch(digest, sink))
-        lifetime = self._remaining(entry.header.times)
+        lifetime = self._lifetime(entry.header.times)
         waiter = self._join_download(port, digest)
         try:
             if waiter is not None:
@@ -198,7 +192,7 @@ class Transfers:
                 self._end_download(digest)
 
     def _join_download(self, port: Port, digest: bytes) -> Waiter | None:
-        """Return a waiter for a download under way; None if there is none."""
+        """Return a waiter for another caller's download; None: this caller has to download."""
         with self._lock:
             waiting = self._downloads.get(digest)
             if waiting is None:
@@ -216,7 +210,7 @@ class Transfers:
 
 
 def _mapped(found: Found, entry: Entry) -> Payload | None:
-    """Return the payload of an entry on this host's disk, mapped, for the upload."""
+    """Map the payload of an entry on this host's disk, for its upload."""
     table = entry.header.buffers
     if not table:
         return None
@@ -238,7 +232,7 @@ def _emit(kind: str, entry: Entry | None, tier: str, begun: float = 0.0, detail:
 
 
 class Upload:
-    """The upload of one entry, queued or under way."""
+    """The upload of one entry, waiting or running."""
 
     __slots__ = ("_after", "_lock", "ended", "name", "size")
 
@@ -249,7 +243,7 @@ class Upload:
         self._after: list[Work] = []
         self._lock = threading.Lock()
 
-    def then(self, work: Work) -> bool:
+    def run_after(self, work: Work) -> bool:
         """Run `work` when the upload has ended.
 
         False, without running it, if it has ended already.
@@ -267,7 +261,7 @@ class Upload:
             try:
                 await work(port)
             except Exception as error:  # the other actions still have to run
-                _report_fault(error)
+                _report_background_error(error)
 
 
 class Uploads:
@@ -331,13 +325,13 @@ class Uploads:
             try:
                 await self._send(port, upload.name)
             except Exception as error:
-                _report_fault(error)
+                _report_background_error(error)
             finally:
                 with self._lock:
                     self._running.pop(upload.name, None)
                 await upload.end(port)
 
 
-def _report_fault(error: Exception) -> None:
+def _report_background_error(error: Exception) -> None:
     detail = f"upload: {type(error).__name__}"
     events.emit(events.Event(events.ERROR, reason="background", detail=detail))

@@ -152,7 +152,7 @@ class Writer:
             life = self._lifetime(times)
             longest = None if life is None or longest is None else max(life, longest)
         await generations.extend_life(port, groups, longest)
-        if generations.sweep_due():
+        if generations.is_sweep_due():
 
             async def sweep(port: Port) -> None:
                 with suppress(TierError):  # a later write meets the same error, and reports it

@@ -399,8 +399,8 @@ def test_an_invalidation_that_no_tier_takes_to_the_end(
     world = World(asynchronous)
     with configure(redis_url=redis_server.url, tiers=["redis", "disk"], deadline=5.0):
         assert world.call() == 1
-        ledger = default_chain().host.journal.ledger  # type: ignore[union-attr]
-        write, written = ledger.write, []
+        host_database = default_chain().host.journal.host_database  # type: ignore[union-attr]
+        write, written = host_database.write, []
 
         def once(work: Any, *, durable: bool) -> None:
             written.append(durable)
@@ -410,7 +410,7 @@ def test_an_invalidation_that_no_tier_takes_to_the_end(
 
         world.epoch = 2
         with monkeypatch.context() as patch, redis_fails():
-            patch.setattr(ledger, "write", once)
+            patch.setattr(host_database, "write", once)
             told = world.invalidate()
         assert told.tiers["redis"].startswith("journalled: unreachable, replayed here")
         assert world.call() == 2
@@ -791,7 +791,7 @@ def test_a_host_file_that_cannot_be_opened_does_not_cost_redis(
 ) -> None:
     """On a disk that became read-only the journal is read from a copy, and replayed once.
 
-    SQLite cannot open a log on such a disk; here `Database.open_both` fails as it would.
+    SQLite cannot open a log on such a disk; here `SqliteFile.open_both` fails as it would.
     """
     world = World(asynchronous)
     given = {"tiers": ["memory", "redis"], "redis_url": redis_server.url, "deadline": 5.0}
@@ -808,7 +808,7 @@ def test_a_host_file_that_cannot_be_opened_does_not_cost_redis(
             error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
             raise error
 
-        monkeypatch.setattr(sqlite_module.Database, "open_both", refuse)
+        monkeypatch.setattr(sqlite_module.SqliteFile, "open_both", refuse)
         assert world.call() == world.epoch
         ran = world.ran
         assert ran == (2 if journalled else 1)
@@ -827,7 +827,7 @@ def test_a_host_file_that_cannot_be_read_at_all(
         assert world.call() == 1
         default_chain().host.close()  # type: ignore[union-attr]
         place = {"is": True}
-        really = sqlite_module.Database.open_both
+        really = sqlite_module.SqliteFile.open_both
 
         def refuse(self: Any) -> None:
             if place["is"] and self.path.exists() and self.path.stat().st_size:
@@ -838,7 +838,7 @@ def test_a_host_file_that_cannot_be_read_at_all(
         def unreadable(path: Path) -> Any:
             raise TierError("no copy")
 
-        monkeypatch.setattr(sqlite_module.Database, "open_both", refuse)
+        monkeypatch.setattr(sqlite_module.SqliteFile, "open_both", refuse)
         monkeypatch.setattr("memo.stores.disk.recovery.journal", unreadable)
         world.epoch = 2
         answers = [world.call() for _ in range(8)]
@@ -867,8 +867,8 @@ def test_a_journal_that_cannot_be_read_for_a_moment(
             assert world.invalidate().tiers["redis"] == "done"
         journal = type(default_chain().host.journal)  # type: ignore[union-attr]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(journal, "overdue", locked)
-            patch.setattr(journal, "due", locked)
+            patch.setattr(journal, "has_due_rows", locked)
+            patch.setattr(journal, "has_due_rows_now", locked)
             assert world.call() == 2
         assert world.call() == world.call() == 2
         assert world.ran <= 3

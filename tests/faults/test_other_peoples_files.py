@@ -106,7 +106,7 @@ def stored(tmp_path: Path) -> tuple[payload_files.Payloads, list[str]]:
     (tmp_path / "payloads").mkdir(mode=0o700)
     names = []
     for text in (b"one", b"two"):
-        with payloads.keep(None, text) as name:
+        with payloads.write(None, text) as name:
             names.append(str(name))
     return payloads, names
 
@@ -136,7 +136,7 @@ def test_a_shard_that_is_swapped_for_a_link_while_a_file_is_written(
     payloads, _ = stored
     swap = Swap(payloads.directory, others, fcntl.flock)
     monkeypatch.setattr(fcntl, "flock", swap)
-    with payloads.keep(None, b"three") as name:
+    with payloads.write(None, b"three") as name:
         pass
     monkeypatch.undo()
     assert name not in swap.kept()

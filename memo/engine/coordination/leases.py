@@ -187,7 +187,7 @@ class Lease:
         Args:
             after: when this upload has ended, so that a waiting process finds the entry.
         """
-        if after is not None and after.then(self.release):
+        if after is not None and after.run_after(self.release):
             return
         HELD_LEASES.discard(self)
         ticker, self._ticker = self._ticker, None

@@ -39,7 +39,13 @@ from memo.stores import protocols
 from memo.stores.disk import file_locks
 from memo.stores.disk.cache_directory import READ_ONLY, is_full
 from memo.stores.disk.payload_files import Payloads
-from memo.stores.disk.sqlite_file import LOG, DamagedError, Database, retry_while_locked, statements
+from memo.stores.disk.sqlite_file import (
+    LOG,
+    DamagedError,
+    SqliteFile,
+    retry_while_locked,
+    statements,
+)
 from memo.stores.protocols import Found, Generations, Host, Listed, RecordToStore, Source
 
 if TYPE_CHECKING:
@@ -129,7 +135,7 @@ class Disk:
         self._retention = retention
         self.payloads = Payloads(directory / "payloads")
         self._swept = directory / "entries" / "swept"
-        self.looked_at = -SWEEP
+        self.last_sweep_at = -SWEEP
         self._may_have_orphans = False
         self._has_written = False
         self._pause = SWEEP_SOON
@@ -145,11 +151,11 @@ class Disk:
         self.index: Index | None = None
         self._pending_error: TierError | None = None
         self._in_files: set[str] = set()
-        self.database = Database(
+        self.index_file = SqliteFile(
             directory / "entries" / "cache.db",
             directory,
             self._prepare,
-            self._before_aside,
+            self._before_set_aside,
             PRAGMAS,
         )
 
@@ -167,36 +173,36 @@ class Disk:
         from memo.stores.disk.index import check
 
         found = check(connection)
-        self.index = None if found or self.database.read_only else self._create_index()
+        self.index = None if found or self.index_file.read_only else self._create_index()
 
     def _create_index(self) -> Index:
         """Return the index for writing; creating it takes the writers' lock."""
         from memo.stores.disk.index import Index
 
-        return Index(self.database, self.payloads, self.size_limit, self._log_bytes, self._now)
+        return Index(self.index_file, self.payloads, self.size_limit, self._log_bytes, self._now)
 
     def _now(self) -> float:
         return self._clock.wall_ns() / SECOND
 
     def _log_bytes(self) -> int:
         """Return the bytes of the write-ahead logs of the index and of the host's file."""
-        log = f"{self.database.path}-wal"
+        log = f"{self.index_file.path}-wal"
         shared = f"{self.directory}/host.sqlite"
         return sum(map(_size, (log, shared, f"{shared}-wal")))
 
-    def _before_aside(self) -> None:
+    def _before_set_aside(self) -> None:
         """Plan a sweep, since the files named by a damaged index no longer have an owner."""
         self._may_have_orphans = True
 
-    def _ready(self) -> Database:
-        database = self.database
-        if not database.is_open:
+    def _open_index_file(self) -> SqliteFile:
+        index_file = self.index_file
+        if not index_file.is_open:
             try:
                 read_only = self._cache_directory.open() == READ_ONLY
                 if not read_only:
-                    with private_files.inside(database.path.parent, make=True):
+                    with private_files.inside(index_file.path.parent, make=True):
                         pass
-                database.open(read_only=read_only)
+                index_file.open(read_only=read_only)
                 secret_keys.warn_if_not_kept()
             except TierError:
                 raise
@@ -205,8 +211,8 @@ class Disk:
                     raise self._cache_directory.mark_unusable(
                         "cannot be used: the disk is full."
                     ) from error
-                raise database.handle_error(error) from error
-        return database
+                raise index_file.handle_error(error) from error
+        return index_file
 
     def _fault(self, error: Exception) -> TierError:
         """Classify an error: one of diskcache's means damage.
@@ -215,7 +221,7 @@ class Disk:
         """
         if not isinstance(error, (sqlite3.Error, OSError, DamagedError, TierError)):
             error = DamagedError(f"an incomplete index: {type(error).__name__}: {error}")
-        return self.database.handle_error(error)
+        return self.index_file.handle_error(error)
 
     def write(self, work: Callable[..., T], *args: Any) -> T:
         """Run `work(index, *args)` as the only writer of this process, on the file in its place.
@@ -228,24 +234,24 @@ class Disk:
 
     def _write_now(self, work: Callable[..., T], args: tuple[Any, ...]) -> T:
         for _ in range(3):
-            database = self._ready()
+            index_file = self._open_index_file()
             try:
-                with database.writing:
-                    if not database.was_replaced():
-                        database.writer  # noqa: B018 - raises if the file is read-only
+                with index_file.writing:
+                    if not index_file.was_replaced():
+                        index_file.writer  # noqa: B018 - raises if the file is read-only
                         if self.index is None:  # not `or`: an empty index is false
                             self.index = self._create_index()
                         return work(self.index, *args)
             except _FAULTS as error:
                 raise self._fault(error) from error
-            database.close()
+            index_file.close()
         raise TierError("the index is replaced again and again")
 
     def _read(self, statement: str, *arguments: Any) -> list[Any]:
-        database = self._ready()
+        index_file = self._open_index_file()
         try:
-            with database.reading:
-                return database.reader.execute(statement, arguments).fetchall()
+            with index_file.reading:
+                return index_file.reader.execute(statement, arguments).fetchall()
         except _FAULTS as error:
             raise self._fault(error) from error
 
@@ -261,12 +267,12 @@ class Disk:
 
         Any error is left to the `lookup` that follows, so that it is reported and waited for once.
         """
-        database = self.database
+        index_file = self.index_file
         if name in self._in_files or time.monotonic() > self._report_at:
             return None  # `lookup` reads the files, or reports the reads to the index
         try:
-            with database.reading:
-                row = database.row_cursor.execute(_AT_HAND, (name,)).fetchone()
+            with index_file.reading:
+                row = index_file.row_cursor.execute(_AT_HAND, (name,)).fetchone()
         except TierError:  # the tier is closed
             return None
         except _FAULTS as error:
@@ -277,7 +283,7 @@ class Disk:
         record, expire = row
         if expire is not None and not self._clock.wall_ns() < _float(expire) * SECOND:
             return None
-        self._note(name)
+        self._note_read(name)
         return _bytes(record)
 
     async def lookup(self, port: Port, name: str) -> Found | None:
@@ -285,23 +291,23 @@ class Disk:
         met, self._pending_error = self._pending_error, None
         if met is not None:
             raise met
-        database = self.database
-        if not database.is_open:
+        index_file = self.index_file
+        if not index_file.is_open:
             if self._cache_directory.is_unusable():
                 raise self._cache_directory.unavailable()
-            await port.offload(retry_while_locked, self._ready)
+            await port.offload(retry_while_locked, self._open_index_file)
         try:
-            with database.reading:
-                row = database.row_cursor.execute(_LOOKUP, (name,)).fetchone()
+            with index_file.reading:
+                row = index_file.row_cursor.execute(_LOOKUP, (name,)).fetchone()
         except _FAULTS as error:
             raise self._fault(error) from error
         if row is None:
-            if not database.was_replaced():
+            if not index_file.was_replaced():
                 return None
             row = await port.offload(self._look_up_again, name)
             if row is None:
                 return None
-        self.was_read(port, name)
+        self.record_read(port, name)
         if row[1] is None:
             self._in_files.discard(name)
         elif name not in self._in_files:
@@ -309,14 +315,14 @@ class Disk:
             self._in_files.add(name)
         return await self._found(port, name, *row)
 
-    def was_read(self, port: Port, name: str) -> None:
+    def record_read(self, port: Port, name: str) -> None:
         """Note that an entry was read, here or in a tier above, so that it is kept longer."""
-        self._note(name)
+        self._note_read(name)
         if time.monotonic() > self._report_at:
             self._report_at = time.monotonic() + REPORT_EVERY
-            self._begin(port, self.report_reads, "memo-used")
+            self._spawn(port, self.report_reads, "memo-used")
 
-    def _note(self, name: str) -> None:
+    def _note_read(self, name: str) -> None:
         """Remember the name for the next report to the index."""
         self._used[name] = None
         if len(self._used) > MOST_READS:
@@ -332,7 +338,7 @@ class Disk:
         """Report to the index which entries were read; if that fails, the names are forgotten."""
         if used := self._take_reads():
             with suppress(TierError):
-                self.write(lambda index: index.used(used))
+                self.write(lambda index: index.record_reads(used))
 
     def _take_reads(self) -> dict[str, None]:
         """Return the names read since the last call."""
@@ -342,7 +348,7 @@ class Disk:
 
     def _look_up_again(self, name: str) -> tuple[Any, ...] | None:
         """Look up once more, in the file that is at the index's path now."""
-        self.database.close()
+        self.index_file.close()
         rows = self._read(_LOOKUP, name)
         return rows[0] if rows else None
 
@@ -406,12 +412,12 @@ class Disk:
     def _start_housekeeping(self, port: Port) -> None:
         """After a store, sweep and evict in the background if either is due."""
         if self.is_sweep_due():
-            self._begin(port, self._sweep, "memo-sweep")
+            self._spawn(port, self._sweep, "memo-sweep")
         if self._over_budget and time.monotonic() > self._evict_at:
             self._evict_at = time.monotonic() + 2 * EVICTION
-            self._begin(port, self._evict, "memo-evict")
+            self._spawn(port, self._evict, "memo-evict")
 
-    def _begin(self, port: Port, work: Callable[[], object], name: str) -> None:
+    def _spawn(self, port: Port, work: Callable[[], object], name: str) -> None:
         """Run `work` in the background, unless the tier is closed first."""
         closed = self._closed
 
@@ -419,7 +425,7 @@ class Disk:
             if self._closed == closed:
                 await port.offload(work)
             if self._closed != closed:  # its last step may have opened the index again
-                self.database.close()
+                self.index_file.close()
 
         port.spawn(begun, name)
 
@@ -433,7 +439,7 @@ class Disk:
 
         def keep(index: Index) -> None:
             self._make_room(index, size)
-            index.keep(rows)
+            index.put_rows(rows)
 
         self._with_room(size, self.write, keep)
 
@@ -484,8 +490,8 @@ class Disk:
     def _free_space(self, size: int) -> bool:
         """Remove entries of at least `size` bytes on a full disk; True if any was removed."""
         with suppress(TierError, sqlite3.Error):
-            database = self._ready()
-            with database.writing:
+            index_file = self._open_index_file()
+            with index_file.writing:
                 if self.index is None:
                     self.index = self._create_index()
                 return self.index.free_space(max(2 * size, _LEAST_FREED)) > 0
@@ -503,23 +509,23 @@ class Disk:
         if max(size, len(record)) > self.size_limit:
             raise TierError(f"{size} bytes do not fit in a budget of {self.size_limit}")
         if not size:
-            self.write(self._keep, name, _row(record), lifetime)
+            self.write(self._put_row, name, _row(record), lifetime)
             return
         if not self._has_written:  # the first store: a process that died may have left files
             self._has_written = True
             self._may_have_orphans = self._may_have_orphans or self.payloads.directory.exists()
         self.write(self._make_room, size + len(record))
         try:
-            with self.payloads.keep(payload, outside) as where:
+            with self.payloads.write(payload, outside) as where:
                 row = _row(record, outside=outside is not None, where=where, size=size)
-                self.write(self._keep, name, row, lifetime)
+                self.write(self._put_row, name, row, lifetime)
         except OSError as error:
             raise TierError(f"payload: {type(error).__name__}: {error.strerror}") from error
 
-    def _keep(self, index: Index, name: str, row: Row, lifetime: float | None) -> None:
+    def _put_row(self, index: Index, name: str, row: Row, lifetime: float | None) -> None:
         if row.name is None:
             self._make_room(index, len(row.record or b"") + ROW)
-        index.keep([(name, row, lifetime)])
+        index.put_rows([(name, row, lifetime)])
         if row.name and not self._over_budget:  # other processes may have used the freed space
             with suppress(sqlite3.OperationalError):  # locked by others: eviction can wait
                 self._over_budget = not index.make_room(0)
@@ -532,7 +538,7 @@ class Disk:
         self._may_have_orphans = self._may_have_orphans or tight
         if tight or time.monotonic() > self._report_at:
             self._report_at = time.monotonic() + REPORT_EVERY
-            index.used(self._take_reads())
+            index.record_reads(self._take_reads())
         self._over_budget = not index.make_room(size)
 
     def _evict(self) -> None:
@@ -586,7 +592,7 @@ class Disk:
             for name in some.names:
                 self.payloads.remove(name)
             time.sleep(GIVE_WAY)
-            if _size(f"{self.database.path}-wal") > long:
+            if _size(f"{self.index_file.path}-wal") > long:
                 self.write(lambda index: index.write_back())
             some = below(some.last)
         return count
@@ -601,7 +607,7 @@ class Disk:
 
     def _sweep(self) -> int:
         begun = time.monotonic()
-        self.looked_at = begun
+        self.last_sweep_at = begun
         removed = file_locks.sweep(self.directory / "locks")
         removed += self.payloads.sweep(lambda name: self.write(lambda index: index.has_name(name)))
         removed += self._clear_in_parts(lambda index, _: index.drop_replaced(self._retention))
@@ -612,9 +618,9 @@ class Disk:
         """True if a sweep is due and no other process of this host has just done one."""
         now = time.monotonic()
         pause = self._pause if self._may_have_orphans else SWEEP
-        if now < self.looked_at + pause:
+        if now < self.last_sweep_at + pause:
             return False
-        self.looked_at = now
+        self.last_sweep_at = now
         try:
             with private_files.inside(self._swept.parent) as folder:
                 descriptor = private_files.open_or_create(self._swept.name, folder)
@@ -721,10 +727,10 @@ class Disk:
 
     def _health(self) -> dict[str, Any]:
         try:
-            self._ready()
+            self._open_index_file()
         except TierUnavailable as error:
             return {"up": False, "error": str(error), **self._cache_directory.health()}
-        if self.database.read_only:
+        if self.index_file.read_only:
             (count,) = self._read("SELECT count(*) FROM Cache")[0]
             return {"up": True, "entries": count, **self._cache_directory.health()}
         return {
@@ -737,10 +743,10 @@ class Disk:
 
     def close(self) -> None:
         """Close connections and descriptors; the next use opens them again."""
-        if self.database.is_open:
+        if self.index_file.is_open:
             self.report_reads()
         self._closed += 1
-        self.database.close()
+        self.index_file.close()
 
 
 def _row(record: bytes, *, outside: bool = False, where: str | None = None, size: int = 0) -> Row:

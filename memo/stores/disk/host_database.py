@@ -1,4 +1,4 @@
-"""The ledger: `host.sqlite`, in which the processes of a host store what they share.
+"""The host database: `host.sqlite`, in which the processes of a host store what they share.
 
 Rules of this module:
 
@@ -9,7 +9,7 @@ Rules of this module:
     Checking it costs 0.1 µs, where `PRAGMA data_version` costs 3 µs.  At most every `TICK` seconds
     the file itself is checked too, for changes without a bell: a writer that was killed between its
     commit and the bell, or a directory that was removed.
-3.  The bell also holds the number of the last commit.  A database older than its bell has lost
+3.  The bell also holds the number of the last commit.  A file older than its bell has lost
     commits, perhaps an invalidation: it is set aside.
 4.  Groups expire.  Each has a time until which an entry may name it, extended by use; `sweep`
     deletes those past that time.  An entry that still names a deleted group is a miss, since a
@@ -37,7 +37,7 @@ from memo.runtime import ownership, private_files
 from memo.runtime.clock import Clock
 from memo.stores.disk import sqlite_file
 from memo.stores.disk.cache_directory import READ_ONLY, CacheDirectory, is_full
-from memo.stores.disk.sqlite_file import DamagedError, Database
+from memo.stores.disk.sqlite_file import DamagedError, SqliteFile
 from memo.validity import stamps
 from memo.validity.generations import Change
 from memo.validity.stamps import SHAPES
@@ -75,14 +75,14 @@ class Group:
 
     Attributes:
         fields: as in the table.
-        plain: the state of every ref with arguments, as long as no shape was ever invalidated.
+        plain_state: the state of every ref with arguments; None once a shape was invalidated.
     """
 
-    __slots__ = ("_states", "fields", "plain")
+    __slots__ = ("_states", "fields", "plain_state")
 
     def __init__(self, fields: Mapping[str, str]) -> None:
         self.fields = fields
-        self.plain = stamps.read(Ref(""), fields) if SHAPES not in fields else None
+        self.plain_state = stamps.read(Ref(""), fields) if SHAPES not in fields else None
         self._states: dict[Any, State] = {}
 
     def state(self, ref: Ref) -> State:
@@ -118,8 +118,8 @@ class ReadBell(Sequence[int]):
         os.close(self._descriptor)
 
 
-class Ledger:
-    """`host.sqlite` and its mirror.
+class HostDatabase:
+    """`host.sqlite`, and a mirror of its groups in this process.
 
     Attributes:
         bell: its first number changes after every commit of any process.
@@ -128,15 +128,15 @@ class Ledger:
         groups: the mirror.
         commit: the number of a commit that the mirror includes.
         journal: (row, at, due) of every journalled invalidation.
-        lives: when groups in the mirror may be deleted, in Unix seconds, as far as known.
+        lives: Unix times from which groups in the mirror may be deleted, as far as known.
     """
 
     def __init__(self, cache_directory: CacheDirectory, clock: Clock) -> None:
         self.cache_directory = cache_directory
         self.directory = directory = cache_directory.path
         self.clock = clock
-        self.database = Database(
-            directory / "host.sqlite", directory, self._prepare, self._before_aside
+        self.file = SqliteFile(
+            directory / "host.sqlite", directory, self._prepare, self._before_set_aside
         )
         self._rescued: list[tuple[int, str, str]] | None = None
         self._forget()
@@ -156,34 +156,34 @@ class Ledger:
     # --- opening ---------------------------------------------------------------------------------
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        if self.database.read_only:
-            _check(_facts(connection), 0)
+        if self.file.read_only:
+            _check_meta(_read_meta(connection), 0)
             return
         connection.execute("PRAGMA synchronous=NORMAL")
         bell = self._map_bell()
         seen_bell = bell[1]  # read before the commit, which must not be older
-        facts = _facts(connection)
+        facts = _read_meta(connection)
         if facts:
-            _check(facts, seen_bell)
+            _check_meta(facts, seen_bell)
         else:
-            _check(self._make(connection), 0)
+            _check_meta(self._create(connection), 0)
         if _excess_groups(connection):
             with suppress(sqlite3.OperationalError):  # locked: the next call does it
                 _in_transaction(connection, _prune)
         self.bell = bell
 
-    def _make(self, connection: sqlite3.Connection) -> dict[str, Any]:
-        """Create a ledger, unless another process was faster; return its facts."""
+    def _create(self, connection: sqlite3.Connection) -> dict[str, Any]:
+        """Create the tables unless another process was faster; return the rows of `meta`."""
 
         def make(connection: sqlite3.Connection) -> dict[str, Any]:
             for name in _SCHEMA:
                 connection.execute(SQL[name])
-            return _facts(connection) or self._initialise(connection)
+            return _read_meta(connection) or self._initialise(connection)
 
         return _in_transaction(connection, make)
 
     def _initialise(self, connection: sqlite3.Connection) -> dict[str, Any]:
-        """Create a ledger whose numbers start above those of any older bell."""
+        """Write the first rows; commit numbers start above those of any older bell."""
         bell: Any = self._map_bell()
         last_commit = bell[1]
         if last_commit >= LAST_COMMIT:  # garbage, since no later number could exceed it
@@ -198,12 +198,12 @@ class Ledger:
         return facts
 
     def _rows_carried_over(self, last_commit: int) -> list[tuple[int, str, str]]:
-        """Return the rows that a new ledger takes over from the journal before it, if any."""
+        """Return the rows that a new file takes over from the journal of the one before it."""
         rows, self._rescued = self._rescued, None
-        if rows is None and last_commit:  # there is a bell, so its ledger was removed
+        if rows is None and last_commit:  # there is a bell, so its file was removed
             from memo.stores.disk import recovery
 
-            rows = recovery.rows_for_lost_journal(self.database.path, self.clock.wall_ns())
+            rows = recovery.rows_for_lost_journal(self.file.path, self.clock.wall_ns())
         return rows or []
 
     def _map_bell(self) -> Sequence[int]:
@@ -221,49 +221,49 @@ class Ledger:
         finally:
             os.close(descriptor)
 
-    def _before_aside(self) -> None:
+    def _before_set_aside(self) -> None:
         """Save the readable rows of the journal, and notify all users of the damaged file."""
         from memo.stores.disk import recovery
 
-        self._rescued = recovery.rows_to_carry_over(self.database.path, self.clock.wall_ns())
+        self._rescued = recovery.rows_to_carry_over(self.file.path, self.clock.wall_ns())
         with suppress(OSError, ValueError):
             bell: Any = self._map_bell()
             bell[0] = int.from_bytes(os.urandom(8))
 
-    def ready(self) -> Database:
-        """Return the database, opened.
+    def open_file(self) -> SqliteFile:
+        """Return the file, opened.
 
         Raises:
             TierError: it cannot be opened.
         """
-        database = self.database
-        if not database.is_open:
+        file = self.file
+        if not file.is_open:
             try:
-                database.open(read_only=self.cache_directory.open() == READ_ONLY)
+                file.open(read_only=self.cache_directory.open() == READ_ONLY)
             except (sqlite3.Error, OSError, DamagedError, SettingError) as error:
                 if is_full(error):
                     raise self.cache_directory.mark_unusable(
                         "cannot be used: the disk is full."
                     ) from error
-                raise database.handle_error(error) from error
-        return database
+                raise file.handle_error(error) from error
+        return file
 
     @property
     def is_at_hand(self) -> bool:
         """True if it can be read without waiting."""
-        return self.database.is_open or self.cache_directory.is_unusable()
+        return self.file.is_open or self.cache_directory.is_unusable()
 
     def close(self) -> None:
-        with self.database.writing:
-            self.database.close()
+        with self.file.writing:
+            self.file.close()
             self._forget()
 
-    def is_there(self) -> bool:
+    def may_exist(self) -> bool:
         """True if the file may exist, readable or not."""
         try:
             if os.stat(self.directory).st_uid != os.geteuid():
                 return False
-            os.lstat(self.database.path)
+            os.lstat(self.file.path)
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError:
@@ -280,16 +280,16 @@ class Ledger:
         """
         for _ in range(TRIES):
             try:
-                database = self.ready()
+                file = self.open_file()
             except TierUnavailable:  # nothing can be read, so every group is lost
                 self._forget()
                 return
-            if database.was_replaced():
-                database.close()
+            if file.was_replaced():
+                file.close()
                 continue
             try:
-                with database.reading:
-                    self._refresh(database)
+                with file.reading:
+                    self._refresh(file)
             except FAULTS as error:
                 self.handle_error(error)
                 continue
@@ -302,27 +302,29 @@ class Ledger:
         Raises:
             TierError: any other fault.
         """
-        fault = self.database.handle_error(error)
+        fault = self.file.handle_error(error)
         if not sqlite_file.is_damaged(error):
             raise fault from error
 
-    def _refresh(self, database: Database) -> None:
-        if self._opened != database.opened:
+    def _refresh(self, file: SqliteFile) -> None:
+        if self._opened != file.opened:
             bell = self.bell
             self._forget()
             self.bell = bell
-            self._opened = database.opened
+            self._opened = file.opened
         check_at = time.monotonic() + TICK
         seen_bell = self.bell[0]
-        (version,) = database.reader.execute("PRAGMA data_version").fetchone()
+        (version,) = file.reader.execute("PRAGMA data_version").fetchone()
         if version != self._version:
-            self._catch_up(database.reader)
+            self._catch_up(file.reader)
             self._version = version
         self.seen_bell = seen_bell
         self.check_at = check_at
 
     def _catch_up(self, connection: sqlite3.Connection) -> None:
-        swept = swept_at(connection)  # read before the changes, so that a later sweep is not missed
+        swept = last_sweep_commit(
+            connection
+        )  # read before the changes, so that a later sweep is not missed
         rows = connection.execute(
             "SELECT name, changed, renewed FROM groups WHERE changed > ?", (self.commit,)
         ).fetchall()
@@ -345,16 +347,16 @@ class Ledger:
         """Load a group that is not in the mirror."""
         for _ in range(TRIES):
             try:
-                database = self.ready()
+                file = self.open_file()
             except TierUnavailable:
                 return Group({})
             try:
-                with database.reading:
+                with file.reading:
                     group = self.groups.get(name)
                     if group is None:
-                        group = Group(fields_of(database.reader, name))
-                        until = lives_until(database.reader, name)
-                        if self._opened == database.opened:
+                        group = Group(fields_of(file.reader, name))
+                        until = expiry_of(file.reader, name)
+                        if self._opened == file.opened:
                             self.groups[name] = group
                             self.lives[name] = until
                     return group
@@ -369,10 +371,10 @@ class Ledger:
             TierError: the file cannot be read.
         """
         for _ in range(TRIES):
-            database = self.ready()
+            file = self.open_file()
             try:
-                with database.reading:
-                    return database.reader.execute(statement, values).fetchall()
+                with file.reading:
+                    return file.reader.execute(statement, values).fetchall()
             except FAULTS as error:
                 self.handle_error(error)
         raise TierError("host.sqlite is damaged again and again")
@@ -401,27 +403,27 @@ class Ledger:
 
     def _write_now(self, work: Callable[[sqlite3.Connection, int], bool], durable: bool) -> None:
         for _ in range(TRIES):
-            database = self.ready()
+            file = self.open_file()
             try:
-                with database.writing:
-                    if self._commit(database, work, durable):
+                with file.writing:
+                    if self._commit(file, work, durable):
                         return
             except FAULTS as error:
                 self.handle_error(error)
                 continue
-            database.close()
+            file.close()
         raise TierError("host.sqlite is replaced again and again")
 
     def _commit(
         self,
-        database: Database,
+        file: SqliteFile,
         work: Callable[[sqlite3.Connection, int], bool],
         durable: bool,
     ) -> bool:
         """Run a transaction; True if the file is still the one at the path."""
-        if database.was_replaced():
+        if file.was_replaced():
             return False
-        with database.transaction(f"synchronous={'FULL' if durable else 'NORMAL'}") as connection:
+        with file.transaction(f"synchronous={'FULL' if durable else 'NORMAL'}") as connection:
             (commit,) = connection.execute("SELECT value FROM meta WHERE name='commit'").fetchone()
             commit += 1
             changed = work(connection, commit)
@@ -430,10 +432,10 @@ class Ledger:
             else:
                 sqlite_file.roll_back(connection)
         if changed:
-            self.ring(commit)
-        return not database.was_replaced()
+            self.ring_bell(commit)
+        return not file.was_replaced()
 
-    def ring(self, commit: int) -> None:
+    def ring_bell(self, commit: int) -> None:
         bell: Any = self.bell
         bell[1] = max(commit, bell[1])
         bell[0] = int.from_bytes(os.urandom(8))
@@ -447,8 +449,8 @@ def fields_of(connection: sqlite3.Connection, group: str, since: int = -1) -> di
     return {name: value for name, value in rows if type(name) is type(value) is str}
 
 
-def lives_until(connection: sqlite3.Connection, group: str) -> int:
-    """Return when a group may be deleted, in Unix seconds; 0 if unknown."""
+def expiry_of(connection: sqlite3.Connection, group: str) -> int:
+    """Return the Unix time from which a group may be deleted; 0 if unknown."""
     row = connection.execute("SELECT until FROM lives WHERE name = ?", (group,)).fetchone()
     return row[0] if row and isinstance(row[0], int) else 0
 
@@ -458,7 +460,7 @@ def extend_life(connection: sqlite3.Connection, groups: Iterable[str], until: in
     connection.executemany(SQL["extend_life"], [(name, until) for name in groups])
 
 
-def swept_at(connection: sqlite3.Connection) -> int:
+def last_sweep_commit(connection: sqlite3.Connection) -> int:
     """Return the number of the last commit that deleted groups; 0: none did."""
     row = connection.execute("SELECT value FROM meta WHERE name = 'swept'").fetchone()
     return row[0] if row and isinstance(row[0], int) else 0
@@ -500,8 +502,8 @@ def _in_transaction(connection: sqlite3.Connection, work: Callable[[sqlite3.Conn
     return done
 
 
-def _facts(connection: sqlite3.Connection) -> dict[str, Any]:
-    """Return the facts stored in a ledger; empty if there is no complete ledger.
+def _read_meta(connection: sqlite3.Connection) -> dict[str, Any]:
+    """Return the rows of `meta`, name -> value; empty if a table is missing.
 
     Raises:
         sqlite3.Error: it cannot be read.
@@ -512,10 +514,10 @@ def _facts(connection: sqlite3.Connection) -> dict[str, Any]:
     return dict(connection.execute("SELECT name, value FROM meta"))
 
 
-def _check(facts: Mapping[str, Any], seen_bell: int) -> None:
+def _check_meta(facts: Mapping[str, Any], seen_bell: int) -> None:
     commit = facts.get("commit")
     if facts.get("format") != _FORMAT or not isinstance(commit, int) or commit >= LAST_COMMIT:
-        raise DamagedError("not a ledger of this format")
+        raise DamagedError("not a host database of this format")
     if seen_bell > commit:
         raise DamagedError("commits are missing")
 

@@ -31,12 +31,12 @@ from memo.stores.disk.host_database import (
     SHORTEST_LIFE,
     SQL,
     TOMBSTONE_LIFE,
-    Ledger,
+    HostDatabase,
     change_fields,
     delete_groups,
     extend_life,
     fields_of,
-    swept_at,
+    last_sweep_commit,
 )
 from memo.stores.disk.sqlite_file import retry_while_locked
 from memo.stores.disk.unwritten import Unwritten
@@ -87,8 +87,8 @@ class CommittedStates(list[State]):
 class HostGenerations:
     """The generations that the processes of one host share; see `Generations`."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
+    def __init__(self, host_database: HostDatabase) -> None:
+        self.host_database = host_database
         self._queued: list[Callable[[], None]] = []
         self._write_at = 0.0
         self._sweep_at = time.monotonic() + SWEEP
@@ -100,19 +100,19 @@ class HostGenerations:
         Raises:
             TierError: the file cannot be read, or an invalidation is still to be written.
         """
-        ledger = self._up_to_date()
-        commit = ledger.commit
-        groups = ledger.groups
+        host_database = self._up_to_date()
+        commit = host_database.commit
+        groups = host_database.groups
         states = []
         for ref in refs:
             name, arguments = ref
-            group = groups.get(name) or ledger.load(name)
+            group = groups.get(name) or host_database.load(name)
             if not self._unwritten.empty:
-                group = self._unwritten.applied_to(name, group)
-            if group.plain is None or arguments is None:
+                group = self._unwritten.apply_to(name, group)
+            if group.plain_state is None or arguments is None:
                 states.append(group.state(ref))
             else:
-                states.append(group.plain)
+                states.append(group.plain_state)
         return CommittedStates(states, commit)
 
     def texts(self, packed_generations: Iterable[PackedGeneration]) -> list[str]:
@@ -122,33 +122,36 @@ class HostGenerations:
             TierError: the file cannot be read, or an invalidation is still to be written.
             EntryError: a claim is malformed.
         """
-        ledger = self._up_to_date()
-        groups = ledger.groups
-        applied_to = None if self._unwritten.empty else self._unwritten.applied_to
+        host_database = self._up_to_date()
+        groups = host_database.groups
+        apply_to = None if self._unwritten.empty else self._unwritten.apply_to
         found = []
         for claim in packed_generations:
             _, name, arguments, _, _ = claim
-            group = groups.get(name) or ledger.load(name)
-            if applied_to is not None:
-                group = applied_to(name, group)
-            now = group.plain
+            group = groups.get(name) or host_database.load(name)
+            if apply_to is not None:
+                group = apply_to(name, group)
+            now = group.plain_state
             if now is None or arguments is None:
                 now = group.state(ref_of(claim))
             found.append(now[0])
         return found
 
-    def _up_to_date(self) -> Ledger:
-        """Return the ledger once its mirror includes every invalidation so far.
+    def _up_to_date(self) -> HostDatabase:
+        """Return the host database once its mirror includes every invalidation so far.
 
         Raises:
             TierError: the file cannot be read, or an invalidation is still to be written.
         """
         if self._queued:
             raise TierError(UNWRITTEN)
-        ledger = self.ledger
-        if ledger.bell[0] != ledger.seen_bell or time.monotonic() > ledger.check_at:
-            ledger.refresh()
-        return ledger
+        host_database = self.host_database
+        if (
+            host_database.bell[0] != host_database.seen_bell
+            or time.monotonic() > host_database.check_at
+        ):
+            host_database.refresh()
+        return host_database
 
     def learn(self, refs: Sequence[Ref], before: Sequence[State], now: Sequence[State]) -> None:
         """Adopt the states that a shared authority reads, if this host still reads `before`.
@@ -179,22 +182,22 @@ class HostGenerations:
                     extend_life(connection, [name], self._now() + SHORTEST_LIFE)
             return changed
 
-        self.ledger.write(work, durable=False)
+        self.host_database.write(work, durable=False)
 
     async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
         """See `memo.stores.protocols.Generations.states`."""
         if self._queued:
             await port.offload(self._write_queued)
         if not self._unwritten.empty and time.monotonic() > self._write_at:
-            await port.offload(self._write_late)
-        if not self.ledger.is_at_hand:
+            await port.offload(self._write_unwritten)
+        if not self.host_database.is_at_hand:
             return await port.offload(retry_while_locked, self.read, refs)
         return self.read(refs)
 
     async def stamp_states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
         """See `memo.stores.protocols.Generations.stamp_states`."""
         states = await self.states(port, refs)
-        lives, soon = self.ledger.lives, self._now() + SHORTEST_LIFE // 2
+        lives, soon = self.host_database.lives, self._now() + SHORTEST_LIFE // 2
         if LOST not in states and all(lives.get(ref.group, 0) >= soon for ref in refs):
             return states
         return await port.offload(self._create_missing, refs)
@@ -212,7 +215,7 @@ class HostGenerations:
             return True
 
         try:
-            self.ledger.write(work, durable=False)
+            self.host_database.write(work, durable=False)
         except TierError as error:
             if not _is_unusable(error):
                 raise
@@ -224,17 +227,17 @@ class HostGenerations:
     # --- expiry of groups ------------------------------------------------------------------------
 
     def _now(self) -> int:
-        return self.ledger.clock.wall_ns() // SECOND
+        return self.host_database.clock.wall_ns() // SECOND
 
     def _note_expiry(self, names: Iterable[str], until: int) -> None:
-        lives = self.ledger.lives
+        lives = self.host_database.lives
         if len(lives) > MIRROR:
             lives.clear()
         lives.update(dict.fromkeys(names, until))
 
     async def extend_life(self, port: Port, groups: Iterable[str], lifetime: float | None) -> None:
         """See `memo.stores.protocols.HostGenerations.extend_life`; writes rarely."""
-        now, lives = self._now(), self.ledger.lives
+        now, lives = self._now(), self.host_database.lives
         end = NEVER_EXPIRES if lifetime is None else now + int(lifetime) + 1
         short = [name for name in groups if lives.get(name, 0) < end]
         if short:
@@ -247,10 +250,10 @@ class HostGenerations:
             return True
 
         with suppress(TierError):  # the groups may be deleted early, which costs only misses
-            self.ledger.write(work, durable=False)
+            self.host_database.write(work, durable=False)
         self._note_expiry(groups, until)
 
-    def sweep_due(self) -> bool:
+    def is_sweep_due(self) -> bool:
         """True if a `sweep` is due; only once for each time it is."""
         now = time.monotonic()
         if now < self._sweep_at:
@@ -268,7 +271,7 @@ class HostGenerations:
     def _sweep(self) -> int:
         count = 0
         while True:
-            gone = self._forget_some(lambda connection: _expired_groups(connection, self._now()))
+            gone = self._delete_some(lambda connection: _expired_groups(connection, self._now()))
             count += gone
             if gone < SWEEP_BATCH:
                 return count
@@ -279,10 +282,10 @@ class HostGenerations:
         await port.offload(self._clear)
 
     def _clear(self) -> None:
-        while self._forget_some(_all_but_namespace) == SWEEP_BATCH:
+        while self._delete_some(_all_but_namespace) == SWEEP_BATCH:
             time.sleep(GIVE_WAY)
 
-    def _forget_some(self, which: Callable[[sqlite3.Connection], list[str]]) -> int:
+    def _delete_some(self, which: Callable[[sqlite3.Connection], list[str]]) -> int:
         """Delete groups, up to `SWEEP_BATCH` in one transaction.
 
         Raises:
@@ -296,12 +299,12 @@ class HostGenerations:
             delete_groups(connection, gone, commit)
             return bool(gone)
 
-        self.ledger.write(work, durable=False)
+        self.host_database.write(work, durable=False)
         return len(gone)
 
     # --- not written yet -------------------------------------------------------------------------
 
-    def _write_late(self) -> None:
+    def _write_unwritten(self) -> None:
         """Write the changes that could not be written before, if that is possible now."""
         self._write_at = time.monotonic() + RETRY_LATE
         written: tuple[object, ...] = ()
@@ -312,7 +315,7 @@ class HostGenerations:
             return True
 
         with suppress(TierError):
-            self.ledger.write(work, durable=True)
+            self.host_database.write(work, durable=True)
             self._unwritten.forget(written)
 
     def names(self, kind: str, most: int) -> list[str]:
@@ -323,33 +326,33 @@ class HostGenerations:
         Raises:
             TierError: the file cannot be read.
         """
-        rows = self.ledger.select(SQL["names"], kind, f"{kind}\U0010ffff", most)
+        rows = self.host_database.select(SQL["names"], kind, f"{kind}\U0010ffff", most)
         return [name.removeprefix(kind) for (name,) in rows]
 
-    def tables(self, groups: Sequence[str]) -> dict[str, dict[str, str]]:
+    def fields_of_groups(self, groups: Sequence[str]) -> dict[str, dict[str, str]]:
         """See `memo.stores.protocols.HostGenerations.tables`.
 
         Raises:
             TierError: the file cannot be read, or an invalidation is still to be written.
         """
-        ledger = self._up_to_date()
+        host_database = self._up_to_date()
         found = {}
         for name in groups:
-            group = ledger.groups.get(name) or ledger.load(name)
+            group = host_database.groups.get(name) or host_database.load(name)
             unwritten = self._unwritten
-            fields = (group if unwritten.empty else unwritten.applied_to(name, group)).fields
+            fields = (group if unwritten.empty else unwritten.apply_to(name, group)).fields
             if ALL in fields:
                 found[name] = dict(fields)
         return found
 
-    def all_names(self) -> list[str]:
+    def all_groups(self) -> list[str]:
         """Return all groups that have a `*`.
 
         Raises:
             TierError: the file cannot be read.
         """
         statement = "SELECT name FROM generations WHERE field = '*' ORDER BY name"
-        return [name for (name,) in self.ledger.select(statement)]
+        return [name for (name,) in self.host_database.select(statement)]
 
     async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
         """See `memo.stores.protocols.Generations.turn`."""
@@ -360,11 +363,11 @@ class HostGenerations:
             _turn(connection, turns, note, commit, self._now())
             if _is_shared(connection):
                 _journal_for_next_tier(
-                    connection, self.ledger.clock.wall_ns(), _packed(turns), note
+                    connection, self.host_database.clock.wall_ns(), _packed(turns), note
                 )
             return True
 
-        self.ledger.write(work, durable=True)
+        self.host_database.write(work, durable=True)
 
     def queue_unwritten(self, turns: Sequence[Turn], note: str, error: TierError) -> str:
         """Keep an invalidation that could not be written; return what happens next, as text.
@@ -401,7 +404,7 @@ class HostGenerations:
     async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
         """See `memo.stores.protocols.Generations.notes`."""
         await self.states(port, [ref])
-        group = self._unwritten.applied_to(ref.group, self.ledger.load(ref.group))
+        group = self._unwritten.apply_to(ref.group, self.host_database.load(ref.group))
         return generations.notes_for(group.fields, ref)
 
 
@@ -451,7 +454,7 @@ def _journal_for_next_tier(connection: sqlite3.Connection, at: int, turns: str, 
 
 def _delivered_at(connection: sqlite3.Connection, group: str) -> int:
     row = connection.execute("SELECT settled FROM groups WHERE name = ?", (group,)).fetchone()
-    return row[0] if row else swept_at(connection)
+    return row[0] if row else last_sweep_commit(connection)
 
 
 def _learn(
@@ -476,8 +479,8 @@ class Journal:
     See `memo.stores.protocols.Journal`.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
+    def __init__(self, host_database: HostDatabase) -> None:
+        self.host_database = host_database
         self._failed: set[int] = set()
         self._done_rows: tuple[int, set[int]] = (0, set())
         self._copy: list[Row] = []
@@ -494,7 +497,7 @@ class Journal:
 
         def work(connection: sqlite3.Connection, commit: int) -> bool:
             nonlocal number
-            at = self.ledger.clock.wall_ns()
+            at = self.host_database.clock.wall_ns()
             _turn(connection, turns, note, commit, at // SECOND)
             _mark_shared(connection)
             cursor = connection.execute(
@@ -504,10 +507,10 @@ class Journal:
             number = cursor.lastrowid or 0
             return True
 
-        self.ledger.write(work, durable=True)
+        self.host_database.write(work, durable=True)
         return number
 
-    def fail(self, row: int) -> None:
+    def mark_failed(self, row: int) -> None:
         """Record that an invalidation did not reach the shared tier: it is due from now on.
 
         Raises:
@@ -520,9 +523,9 @@ class Journal:
             statement = "UPDATE journal SET due = 1 WHERE id = ?"
             return connection.execute(statement, (row,)).rowcount > 0
 
-        self.ledger.write(work, durable=False)
+        self.host_database.write(work, durable=False)
 
-    def done(self, row: int) -> None:
+    def mark_done(self, row: int) -> None:
         """Record that an invalidation reached the shared tier.
 
         Raises:
@@ -541,16 +544,16 @@ class Journal:
             )
             return True
 
-        self.ledger.write(work, durable=False)
+        self.host_database.write(work, durable=False)
         self._failed.discard(row)
 
-    async def overdue(self, port: Port) -> bool:
-        """As `due`, in a thread if the file has to be opened."""
-        if self.ledger.is_at_hand:
-            return self.due()
-        return await port.offload(self.due)
+    async def has_due_rows(self, port: Port) -> bool:
+        """As `has_due_rows_now`, in a thread if the file has to be opened."""
+        if self.host_database.is_at_hand:
+            return self.has_due_rows_now()
+        return await port.offload(self.has_due_rows_now)
 
-    def due(self, *, at_once: bool = False) -> bool:
+    def has_due_rows_now(self, *, at_once: bool = False) -> bool:
         """True if rows must be replayed before a shared tier is read; about 0.3 µs.
 
         False if there is no file and none can be created: nothing was ever journalled there.
@@ -561,15 +564,18 @@ class Journal:
         Raises:
             TierError: the file cannot be read at all.
         """
-        ledger = self.ledger
-        if ledger.bell[0] != ledger.seen_bell or time.monotonic() > ledger.check_at:
-            if at_once and not ledger.is_at_hand:
+        host_database = self.host_database
+        if (
+            host_database.bell[0] != host_database.seen_bell
+            or time.monotonic() > host_database.check_at
+        ):
+            if at_once and not host_database.is_at_hand:
                 return True
             try:
-                ledger.refresh()
+                host_database.refresh()
             except TierError as error:
-                return ledger.is_there() and bool(self._rows_from_copy(error))
-        return bool(ledger.journal) and any(map(self._is_due, ledger.journal))
+                return host_database.may_exist() and bool(self._rows_from_copy(error))
+        return bool(host_database.journal) and any(map(self._is_due, host_database.journal))
 
     def _rows_from_copy(self, error: TierError) -> list[Row]:
         """Return the due rows from a copy of a file that cannot be opened.
@@ -581,13 +587,13 @@ class Journal:
             from memo.stores.disk import recovery
 
             try:
-                self._copy = recovery.journal(self.ledger.database.path)
+                self._copy = recovery.journal(self.host_database.file.path)
             except TierError:
                 self._failed_reads += 1
                 if self._failed_reads < ATTEMPTS:
                     raise
                 with suppress(OSError, sqlite3.Error):
-                    self.ledger.database.set_aside()
+                    self.host_database.file.set_aside()
                 raise error from None
             self._copied_until = time.monotonic() + COPY_LIFE
         self._failed_reads = 0
@@ -595,8 +601,8 @@ class Journal:
 
     def _done_here(self) -> set[int]:
         """Return the rows of the open file that this process has replayed."""
-        if self._done_rows[0] != self.ledger.database.opened:
-            self._done_rows = self.ledger.database.opened, set()
+        if self._done_rows[0] != self.host_database.file.opened:
+            self._done_rows = self.host_database.file.opened, set()
         return self._done_rows[1]
 
     def _is_due(self, row: tuple[int, int, int]) -> bool:
@@ -605,18 +611,20 @@ class Journal:
             return False
         if due or number in self._failed:
             return True
-        return not 0 <= self.ledger.clock.wall_ns() - at < OVERDUE
+        return not 0 <= self.host_database.clock.wall_ns() - at < OVERDUE
 
-    def rows(self) -> list[tuple[int, list[Turn], str]]:
+    def due_rows(self) -> list[tuple[int, list[Turn], str]]:
         """Return (row, turns, note) of the rows that are due, oldest first.
 
         Raises:
             TierError: the file cannot be read.
         """
         try:
-            rows = self.ledger.select("SELECT id, at, due, turns, note FROM journal ORDER BY id")
+            rows = self.host_database.select(
+                "SELECT id, at, due, turns, note FROM journal ORDER BY id"
+            )
         except TierError as error:
-            if not self.ledger.is_there():
+            if not self.host_database.may_exist():
                 raise
             rows = self._rows_from_copy(error)
         return [(row[0], _unpacked(row[3]), row[4]) for row in rows if self._is_due(row[:3])]
@@ -663,9 +671,9 @@ class Host:
         with suppress(OSError, SettingError):  # reported at the first use
             if not directory.exists():
                 private_files.claim(directory)
-        self.ledger = Ledger(self.cache_directory, clock)
-        self.generations = HostGenerations(self.ledger)
-        self.journal = Journal(self.ledger)
+        self.host_database = HostDatabase(self.cache_directory, clock)
+        self.generations = HostGenerations(self.host_database)
+        self.journal = Journal(self.host_database)
         self._id: tuple[int, str] = (0, "")
 
     @property
@@ -676,9 +684,9 @@ class Host:
             TierError: the file cannot be read.
         """
         opened, known = self._id
-        if not known or opened != self.ledger.database.opened:
+        if not known or opened != self.host_database.file.opened:
             known = self.load_note("id")
-            self._id = self.ledger.database.opened, known
+            self._id = self.host_database.file.opened, known
         return known
 
     def load_note(self, name: str) -> str:
@@ -687,7 +695,7 @@ class Host:
         Raises:
             TierError: the file cannot be read.
         """
-        rows = self.ledger.select("SELECT value FROM meta WHERE name = ?", name)
+        rows = self.host_database.select("SELECT value FROM meta WHERE name = ?", name)
         return str(rows[0][0]) if rows else ""
 
     def save_note(self, name: str, text: str) -> None:
@@ -701,7 +709,7 @@ class Host:
             connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, text))
             return True
 
-        self.ledger.write(work, durable=False)
+        self.host_database.write(work, durable=False)
 
     def lock(self, name: str) -> HostLock:
         """Return a lock for a name of any length; it is not held yet.
@@ -716,4 +724,4 @@ class Host:
 
     def close(self) -> None:
         """Close connections and descriptors; the next use opens them again."""
-        self.ledger.close()
+        self.host_database.close()

@@ -27,7 +27,7 @@ from diskcache.core import DEFAULT_SETTINGS, METADATA, MODE_RAW
 from memo.errors import TierError
 from memo.runtime.named_tuple import NamedTuple
 from memo.stores.disk.payload_files import Payloads
-from memo.stores.disk.sqlite_file import AUTOMATIC, LOG, DamagedError, Database, statements
+from memo.stores.disk.sqlite_file import AUTOMATIC, LOG, DamagedError, SqliteFile, statements
 
 EVICTED_AT_ONCE = 10
 """Entries that one transaction evicts, plus one for each `_EACH` bytes that are lacking."""
@@ -161,7 +161,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
     """A `diskcache.Cache` on a connection that was opened for it.
 
     Args:
-        database: its connection for writing is used, under the caller's lock.
+        file: its connection for writing is used, under the caller's lock.
         payloads: the files that rows name.
         size_limit: bytes.
         other_bytes: returns the bytes of everything else that counts towards the budget.
@@ -173,13 +173,13 @@ class Index(diskcache.Cache):  # type: ignore[misc]
 
     def __init__(
         self,
-        database: Database,
+        file: SqliteFile,
         payloads: Payloads,
         size_limit: int,
         other_bytes: Callable[[], int] = lambda: 0,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._database = database
+        self._file = file
         self._other_bytes = other_bytes
         self._now = now
         self._codes: dict[str, tuple[str, float]] = {}
@@ -187,7 +187,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         self._check_at = 0.0
         self._kept = 0
         self._excess: int | None = None
-        check(database.writer)
+        check(file.writer)
         settings = {
             **DEFAULT_SETTINGS,
             "size_limit": size_limit,
@@ -197,8 +197,8 @@ class Index(diskcache.Cache):  # type: ignore[misc]
             "sqlite_cache_size": _PAGES,
         }
         try:
-            with database.transaction():
-                super().__init__(str(database.path.parent), disk=Rows, **settings)
+            with file.transaction():
+                super().__init__(str(file.path.parent), disk=Rows, **settings)
                 self._sql(_SQL["by_name"])
                 self._sql(_SQL["code_table"])
                 self.volume()
@@ -208,16 +208,16 @@ class Index(diskcache.Cache):  # type: ignore[misc]
 
     @property
     def _con(self) -> sqlite3.Connection:
-        return self._database.writer
+        return self._file.writer
 
     @property
     def _sql(self) -> Callable[..., sqlite3.Cursor]:
-        return self._database.writer.execute
+        return self._file.writer.execute
 
     @property
     def _sql_retry(self) -> Callable[..., sqlite3.Cursor]:
         """Skip the retries that `diskcache` makes for 60 s: the caller has the lock, or fails."""
-        return self._database.writer.execute
+        return self._file.writer.execute
 
     @contextmanager
     def _transact(
@@ -225,7 +225,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
     ) -> Iterator[tuple[Callable[..., sqlite3.Cursor], Callable[[str | None], None]]]:
         """Run a transaction; the files of deleted rows are removed after the commit."""
         names: list[str | None] = []
-        with self._database.transaction() as connection:
+        with self._file.transaction() as connection:
             yield connection.execute, names.append
         for name in names:
             if name is not None:
@@ -234,13 +234,13 @@ class Index(diskcache.Cache):  # type: ignore[misc]
     def close(self) -> None:
         """Do nothing: the connection belongs to the caller."""
 
-    def keep(self, rows: Iterable[tuple[str, Row, float | None]]) -> None:
+    def put_rows(self, rows: Iterable[tuple[str, Row, float | None]]) -> None:
         """Replace the rows of names, each for so many seconds, in one transaction."""
         with self._transact() as (sql, cleanup):
             for name, row, lifetime in rows:
-                self._keep(sql, cleanup, name, row, lifetime)
+                self._put_row(sql, cleanup, name, row, lifetime)
 
-    def _keep(
+    def _put_row(
         self,
         sql: Callable[..., sqlite3.Cursor],
         cleanup: Callable[[str | None], None],
@@ -282,12 +282,12 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         sql(_SQL["note_code"], (function, code))
         self._codes[function] = code, time.monotonic()
 
-    def used(self, names: Collection[str]) -> None:
+    def record_reads(self, names: Collection[str]) -> None:
         """Rank entries that were read as if they had just been stored."""
         if not names:
             return
         now = time.time()
-        with self._database.transaction() as connection:
+        with self._file.transaction() as connection:
             connection.executemany(_RANK, [(now, name) for name in names])
 
     def bytes_to_free(self, size: int) -> int:
@@ -381,7 +381,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
                 break
         with suppress(sqlite3.Error):  # readers keep the log from being truncated
             self._sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        with suppress(sqlite3.Error), self._database.transaction() as connection:
+        with suppress(sqlite3.Error), self._file.transaction() as connection:
             connection.executemany(_DELETE, rows)
         self._free = 0
         return freed
@@ -430,7 +430,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
                 row from which `which` goes down.
         """
         gone: list[tuple[int, str | None]] = []
-        with self._database.transaction() as connection:
+        with self._file.transaction() as connection:
             end = time.monotonic() + _HOLD
             while (left := BATCH - len(gone)) > 0 and (not gone or time.monotonic() < end):
                 some = connection.execute(which, (*arguments, min(_STEP, left))).fetchall()

@@ -105,7 +105,7 @@ class PayloadFile:
                 if facts.st_size != size:
                     raise TierError(f"a payload has {facts.st_size} bytes instead of {size}")
                 if self._exposed:
-                    return _copied(descriptor, size)
+                    return _read_copy(descriptor, size)
                 self.identity = _identity(facts)
                 return map_file(descriptor, size)
             finally:
@@ -204,7 +204,7 @@ def map_file(descriptor: int, size: int) -> memoryview:
     return memoryview(mmap.mmap(descriptor, size, flags=_FLAGS, prot=_RIGHTS))
 
 
-def _copied(descriptor: int, size: int) -> memoryview:
+def _read_copy(descriptor: int, size: int) -> memoryview:
     """Read the bytes of a file that may be changed or truncated at any moment.
 
     Raises:
@@ -262,7 +262,7 @@ class Payloads:
     # --- writing ---------------------------------------------------------------------------------
 
     @contextmanager
-    def keep(
+    def write(
         self, payload: Payload | IncomingPayload | None, record: bytes | None
     ) -> Iterator[str | None]:
         """Write an entry's payload and its record to files; yields the entry's name for them.
@@ -275,14 +275,14 @@ class Payloads:
             if payload is not None:
                 text = payload.digest.hex()
                 name = f"{text[:2]}/{text}.{os.urandom(8).hex()}"
-                self._keep_payload(payload, name, descriptors)
+                self._write_payload(payload, name, descriptors)
             if record is not None:
                 text = os.urandom(16).hex()
                 name = name or f"{text[:2]}/{text}{_RECORD}"
-                self._keep_record(record, _record(name), descriptors)
+                self._write_record(record, _record(name), descriptors)
             yield name
             if payload is not None and payload.size >= VOUCHER_SIZE and name is not None:
-                self._vouch(payload, name)
+                self._leave_voucher(payload, name)
         except BaseException:
             if name is not None:
                 self.remove(name)
@@ -291,12 +291,12 @@ class Payloads:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def _keep_payload(
+    def _write_payload(
         self, payload: Payload | IncomingPayload, name: str, descriptors: list[int]
     ) -> None:
         if self._link_existing(payload, name, descriptors):
             return
-        with self._writing(name[:2], descriptors) as (descriptor, temporary, folder):
+        with self._new_file(name[:2], descriptors) as (descriptor, temporary, folder):
             if isinstance(payload, IncomingPayload):
                 payload.write(descriptor)
             else:
@@ -308,7 +308,7 @@ class Payloads:
             else:
                 _rename(temporary, payload.digest.hex(), folder)
 
-    def _vouch(self, payload: Payload | IncomingPayload, name: str) -> None:
+    def _leave_voucher(self, payload: Payload | IncomingPayload, name: str) -> None:
         """Leave a voucher for a payload, once any later change of its file would be noticed."""
         source = self.file_at(f"{self._text}/{name}")
         if isinstance(source.identity, tuple):
@@ -332,13 +332,13 @@ class Payloads:
                 return True
         return False
 
-    def _keep_record(self, record: bytes, name: str, descriptors: list[int]) -> None:
-        with self._writing(name[:2], descriptors) as (descriptor, temporary, folder):
+    def _write_record(self, record: bytes, name: str, descriptors: list[int]) -> None:
+        with self._new_file(name[:2], descriptors) as (descriptor, temporary, folder):
             _write(descriptor, (memoryview(record),))
             _rename(temporary, name[3:], folder)
 
     @contextmanager
-    def _writing(self, shard: str, descriptors: list[int]) -> Iterator[tuple[int, str, int]]:
+    def _new_file(self, shard: str, descriptors: list[int]) -> Iterator[tuple[int, str, int]]:
         """Create a locked file in a shard; its temporary name is removed when the block ends.
 
         Yields:
@@ -484,7 +484,7 @@ def _is_whole(descriptor: int, payload: Payload | IncomingPayload, exposed: bool
     if size != payload.size:
         return False
     try:
-        view = _copied(descriptor, size) if exposed else map_file(descriptor, size)
+        view = _read_copy(descriptor, size) if exposed else map_file(descriptor, size)
     except TierError:
         return False
     return codec.has_valid_digests(view, payload.table)

@@ -45,7 +45,7 @@ a while."""
 AUTOMATIC = 1000
 """Pages in the log at which a commit checkpoints it: SQLite's default."""
 _SUFFIXES = ("-wal", "-shm", "-journal")
-"""Suffixes of the files that SQLite creates beside a database."""
+"""Suffixes of the files that SQLite creates beside its file."""
 _TEXT = partial(str, encoding="utf-8", errors="replace")
 """Decodes the text of a column, whatever its bytes are: a damaged text equals nothing."""
 RETRY_EVERY = 0.01
@@ -65,17 +65,17 @@ def statements(file: str) -> Mapping[str, str]:
 
 
 class DamagedError(Exception):
-    """The content of a database is not as it must be."""
+    """A SQLite file lacks tables or rows that it must have, or is no plain file."""
 
 
-class Database:
+class SqliteFile:
     """The two connections of this process to one file.
 
     Args:
         path: the file; its directory exists.
         cache_directory: it, the file, and any directory between them must not be a link.
         prepare: called with the connection for writing after it was opened, to create the tables.
-        before_aside: called before a damaged file is renamed, to notify its other users.
+        before_set_aside: called before a damaged file is renamed, to notify its other users.
         pragmas: for both connections, such as `"cache_size=8192"`; set before any table is created.
 
     Attributes:
@@ -90,7 +90,7 @@ class Database:
         path: Path,
         cache_directory: Path,
         prepare: Callable[[sqlite3.Connection], None],
-        before_aside: Callable[[], None] = lambda: None,
+        before_set_aside: Callable[[], None] = lambda: None,
         pragmas: Sequence[str] = (),
     ) -> None:
         self.path = path
@@ -98,13 +98,13 @@ class Database:
         self._lock_name = path.with_suffix(".lock").name
         self._in_folder = path.parent != cache_directory
         self._prepare = prepare
-        self._before_aside = before_aside
+        self._before_set_aside = before_set_aside
         self._pragmas = ("trusted_schema=0", f"journal_size_limit={LOG}", *pragmas)
         self.opened = 0
         self.read_only = False
         self._new_locks()
         self._forget()
-        _databases.add(self)
+        _files.add(self)
 
     def _new_locks(self) -> None:
         self.reading = threading.RLock()
@@ -376,7 +376,7 @@ class Database:
         with suppress(FileNotFoundError):
             if place and _file_id(self._text) != place[:2]:
                 return
-        self._before_aside()
+        self._before_set_aside()
         name = self.path.name
         with self._folder() as folder:
             for suffix in (*_SUFFIXES, ""):
@@ -469,22 +469,22 @@ def _locked(descriptor: int) -> bool:
     return False
 
 
-_databases: weakref.WeakSet[Database] = weakref.WeakSet()
+_files: weakref.WeakSet[SqliteFile] = weakref.WeakSet()
 _abandoned: list[object] = []
-_forking: list[Database] = []
+_forking: list[SqliteFile] = []
 _fork = threading.Lock()
 
 
 def _before_fork() -> None:
     _fork.acquire()
-    _forking.extend(_databases)
-    for database in _forking:
-        database._before_fork()
+    _forking.extend(_files)
+    for file in _forking:
+        file._before_fork()
 
 
 def _after_fork_in_parent() -> None:
-    for database in _forking:
-        database._after_fork_in_parent()
+    for file in _forking:
+        file._after_fork_in_parent()
     _forking.clear()
     _fork.release()
 
@@ -492,20 +492,20 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     global _fork, _opening
     _fork, _opening = threading.Lock(), threading.RLock()
-    for database in _forking:
-        database._after_fork_in_child()
+    for file in _forking:
+        file._after_fork_in_child()
     _forking.clear()
 
 
 _exiting = False
-"""The process is exiting: threads that still run find their database closed."""
+"""The process is exiting: threads that still run find their file closed."""
 
 
 def _at_exit() -> None:
     global _exiting
     _exiting = True
-    for database in tuple(_databases):
-        database.close()
+    for file in tuple(_files):
+        file.close()
 
 
 fork.around(_before_fork, _after_fork_in_parent, _after_fork_in_child)

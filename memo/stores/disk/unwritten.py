@@ -74,7 +74,7 @@ class Unwritten:
                 self._late[key] = LateTurn(turn, note, stamps.token_for(turn))
             self._changed()
 
-    def applied_to(self, name: str, group: Group) -> Group:
+    def apply_to(self, name: str, group: Group) -> Group:
         """Return a group with the changes that are not written yet."""
         known = self._patched.get(name)
         if known is not None and known[0] is group:

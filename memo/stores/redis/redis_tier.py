@@ -205,8 +205,8 @@ class Redis:
             return client.run_blocking(lambda port: work(port, command))
         return self.payload_store.fetch(digest, sink)
 
-    def takes(self, size: int) -> bool:
-        """See `memo.stores.protocols.ServerTier.takes`."""
+    def accepts_payload(self, size: int) -> bool:
+        """See `memo.stores.protocols.ServerTier.accepts_payload`."""
         return size <= self.value_limit or self.payload_store is not None
 
     async def store(
@@ -247,7 +247,7 @@ class Redis:
             port, [(record, life) for (_, record, _), life in zip(records, lives, strict=True)]
         )
 
-    def was_used(self, port: Port, name: str, entry: Entry, age: float) -> None:
+    def record_use(self, port: Port, name: str, entry: Entry, age: float) -> None:
         """Extend the life of an entry without a ttl that has answered."""
         now = time.monotonic()
         if age < self._retention / 2 or now < self._extended.get(name, 0.0):

@@ -255,7 +255,7 @@ def test_a_journal_that_cannot_be_struck_is_no_error(redis_server: Server) -> No
         load("EU")
         assert load.invalidate().complete
         journal = assembly.default_chain().host.journal  # type: ignore[union-attr]
-        with closing(sqlite3.connect(journal.ledger.database.path)) as file:
+        with closing(sqlite3.connect(journal.host_database.file.path)) as file:
             for change in ("DELETE", "UPDATE"):
                 file.execute(
                     f"CREATE TRIGGER no_{change} BEFORE {change} ON journal"
@@ -674,14 +674,14 @@ def test_processes_with_and_without_redis_share_a_directory(
         assert load("EU") == old
         load.invalidate(region="EU", reason="without Redis")
         load.invalidate(region="EU", reason="without Redis")
-        assert len(assembly.default_chain().host.journal.rows()) == 1  # type: ignore[union-attr]
+        assert len(assembly.default_chain().host.journal.due_rows()) == 1  # type: ignore[union-attr]
     with process(redis_url=redis_server.url), recording() as heard:
         load("US")
         assert load("EU") != old
     assert [e.reason for e in heard if e.kind == "replayed"] == ["without Redis"]
     with process():
         assert load("EU") not in (old, "")
-        assert not assembly.default_chain().host.journal.rows()  # type: ignore[union-attr]
+        assert not assembly.default_chain().host.journal.due_rows()  # type: ignore[union-attr]
 
 
 def test_what_waits_for_any_redis_is_bounded(
@@ -695,11 +695,11 @@ def test_what_waits_for_any_redis_is_bounded(
         assert host is not None
         for year in range(5):
             load.invalidate(year=year)
-        assert host.journal.rows() == [], "no process has a shared tier"
-        host.journal.done(host.journal.add([stamps.Turn("t:x")], "{}"))
+        assert host.journal.due_rows() == [], "no process has a shared tier"
+        host.journal.mark_done(host.journal.add([stamps.Turn("t:x")], "{}"))
         for year in range(4):
             load.invalidate(year=year)
-        assert [turns for _, turns, _ in host.journal.rows()] == [[stamps.Turn("n")]]
+        assert [turns for _, turns, _ in host.journal.due_rows()] == [[stamps.Turn("n")]]
 
 
 # --- on to what was built on it ------------------------------------------------------------------

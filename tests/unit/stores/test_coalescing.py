@@ -316,7 +316,7 @@ def test_a_hit_without_a_coroutine_is_judged_as_any(redis_server: RedisServer) -
         assert load(1) == 3
         assert chain.host is not None
         assert chain.at_hand(lambda: BLOCKING, load.function_id, key) is not None
-        chain.host.journal.fail(chain.host.journal.add([Turn("t:x")], "{}"))
+        chain.host.journal.mark_failed(chain.host.journal.add([Turn("t:x")], "{}"))
         assert chain.at_hand(lambda: BLOCKING, load.function_id, key) is None
 
 

@@ -280,14 +280,14 @@ def test_looking_up_writes_nothing(disk, monkeypatch):
     """A hit leaves no trace in the index: no commit, no statistics, no time of use."""
     put(disk, "a")
     get(disk, "a")
-    version = disk.database.reader.execute("PRAGMA data_version").fetchone()
-    changes = disk.database.writer.total_changes
+    version = disk.index_file.reader.execute("PRAGMA data_version").fetchone()
+    changes = disk.index_file.writer.total_changes
     for _ in range(10):
         get(disk, "a")
         get(disk, "b")
         assert disk.at_hand("a") == b"record"
-    assert disk.database.reader.execute("PRAGMA data_version").fetchone() == version
-    assert disk.database.writer.total_changes == changes
+    assert disk.index_file.reader.execute("PRAGMA data_version").fetchone() == version
+    assert disk.index_file.writer.total_changes == changes
 
 
 def test_drop_and_clear_say_what_they_did(disk, run):
@@ -434,7 +434,7 @@ def test_background_work_opens_no_closed_tier(directory, host, ahead):
     disk.close()
     released.set()
     assert drain_blocking(30)
-    assert not disk.database.is_open
+    assert not disk.index_file.is_open
 
 
 def test_what_has_expired_goes_first(directory, host, ahead):
@@ -456,9 +456,9 @@ def test_small_records_share_a_transaction(disk, size, most):
     put(disk, "first")
     records = [(f"n{at}", bytes(size), None) for at in range(200)]
     statements = []
-    disk.database.writer.set_trace_callback(statements.append)
+    disk.index_file.writer.set_trace_callback(statements.append)
     blocking(lambda port: disk.store_many(port, records))
-    disk.database.writer.set_trace_callback(None)
+    disk.index_file.writer.set_trace_callback(None)
     taken = [one for one in statements if one.startswith("BEGIN")]
     assert most // 3 <= len(taken) <= most
     assert all(get(disk, name).record == record for name, record, _ in records)
@@ -597,7 +597,7 @@ def test_two_disks_of_one_process_agree_after_the_index_was_replaced(disk, direc
     other = Disk(directory, 64 * MIB, host)
     put(other, "a")
     put(disk, "b")
-    disk.database.set_aside()
+    disk.index_file.set_aside()
     put(disk, "c")
     put(other, "d")
     assert get(disk, "d")
@@ -960,7 +960,7 @@ def test_a_kill_in_the_middle_of_stores_leaves_old_or_new(directory):
 def test_a_sweep_leaves_alone_what_a_living_writer_has(disk, directory):
     """A file that a writer has not yet put into the index survives a sweep; a dead writer's not."""
     held = payload(os.urandom(100_000))
-    with disk.payloads.keep(held, bytes(INLINE + 1)) as name:
+    with disk.payloads.write(held, bytes(INLINE + 1)) as name:
         assert blocking(lambda port: disk.sweep(port)) == 0
         assert disk.payloads.source(name).open(held.size)
         before = files(directory)
@@ -977,7 +977,7 @@ def test_a_sweep_is_due_once_an_hour_per_host(disk, directory, host):
     (orphan / ("0" * 32 + ".tmp")).write_bytes(b"x")
     old = time.time() - 2 * disk_module.SWEEP
     os.utime(directory / "entries" / "swept", (old, old))
-    disk.looked_at = -disk_module.SWEEP
+    disk.last_sweep_at = -disk_module.SWEEP
     put(disk, "b")
     until(lambda: not files(directory))
     other = Disk(directory, MIB, host)

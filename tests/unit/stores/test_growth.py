@@ -103,9 +103,9 @@ def test_files_are_removed_while_others_may_write(disk: Disk) -> None:
     free = []
 
     def look() -> None:
-        free.append(disk.database.writing.acquire(blocking=False))
+        free.append(disk.index_file.writing.acquire(blocking=False))
         if free[-1]:
-            disk.database.writing.release()
+            disk.index_file.writing.release()
 
     def look_from_elsewhere() -> None:
         thread = threading.Thread(target=look)
@@ -126,9 +126,9 @@ def test_entries_of_others_are_looked_at_once(disk: Disk) -> None:
     for number in range(190):
         _put(disk, f"b:{number}")
     steps = []
-    disk.database.writer.set_progress_handler(lambda: steps.append(1), 100)
+    disk.index_file.writer.set_progress_handler(lambda: steps.append(1), 100)
     assert drive(disk.clear(BLOCKING, "a:")) == 200
-    disk.database.writer.set_progress_handler(None, 0)
+    disk.index_file.writer.set_progress_handler(None, 0)
     assert len(drive(disk.names(BLOCKING, ""))) == 190
     assert len(steps) < 350  # 570 where each batch reads them again
 
@@ -136,7 +136,7 @@ def test_entries_of_others_are_looked_at_once(disk: Disk) -> None:
 def test_a_clear_leaves_the_connection_as_it_was(disk: Disk) -> None:
     """What a clear sets for itself, more memory and a longer log, ends with it."""
     _put(disk, "a:1")
-    writer = disk.database.writer
+    writer = disk.index_file.writer
     names = "cache_size", "wal_autocheckpoint"
     before = [writer.execute(f"PRAGMA {name}").fetchone() for name in names]
     statements: list[str] = []
@@ -152,7 +152,7 @@ def test_a_log_does_not_stay_long(tmp_path) -> None:
     host = Host(tmp_path / "cache")
     disk = Disk(tmp_path / "cache", 1 << 30, host)
     drive(disk.store(BLOCKING, "a", b"x", None, None))
-    with disk.database.writing, disk.database.transaction() as connection:
+    with disk.index_file.writing, disk.index_file.transaction() as connection:
         connection.execute("CREATE TABLE big (content)")
         connection.executemany("INSERT INTO big VALUES (?)", [(bytes(4000),)] * 3000)
     for number in range(3):

@@ -117,8 +117,8 @@ def test_reading_while_nothing_changes_touches_no_file(host):
     """A read asks the file nothing while the bell is silent and the tick has not passed."""
     begin(host, CALL)
     before = host.generations.read([CALL])
-    host.ledger.check_at = time.monotonic() + 1000.0
-    with calls_of(host_database.Ledger.refresh) as looked:
+    host.host_database.check_at = time.monotonic() + 1000.0
+    with calls_of(host_database.HostDatabase.refresh) as looked:
         assert host.generations.read([CALL]) == before
         assert not looked
         turn(host, Turn(F))
@@ -130,15 +130,15 @@ def test_a_writer_killed_before_the_bell_is_seen_after_the_tick(host, second):
     """A commit without a bell is noticed by the next read after the tick."""
     (before,) = begin(host, CALL)
     begin(second, CALL)
-    bell, silent = second.ledger.bell, tuple(second.ledger.bell)
+    bell, silent = second.host_database.bell, tuple(second.host_database.bell)
     turn(second, Turn(F))
     bell[0], bell[1] = silent
-    host.ledger.check_at = 0.0  # it is time to look at the file again
+    host.host_database.check_at = 0.0  # it is time to look at the file again
     assert host.generations.read([CALL]) != [before]
 
 
 def test_reading_costs_microseconds(host):
-    """The read of a hit costs at most 10 µs (1 µs on a quiet machine), and `due` less."""
+    """The read of a hit costs at most 10 µs (1 µs on a quiet machine), the journal less."""
     refs = [CALL, Ref("n"), Ref("p:x", (("@", "0" * 16),))]
     begin(host, *refs)
     turn(host, Turn(F, (EU,)))
@@ -153,7 +153,7 @@ def test_reading_costs_microseconds(host):
         return min(times)
 
     assert best(lambda: host.generations.read(refs)) < 10e-6
-    assert best(host.journal.due) < 5e-6
+    assert best(host.journal.has_due_rows_now) < 5e-6
 
 
 def test_the_mirror_is_bounded_and_still_right(host, second, monkeypatch):
@@ -250,7 +250,7 @@ def test_the_host_does_not_learn_what_an_invalidation_on_its_way_will_change(hos
     before = host.generations.read([CALL])
     host.generations.learn([CALL], before, old)
     assert host.generations.read([CALL]) == before
-    host.journal.done(row)
+    host.journal.mark_done(row)
     host.generations.learn([CALL], before, old)  # read before it arrived: `old` may be too
     assert host.generations.read([CALL]) == before
     again = host.generations.read([CALL])
@@ -293,15 +293,15 @@ def test_a_journalled_invalidation_turns_the_host_too(host, second):
 def test_a_row_is_due_when_it_failed_and_gone_when_it_is_done(host, second):
     """Rows on their way are not due; failed ones are, for every process, until they are done."""
     row = host.journal.add([Turn(F, (EU,)), Turn("t:x", (), True)], "note")
-    assert not host.journal.due()
-    assert host.journal.rows() == []
-    host.journal.fail(row)
-    assert second.journal.due()
-    assert second.journal.rows() == [(row, [Turn(F, (EU,)), Turn("t:x", (), True)], "note")]
-    second.journal.done(row)
-    assert not host.journal.due()
-    assert host.journal.rows() == []
-    host.journal.done(row)
+    assert not host.journal.has_due_rows_now()
+    assert host.journal.due_rows() == []
+    host.journal.mark_failed(row)
+    assert second.journal.has_due_rows_now()
+    assert second.journal.due_rows() == [(row, [Turn(F, (EU,)), Turn("t:x", (), True)], "note")]
+    second.journal.mark_done(row)
+    assert not host.journal.has_due_rows_now()
+    assert host.journal.due_rows() == []
+    host.journal.mark_done(row)
 
 
 @pytest.mark.parametrize("offset", [6.0, -3600.0])
@@ -311,8 +311,8 @@ def test_a_row_whose_maker_died_is_due_after_five_seconds(host, directory, offse
     clock = Ahead()
     clock.step(offset)
     later = Host(directory, clock)
-    assert later.journal.due()
-    assert len(later.journal.rows()) == 1
+    assert later.journal.has_due_rows_now()
+    assert len(later.journal.due_rows()) == 1
     later.close()
 
 
@@ -330,7 +330,7 @@ def test_the_journal_survives_a_kill(directory):
     clock = Ahead()
     clock.step(10)
     host = Host(directory, clock)
-    assert host.journal.rows() == [(int(row), [Turn(F, (EU,))], "note")]
+    assert host.journal.due_rows() == [(int(row), [Turn(F, (EU,))], "note")]
     assert host.generations.read([CALL])[0].text != text
     host.close()
 
@@ -339,14 +339,14 @@ def test_a_turn_is_synced_before_it_returns(host):
     """Turns and journal rows are committed with synchronous=FULL; begins without fsync."""
 
     def modes():
-        (mode,) = host.ledger.database.writer.execute("PRAGMA synchronous").fetchone()
+        (mode,) = host.host_database.file.writer.execute("PRAGMA synchronous").fetchone()
         commits = [one for one in statements if one == "COMMIT"]
         statements.clear()
         return mode, len(commits)
 
     statements = []
     begin(host, CALL)
-    host.ledger.database.writer.set_trace_callback(statements.append)
+    host.host_database.file.writer.set_trace_callback(statements.append)
     begin(host, Ref("t:x"))
     assert modes() == (1, 1)
     turn(host, Turn(F))
@@ -355,7 +355,7 @@ def test_a_turn_is_synced_before_it_returns(host):
     assert modes() == (1, 1)
     host.journal.add([Turn(F)], "")
     assert modes() == (2, 1)
-    host.ledger.database.writer.set_trace_callback(None)
+    host.host_database.file.writer.set_trace_callback(None)
 
 
 # --- damage to the files --------------------------------------------------------------------------
@@ -394,7 +394,7 @@ def test_a_damaged_file_loses_generations_and_revives_none(host, directory, dama
     if not running:
         host.close()
     damage_file(directory / "host.sqlite", damage, "generations")
-    host.ledger.check_at = 0.0  # it is time to look at the file again
+    host.host_database.check_at = 0.0  # it is time to look at the file again
     now = begin(host, CALL)
     assert now != old
     assert now[0].text
@@ -408,7 +408,7 @@ def test_lost_commits_are_noticed(directory, lost):
     """When the log of the last commits is gone, everything is lost rather than some of it old."""
     code = IN_A_PROCESS + (
         "print(drive(host.generations.stamp_states(BLOCKING, [CALL]))[0].text, flush=True)\n"
-        "host.ledger.database.writer.execute('PRAGMA wal_checkpoint(TRUNCATE)').fetchall()\n"
+        "host.host_database.file.writer.execute('PRAGMA wal_checkpoint(TRUNCATE)').fetchall()\n"
         "drive(host.generations.turn(BLOCKING, [Turn(F)], ''))\n"
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -426,7 +426,7 @@ def test_the_journal_is_carried_over_from_a_damaged_file(host, directory):
     host.journal.add([Turn(F)], "note")
     damage_file(directory / "host.sqlite", "tables", "generations")
     assert host.generations.read([CALL]) == [LOST]
-    assert [(turns, note) for _, turns, note in host.journal.rows()] == [([Turn(F)], "note")]
+    assert [(turns, note) for _, turns, note in host.journal.due_rows()] == [([Turn(F)], "note")]
     assert (directory / "host.sqlite.damaged").exists()
 
 
@@ -435,7 +435,7 @@ def test_a_directory_removed_while_running_is_made_anew(host, second, directory)
     begin(host, CALL)
     old = second.generations.read([CALL])
     run("import shutil, sys; shutil.rmtree(sys.argv[1])", directory)
-    host.ledger.check_at = 0.0  # it is time to look at the file again
+    host.host_database.check_at = 0.0  # it is time to look at the file again
     assert host.generations.read([CALL]) == [LOST]
     new = begin(second, CALL)
     assert host.generations.read([CALL]) == new != old
@@ -452,7 +452,7 @@ def test_a_turn_right_after_a_removal_lands_in_the_new_file(host, second, direct
     begin(second, CALL)
     run("import shutil, sys; shutil.rmtree(sys.argv[1])", directory)
     (old,) = begin(Host(directory), CALL)
-    host.ledger.check_at = time.monotonic() + 60
+    host.host_database.check_at = time.monotonic() + 60
     turn(host, Turn(F))
     third = Host(directory)
     assert third.generations.read([CALL])[0].text not in ("", old.text)
@@ -490,7 +490,7 @@ def test_a_locked_file_costs_a_quarter_of_a_second(host, directory):
     with pytest.raises(TierError):
         turn(host, Turn(F))
     assert time.monotonic() - begun < 0.25 + 1.0  # a busy machine
-    host.ledger.check_at = 0.0  # it is time to look at the file again
+    host.host_database.check_at = 0.0  # it is time to look at the file again
     host.generations.read([CALL, Ref("t:new")])
     other.execute("ROLLBACK")
     other.close()
@@ -506,7 +506,7 @@ def test_a_directory_that_cannot_be_used_is_a_tier_error(tmp_path):
     for use in (
         lambda: turn(host, Turn(F)),
         lambda: host.journal.add([Turn(F)], ""),
-        host.journal.rows,
+        host.journal.due_rows,
         lambda: host.id,
         lambda: host.lock("x").try_acquire(),
     ):
@@ -515,7 +515,7 @@ def test_a_directory_that_cannot_be_used_is_a_tier_error(tmp_path):
             use()
     begun = begin(host, CALL)
     assert begun == host.generations.read([CALL]) != [LOST]
-    assert not host.journal.due()  # nothing was ever written down there
+    assert not host.journal.has_due_rows_now()  # nothing was ever written down there
     host.close()
 
 
@@ -801,7 +801,7 @@ def test_what_has_no_ttl_keeps_its_groups(directory):
 def test_groups_in_use_are_seldom_written(directory):
     """Stores and computations in a row renew the time of their groups once."""
     host = Host(directory)
-    with calls_of(host_database.Ledger.write) as writes:
+    with calls_of(host_database.HostDatabase.write) as writes:
         for _ in range(50):
             begin(host, Ref("f:x"))
             drive(host.generations.extend_life(BLOCKING, ["f:x"], 30 * 86400))
@@ -830,7 +830,7 @@ def test_an_invalidation_on_its_way_is_not_swept(directory):
     row = host.journal.add([Turn("p:x")], "{}")
     clock.step(86400)
     assert swept(host) == 0
-    host.journal.done(row)
+    host.journal.mark_done(row)
     assert swept(host) == 1
     host.close()
 

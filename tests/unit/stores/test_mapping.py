@@ -375,7 +375,7 @@ def files(tmp_path: Path) -> Payloads:
 
 
 def keep(files: Payloads, payload: Payload) -> PayloadFile:
-    with files.keep(payload, None) as name:
+    with files.write(payload, None) as name:
         assert name is not None
     source = files.source(name)
     assert source is not None

@@ -489,12 +489,12 @@ def test_what_comes_after_comes_once(sent: Sent) -> None:
     done: list[str] = []
     upload = sent.add("a")
     assert upload is not None
-    assert upload.then(later(done, "a"))
+    assert upload.run_after(later(done, "a"))
     assert not done
     sent.end("a")
     assert drain_blocking(10)
     assert done == ["a"]
-    assert not upload.then(later(done, "never"))
+    assert not upload.run_after(later(done, "never"))
     assert done == ["a"]
 
 
@@ -505,7 +505,7 @@ def test_a_worker_survives_what_nobody_foresaw(sent: Sent) -> None:
         for _ in range(WORKERS):
             upload = sent.add("bad")
             assert upload is not None
-            assert upload.then(later(done, "bad"))
+            assert upload.run_after(later(done, "bad"))
             sent.end("bad")
             assert drain_blocking(10)
         sent.add("good")
@@ -819,7 +819,7 @@ def test_a_leaving_payload_is_what_was_stored(tmp_path: Path) -> None:
     sent = codec.payload((memoryview(os.urandom(MOVED_AT_ONCE + 5)), memoryview(b"x" * 7)))
     store = payload_files.Payloads(tmp_path / "payloads")
     store.directory.mkdir()
-    with store.keep(sent, None) as name:
+    with store.write(sent, None) as name:
         assert name is not None
     source = store.source(name)
     assert source is not None
