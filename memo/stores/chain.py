@@ -194,7 +194,7 @@ class Chain:
             if isinstance(tier, Adopting):
                 tier.join(self)
             if isinstance(tier, LocalTier) and self._front is not None:
-                tier.count_reads_of(self._front.read)
+                tier.count_reads_of(self._front.take_read_names)
         return self
 
     def __repr__(self) -> str:
@@ -328,7 +328,7 @@ class Chain:
         """
         if tier is not self._authority:
             return None
-        return found.states if found.read is None else found.read(entry.refs)
+        return found.states if found.states_of is None else found.states_of(entry.refs)
 
     def _entry(self, found: Found, tier: Tier, name: str) -> Entry:
         """Parse the entry in a record; one in memory is parsed and checked only once."""
@@ -488,7 +488,7 @@ class Chain:
                 states = (
                     None
                     if entry is None
-                    else found.read(list(map(_group_part, entry.packed_generations)))
+                    else found.states_of(list(map(_group_part, entry.packed_generations)))
                 )
         except (TierError, EntryError):
             return None
@@ -504,7 +504,7 @@ class Chain:
     def _record_use(
         self, port: Port, name: str, entry: Entry | None, *, in_authority: bool
     ) -> None:
-        """Record that an entry has answered; one without a ttl then lives longer in the shared tier.
+        """Record that an entry has answered: without a ttl it then lives longer in a shared tier.
 
         Args:
             in_authority: it was read in the shared tier, so the disk has not counted the read.

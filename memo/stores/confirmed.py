@@ -74,7 +74,7 @@ class ConfirmedEntries:
         known = self._front.peek(name)
         if type(known) is not Confirmation:
             return None
-        mark = self._listener.renewed_mark(known.mark, known.groups)
+        mark = self._listener.renew_mark(known.mark, known.groups)
         if mark is None:
             return None
         known.mark = mark

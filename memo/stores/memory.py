@@ -156,17 +156,17 @@ class Memory:
 
     async def lookup(self, port: Port, name: str) -> Found | None:
         """See `memo.stores.protocols.Tier.lookup`."""
-        entry = self._used(name)
+        entry = self._use(name)
         return None if entry is None else entry.found
 
     def peek(self, name: str) -> object | None:
         """Return the object remembered beside the record under a name, or None."""
-        entry = self._used(name)
+        entry = self._use(name)
         return None if entry is None else entry.parsed
 
     def at_hand(self, name: str) -> bytes | None:
         """See `memo.stores.protocols.FrontTier.at_hand`; only for a record without a payload."""
-        entry = self._used(name)
+        entry = self._use(name)
         return None if entry is None or entry.digest is not None else entry.found.record
 
     def remember(self, name: str, parsed: object, record: bytes | None = None) -> None:
@@ -188,7 +188,7 @@ class Memory:
             self._bytes += weight
         self._budget.enforce()
 
-    def _used(self, name: str) -> _Entry | None:
+    def _use(self, name: str) -> _Entry | None:
         """Return an entry that has not expired, and mark it as most recently used.
 
         It takes no lock, since it only marks the entry; `_oldest` restores the order of the queue.
@@ -200,7 +200,7 @@ class Memory:
         entry.read = True
         return entry
 
-    def read(self) -> list[str]:
+    def take_read_names(self) -> list[str]:
         """Return the names looked up since the last call, as far as they are still stored."""
         with self._lock:
             read = [(name, entry) for name, entry in self._entries.items() if entry.read]
@@ -299,7 +299,7 @@ class Memory:
         held = self._payloads.get(payload.digest)
         if held is not None:
             return held
-        return PayloadBytes(await port.offload(_joined, payload.views))
+        return PayloadBytes(await port.offload(_join, payload.views))
 
     def _forget(self, name: str) -> bool:
         entry = self._entries.pop(name, None)
@@ -376,7 +376,7 @@ class Memory:
             self._bytes = 0
 
 
-def _joined(views: Sequence[memoryview]) -> bytes:
+def _join(views: Sequence[memoryview]) -> bytes:
     """Join buffers into one piece, aligned as they are stored."""
     parts: list[memoryview | bytes] = []
     for view in views:

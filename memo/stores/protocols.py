@@ -1,4 +1,4 @@
-"""The interfaces of tiers, and of what they share on a host.
+"""The interfaces of tiers, and of the state that the processes of a host share.
 
 A *tier* stores records under names and knows nothing of their contents.  A tier that also stores
 *generations* can be the *authority* on validity.  Methods that do I/O are coroutines over the port,
@@ -10,7 +10,7 @@ so that sync and async callers run the same code.
 `StoresMany`    optional: store many small records in one step
 `ChecksRecords` optional: check seals before the chain does
 `Listable`      optional: list the entries, for tiers of this host
-`Adopting`      optional: give foreign entries this host's generations, as a bundle does
+`Adopting`      optional: entries from elsewhere that get this host's generations, as in a bundle
 `FrontTier`     the memory tier
 `LocalTier`     the disk tier
 `ServerTier`    Redis
@@ -43,7 +43,7 @@ DISK = "disk"
 
 
 def display_name(tier: str) -> str:
-    """Return the name of a tier for a sentence."""
+    """Return the name of a tier as part of a sentence."""
     return "Redis" if tier == REDIS else tier
 
 
@@ -88,11 +88,11 @@ class CacheProtocol(Protocol):
 
 
 class Source(Protocol):
-    """Gives access to a payload's bytes."""
+    """The bytes of a payload, in memory or in a file."""
 
     @property
     def identity(self) -> object | None:
-        """Identity of this version of the bytes, to verify it only once; None: verify each time."""
+        """Identifies this version of the bytes, to verify it only once; None: verify each time."""
         ...
 
     def open(self, size: int) -> memoryview:
@@ -121,7 +121,7 @@ class SharesVerification(Protocol):
 
 
 GroupPart = tuple[str, Any]
-"""A group, and the (name, digest) of each argument, or None for the whole group: as a `Ref`."""
+"""A group, and the (name, digest) of each argument, or None for the whole group; as in `Ref`."""
 
 
 class Found(NamedTuple):
@@ -132,15 +132,15 @@ class Found(NamedTuple):
         source: the source of its payload, if this tier has it, else None.
         states: the present states of the record's generation stamps, in the order of the stamps, if
             the tier is an authority and read them with the record; else None.
-        read: returns the present states of parts of groups that were read with the record, or None
-            if they were not.  It is called only for a record with a valid seal, and so learns what
+        states_of: returns the present states of parts of groups, if they were read with the record;
+            else None.  It is called only for a record with a valid seal, and learns from that what
             to read with the next one.
     """
 
     record: bytes
     source: Source | None = None
     states: tuple[State, ...] | None = None
-    read: Callable[[Sequence[GroupPart]], tuple[State, ...] | None] | None = None
+    states_of: Callable[[Sequence[GroupPart]], tuple[State, ...] | None] | None = None
 
 
 class Listed(NamedTuple):
@@ -171,7 +171,7 @@ class Tier(Protocol):
 
     @property
     def where(self) -> str:
-        """Identity of the store: an invalidation that it missed is replayed to the same one."""
+        """Identifies the store: an invalidation that it missed is replayed to the same one."""
         ...
 
     @property
@@ -186,12 +186,12 @@ class Tier(Protocol):
 
     @property
     def read_only(self) -> bool:
-        """True if it takes no writes now."""
+        """True if it accepts no writes now."""
         ...
 
     @property
     def budget(self) -> int | None:
-        """Bytes that it may hold in all; None: another program decides that."""
+        """Most bytes that it holds in all; None: another program decides that."""
         ...
 
     async def lookup(self, port: Port, name: str) -> Found | None:
@@ -230,11 +230,11 @@ class Tier(Protocol):
         ...
 
 
-# --- what a tier can do besides ------------------------------------------------------------------
+# --- optional abilities of a tier ----------------------------------------------------------------
 
 
 RecordToStore = tuple[str, bytes, float | None]
-"""A name, the record to store under it, and for how many seconds (None: without an end)."""
+"""A name, the record to store under it, and its lifetime in seconds (None: without end)."""
 
 
 @runtime_checkable
@@ -319,8 +319,8 @@ class FrontTier(Tier, Protocol):
     limit: int
     """Bytes that it may add to the process."""
 
-    def read(self) -> list[str]:
-        """Return the names that were read since the last call."""
+    def take_read_names(self) -> list[str]:
+        """Return the names that were read since the last call, and start a new list."""
         ...
 
     def peek(self, name: str) -> object | None:
@@ -338,7 +338,7 @@ class FrontTier(Tier, Protocol):
 
 @runtime_checkable
 class LocalTier(Tier, Protocol):
-    """The disk tier: it is read without a coroutine, and stores what arrives from a shared tier.
+    """The disk tier: can be read without a coroutine, and stores payloads from a shared tier.
 
     It evicts what was not read lately, and counts the reads of the tiers above it too.
     """
@@ -352,16 +352,13 @@ class LocalTier(Tier, Protocol):
         ...
 
     def count_reads_of(self, front: Callable[[], Iterable[str]]) -> None:
-        """Count the reads of a tier above too: `front()` returns the names read there lately."""
+        """Count the reads of a tier above too: `front()` returns the names read there since."""
         ...
 
     async def receive(
         self, port: Port, name: str, record: bytes, payload: IncomingPayload, lifetime: float | None
     ) -> Source | None:
-        """Store a record and the payload that is being fetched.
-
-        Return the source of the stored payload.
-        """
+        """Store a record, and the payload while it is fetched; return the source of the payload."""
         ...
 
 
@@ -372,8 +369,8 @@ class ServerTier(Tier, Protocol):
     Attributes:
         value_limit: bytes; larger payloads and records are refused.
         on_lost: called with missing groups before they count as lost; returns True if any of them
-            has been given back.
-        tombstone_life: seconds for which a group lives that an invalidation had to create.
+            has been restored.
+        tombstone_life: lifetime in seconds of a group that an invalidation had to create.
     """
 
     value_limit: int
@@ -400,8 +397,8 @@ class ServerTier(Tier, Protocol):
         """Receives changes of the generations; None: the server does not push them."""
         ...
 
-    # Look-ups by a plain function, so that a hit needs no coroutine.  A method returns None if it
-    # cannot; then use `Tier.lookup` or `Generations.states`.
+    # Look-ups by plain functions, so that a hit needs no coroutine.  If one returns None, use
+    # `Tier.lookup` or `Generations.states`.
 
     async def get_ready(self, port: Port) -> None:
         """Prepare for queries on an event loop.  Raises `TierError`."""
@@ -412,7 +409,7 @@ class ServerTier(Tier, Protocol):
         ...
 
     def prepare_lookup(self, name: str, refs: Sequence[Ref]) -> Lookup | None:
-        """As `start_lookup`, not sent yet: `Lookup.send` does that, or a lease is acquired with it.
+        """As `start_lookup`, not sent yet: `Lookup.send` or `Leases.acquire` sends it.
 
         Args:
             refs: refs to read in the same exchange, for `stamp_states_in`.
@@ -428,7 +425,7 @@ class ServerTier(Tier, Protocol):
         ...
 
     def start_reading(self, port: Port, refs: Sequence[Ref]) -> Lookup | None:
-        """Begin to read refs: the answer is a tuple of states, or None if `states` is needed."""
+        """Begin to read refs; the answer is a tuple of states, or None: use `states`."""
         ...
 
     # What it stores.
@@ -447,11 +444,11 @@ class ServerTier(Tier, Protocol):
         """Search for entries whose names begin with `prefix`.
 
         Returns:
-            Their names and records, and True if these are all.
+            Their names and records, and True if there are no others.
 
         Args:
             until: when to stop, on the monotonic clock.
-            most: stop when there are so many.
+            most: stop after so many.
 
         Raises:
             TierError: it cannot be searched.
@@ -461,14 +458,14 @@ class ServerTier(Tier, Protocol):
     # Payloads, in pieces and in the background.
 
     def accepts_payload(self, size: int) -> bool:
-        """True if it takes a payload of this size."""
+        """True if it can store a payload of this size."""
         ...
 
     def fetch(self, digest: bytes, sink: PayloadSink) -> bool:
         """Pass a payload to a sink, in this thread; False if it is missing.  Raises `TierError`."""
         ...
 
-    # What hosts tell each other: findings about a function, and the live configuration.
+    # What hosts share besides entries: findings about a function, and the live configuration.
 
     async def findings(self, port: Port, name: str) -> dict[str, str]:
         """Return the findings under a name.  Raises `TierError`."""
@@ -483,13 +480,13 @@ class ServerTier(Tier, Protocol):
         ...
 
     def publish(self, key: str, text: str | None) -> None:
-        """Set a key of the live configuration, None: remove it; blocks.  Raises `TierError`."""
+        """Set a key of the live configuration; None removes it.  Blocks.  Raises `TierError`."""
         ...
 
     # Recovery after the server has lost its data: see `authorities`.
 
     async def census(self, port: Port, host: str, epoch: str) -> Census:
-        """Register a host that has seen an epoch (`""`: none); return the registered hosts."""
+        """Register a host, which has seen an epoch before (`""`: none); count the others."""
         ...
 
     async def seed(self, port: Port, groups: Mapping[str, Mapping[str, str]]) -> None:
@@ -497,7 +494,7 @@ class ServerTier(Tier, Protocol):
         ...
 
     async def record_restoring(self, port: Port, host: str) -> None:
-        """Record that a host restores groups since it is alone; `""`: no host does any more."""
+        """Record that a host restores groups because it is alone; `""`: no host does."""
         ...
 
 
@@ -508,8 +505,8 @@ class Lookup(Protocol):
     """A look-up in a tier.
 
     Attributes:
-        answer: the answer to come, for `Port.settle`, whose result the caller stores here again.
-            None if the query was not sent.
+        answer: a future answer for `Port.settle`; the caller replaces it by the result.  None if
+            the look-up was not sent.
     """
 
     answer: Any
@@ -528,15 +525,15 @@ class Lookup(Protocol):
 
 
 class PendingLookup(NamedTuple):
-    """A query to the shared tier that is under way.
+    """A look-up in the shared tier that is under way.
 
     Attributes:
-        chain: the chain that asked.
-        port: the port over which it was asked.
+        chain: the chain that sent it.
+        port: the port over which it was sent.
         name: the name that is looked up.
-        lookup: the tier's part of the query.
-        entry: the entry whose states are queried; None if a record is.
-        since: `Flights.ended` when it was asked.
+        lookup: the tier's part of it.
+        entry: the entry in memory whose states it reads; None if it reads a record.
+        since: `Flights.ended` when it was sent.
         host_states: this host's states of the refs that are read with it; None if there is no host.
     """
 
@@ -557,16 +554,16 @@ class Leases(Protocol):
     """The leases of a server, for all hosts.  Every method raises `TierError` if it fails."""
 
     async def acquire(
-        self, port: Port, name: str, holder: str, question: Lookup | None = None
+        self, port: Port, name: str, holder: str, lookup: Lookup | None = None
     ) -> tuple[str, float] | None:
         """Take a lease if it is free.
 
         Args:
-            question: a look-up in the same tier that was not sent yet: it follows in the same
+            lookup: a look-up in the same tier that was not sent yet: it is sent in the same
                 exchange if that is possible, else its `answer` stays None.
 
         Returns:
-            None if the caller has the lease now; else its holder and the seconds that it still has.
+            None if the caller has the lease now; else its holder and the seconds that remain.
         """
         ...
 
@@ -588,29 +585,30 @@ class Leases(Protocol):
 
 
 class Listener(Protocol):
-    """Receives each change of a shared tier's generations as it happens: `Tier.listener`.
+    """Receives each change of a shared tier's generations: see `ServerTier.listener`.
 
     An entry verified at a *mark* stays valid until a change of its groups arrives.
     """
 
     def mark(self) -> int | None:
-        """Return a mark to keep with what is verified from now on; None if it is not listening."""
+        """Return a mark for entries that are verified from now on; None if it is not listening."""
         ...
 
-    def renewed_mark(self, mark: int, groups: Sequence[str]) -> int | None:
+    def renew_mark(self, mark: int, groups: Sequence[str]) -> int | None:
         """Return a renewed mark if no change of these groups came since, else None."""
         ...
 
     def record_changes(self, groups: Iterable[str]) -> None:
-        """Record changed groups, as this process invalidates them itself."""
+        """Record groups that this process has changed itself."""
         ...
 
 
 class ServerClient(Protocol):
-    """A client of a server that may restart.
+    """The client of a server that may restart.
 
     Attributes:
-        interruptions: unchanged since a moment: the server is the same, and has not restarted.
+        interruptions: number of interruptions.  As long as it is the same, the server has not
+            restarted.
     """
 
     interruptions: int
@@ -624,8 +622,8 @@ class Census(NamedTuple):
             loss.
         created_at: when it was created, in Unix seconds.
         others: number of other registered hosts.
-        was_restored: another host that believed to be the only one has given groups back.
-        registrations: how often this host has registered, including now; None if unknown.
+        was_restored: another host, which believed to be the only one, has restored groups.
+        registrations: number of times this host has registered, including now; None if unknown.
         now: the tier's own time, in Unix seconds.
     """
 
@@ -652,14 +650,14 @@ class Generations(Protocol):
         ...
 
     async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
-        """Invalidate: write one fresh token per turn (and to `!`), atomically for each group.
+        """Invalidate: write a fresh token for each turn (and to `!`), atomically per group.
 
         `note` is JSON for display (`by`, `at`, `reason`), stored after the token.
         """
         ...
 
     async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
-        """Return (field, note) of every invalidation that affects a ref, for `explain`."""
+        """Return (field, note) of each invalidation that affects a ref, for `explain`."""
         ...
 
 
@@ -667,10 +665,7 @@ class Journal(Protocol):
     """Invalidations that a shared tier has not received yet, on this host's disk."""
 
     def add(self, turns: Sequence[Turn], note: str) -> int:
-        """Record an invalidation durably, and turn the host's own generations with it.
-
-        Return its row.
-        """
+        """Record an invalidation durably and turn the host's own generations; return its row."""
         ...
 
     def mark_failed(self, row: int) -> None:
@@ -710,12 +705,12 @@ class HostGenerations(Generations, Protocol):
 
         Raises:
             TierError: the host's file cannot be read.
-            EntryError: a claim is malformed.
+            EntryError: a packed generation is malformed.
         """
         ...
 
     def learn(self, refs: Sequence[Ref], before: Sequence[State], now: Sequence[State]) -> None:
-        """Adopt the states that a shared authority reads, if this host still reads `before`."""
+        """Adopt the states read from a shared authority, if this host still reads `before`."""
         ...
 
     def names(self, kind: str, most: int) -> list[str]:
@@ -731,7 +726,7 @@ class HostGenerations(Generations, Protocol):
         ...
 
     async def extend_life(self, port: Port, groups: Iterable[str], lifetime: float | None) -> None:
-        """Keep groups at least as long as an entry that names them; None: without an end."""
+        """Keep groups at least as long as the entries that name them; None: without end."""
         ...
 
     def is_sweep_due(self) -> bool: ...
@@ -753,7 +748,7 @@ class HostGenerations(Generations, Protocol):
         ...
 
     def queue_unwritten(self, turns: Sequence[Turn], note: str, error: TierError) -> str:
-        """Keep an invalidation that could not be written, and return what happens next, as text."""
+        """Keep an invalidation that could not be written; return in words what happens next."""
         ...
 
 

@@ -176,7 +176,7 @@ def redis_fails() -> Iterator[None]:
         patch.setattr(Client, "run_exchange", _exchange(Lasting(frozenset({"redis"}), 0, on=True)))
         yield
     [redis] = [tier for tier in default_chain().tiers if tier.name == "redis"]
-    redis.client.breaker.succeeded()  # type: ignore[attr-defined]
+    redis.client.breaker.record_success()  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -679,28 +679,28 @@ def test_breaker_opens_after_one_refusal_or_silence_or_two_cuts(heard: list[Even
     """One refusal or silence opens it, so do two cuts in a row; one cut and a success do not."""
     for fault in (REFUSED, SILENT):
         one, _ = broken()
-        one.failed(fault)
+        one.record_fault(fault)
         assert one.open
     two, _ = broken()
-    two.failed(CLOSED)
-    two.succeeded()
-    two.failed(CLOSED)
+    two.record_fault(CLOSED)
+    two.record_success()
+    two.record_fault(CLOSED)
     assert not two.open
-    two.failed(CLOSED)
+    two.record_fault(CLOSED)
     assert two.open
 
 
 def test_breaker_lets_one_probe(heard: list[Event]) -> None:
     """After the back-off one caller probes, the others are turned away; its success closes it."""
     breaker, clock = broken()
-    breaker.failed(REFUSED)
+    breaker.record_fault(REFUSED)
     with pytest.raises(TierUnavailable):
         breaker.admit()
     clock.now += FIRST
     assert breaker.admit() is True
     with pytest.raises(TierUnavailable):
         breaker.admit()
-    breaker.succeeded()
+    breaker.record_success()
     assert breaker.admit() is False
     assert [e.kind for e in heard] == [TIER_DOWN, TIER_UP]
     assert heard[1].seconds == pytest.approx(FIRST)
@@ -709,7 +709,7 @@ def test_breaker_lets_one_probe(heard: list[Event]) -> None:
 def test_breaker_backs_off(heard: list[Event]) -> None:
     """Each failed probe doubles the back-off up to its limit, and the outage stays one outage."""
     breaker, clock = broken()
-    breaker.failed(REFUSED)
+    breaker.record_fault(REFUSED)
     waits = []
     for _ in range(8):
         begun = clock.now
@@ -720,7 +720,7 @@ def test_breaker_backs_off(heard: list[Event]) -> None:
             except TierUnavailable:
                 clock.now += 0.01
         waits.append(clock.now - begun)
-        breaker.failed(REFUSED, probe=True)
+        breaker.record_fault(REFUSED, probe=True)
     for number, wait in enumerate(waits):
         longest = min(LONGEST, FIRST * 2**number)
         assert (1 - breakers.JITTER) * longest - 0.02 <= wait <= longest + 0.02
@@ -731,27 +731,27 @@ def test_breaker_remembers_flapping(heard: list[Event]) -> None:
     """A server that comes and goes is trusted more slowly each time; one that held, at once."""
     breaker, clock = broken()
     for _ in range(4):
-        breaker.failed(REFUSED)
+        breaker.record_fault(REFUSED)
         clock.now = max(clock.now, breaker.retry_at)
         assert breaker.admit()
-        breaker.succeeded()
-    breaker.failed(REFUSED)
+        breaker.record_success()
+    breaker.record_fault(REFUSED)
     assert breaker.retry_at - clock.now > 2 * FIRST
     clock.now = breaker.retry_at
     assert breaker.admit()
-    breaker.succeeded()
+    breaker.record_success()
     clock.now += LONGEST
-    breaker.failed(REFUSED)
+    breaker.record_fault(REFUSED)
     assert breaker.retry_at - clock.now <= FIRST
 
 
 def test_breaker_survives_a_lost_probe() -> None:
     """A probe that was cancelled, or never reports back, is replaced by another."""
     breaker, clock = broken()
-    breaker.failed(REFUSED)
+    breaker.record_fault(REFUSED)
     clock.now += FIRST
     assert breaker.admit()
-    breaker.abandoned()
+    breaker.abandon_probe()
     assert breaker.admit()
     clock.now += breakers.PROBE_LIFE
     assert breaker.admit()
@@ -760,8 +760,8 @@ def test_breaker_survives_a_lost_probe() -> None:
 def test_late_failures_do_not_prolong_an_outage() -> None:
     """Questions that were under way when it opened fail without changing the back-off."""
     breaker, _ = broken()
-    breaker.failed(REFUSED)
+    breaker.record_fault(REFUSED)
     before = breaker.retry_at
     for _ in range(10):
-        breaker.failed(SILENT)
+        breaker.record_fault(SILENT)
     assert breaker.retry_at == before

@@ -162,7 +162,7 @@ class Breaker:
         return f"<Breaker {self.where} {'open' if self.open else 'closed'}>"
 
     def admit(self) -> bool:
-        """Admit a caller; True if it is the probe, and must report its result.
+        """Admit a caller; True if it is the probe, which must report its result.
 
         Raises:
             TierUnavailable: the breaker is open.
@@ -188,11 +188,11 @@ class Breaker:
             raise self.unavailable()
 
     def unavailable(self) -> TierUnavailable:
-        """Return the error to raise while the breaker is open."""
+        """Return the error for callers while the breaker is open."""
         text = self.fault.text if self.fault else "cannot be reached"
         return TierUnavailable(f"Redis at {self.where} {text}", reported=True)
 
-    def succeeded(self) -> None:
+    def record_success(self) -> None:
         """Record that a caller got an answer."""
         with self._lock:
             self._faults = 0
@@ -206,7 +206,7 @@ class Breaker:
             emit(Event(TIER_UP, tier=self.tier, seconds=away, detail=self.where))
             _log.info("memo: Redis at %s answers again after %.1f s.", self.where, away)
 
-    def failed(
+    def record_fault(
         self, fault: Fault, *, probe: bool = False, detail: str = "", reported: bool = False
     ) -> TierError:
         """Record that a caller met a fault.
@@ -215,7 +215,7 @@ class Breaker:
             fault: the fault.
             probe: the caller was admitted as the probe.
             detail: the message of the server or of the operating system.
-            reported: give no warning: another place reports it.
+            reported: give no warning, since it is reported elsewhere.
 
         Returns:
             The error to raise.
@@ -225,7 +225,7 @@ class Breaker:
             if not reported:
                 self._warn_once(fault, detail)
             if probe:  # it answers, so the probe has succeeded
-                self.succeeded()
+                self.record_success()
             return error
         with self._lock:
             self.fault = fault
@@ -240,15 +240,15 @@ class Breaker:
             _log.warning("%s", message)
         return error
 
-    def refused(self, error: TierError, *, probe: bool = False) -> TierError:
-        """Count a fault against this breaker only, not against the whole server.
+    def record_refusal(self, error: TierError, *, probe: bool = False) -> TierError:
+        """Open this breaker of writes for an error that the server's own breaker has recorded.
 
         Args:
-            error: the error that `failed` of the server's own breaker returned.
+            error: the error that `record_fault` of that breaker returned.
         """
         fault = REPLIES[error.kind]._replace(down=True, at_once=True)
         self._warned.add(fault.kind)
-        self.failed(fault, probe=probe, detail=error.detail)
+        self.record_fault(fault, probe=probe, detail=error.detail)
         return error
 
     def _error(self, fault: Fault, detail: str) -> TierError:
@@ -263,8 +263,8 @@ class Breaker:
         error.kind, error.detail = fault.kind, detail
         return error
 
-    def abandoned(self) -> None:
-        """Record that the probe was cancelled before it had a result: the next caller probes."""
+    def abandon_probe(self) -> None:
+        """Record that the probe ended without a result, so that the next caller probes."""
         with self._lock:
             if self._probing:
                 self._probing = False

@@ -49,11 +49,11 @@ PROBE = 0.1
 """Longest time in seconds that probing may delay a caller."""
 BATCH = 256
 """Most look-up commands of a thread that share a round trip."""
-_NOTHING = pack(b"ECHO", b"")
+_PROBE_COMMAND = pack(b"ECHO", b"")
 _READ_ONLY = "Hits go on; new results are stored on this host"
 _MOVED, _ASK = "MOVED", "ASK"
 _ELSEWHERE = frozenset((_MOVED, _ASK, "READONLY"))
-"""Error replies of a server that is not, or no longer, the right one."""
+"""Error replies of a server that does not have the key, or no longer takes writes."""
 _DENIED = ("NOPERM", "UNKNOWN")
 """Error replies of a server that does not let this user run scripts."""
 
@@ -83,9 +83,9 @@ class Script:
         return pack(b"EVAL", self._text, b"%d" % len(keys), *keys, *arguments)
 
 
-BEGIN = Script("begin")
+CREATE_GROUP = Script("create_group")
 TURN = Script("turn")
-LAST = Script("last")
+EXTEND_LIFE = Script("extend_life")
 SEED = Script("seed")
 ACQUIRE = Script("acquire")
 RENEW = Script("renew")
@@ -101,7 +101,7 @@ class NoScriptsError(TierError):
 
 
 class ThreadBatch:
-    """Look-ups of one thread that are sent together, when the first answer is needed.
+    """Look-ups of one thread that are sent together when the first answer is needed.
 
     Args:
         read: sends commands, and returns the replies or a `Failure`.
@@ -146,11 +146,12 @@ class Client:
         where: the server, without user and password: `"127.0.0.1:6379/0"`.
         breaker: decides whether the server may be asked.
         writes: decides whether the server may be asked to write.
-        outages: number of failed exchanges; as long as it is the same, nothing was lost.
-        interruptions: `outages` plus the number of connections that died while idle.
+        outages: number of failed exchanges.
+        interruptions: `outages` plus the number of connections that died while idle.  As long as it
+            is the same, the server has not restarted.
         on_recover: called when Redis answers again after a fault; must be quick.
-        scripts: it runs scripts; None: not known yet.
-        knows_digests: scripts may be named by their digest.
+        scripts: True if the server runs scripts for this user; None: not known yet.
+        knows_digests: True if scripts may be called by their digest.
     """
 
     def __init__(self, url: str, deadline: float, options: Mapping[str, Any] | None = None) -> None:
@@ -187,7 +188,7 @@ class Client:
             commands: (key, packed command) of commands that only read.
 
         Returns:
-            An object that `port.settle` turns into a list of replies or a `Failure`, for `parsed`.
+            A future answer for `port.settle`; `parse_answer` takes its result.
         """
         if not self.breaker.healthy:
             return None
@@ -227,10 +228,10 @@ class Client:
             await self.get_ready(port)
             answer = self.start_lookup(port, commands)
             if answer is not None:
-                return self.parsed(parse, await port.settle(answer))
+                return self.parse_answer(parse, await port.settle(answer))
         return parse(await self.ask_each(port, commands))
 
-    def parsed(self, parse: Callable[[list[Any]], T], answer: Any) -> T:
+    def parse_answer(self, parse: Callable[[list[Any]], T], answer: Any) -> T:
         """Apply `parse` to replies.
 
         Raises:
@@ -242,20 +243,17 @@ class Client:
         try:
             return parse(answer)
         except Exception as error:
-            raise self._failed(_fault_of(error), probe=False) from None
+            raise self._record_fault(_fault_of(error), probe=False) from None
 
     def _read_later(self, others: dict[object, Any], commands: Sequence[Command]) -> Deferred:
-        """Return the future replies to look-ups of a thread that shares round trips."""
+        """Add look-ups to a batch of this thread; return their future replies."""
         batch: ThreadBatch | None = others.get(self)
         if batch is None or batch.full:
             batch = others[self] = ThreadBatch(self._read_here)
         return batch.add(commands)
 
     def _read_here(self, commands: Sequence[Command]) -> Any:
-        """Return the replies to look-ups of a thread.
-
-        In a cluster, from one server after the other.
-        """
+        """Send look-ups from this thread, to one server after the other; return the replies."""
         threads = self._threads or self._thread_pool()
         try:
             if not self.clustered:
@@ -269,12 +267,12 @@ class Client:
             if type(reply) is ErrorReply:
                 return self.as_failure(with_key(reply, commands[replies.index(reply)][1]))
         if not self.breaker.healthy:
-            self.recovered()
+            self.record_recovery()
         return replies
 
     def _read_parts(self, threads: ThreadConnections, commands: Sequence[Command]) -> list[Any]:
         found: list[Any] = [None] * len(commands)
-        for node, places in _parts(threads.nodes(self.deadline), commands).items():
+        for node, places in _group_by_server(threads.nodes(self.deadline), commands).items():
             exchange = Exchange([commands[p][1] for p in places], len(places), self.deadline)
             replies = threads.exchange(node, exchange, self.breaker.check)
             for place, reply in zip(places, replies, strict=True):
@@ -343,16 +341,16 @@ class Client:
             answer = await send()
         except TierError as error:
             if error.kind in WRITES_DENIED:
-                raise writes.refused(error, probe=probes_writes) from None
+                raise writes.record_refusal(error, probe=probes_writes) from None
             if probes_writes:
-                writes.abandoned()
+                writes.abandon_probe()
             raise
         except BaseException:
             if probes_writes:
-                writes.abandoned()
+                writes.abandon_probe()
             raise
         if not writes.healthy:
-            writes.succeeded()
+            writes.record_success()
         return answer
 
     async def ask_each(
@@ -366,15 +364,15 @@ class Client:
         if not self.clustered:
             count = len(commands)
             replies = await self.ask(
-                port, *packed(commands), parse=_same, replies=count, writes=writes
+                port, *packed(commands), parse=_identity, replies=count, writes=writes
             )
             return replies if count > 1 else [replies]
         nodes = await self._nodes(port)
         found: list[Any] = [None] * len(commands)
-        for node, places in _parts(nodes, commands).items():
+        for node, places in _group_by_server(nodes, commands).items():
             data = [commands[place][1] for place in places]
             replies = await self.ask(
-                port, *data, parse=_same, key=node, replies=len(data), writes=writes
+                port, *data, parse=_identity, key=node, replies=len(data), writes=writes
             )
             for place, reply in zip(places, replies if len(data) > 1 else [replies], strict=True):
                 found[place] = reply
@@ -397,7 +395,7 @@ class Client:
             try:
                 return (self._threads or self._thread_pool()).nodes(self.deadline)
             except Exception as error:
-                raise self._failed(_fault_of(error), probe=False) from None
+                raise self._record_fault(_fault_of(error), probe=False) from None
         loop = await self._loop(port)
         if loop.look_up is None:
             await self._guarded(loop.get_ready())
@@ -407,7 +405,7 @@ class Client:
         try:
             await work
         except Exception as error:
-            raise self._failed(_fault_of(error), probe=False) from None
+            raise self._record_fault(_fault_of(error), probe=False) from None
 
     async def _ask(
         self,
@@ -429,12 +427,12 @@ class Client:
             self._abandon_probe(probe)
             raise
         except Exception as error:
-            raise self._failed(_fault_of(error), probe, error, writes=writes) from None
+            raise self._record_fault(_fault_of(error), probe, error, writes=writes) from None
         except BaseException:
             self._abandon_probe(probe)
             raise
         if not self.breaker.healthy:
-            self.recovered()
+            self.record_recovery()
         return answer
 
     async def _redirected(
@@ -448,7 +446,7 @@ class Client:
         if not self.clustered or wrong.code not in (_MOVED, _ASK):
             raise wrong
         self._reconnect()
-        node = (await self._nodes(port)).named_by(wrong)
+        node = (await self._nodes(port)).redirect_target(wrong)
         if node is None:
             raise wrong
         first = (pack(b"ASKING"),) if wrong.code == _ASK else ()
@@ -472,24 +470,24 @@ class Client:
     # --- outcomes --------------------------------------------------------------------------------
 
     def as_failure(self, error: Exception) -> Any:
-        """Classify the error of an exchange that several callers share, and count it once."""
+        """Record the error of an exchange that several callers share; return it for all of them."""
         from memo.stores.redis.coalescing import Failure
 
         if isinstance(error, TierError):
             return Failure(error)
-        return Failure(self._failed(_fault_of(error), probe=False, error=error))
+        return Failure(self._record_fault(_fault_of(error), probe=False, error=error))
 
-    def recovered(self) -> None:
-        """Record the first success after a fault."""
-        self.breaker.succeeded()
+    def record_recovery(self) -> None:
+        """Record a success after a fault, and call the hooks of `on_recover`."""
+        self.breaker.record_success()
         for hook in self.on_recover:
             hook()
 
-    def connection_replaced(self) -> None:
+    def record_replacement(self) -> None:
         """Record that a connection died while idle: the server may have restarted."""
         self.interruptions += 1
 
-    def _failed(
+    def _record_fault(
         self,
         fault: Fault,
         probe: bool,
@@ -510,11 +508,11 @@ class Client:
             self.clustered and fault.kind in _ELSEWHERE
         )
         detail = "" if error is None else str(error)
-        return self.breaker.failed(fault, probe=probe, detail=detail, reported=reported)
+        return self.breaker.record_fault(fault, probe=probe, detail=detail, reported=reported)
 
     def _abandon_probe(self, probe: bool) -> None:
         if probe:
-            self.breaker.abandoned()
+            self.breaker.abandon_probe()
 
     def _reconnect(self) -> None:
         """Connect again before the next exchange: another server may have the role now."""
@@ -532,7 +530,7 @@ class Client:
     def _probe(self, port: Port) -> None:
         async def probe(port: Port) -> None:
             try:
-                exchange = Exchange((_NOTHING,), 1, self.deadline)
+                exchange = Exchange((_PROBE_COMMAND,), 1, self.deadline)
                 await self._ask(port, b"", exchange, len, probe=True)
             except TierError:
                 return  # the breaker has recorded it
@@ -540,7 +538,7 @@ class Client:
         try:
             port.spawn(probe, "memo-probe")
         except RuntimeError:  # the interpreter is shutting down
-            self.breaker.abandoned()
+            self.breaker.abandon_probe()
 
     # --- scripts ---------------------------------------------------------------------------------
 
@@ -556,7 +554,7 @@ class Client:
         """Run a script, whose keys lie on one server.
 
         Args:
-            then: packed commands that the same server runs behind it, in the same exchange; `parse`
+            then: packed commands that follow in the same exchange, for the same server; `parse`
                 gets the list of all replies.
 
         Raises:
@@ -596,7 +594,7 @@ class Client:
             raise NoScriptsError(f"Redis at {self.where} runs no scripts for this user")
 
     async def runs_scripts(self, port: Port) -> bool:
-        """True if it runs scripts for this user; tried once, with a script that does nothing."""
+        """True if the server runs scripts for this user; tried once, with one that does nothing."""
         if self.scripts is None:
             text = b"return 1"
             digest = sha1(text, usedforsecurity=False).hexdigest().encode()
@@ -606,9 +604,9 @@ class Client:
         return self.scripts
 
     async def allows(self, port: Port, *words: bytes) -> bool:
-        """True if it has a command and lets this user send it; other errors are raised."""
+        """True if the server lets this user send a command; raises any other error."""
         try:
-            await self.ask(port, pack(*words), parse=_same)
+            await self.ask(port, pack(*words), parse=_identity)
         except NoScriptError:
             return True
         except TierError as error:
@@ -620,7 +618,7 @@ class Client:
     # --- without a port, or without the breaker --------------------------------------------------
 
     def run_blocking(self, work: Callable[[Port], Coroutine[Any, Any, T]]) -> T:
-        """Run a request in this thread, for callers without a port."""
+        """Run a request in this thread, for a caller without a port."""
         try:
             work(_THREAD_PORT).send(None)
         except StopIteration as stop:
@@ -652,7 +650,7 @@ class Client:
                 threads = ThreadConnections(
                     self._address,
                     self._options,
-                    lambda: me.connection_replaced(),  # noqa: PLW0108
+                    lambda: me.record_replacement(),  # noqa: PLW0108
                 )
                 # work that runs after `close` opens them again, and only this closes them
                 weakref.finalize(self, _close, threads, os.getpid()).atexit = False
@@ -669,7 +667,7 @@ class Client:
             return known
         if not hasattr(
             sys.modules.get("memo.stores.redis.connections"), "LoopConnections"
-        ):  # importing it takes half a second
+        ):  # the import takes half a second
             await port.offload(import_module, "memo.stores.redis.connections")
         from memo.stores.redis.connections import LoopConnections
 
@@ -684,7 +682,7 @@ class Client:
                 try:
                     self.loops[where] = LoopConnections(self._address, self._options, home, ended)
                 except Exception as error:
-                    raise self._failed(_fault_of(error), probe=False, error=error) from None
+                    raise self._record_fault(_fault_of(error), probe=False, error=error) from None
             return self.loops[where]
 
     def close(self) -> None:
@@ -742,11 +740,11 @@ def _close(threads: ThreadConnections, process: int) -> None:
         threads.close()
 
 
-def _same(answer: Any) -> Any:
+def _identity(answer: Any) -> Any:
     return answer
 
 
-def _parts(nodes: Any, commands: Sequence[Command]) -> dict[Any, list[int]]:
+def _group_by_server(nodes: Any, commands: Sequence[Command]) -> dict[Any, list[int]]:
     """Group the positions of commands by the server that has their key."""
     parts: dict[Any, list[int]] = {}
     for place, (key, _) in enumerate(commands):

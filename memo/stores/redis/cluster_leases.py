@@ -1,4 +1,4 @@
-"""Cluster leases: those of `leases`, stored in Redis.
+"""Cluster leases: one computation per key among all hosts, with the lease stored in Redis.
 
 A lease is a key with its holder's unique text; it expires `LEASE` seconds after its last renewal.
 Rules of this module:
@@ -49,7 +49,7 @@ class RedisLeases:
     def __init__(self, client: Client, prefix: bytes, lease: float = LEASE) -> None:
         self.lease = lease
         self._client = client
-        self.lives = b"%d" % int(lease * 1000)
+        self.life = b"%d" % int(lease * 1000)
         self._bell_life = b"%d" % int(BELL_LIFE * 1000)
         self._lease_prefix = prefix + b"l:"
         self._bell_prefix = prefix + b"w:"
@@ -60,36 +60,36 @@ class RedisLeases:
 
     @property
     def prefixes(self) -> tuple[bytes, bytes]:
-        """Return the prefixes of the names of leases and bells."""
+        """The prefixes of the keys of leases and bells."""
         return self._lease_prefix, self._bell_prefix
 
     async def acquire(
-        self, port: Port, name: str, holder: str, question: RecordLookup | None = None
+        self, port: Port, name: str, holder: str, lookup: RecordLookup | None = None
     ) -> tuple[str, float] | None:
-        """Take a lease.
+        """Take a lease if it is free.
 
         Args:
             port: the caller's port.
             name: the name of the lease.
             holder: text unique to the caller; a caller that has the lease keeps it.
-            question: a look-up that follows in the same exchange, if that goes to one server; else
-                its answer stays None.
+            lookup: a look-up to send in the same exchange; in a cluster, where its keys may be on
+                another server, its answer stays None.
 
         Returns:
             None if the caller has the lease now; else the text of the present holder and the
-            seconds that its lease still has.
+            seconds until its lease expires.
 
         Raises:
             TierError: the holder is not known.
         """
-        keys, words = self._keys(name), (holder.encode(), self.lives)
+        keys, words = self._keys(name), (holder.encode(), self.life)
         try:
-            if question is None or self._client.clustered:
-                return await self._client.run(port, ACQUIRE, keys, *words, parse=_holder)
-            then = packed(question.commands)
+            if lookup is None or self._client.clustered:
+                return await self._client.run(port, ACQUIRE, keys, *words, parse=_parse_holder)
+            then = packed(lookup.commands)
             replies = await self._client.run(port, ACQUIRE, keys, *words, parse=list, then=then)
-            question.answer = replies[1:]
-            return self._client.parsed(_holder, replies[0])
+            lookup.answer = replies[1:]
+            return self._client.parse_answer(_parse_holder, replies[0])
         except BaseException:
             self._undo(name, holder)
             raise
@@ -100,7 +100,7 @@ class RedisLeases:
 
     async def replace(self, port: Port, name: str, old: str, new: str) -> bool:
         """Hand a lease over with a full life; False if `old` does not hold it."""
-        words = (old.encode(), new.encode(), self.lives)
+        words = (old.encode(), new.encode(), self.life)
         return await self._client.run(port, RENEW, self._keys(name)[:1], *words, parse=_parse_flag)
 
     async def release(self, port: Port, name: str, holder: str) -> bool:
@@ -176,7 +176,7 @@ class RedisLeases:
             thread.join(2 * self._client.deadline)
 
 
-def _holder(answer: list[Any]) -> tuple[str, float] | None:
+def _parse_holder(answer: list[Any]) -> tuple[str, float] | None:
     if not answer:
         return None
     left = int(answer[1])  # negative: it does not expire

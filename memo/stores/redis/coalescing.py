@@ -31,7 +31,7 @@ SIZE = 64 * 1024
 
 
 class Failure:
-    """Failure of an exchange that several callers share; each of them raises a copy."""
+    """The failure of an exchange that several callers share; each of them raises a copy."""
 
     __slots__ = ("_error",)
 
@@ -101,7 +101,7 @@ class Batch:
 
 
 class LoopOwner(Protocol):
-    """The part of the client that the connections of a loop need.
+    """The part of a `Client` that the connections of a loop use.
 
     Attributes:
         breaker: knows whether there was a fault.
@@ -112,15 +112,15 @@ class LoopOwner(Protocol):
     deadline: float
 
     def as_failure(self, error: Exception) -> Failure:
-        """Classify the error of an exchange; called once for each exchange that fails."""
+        """Record the error of an exchange, once, and return it for all its callers."""
         ...
 
-    def recovered(self) -> None:
+    def record_recovery(self) -> None:
         """Record the first success after a fault."""
         ...
 
-    def connection_replaced(self) -> None:
-        """Record that a connection died while idle, and is replaced."""
+    def record_replacement(self) -> None:
+        """Record that a connection died while idle, and was replaced."""
         ...
 
 
@@ -129,19 +129,19 @@ class Coalescer:
 
     Args:
         owner: the client.
-        opened: opens a connection for it.
-        closed: takes back a stream that can no longer be used.
+        open_stream: opens a connection for it.
+        release: takes back a stream that can no longer be used.
     """
 
     def __init__(
         self,
         owner: LoopOwner,
-        opened: Callable[[], Coroutine[Any, Any, Stream]],
-        closed: Callable[[Stream], None],
+        open_stream: Callable[[], Coroutine[Any, Any, Stream]],
+        release: Callable[[Stream], None],
     ) -> None:
         self._owner = owner
-        self._open = opened
-        self._closed = closed
+        self._open = open_stream
+        self._release = release
         self._loop = asyncio.get_running_loop()
         self._stream: Stream | None = None
         self._opening: asyncio.Task[None] | None = None
@@ -153,7 +153,7 @@ class Coalescer:
         future: asyncio.Future[Any] = self._loop.create_future()
         stream = self._stream
         if stream is not None and stream.closed:
-            self._owner.connection_replaced()
+            self._owner.record_replacement()
             self._drop_stream(stream)
             stream = None
         batch = self._next or Batch()
@@ -196,19 +196,19 @@ class Coalescer:
             else:
                 owner = self._owner
                 if batch.distribute(replies, owner.as_failure) and not owner.breaker.healthy:
-                    owner.recovered()
+                    owner.record_recovery()
                 return
         self._drop_stream(stream)
         if isinstance(error, ConnectionError) and stream.has_received and not batch.resent:
             batch.resent = True
-            self._owner.connection_replaced()
+            self._owner.record_replacement()
             self._ready.append(batch)
             self._begin_opening()
         else:
             batch.fail(self._failure_of(error))
 
     def _failure_of(self, error: Exception) -> Failure:
-        """Return one failure for all batches that the same fault has ended."""
+        """Return the one failure of all batches that the same error has ended."""
         known = getattr(error, "failure", None)
         if known is None:
             known = error.failure = self._owner.as_failure(error)  # type: ignore[attr-defined]
@@ -216,9 +216,9 @@ class Coalescer:
 
     def _begin_opening(self) -> None:
         if self._opening is None and self._stream is None:
-            self._opening = self._loop.create_task(self._opened(), context=Context())
+            self._opening = self._loop.create_task(self._open_stream(), context=Context())
 
-    async def _opened(self) -> None:
+    async def _open_stream(self) -> None:
         try:
             self._stream = stream = await self._open()
         except Exception as error:
@@ -245,7 +245,7 @@ class Coalescer:
         if self._stream is stream:
             self._stream = None
             stream.fail(ConnectionError("closed"))
-            self._closed(stream)
+            self._release(stream)
 
     def flush(self) -> None:
         """Close the connection if nothing is in flight."""
@@ -265,4 +265,4 @@ class Coalescer:
             closing.failure = failure  # type: ignore[attr-defined]
             stream.has_received = False
             stream.fail(closing)
-            self._closed(stream)
+            self._release(stream)

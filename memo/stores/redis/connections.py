@@ -55,7 +55,7 @@ from memo.stores.redis.exchange import (
     Exchange,
     GarbledError,
     Stream,
-    UnwantedError,
+    WrongSizeError,
     is_closed,
     run_exchange,
 )
@@ -128,7 +128,7 @@ def _sentinels(family: Any, address: Address, options: dict[str, Any], given: An
 
 @contextlib.contextmanager
 def _own_copy(group: T) -> Iterator[T]:
-    """Yield a copy of a group of Sentinels; the group then adopts the order of the copy.
+    """Yield a copy of a group of Sentinels, whose order the group adopts afterwards.
 
     redis-py moves the Sentinel that answered to the front of its list.  If two callers do that at
     the same time, one Sentinel ends up in the list twice and another one is lost.
@@ -141,7 +141,7 @@ def _own_copy(group: T) -> Iterator[T]:
 
 
 class _ThreadSentinels(redis.sentinel.Sentinel):
-    """Sentinels for threads, none of which gets lost."""
+    """Sentinels for threads; see `_own_copy`."""
 
     def discover_master(self, service_name: str) -> Any:
         with _own_copy(self) as mine:
@@ -149,7 +149,7 @@ class _ThreadSentinels(redis.sentinel.Sentinel):
 
 
 class _LoopSentinels(redis.asyncio.sentinel.Sentinel):
-    """Sentinels for an event loop, none of which gets lost."""
+    """Sentinels for an event loop; see `_own_copy`."""
 
     async def discover_master(self, service_name: str) -> Any:
         with _own_copy(self) as mine:
@@ -157,7 +157,7 @@ class _LoopSentinels(redis.asyncio.sentinel.Sentinel):
 
 
 Ask = Callable[[Sequence[Command]], "asyncio.Future[Any]"]
-"""Gives the replies to come to commands: a list of them, or a `Failure`."""
+"""Takes commands, and returns their future replies: a list of them, or a `Failure`."""
 Route = Any
 """A key, which selects the server that has it, or a server itself."""
 
@@ -186,8 +186,8 @@ class _Nodes:
             return [self.pool]
         return [self._pool_of(node) for node in self.cluster.get_primaries()]
 
-    def named_by(self, reply: ErrorReply) -> Any:
-        """Return the server that a redirection names; None if it is not known (yet)."""
+    def redirect_target(self, reply: ErrorReply) -> Any:
+        """Return the server that a redirection names; None if it is not known yet."""
         words = str(reply).partition(" ")[2]
         move = MovedError(words)
         node = self.cluster.get_node(move.host, move.port)
@@ -198,7 +198,7 @@ class _Nodes:
 
 
 def _slow(address: Address) -> str:
-    """Name the step of connecting that takes too long; a port without TLS ignores a handshake."""
+    """Name the step that takes too long; a port without TLS does not answer a handshake."""
     return "connecting; over TLS, which this port may not speak" if address.tls else "connecting"
 
 
@@ -206,8 +206,8 @@ _PERHAPS_TLS = "closed at the first exchange, as a TLS port does: write rediss:/
 
 
 @contextlib.contextmanager
-def _logging_in(connection: Any, let_go: Callable[[], None]) -> Iterator[None]:
-    """Describe an error in the first exchange, and close the connection if it fails."""
+def _describing_login_errors(connection: Any, let_go: Callable[[], None]) -> Iterator[None]:
+    """Explain an error of the first exchange, and close the connection if it fails."""
     _note_renewal(connection)
     try:
         yield
@@ -222,12 +222,12 @@ def _logging_in(connection: Any, let_go: Callable[[], None]) -> Iterator[None]:
 
 
 def _log_in(connection: Any) -> None:
-    """Log in and read one reply, so that nothing that the server sends unasked stays unread.
+    """Log in and read one reply, so that nothing stays unread that the server sends unasked.
 
     That may be an error before it closes the connection, or what TLS sends after its handshake.
     The pools of redis-py would take it for the reply to an earlier command.
     """
-    with _logging_in(connection, connection.disconnect):
+    with _describing_login_errors(connection, connection.disconnect):
         connection.on_connect()
         run_exchange(connection, Exchange((), 0, CONNECT))
 
@@ -239,14 +239,14 @@ def _note_renewal(connection: Any) -> None:
 
 
 def _was_renewed(connection: Any) -> bool:
-    connection_replaced = getattr(connection, "was_renewed", False)
+    was_renewed = getattr(connection, "was_renewed", False)
     connection.was_renewed = False
-    return bool(connection_replaced)
+    return bool(was_renewed)
 
 
 async def _log_in_async(connection: Any) -> None:
     """As `_log_in`, on an event loop."""
-    with _logging_in(connection, partial(_abort, connection)):
+    with _describing_login_errors(connection, partial(_abort, connection)):
         await connection.on_connect()
         stream = Stream(connection)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -254,7 +254,7 @@ async def _log_in_async(connection: Any) -> None:
         stream.send(exchange, partial(_settle, done))
         await done
         exchange.answer()
-        stream.give_back()
+        stream.detach()
 
 
 class _ThreadNodes(_Nodes):
@@ -297,7 +297,7 @@ class ThreadConnections:
     Args:
         address: the address of the server.
         options: arguments of redis-py's clients, beyond those in the address.
-        connection_replaced: called when a connection that died while idle is replaced.
+        on_replaced: called when a connection that died while idle was replaced.
 
     Attributes:
         answers: changes whenever an exchange has succeeded.
@@ -306,11 +306,11 @@ class ThreadConnections:
     """
 
     def __init__(
-        self, address: Address, options: dict[str, Any], connection_replaced: Callable[[], None]
+        self, address: Address, options: dict[str, Any], on_replaced: Callable[[], None]
     ) -> None:
         self._address = address
         self._options = options
-        self.connection_replaced = connection_replaced
+        self.on_replaced = on_replaced
         self.slow = _slow(address)
         self._lock = threading.Lock()
         self._nodes: _ThreadNodes | None = None
@@ -331,7 +331,7 @@ class ThreadConnections:
             Exception: any error of redis-py, for `fault_of`.
         """
         nodes = self._nodes if self._is_ready else None
-        return nodes or self._opened(b"", seconds)
+        return nodes or self._connected_nodes(b"", seconds)
 
     def exchange(
         self, route: Route, exchange: Exchange, check: Callable[[], None], *, blocks: bool = False
@@ -347,11 +347,11 @@ class ThreadConnections:
             Exception: any error of redis-py, for `fault_of`.
         """
         try:
-            nodes = (self._nodes if self._is_ready else None) or self._opened(
+            nodes = (self._nodes if self._is_ready else None) or self._connected_nodes(
                 route, exchange.seconds
             )
             pool = nodes.of(route)
-            connection = self._taken(pool, exchange.seconds, check, blocks)
+            connection = self._take_connection(pool, exchange.seconds, check, blocks)
             used = connection.used
             try:
                 return self._talk(pool, connection, exchange)
@@ -359,10 +359,10 @@ class ThreadConnections:
                 if not used:
                     raise
             # It may have died while it was idle, and the others that are kept with it.
-            self.connection_replaced()
+            self.on_replaced()
             self._release_kept()
             exchange.restart()
-            connection = self._taken(pool, exchange.seconds, check, blocks)
+            connection = self._take_connection(pool, exchange.seconds, check, blocks)
             return self._talk(pool, connection, exchange)
         except TierError:
             raise
@@ -378,7 +378,7 @@ class ThreadConnections:
             connection.disconnect()
             connection.used = False
             pool.release(connection)
-            if isinstance(error, UnwantedError):
+            if isinstance(error, WrongSizeError):
                 return [False]
             raise
         connection.used = True
@@ -390,7 +390,9 @@ class ThreadConnections:
             pool.release(connection)
         return answer
 
-    def _taken(self, pool: Any, seconds: float, check: Callable[[], None], blocks: bool) -> Any:
+    def _take_connection(
+        self, pool: Any, seconds: float, check: Callable[[], None], blocks: bool
+    ) -> Any:
         """Take a connection of a pool: the last one used, if redis-py has checked it recently.
 
         Otherwise the first one that is opened, or that another thread returns.
@@ -422,7 +424,7 @@ class ThreadConnections:
                 with contextlib.suppress(IndexError):
                     pool.release(connections.pop())
 
-    def _opened(self, route: Route, seconds: float) -> _ThreadNodes:
+    def _connected_nodes(self, route: Route, seconds: float) -> _ThreadNodes:
         """Return the servers, with a connection to that of the route ready."""
         for last in (False, True):
             with self._lock:
@@ -431,9 +433,11 @@ class ThreadConnections:
                 opening = self._opening
                 mine = opening is None
                 if opening is None:
-                    opening = self._opening = _Opening(partial(self._open, route), self._over)
+                    opening = self._opening = _Opening(
+                        partial(self._open, route), self._end_opening
+                    )
             if mine:
-                opening.begin()
+                opening.start()
             if not opening.done.wait(max(OPEN_PATIENCE, seconds)):
                 raise TimeoutError(self.slow)
             if opening.error is None:
@@ -462,7 +466,7 @@ class ThreadConnections:
                 return
         nodes.close()
 
-    def _over(self) -> None:
+    def _end_opening(self) -> None:
         with self._lock:
             self._opening = None
 
@@ -487,13 +491,13 @@ class ThreadConnections:
 
 
 class _Wait:
-    """A thread's wait for a connection of a pool: for one to open, or to be returned.
+    """A thread's wait for a connection of a pool: until one opens or is returned.
 
     Args:
         threads: the owner of the pool.
         pool: a pool of redis-py.
         seconds: the caller's deadline.
-        blocks: it must not wait until one is returned.
+        blocks: the thread must not wait until one is returned.
 
     Raises:
         BusyError: all connections are in use, and it must not wait.
@@ -531,7 +535,7 @@ class _Wait:
         connection = opening.take()
         connection.until = time.monotonic() + REUSE_FOR
         if _was_renewed(connection):
-            self._threads.connection_replaced()
+            self._threads.on_replaced()
         connection.used = getattr(connection, "used", False)
         return connection
 
@@ -544,8 +548,8 @@ class _Wait:
         """Let redis-py check a connection or open one; None if all are in use."""
         if len(self._pool._in_use_connections) >= CONNECTIONS:
             return None
-        opening = _Opening(self._pool.get_connection, late=self._put_back)
-        opening.begin()
+        opening = _Opening(self._pool.get_connection, on_late=self._put_back)
+        opening.start()
         return opening
 
     def _put_back(self, connection: Any) -> None:
@@ -555,12 +559,12 @@ class _Wait:
 
 
 class _Opening:
-    """A thread that connects, so that its callers need not wait for the end.
+    """A thread that connects; a caller that gives up leaves it running.
 
     Args:
         work: connects, and returns the result.
-        over: called when that has ended.
-        late: called with its result if the caller has left.
+        on_end: called when that has ended.
+        on_late: called with its result if the caller has left.
 
     Attributes:
         done: set when it has ended.
@@ -571,19 +575,19 @@ class _Opening:
     def __init__(
         self,
         work: Callable[[], Any],
-        over: Callable[[], None] | None = None,
-        late: Callable[[Any], None] | None = None,
+        on_end: Callable[[], None] | None = None,
+        on_late: Callable[[Any], None] | None = None,
     ) -> None:
         self._work = work
-        self._over = over
-        self._late = late
+        self._on_end = on_end
+        self._on_late = on_late
         self._left = False
         self._lock = threading.Lock()
         self.done = threading.Event()
         self.result: Any = None
         self.error: Exception | None = None
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Start the thread; while the interpreter shuts down, connect in this one."""
         try:
             threading.Thread(target=self._run, name="memo-connect", daemon=True).start()
@@ -598,11 +602,11 @@ class _Opening:
         """
         if self.error is not None:
             raise self.error
-        self._late = None
+        self._on_late = None
         return self.result
 
     def leave(self) -> None:
-        """Stop waiting: a connection that was opened but not taken is for the next caller."""
+        """Stop waiting; a connection that was opened but not taken is for the next caller."""
         with self._lock:
             self._left = True
             if not self.done.is_set():
@@ -614,8 +618,8 @@ class _Opening:
             self.result = self._work()
         except Exception as error:
             self.error = error
-        if self._over is not None:
-            self._over()
+        if self._on_end is not None:
+            self._on_end()
         with self._lock:
             self.done.set()
             if not self._left:
@@ -623,8 +627,8 @@ class _Opening:
         self._hand_over()
 
     def _hand_over(self) -> None:
-        if self.error is None and self._late is not None:
-            self._late(self.result)
+        if self.error is None and self._on_late is not None:
+            self._on_late(self.result)
 
 
 def dedicated_connection(url: str, options: dict[str, Any]) -> tuple[Any, socket.socket]:
@@ -722,7 +726,7 @@ class LoopConnections:
         ended: called when the loop has ended.
 
     Attributes:
-        look_up: begins to look up commands that only read; None: `get_ready` first.
+        look_up: sends commands that only read; None: call `get_ready` first.
     """
 
     def __init__(
@@ -746,7 +750,7 @@ class LoopConnections:
     # --- look-ups --------------------------------------------------------------------------------
 
     async def get_ready(self) -> None:
-        """Let `look_up` be there: the loop will close the connections, the topology is known."""
+        """Set `look_up`: register for the end of the loop, and query the topology of a cluster."""
         if self._keeper is None:
             await self._keep()
         if self.look_up is None:
@@ -763,7 +767,7 @@ class LoopConnections:
         if len(parts) == 1:
             (node,) = parts
             return self._coalescer(node).ask(commands)
-        return _GatheredReplies(self.loop, len(commands)).begin(
+        return _GatheredReplies(self.loop, len(commands)).gather(
             (self._coalescer(node).ask([commands[place] for place in places]), places)
             for node, places in parts.items()
         )
@@ -771,7 +775,7 @@ class LoopConnections:
     def _coalescer(self, node: Any) -> Coalescer:
         found = self._coalescers.get(node)
         if found is None:
-            opened = partial(self._open, node)
+            opened = partial(self._open_stream, node)
             found = self._coalescers[node] = Coalescer(self._owner, opened, self._release_stream)
         return found
 
@@ -812,7 +816,7 @@ class LoopConnections:
         self, node: Any, exchange: Exchange, check: Callable[[], None]
     ) -> list[Any]:
         for again in (True, False):
-            stream = await self._open(node, check)
+            stream = await self._open_stream(node, check)
             done: asyncio.Future[None] = self.loop.create_future()
             fresh = not getattr(stream.connection, "used", False)
             stream.connection.used = True
@@ -824,7 +828,7 @@ class LoopConnections:
                 self._release_stream(stream)
                 if fresh or not again:
                     raise
-                self._owner.connection_replaced()
+                self._owner.record_replacement()
                 exchange.restart()
                 continue
             except BaseException:
@@ -834,22 +838,22 @@ class LoopConnections:
             self._streams.pop(stream, None)
             if stream.closed:  # closed meanwhile
                 return answer
-            await self.nodes.release(node, stream.give_back())
+            await self.nodes.release(node, stream.detach())
             return answer
         raise AssertionError
 
     # --- connections -----------------------------------------------------------------------------
 
-    async def _open(self, node: Any, check: Callable[[], None] | None = None) -> Stream:
+    async def _open_stream(self, node: Any, check: Callable[[], None] | None = None) -> Stream:
         waits = self._openings.locked()
         async with self._openings:
             if waits and check is not None:  # not for the probe of a server that may answer again
                 check()
             connection = await self._within_time(
-                self.nodes.acquire(node), lambda late: self._abandon(node, late)
+                self.nodes.acquire(node), lambda late: self._return_late(node, late)
             )
         if _was_renewed(connection):
-            self._owner.connection_replaced()
+            self._owner.record_replacement()
         stream = Stream(connection)
         self._streams[stream] = node
         return stream
@@ -857,7 +861,7 @@ class LoopConnections:
     async def _within_time(
         self, work: Coroutine[Any, Any, T], late: Callable[[T], None] | None = None
     ) -> T:
-        """Return the result of connecting; the attempt continues after its caller has given up.
+        """Return the result of connecting; the attempt goes on if its caller gives up.
 
         Raises:
             TimeoutError: it takes too long.
@@ -874,28 +878,28 @@ class LoopConnections:
                     break
         finally:
             if not task.done():
-                task.add_done_callback(partial(_over, late))
+                task.add_done_callback(partial(_finish_late, late))
         if not task.done():
             raise TimeoutError(self._slow)
         return task.result()
 
-    def _abandon(self, node: Any, connection: Any) -> None:
-        """Keep a connection that came too late for its caller for the next one."""
+    def _return_late(self, node: Any, connection: Any) -> None:
+        """Return a connection that came too late for its caller to its pool."""
         task = self.loop.create_task(self.nodes.release(node, connection), context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def _release_stream(self, stream: Stream) -> None:
-        """Release the connection of a closed stream, so that it can be reopened."""
+        """Return the connection of a closed stream to its pool, which reopens it."""
         node = self._streams.pop(stream, None)
         if node is None:
             return
         _abort(stream.connection)
         if not self.loop.is_closed():
-            self._abandon(node, stream.connection)
+            self._return_late(node, stream.connection)
 
     async def _refresh_topology(self) -> None:
-        """Query the topology of a cluster if it is in doubt."""
+        """Query the topology of a cluster, unless another task has done so."""
         async with self._refreshing:
             if self.look_up is None and self.loop.time() - self._refreshed > REFRESH:
                 self._refreshed = self.loop.time()
@@ -903,7 +907,7 @@ class LoopConnections:
                 self.look_up = self._look_up_at_each
 
     def reconnect_soon(self) -> None:
-        """After a fault, have the topology queried before the next exchange; from any thread."""
+        """After a fault, query the topology before the next exchange; from any thread."""
         with contextlib.suppress(RuntimeError):  # the loop has been closed since
             self.loop.call_soon_threadsafe(self._reconnect)
 
@@ -936,7 +940,7 @@ class LoopConnections:
                 _abort(connection)
 
     def close_now(self) -> None:
-        """Close all connections, even those in use.  On the pool's own loop."""
+        """Close all connections, even those in use; on their own loop."""
         _live.discard(self)
         self.look_up = None
         for coalescer in list(self._coalescers.values()):
@@ -951,14 +955,14 @@ class LoopConnections:
             _abort(connection)
 
     async def aclose(self) -> None:
-        """Close all connections and wait until they are closed.  On the pool's own loop."""
+        """Close all connections and wait until they are closed; on their own loop."""
         keeper, self._keeper = self._keeper, None
         self.close_now()
         if keeper is not None:
             await keeper.aclose()
 
     def close(self) -> None:
-        """Close all connections, from any thread, as soon as the loop can."""
+        """Close all connections as soon as the loop can; from any thread."""
         if self.loop.is_closed():
             self.forget()
             return
@@ -995,8 +999,8 @@ def _settle(future: asyncio.Future[None], error: Exception | None) -> None:
         future.set_exception(error)
 
 
-def _over(late: Callable[[Any], None] | None, task: asyncio.Task[Any]) -> None:
-    """Finish an attempt to connect that ended too late for its caller."""
+def _finish_late(late: Callable[[Any], None] | None, task: asyncio.Task[Any]) -> None:
+    """Pass on the result of an attempt that ended too late for its caller."""
     if not task.cancelled() and task.exception() is None and late is not None:
         late(task.result())
 
@@ -1009,7 +1013,7 @@ class _GatheredReplies:
         self._found: list[Any] = [None] * count
         self._missing = 0
 
-    def begin(self, parts: Iterable[tuple[asyncio.Future[Any], list[int]]]) -> asyncio.Future[Any]:
+    def gather(self, parts: Iterable[tuple[asyncio.Future[Any], list[int]]]) -> asyncio.Future[Any]:
         """Wait for all parts, each a future and the positions of its replies."""
         both = list(parts)
         self._missing = len(both)
@@ -1073,7 +1077,7 @@ _CODES: dict[type[BaseException], str] = {
     exceptions.AuthenticationError: "NOAUTH",
     exceptions.AuthenticationWrongNumberOfArgsError: "WRONGPASS",
 }
-"""redis-py removes the code from the text of some login errors."""
+"""The code of each exception of redis-py, which removes it from some texts."""
 
 
 def _code(text: str) -> str:

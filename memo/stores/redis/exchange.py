@@ -32,13 +32,13 @@ CHUNK = 64 * 1024
 LONGEST_LINE = 4096
 """Bytes of the longest first line of a reply, such as an error with its text."""
 MOST_ELEMENTS = 1 << 20
-"""Upper bound for the length of an array in a reply."""
+"""Most elements of an array in a reply."""
 LARGEST = 512 << 20
 """Bytes of the largest value that Redis can store."""
 LATE = 0.02
 """Seconds by which a timer of a loop may be late before the loop, not Redis, counts as slow."""
 MOST_EXCUSES = 20
-"""How often a slow loop excuses a missing answer; after that the exchange fails."""
+"""Times that a slow loop excuses a missing answer; after that the exchange fails."""
 _FIRST = 8 * 1024
 _EXTRA_READS, _EXTRA_READ = 3, 0.005
 """Number and seconds of the extra reads after the deadline: the thread may have been delayed."""
@@ -59,11 +59,11 @@ class ErrorReply(Exception):  # noqa: N818 - a reply, not a fault of ours
 
 
 class BusyError(TierError):
-    """All connections are in use for too long; says nothing about the server."""
+    """All connections stay in use for too long, which says nothing about the server."""
 
 
 def with_key(reply: ErrorReply, command: Part) -> ErrorReply:
-    """Return the error with the key that it is about, if Redis does not say it."""
+    """Return the error with the key that it is about, which Redis does not name."""
     words = bytes(command).split(b"\r\n", 9) if "WRONGTYPE" in str(reply) else []
     place = 8 if words[2:3] and words[2].startswith(b"EVAL") else 4
     if not words or words[0][:1] != b"*" or len(words) <= place:
@@ -84,7 +84,7 @@ def pack(*words: bytes) -> bytes:
 
 
 def packed(commands: Iterable[Command]) -> tuple[bytes, ...]:
-    """Return commands as they are sent, without the keys that select their server."""
+    """Return the bytes of commands, without the keys that select their server."""
     return tuple(map(itemgetter(1), commands))
 
 
@@ -92,7 +92,7 @@ class Reader:
     """Parses replies from bytes that arrive in pieces.
 
     Attributes:
-        unread: there are bytes that belong to no reply that was taken.
+        unread: number of bytes that belong to no reply that was taken.
     """
 
     __slots__ = ("_at", "_chunks", "_data", "_wanted", "unread")
@@ -127,9 +127,9 @@ class Reader:
         whole, at = True, self._at
         try:
             at = _parse(self._data, at, replies, count)
-        except _More as more:
-            whole, at = False, more.at
-            self._wanted = more.end - at
+        except _Incomplete as incomplete:
+            whole, at = False, incomplete.at
+            self._wanted = incomplete.end - at
         except ValueError as error:
             raise GarbledError(str(error)) from None
         self.unread -= at - self._at
@@ -163,7 +163,7 @@ class Reader:
         return taken
 
 
-class _More(Exception):  # noqa: N818 - a signal between two functions of this module
+class _Incomplete(Exception):  # noqa: N818 - a signal between functions of this module
     """The reply that begins at `at` is incomplete: it extends to `end` at least."""
 
     def __init__(self, at: int, end: int) -> None:
@@ -171,7 +171,7 @@ class _More(Exception):  # noqa: N818 - a signal between two functions of this m
         self.end = end
 
 
-def _parse(data: bytes, at: int, replies: list[Any], count: int) -> int:  # noqa: C901, PLR0912, PLR0915
+def _parse(data: bytes, at: int, replies: list[Any], count: int) -> int:  # noqa: C901, PLR0912
     """Append RESP2 replies from a position on, until there are `count`; return where they end.
 
     One loop for all of them, including arrays of any depth: a call for each costs a tenth of a hit.
@@ -196,7 +196,7 @@ def _parse(data: bytes, at: int, replies: list[Any], count: int) -> int:  # noqa
         if end < 0:
             if len(data) - at > LONGEST_LINE:
                 raise ValueError("a line without an end")
-            raise _More(first, len(data) + 1)
+            raise _Incomplete(first, len(data) + 1)
         kind, line = data[at], data[at + 1 : end]
         at = end + 2
         if kind == 36:  # $
@@ -208,9 +208,7 @@ def _parse(data: bytes, at: int, replies: list[Any], count: int) -> int:  # noqa
                 raise ValueError("a value above the largest size")
             end = at + length
             if data[end : end + 2] != b"\r\n":
-                if len(data) < end + 2:
-                    raise _More(first, end + 2)
-                raise ValueError("a value without its end")
+                raise _bad_end(data, first, end + 2)
             into.append(data[at:end])
             at = end + 2
         elif kind == 42:  # *
@@ -222,14 +220,26 @@ def _parse(data: bytes, at: int, replies: list[Any], count: int) -> int:  # noqa
             else:
                 around.append((into, size))
                 into, size = [], length
-        elif kind == 43:  # +
-            into.append(line)
-        elif kind == 58:  # :
-            into.append(int(line))
-        elif kind == 45:  # -
-            into.append(ErrorReply(line.decode("utf-8", "replace")))
         else:
-            raise ValueError("not RESP2")
+            into.append(_parse_line(kind, line))
+
+
+def _parse_line(kind: int, line: bytes) -> Any:
+    """Parse a reply of one line: a status, a number, or an error."""
+    if kind == 43:  # +
+        return line
+    if kind == 58:  # :
+        return int(line)
+    if kind == 45:  # -
+        return ErrorReply(line.decode("utf-8", "replace"))
+    raise ValueError("not RESP2")
+
+
+def _bad_end(data: bytes, first: int, end: int) -> Exception:
+    """Return the error for a value that does not end where its length says."""
+    if len(data) < end:
+        return _Incomplete(first, end)
+    return ValueError("a value without its end")
 
 
 class Exchange:
@@ -389,7 +399,7 @@ def _receive(line: _TimedSocket, reader: Reader, sink: PayloadSink) -> Any:
         return False
     if header != b"$%d" % sink.size:
         if header[:1] == b"$" and header[1:].isdigit() and int(header[1:]) <= LARGEST:
-            raise UnwantedError
+            raise WrongSizeError
         raise GarbledError("not a value")
     sink.begin()
     at = 0
@@ -409,8 +419,8 @@ def _receive(line: _TimedSocket, reader: Reader, sink: PayloadSink) -> Any:
     return True
 
 
-class UnwantedError(Exception):
-    """A value has another size than expected; the connection is closed instead of reading it."""
+class WrongSizeError(Exception):
+    """A value has another size than expected: the connection is closed, not read to its end."""
 
 
 # --- over a connection of an event loop ----------------------------------------------------------
@@ -437,7 +447,7 @@ class Stream(asyncio.Protocol):
         connection: taken from its pool for as long as this object lives.
 
     Attributes:
-        has_received: something has been received on it.
+        has_received: something was received on it.
         closed: it can no longer be used.
         sent: the exchanges in flight, oldest first.
     """
@@ -515,7 +525,7 @@ class Stream(asyncio.Protocol):
             selector.register(self._transport.get_extra_info("socket"), selectors.EVENT_READ)
             return bool(selector.select(0))
 
-    def give_back(self) -> Any:
+    def detach(self) -> Any:
         """Return the connection in its original state."""
         self._stop_timer()
         self.closed = True

@@ -59,14 +59,14 @@ class Group:
         self.latest: tuple[object, State] = None, LOST
         self.shapes = ""
 
-    def covering(self, arguments: tuple[tuple[str, str], ...] | None) -> tuple[str, ...]:
-        """Return the fields that cover a call, by the shapes that were seen last."""
+    def covering_fields(self, arguments: tuple[tuple[str, str], ...] | None) -> tuple[str, ...]:
+        """Return the fields that cover a call, according to the shapes seen last."""
         if not self.shapes or arguments is None:
             return ()
         return tuple(stamps.covering(arguments, self.shapes.split("|")))
 
-    def read(self, names: Sequence[str]) -> Command:
-        """Return the command that reads the base of the group and some more fields."""
+    def read_command(self, names: Sequence[str]) -> Command:
+        """Return the command that reads `*`, `!`, `?` and some more fields."""
         if not names:
             return self.command
         words = (name.encode("utf-8", "surrogateescape") for name in (*_BASE, *names))
@@ -79,14 +79,13 @@ class Group:
         reply: object,
         names: Sequence[str] = (),
     ) -> State | None:
-        """Return the state of a part of the group, from a reply; None if that takes more fields.
+        """Return the state of a part of the group from a reply; None if it lacks a field.
 
         Args:
             name: name of the group.
             arguments: arguments of the call.
-            reply: the reply to `read(names)`.  A value of another type counts as a group without
-                fields.
-            names: the fields that were read after the base.
+            reply: the reply to `read_command(names)`; one of another type counts as no fields.
+            names: the fields that were read after `*`, `!` and `?`.
         """
         latest, known = self.latest
         if latest == reply and arguments is not None:
@@ -98,7 +97,7 @@ class Group:
                 k: v.decode("utf-8", "surrogateescape") for k, v in pairs if isinstance(v, bytes)
             }
         self.shapes = fields.get(SHAPES, "")
-        if self.shapes and not set(self.covering(arguments)) <= set(names):
+        if self.shapes and not set(self.covering_fields(arguments)) <= set(names):
             return None
         state = stamps.read(Ref(name, arguments), fields)
         if arguments is not None and not self.shapes:
@@ -127,7 +126,7 @@ class FunctionGroups:
         self.big = False
 
     def learn(self, parts: Sequence[GroupPart]) -> None:
-        """Read the groups of an entry too, from now on."""
+        """Read the groups of this entry with every record from now on."""
         wanted = dict.fromkeys(name for name, _ in parts)
         both = dict.fromkeys((*self.groups, *wanted))
         chosen = both if len(both) <= GROUPS else wanted
@@ -144,9 +143,9 @@ class FunctionGroups:
         replies: Sequence[object],
         parts: Sequence[GroupPart],
     ) -> tuple[State, ...] | None:
-        """Return the states of parts of groups, from replies; None if that takes more fields.
+        """Return the states of parts of groups from replies; None if they lack a field.
 
-        In that case the next look-up of the entry reads them.
+        Then the next look-up of the entry reads that field.
         It never raises, whatever a server has replied.
         """
         found = []
@@ -168,11 +167,11 @@ class FunctionGroups:
     def _remember(self, entry: str, parts: Sequence[GroupPart]) -> None:
         if len(self.parts) >= KNOWN:
             self.parts.clear()
-        self.parts[entry] = tuple(map(normalised, parts))
+        self.parts[entry] = tuple(map(normalise_part, parts))
 
 
-def normalised(part: GroupPart) -> GroupPart:
-    """Return a part of a group in a comparable form, whatever its source."""
+def normalise_part(part: GroupPart) -> GroupPart:
+    """Return a part of a group with tuples in place of other sequences, for comparison."""
     name, arguments = part
     return name, None if arguments is None else tuple(map(tuple, arguments))
 
@@ -202,28 +201,28 @@ class Lookups:
 
     async def lookup(self, port: Port, name: str) -> Found | None:
         """Return the record under a name and the states of its groups, in one round trip."""
-        look = RecordLookup(self._client, self._functions, name, self.key(name))
-        if look.function.big:
-            return look.parse_replies(await self._client.ask_each(port, look.commands))
-        return await self._client.look_up(port, look.commands, parse=look.parse_replies)
+        lookup = RecordLookup(self._client, self._functions, name, self.key(name))
+        if lookup.function.big:
+            return lookup.parse_replies(await self._client.ask_each(port, lookup.commands))
+        return await self._client.look_up(port, lookup.commands, parse=lookup.parse_replies)
 
     def start_lookup(self, port: Port, name: str) -> RecordLookup | None:
         """As `lookup`, but a plain function; None if that needs a coroutine."""
-        look = RecordLookup(self._client, self._functions, name, self.key(name))
-        if look.function.big:
+        lookup = RecordLookup(self._client, self._functions, name, self.key(name))
+        if lookup.function.big:
             return None
-        look.answer = self._client.start_lookup(port, look.commands)
-        return None if look.answer is None else look
+        lookup.answer = self._client.start_lookup(port, lookup.commands)
+        return None if lookup.answer is None else lookup
 
     def prepare_lookup(self, name: str, refs: Sequence[Ref] = ()) -> RecordLookup | None:
-        """As `start_lookup`, not sent: `RecordLookup.send` does that, or `RedisLeases.acquire`."""
-        look = RecordLookup(self._client, self._functions, name, self.key(name), refs)
-        return None if look.function.big else look
+        """As `start_lookup`, not sent yet: `RecordLookup.send` or `RedisLeases.acquire` does."""
+        lookup = RecordLookup(self._client, self._functions, name, self.key(name), refs)
+        return None if lookup.function.big else lookup
 
     def start_reading(self, port: Port, refs: Sequence[Ref]) -> StatesLookup | None:
         """As `read`, but a plain function; None if that needs a coroutine."""
-        look = StatesLookup(self._client, StatesQuery(self._groups, refs))
-        return look if look.send(port) else None
+        lookup = StatesLookup(self._client, StatesQuery(self._groups, refs))
+        return lookup if lookup.send(port) else None
 
     async def read(self, port: Port, refs: Sequence[Ref]) -> list[State]:
         """Read refs: one round trip, one more where parts were invalidated lately.
@@ -297,17 +296,17 @@ class RecordLookup:
 
     def found(self) -> Found | None:
         """See `memo.stores.protocols.Lookup`."""
-        return self._client.parsed(self.parse_replies, self.answer)
+        return self._client.parse_answer(self.parse_replies, self.answer)
 
     def states(self) -> tuple[State, ...] | None:
-        """Return the states of `refs`; None if they take more fields than were read."""
-        return self._client.parsed(self._parse_states, self.answer)
+        """Return the states of `refs`; None if the replies lack a field."""
+        return self._client.parse_answer(self._parse_states, self.answer)
 
     def _parse_states(self, replies: list[Any]) -> tuple[State, ...] | None:
         return self._query.states(replies[1:])
 
     def parse_replies(self, replies: list[Any]) -> Found | None:
-        """Return the record among the replies, with the reader of the groups among them."""
+        """Return the record among the replies, with `states_of` for the groups among them."""
         record, *others = replies
         if record is None:
             return None
@@ -316,11 +315,15 @@ class RecordLookup:
         function = self.function
         function.big = len(record) > BIG
         if self._parts is None:
-            return Found(record, read=partial(function.states, self._name, self._groups, others))
-        return Found(record, read=partial(self._read, others))
+            return Found(
+                record, states_of=partial(function.states, self._name, self._groups, others)
+            )
+        return Found(record, states_of=partial(self._states_of, others))
 
-    def _read(self, replies: list[Any], parts: Sequence[GroupPart]) -> tuple[State, ...] | None:
-        if self._parts != tuple(map(normalised, parts)):
+    def _states_of(
+        self, replies: list[Any], parts: Sequence[GroupPart]
+    ) -> tuple[State, ...] | None:
+        if self._parts != tuple(map(normalise_part, parts)):
             self.function.parts.pop(self._name, None)
             return None
         return self._query.states(replies)
@@ -348,7 +351,7 @@ class StatesLookup:
 
     def found(self) -> tuple[State, ...] | None:
         """See `memo.stores.protocols.Lookup`."""
-        return self._client.parsed(self._query.states, self.answer)
+        return self._client.parse_answer(self._query.states, self.answer)
 
 
 class StatesQuery:
@@ -361,14 +364,14 @@ class StatesQuery:
         parts: list[tuple[Ref, Group, tuple[str, ...], int]] = []
         for ref in refs:
             group = groups[ref.group]
-            names = group.covering(ref.arguments) if group.shapes else ()
-            command = group.read(names)
+            names = group.covering_fields(ref.arguments) if group.shapes else ()
+            command = group.read_command(names)
             parts.append((ref, group, names, places.setdefault(command, len(places))))
         self.commands = tuple(places)
         self._parts = parts
 
     def states(self, replies: list[Any]) -> tuple[State, ...] | None:
-        """Return the states of the refs; None if they take more fields than were read."""
+        """Return the states of the refs; None if the replies lack a field."""
         found = []
         for ref, group, names, place in self._parts:
             state = group.state(ref.group, ref.arguments, replies[place], names)
@@ -379,7 +382,7 @@ class StatesQuery:
 
 
 class _BoundedTable(dict[str, V]):
-    """Functions or groups by name, created at first use; the oldest are dropped if too many.
+    """Functions or groups by name, created at first use; beyond `KNOWN` the oldest go.
 
     Args:
         make: creates one.

@@ -46,7 +46,7 @@ class PayloadStore:
         now: returns seconds since the epoch.
 
     Attributes:
-        where: the place, without user, password and query.
+        where: the URL without user, password and query.
     """
 
     def __init__(self, url: str, folder: str, now: Callable[[], float] = time.time) -> None:
@@ -146,7 +146,7 @@ class PayloadStore:
         return self._run(work)
 
     def _sweep(self, fs: Any) -> None:
-        """Remove payloads that no entry in Redis can refer to any more."""
+        """Remove payloads that no entry in Redis refers to any more."""
         for path, facts in fs.find(self._root, detail=True).items():
             if self._age(facts) > 2 * KEEP:
                 with suppress(FileNotFoundError):  # another host may sweep at the same time

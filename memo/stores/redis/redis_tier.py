@@ -45,7 +45,7 @@ from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.port import Port
 from memo.stores.protocols import REDIS, Census, Lookup, RecordToStore, Source
 from memo.stores.redis.breaker import RATE
-from memo.stores.redis.client import BEGIN, LAST, SEED, TURN, Client, NoScriptsError
+from memo.stores.redis.client import CREATE_GROUP, EXTEND_LIFE, SEED, TURN, Client, NoScriptsError
 from memo.stores.redis.cluster_leases import RedisLeases
 from memo.stores.redis.exchange import Command, pack
 from memo.stores.redis.lookups import Lookups, RecordLookup
@@ -105,7 +105,7 @@ class Redis:
         lookup: see `memo.stores.protocols.Tier`.
         get_ready, start_lookup, prepare_lookup, start_reading, on_lost: see
             `memo.stores.protocols.ServerTier`.
-        tombstone_life: seconds that a group lives which an invalidation had to create.
+        tombstone_life: lifetime in seconds of a group that an invalidation had to create.
     """
 
     name = REDIS
@@ -173,12 +173,12 @@ class Redis:
 
     @property
     def outages(self) -> int:
-        """Number of operations that failed; as long as it is the same, nothing was lost."""
+        """Number of operations that failed."""
         return self.client.outages
 
     @property
     def read_only(self) -> bool:
-        """True if it takes no writes now, so that a missing group cannot be created."""
+        """True if it accepts no writes now, so that a missing group cannot be created."""
         return self.client.writes.open
 
     def _group_key(self, group: str) -> bytes:
@@ -192,7 +192,7 @@ class Redis:
         return held if await port.offload(self.fetch, digest, held) else None
 
     def fetch(self, digest: bytes, sink: PayloadSink) -> bool:
-        """Receive a payload in this thread; False if it is not stored.
+        """Pass a payload to a sink, in this thread; False if it is not stored.
 
         Raises:
             TierError: Redis did not return it, or the sink refused it.
@@ -230,7 +230,7 @@ class Redis:
         elif payload is not None and self.payload_store is not None:
             await port.offload(self.payload_store.store, payload)
             lifetime = min(lifetime, KEEP)
-        await self._set(port, self._lookups.key(name), [record], lifetime)
+        await self._set_record(port, self._lookups.key(name), [record], lifetime)
         await self._keep_groups(port, [(record, lifetime)])
 
     async def store_many(self, port: Port, records: Sequence[RecordToStore]) -> None:
@@ -239,7 +239,7 @@ class Redis:
         commands = []
         for (name, record, _), life in zip(records, lives, strict=True):
             key = self._lookups.key(name)
-            head, tail = _set(key, len(record), b"PX", b"%d" % _milliseconds(life))
+            head, tail = _set_command(key, len(record), b"PX", b"%d" % _milliseconds(life))
             commands.append((key, b"".join((head, record, tail))))
         for reply in await self.client.ask_each(port, commands, writes=True):
             _check_ok(reply)
@@ -297,7 +297,7 @@ class Redis:
     async def _set_payload(
         self, port: Port, name: bytes, payload: Payload, words: Sequence[bytes]
     ) -> bool:
-        head, tail = _set(name, payload.size, *words)
+        head, tail = _set_command(name, payload.size, *words)
         if isinstance(payload, OutgoingPayload):
             seconds = self.client.deadline + payload.size / RATE
             return await self.client.ask(
@@ -320,7 +320,7 @@ class Redis:
     async def _extend_payload(self, port: Port, name: bytes, life: bytes) -> None:
         """Extend the life of a payload to at least `life` milliseconds."""
         try:
-            await self.client.run_each(port, LAST, [((name,), (life, b""))])
+            await self.client.run_each(port, EXTEND_LIFE, [((name,), (life, b""))])
         except NoScriptsError:
             left = await self.client.ask(port, pack(b"PTTL", name), parse=int, key=name)
             if left < int(life):
@@ -328,7 +328,7 @@ class Redis:
                 await self.client.ask(port, command, parse=int, key=name, writes=True)
 
     async def _keep_groups(self, port: Port, kept: Sequence[tuple[bytes, float]]) -> None:
-        """Let the groups that records name live as long as these, given with their lifetimes."""
+        """Let the groups that records name live as long as the records, given with lifetimes."""
         now = time.monotonic()
         calls = []
         for record, lifetime in kept:
@@ -343,7 +343,7 @@ class Redis:
                 self._note_expiry(group, now + seconds)
         try:
             if calls:
-                await self.client.run_each(port, LAST, calls)
+                await self.client.run_each(port, EXTEND_LIFE, calls)
         except NoScriptsError:
             life = b"%d" % _milliseconds(max(DAY, *(lifetime for _, lifetime in kept)))
             commands = [(keys[0], pack(b"PEXPIRE", keys[0], life)) for keys, _ in calls]
@@ -354,7 +354,7 @@ class Redis:
             self._lives.clear()
         self._lives[group] = until
 
-    async def _set(
+    async def _set_record(
         self,
         port: Port,
         name: bytes,
@@ -362,7 +362,7 @@ class Redis:
         lifetime: float,
     ) -> None:
         life = b"%d" % _milliseconds(lifetime)
-        head, tail = _set(name, sum(map(len, value)), b"PX", life)
+        head, tail = _set_command(name, sum(map(len, value)), b"PX", life)
         await self.client.ask(port, head, *value, tail, parse=_check_ok, key=name, writes=True)
 
     async def holds(self, port: Port, names: Sequence[str]) -> list[bool]:
@@ -446,12 +446,14 @@ class Redis:
     async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
         """Read each ref: one round trip, two if parts were invalidated lately."""
         states = await self._lookups.read(port, refs)
-        if LOST in states and await self._given_back(port, refs, states):
+        if LOST in states and await self._restore_missing(port, refs, states):
             states = await self._lookups.read(port, refs)
         return states
 
-    async def _given_back(self, port: Port, refs: Sequence[Ref], states: Sequence[State]) -> bool:
-        """True if some of the missing groups have been restored."""
+    async def _restore_missing(
+        self, port: Port, refs: Sequence[Ref], states: Sequence[State]
+    ) -> bool:
+        """Restore missing groups from this host, if it may; True if there were any."""
         if self.on_lost is None or self.read_only:
             return False
         pairs = zip(refs, states, strict=True)
@@ -505,7 +507,9 @@ class Redis:
                 ((key,), (token, life, b"1" if not group.startswith("t:") else b"", b"*"))
                 for key, token, group in zip(keys, tokens, groups, strict=True)
             ]
-            made = [bool(answer[0]) for answer in await self.client.run_each(port, BEGIN, calls)]
+            made = [
+                bool(answer[0]) for answer in await self.client.run_each(port, CREATE_GROUP, calls)
+            ]
         except NoScriptsError:
             commands: list[Command] = []
             for key, token in zip(keys, tokens, strict=True):
@@ -536,7 +540,7 @@ class Redis:
             (whole, pack(b"EXISTS", whole)),
         ]
         times, _, _, flat, there = await self.client.ask_each(port, commands, writes=True)
-        fields: dict[str, str] = self.client.parsed(_fields, flat)
+        fields: dict[str, str] = self.client.parse_answer(_fields, flat)
         evicted = "epoch" not in fields
         if evicted:
             value = epoch if epoch and there else f"{stamps.token()}{time.time():.0f}"
@@ -664,7 +668,7 @@ class Redis:
         self._write_live(pack(*words))
 
     def _write_live(self, *commands: bytes) -> None:
-        """Send commands for the live configuration, and let it live for `RETENTION` again."""
+        """Send commands for the live configuration, which then lives for `RETENTION` again."""
         client, live = self.client, self._live
         lasts = pack(b"PEXPIRE", live, b"%d" % _milliseconds(RETENTION))
         all_of_it = [(live, command) for command in (*commands, lasts)]
@@ -711,13 +715,13 @@ class Redis:
         }
 
     async def capabilities(self, port: Port) -> dict[str, str]:
-        """Test the capabilities that sharing needs; return capability -> `""`, or why it fails.
+        """Try what sharing needs; return for each capability `""`, or why it fails.
 
         It uses names of its own, which expire within a minute.
         """
         name, group = f"{self._namespace}:{{memo doctor}}:probe", "f:memo doctor"
         tried: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
-            "write": lambda: self._set(port, self._lookups.key(name), [b"probe"], SLACK),
+            "write": lambda: self._set_record(port, self._lookups.key(name), [b"probe"], SLACK),
             "read": lambda: self.lookup(port, name),
             "script": lambda: self.client.runs_scripts(port),
             "lease": lambda: self._try_lease(port, name),
@@ -776,13 +780,13 @@ class Redis:
         self.leases.close()
 
 
-def _set(name: bytes, size: int, *words: bytes) -> tuple[bytes, bytes]:
-    """Return a SET of `size` bytes with options, as the parts before and after the value."""
+def _set_command(name: bytes, size: int, *words: bytes) -> tuple[bytes, bytes]:
+    """Return the parts of a SET command before and after its value of `size` bytes."""
     head = b"*%d\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n" % (3 + len(words), len(name), name, size)
     return head, b"\r\n" + pack(*words).partition(b"\r\n")[2]
 
 
-# Parsers of answers: each raises if the answer has another form.
+# Parsers of replies: each raises if the reply has another form.
 
 
 def _fields(flat: list[Any]) -> dict[str, str]:

@@ -102,7 +102,7 @@ class Listener:
     # --- for look-ups ----------------------------------------------------------------------------
 
     def mark(self) -> int | None:
-        """Return a mark to keep with what is verified from now on; None if it is not listening."""
+        """Return a mark for entries that are verified from now on; None if it is not listening."""
         self.in_use = True
         if self.now() < self.until:
             return self.count
@@ -110,7 +110,7 @@ class Listener:
             self._start()
         return None
 
-    def renewed_mark(self, mark: int, groups: Sequence[str]) -> int | None:
+    def renew_mark(self, mark: int, groups: Sequence[str]) -> int | None:
         """Return a renewed mark if no change of these groups came since, else None."""
         if self.now() >= self.until:
             return None
@@ -133,7 +133,7 @@ class Listener:
 
     @property
     def state(self) -> str:
-        """`"listening"`, or what happens instead and why."""
+        """`"listening"`, or `"strict (why)"`."""
         return "listening" if self.listening else f"strict ({self.why})"
 
     def wait(self, seconds: float) -> bool:
@@ -175,7 +175,7 @@ class Listener:
                 self.until = until
                 self.refused = False
 
-    def disconnected(self, receiver: Receiver, why: str, *, ended: bool = False) -> None:
+    def record_disconnection(self, receiver: Receiver, why: str, *, ended: bool = False) -> None:
         """Record that a receiver has lost its connection."""
         with self._lock:
             if self._receiver is receiver:
@@ -221,7 +221,7 @@ class Listener:
 
 
 class Receiver:
-    """One thread that receives pushes, on one connection after another."""
+    """A thread that receives pushes, on one connection after another."""
 
     def __init__(self, listener: Listener) -> None:
         self.listener = listener
@@ -242,20 +242,20 @@ class Receiver:
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def run(self) -> None:
-        """Receive until it is closed, or no longer used."""
+        """Receive until the listener is closed or no longer used."""
         listener, why = self.listener, "not in use"
         try:
             while self._is_wanted():
                 try:
-                    self._connection()
+                    self._receive_on_connection()
                     continue
                 except Exception as error:
-                    pause, why = self._failed(error)
-                listener.disconnected(self, why)
+                    pause, why = self._pause_after(error)
+                listener.record_disconnection(self, why)
                 self.awake.wait(pause)
                 self.awake.clear()
         finally:
-            listener.disconnected(self, why, ended=True)
+            listener.record_disconnection(self, why, ended=True)
 
     def _is_wanted(self) -> bool:
         now = time.monotonic()
@@ -264,17 +264,17 @@ class Receiver:
             self._asked_at = now
         return not self.closing and now - self._asked_at < IDLE
 
-    def _failed(self, error: Exception) -> tuple[float, str]:
-        """Return the seconds to pause after a fault, and its text."""
+    def _pause_after(self, error: Exception) -> tuple[float, str]:
+        """Return for how many seconds to pause after an error, and the error in words."""
         fault = _fault_of(error)
         if fault.down:
             pause = min(LONGEST, FIRST * 2.0 ** min(self._failures, 16))
             self._failures += 1
             return pause * (1 - random.random() / 4), fault.text
-        self._refused(fault, str(error))
+        self._report_refusal(fault, str(error))
         return REFUSED_FOR, f"{fault.text}: {fault.kind}"
 
-    def _refused(self, fault: Fault, reply: str) -> None:
+    def _report_refusal(self, fault: Fault, reply: str) -> None:
         listener = self.listener
         if listener.refused or self.closing:
             return
@@ -290,7 +290,7 @@ class Receiver:
             reply,
         )
 
-    def _connection(self) -> None:
+    def _receive_on_connection(self) -> None:
         """Receive on one connection until it can no longer be used."""
         from memo.stores.redis.connections import dedicated_connection
 

@@ -96,7 +96,7 @@ async def taught(tier: Redis, port: Port) -> None:
         found = await tier.lookup(port, name(0))
         assert found is not None
         assert found.read is not None
-        read = found.read(REFS)
+        read = found.states_of(REFS)
     assert read is not None
 
 
@@ -289,7 +289,7 @@ def test_invalidation_is_seen_by_the_next_batch(tier: Redis, together: int) -> N
             now = await tier.states(port, REFS)
             assert now != before
             for found in await gathered(tier, port, range(together)):
-                read = found.read(REFS)
+                read = found.states_of(REFS)
                 assert read is None or list(read) == now
 
     looping(work)
@@ -489,7 +489,7 @@ def test_cut_in_the_midst_of_a_batch(proxy: Proxy, at: int) -> None:
         assert tier.outages <= 2
         assert tier.client.breaker.fault is CLOSED
         proxy.cut_at = None
-        tier.client.breaker.succeeded()
+        tier.client.breaker.record_success()
         assert all(one.record for one in await gathered(tier, port, range(100)))
 
     looping(work)
@@ -528,7 +528,7 @@ def test_a_connection_closed_while_it_is_handed_over_is_told(proxy: Proxy, reset
         stream.send(exchange.Exchange((pack(b"PING"),), 1, PATIENT), told.set_result)
         async with asyncio.timeout(PATIENT):
             assert isinstance(await told, ConnectionError)
-        await stream.give_back().disconnect()
+        await stream.detach().disconnect()
 
     asyncio.run(work())
 
@@ -626,7 +626,7 @@ def test_groups_are_learned(tier: Redis, redis_server: RedisServer) -> None:
         found = await tier.lookup(port, name(number))
         assert found is not None
         assert found.read is not None
-        return found.read(refs)
+        return found.states_of(refs)
 
     assert blocking(lambda port: look(port, 0)) is None
     assert blocking(lambda port: look(port, 1)) == (begun[0],)
@@ -643,7 +643,7 @@ def test_what_covers_a_call_is_read_along(tier: Redis, redis_server: RedisServer
     async def look(port: Port) -> Any:
         found = await tier.lookup(port, name(0))
         assert found is not None
-        return found.read(REFS)  # type: ignore[misc]
+        return found.states_of(REFS)  # type: ignore[misc]
 
     assert blocking(look) is None
     now = blocking(lambda port: tier.states(port, REFS))

@@ -71,10 +71,10 @@ def test_a_record_comes_back_with_its_states(tier: Redis, run: Run) -> None:
     stored = record(marks[0], File("/x", "facts"), marks[1], Call("f#0", "d"), marks[2])
     run(lambda port: tier.store(port, "memo:k", stored, None, None))
     found = run(lambda port: tier.lookup(port, "memo:k"))
-    assert found.read(refs) is None  # which groups it names is not known yet
+    assert found.states_of(refs) is None  # which groups it names is not known yet
     found = run(lambda port: tier.lookup(port, "memo:k"))
     assert found.record == stored
-    assert list(found.read(refs)) == begun
+    assert list(found.states_of(refs)) == begun
     run(lambda port: tier.turn(port, [Turn("f:m:f", (("a", A),))], "{}"))
     found = run(lambda port: tier.lookup(port, "memo:k"))
     after = run(lambda port: tier.states(port, refs))
@@ -117,7 +117,7 @@ def test_foreign_bytes_are_handed_back(tier: Redis, foreign: bytes) -> None:
     blocking(lambda port: tier.store(port, "memo:k", foreign, None, None))
     found = blocking(lambda port: tier.lookup(port, "memo:k"))
     assert found.record == foreign
-    assert not found.read([Ref("n")])
+    assert not found.states_of([Ref("n")])
 
 
 def test_one_round_trip(tier: Redis, redis_server: RedisServer, run: Run) -> None:
@@ -126,12 +126,12 @@ def test_one_round_trip(tier: Redis, redis_server: RedisServer, run: Run) -> Non
     begun = run(lambda port: tier.stamp_states(port, refs))
     marks = [Generation(r, s) for r, s in zip(refs, begun, strict=True)]
     run(lambda port: tier.store(port, "memo:k", record(*marks), None, None))
-    run(lambda port: tier.lookup(port, "memo:k")).read(refs)
+    run(lambda port: tier.lookup(port, "memo:k")).states_of(refs)
     tier.close()
     client = redis_server.client()
     client.config_resetstat()
     found = run(lambda port: tier.lookup(port, "memo:k"))
-    assert len(found.read(refs)) == 10
+    assert len(found.states_of(refs)) == 10
     counts = {n: row["calls"] for n, row in client.info("commandstats").items() if row["calls"]}
     counts.pop("cmdstat_config|resetstat", None)
     counts.pop("cmdstat_config", None)
@@ -464,7 +464,7 @@ def test_states_as_the_reference_reads_them(
     assert blocking(lambda port: tier.states(port, asked)) == expected
     marks = [Generation(ref, LOST) for ref in asked]
     blocking(lambda port: tier.store(port, "memo:h", record(*marks), None, None))
-    again = blocking(lambda port: tier.lookup(port, "memo:h")).read(asked)
+    again = blocking(lambda port: tier.lookup(port, "memo:h")).states_of(asked)
     assert again is None or list(again) == expected
     client.close()
 

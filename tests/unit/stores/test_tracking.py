@@ -605,7 +605,7 @@ def test_what_is_no_redis_is_never_listened_to(answer: bytes) -> None:
         assert listener.mark() is None
         until(lambda: server.accepted > 1 or listener.refused)
         assert listener.mark() is None
-        assert listener.renewed_mark(listener.count, ["n"]) is None
+        assert listener.renew_mark(listener.count, ["n"]) is None
         listener.close()
 
 
@@ -762,15 +762,15 @@ def test_marks_hold_until_something_is_heard() -> None:
     listener = heard(ManualClock())
     mark = listener.mark()
     assert mark is not None
-    assert listener.renewed_mark(mark, ["f:a"]) == mark
+    assert listener.renew_mark(mark, ["f:a"]) == mark
     listener.record_changes(["f:b", "n"])
-    later = listener.renewed_mark(mark, ["f:a"])
+    later = listener.renew_mark(mark, ["f:a"])
     assert later is not None
     assert later > mark
-    assert listener.renewed_mark(mark, ["f:a", "f:b"]) is None
-    assert listener.renewed_mark(later, ["f:b"]) == later
+    assert listener.renew_mark(mark, ["f:a", "f:b"]) is None
+    assert listener.renew_mark(later, ["f:b"]) == later
     listener.invalidate_marks()
-    assert listener.renewed_mark(later, ["f:a"]) is None
+    assert listener.renew_mark(later, ["f:a"]) is None
     assert listener.mark() is not None
 
 
@@ -781,9 +781,9 @@ def test_marks_do_not_outlive_the_bound() -> None:
     mark = listener.mark()
     assert mark is not None
     clock.advance(BOUND * 0.99)
-    assert listener.renewed_mark(mark, []) == mark
+    assert listener.renew_mark(mark, []) == mark
     clock.advance(BOUND * 0.01)
-    assert listener.renewed_mark(mark, []) is None
+    assert listener.renew_mark(mark, []) is None
     assert listener.state.startswith("strict")
 
 
@@ -793,9 +793,9 @@ def test_groups_are_bounded() -> None:
     mark = listener.mark()
     assert mark is not None
     listener.record_changes([f"g{number}" for number in range(tracking_module.GROUPS)])
-    assert listener.renewed_mark(mark, ["x"]) is not None
+    assert listener.renew_mark(mark, ["x"]) is not None
     listener.record_changes(["d"])
-    assert listener.renewed_mark(mark, ["x"]) is None
+    assert listener.renew_mark(mark, ["x"]) is None
     assert len(listener.changed_at) <= tracking_module.GROUPS
 
 
