@@ -10,28 +10,12 @@ Rules of this module:
     before it reads anything from that tier.
 4.  While the shared tier is up, this host's generations do not replace it: they lack what other
     hosts have invalidated.  If the host cannot read its journal, nothing is valid.
-
-A shared tier that came back empty gets this host's generations again (`Reseeding`):
-
-5.  Each host registers in Redis, beside an *epoch* that is created once.  A host that finds another
-    epoch than before knows that Redis has lost its data.
-6.  A host that is alone in its namespace has all invalidations on its own disk.  It may give back
-    any group that Redis lost, as soon as that group is asked for.
-7.  Other hosts that were seen within `REMEMBERED` seconds may have invalidated groups without this
-    host's knowledge.  With `"recompute"` nothing is given back; with `"trust_disk"` all groups of
-    this host are given back, once for each new epoch.
-8.  Only a missing group is given back.  Invalidating a missing group creates it, so nothing that
-    was invalidated since is restored.
-9.  A Redis that has gone back to an older state may have lost invalidations: a host that finds
-    fewer of its own registrations there than it made invalidates everything.
-10. A host that was not alone, and finds after a loss that another host has given groups back, must
-    have registered after that host last did: it invalidates all of them.
+5.  A Redis that has lost its data gets this host's generations again: see `redis.loss_recovery`.
 """
 
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -42,13 +26,11 @@ from typing import Any, TypeVar
 from memo.errors import TierError, TierUnavailable
 from memo.records.stamp_types import LOST, Generation, Ref, Stamp, State
 from memo.runtime import events
-from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port, waiting_for_locks
 from memo.runtime.reasons import UNREACHABLE
 from memo.stores.protocols import (
     REDIS,
     Adopting,
-    Census,
     Generations,
     Host,
     Journal,
@@ -57,7 +39,8 @@ from memo.stores.protocols import (
     Tier,
     display_name,
 )
-from memo.validity import check, stamps
+from memo.stores.redis.loss_recovery import LossRecovery
+from memo.validity import check
 from memo.validity.results import UsedResult, split_reasons
 from memo.validity.stamps import Turn
 
@@ -67,25 +50,13 @@ RECENT_FOR = 30.0
 """Seconds for which an acknowledged invalidation may still be lost: when the shared tier fails over
 or restarts, its last writes may not have reached its replica or disk."""
 MOST_RECENT = 10_000
-"""Most recent invalidations that are remembered for this."""
+"""Most of these invalidations that a process remembers."""
 READS = 3
 """Number of times a read from a shared tier is tried if each attempt is interrupted."""
 LOCK_PATIENCE = 10.0
 """Seconds for which an invalidation waits for a locked file of this host."""
 REASON = 500
 """Most characters of a reason that are kept with an invalidation."""
-REGISTER_EVERY = 5.0
-"""Seconds after which a host checks again for other hosts."""
-REGISTER_SOON = 1.0
-"""Seconds until the next check if the tier takes no writes."""
-REMEMBERED = 30 * 86400.0
-"""Seconds for which another host counts as present after it was last seen."""
-FORGOTTEN_AFTER = 43_200.0
-"""Seconds without a check after which other hosts may have removed this host's registration."""
-BATCH = 500
-"""Number of groups that are given back in one exchange."""
-_NOTE = "census "
-_WHY = json.dumps({"reason": "Redis lost its data"})
 
 
 class JournalUnreadableError(TierUnavailable):
@@ -103,7 +74,7 @@ class Authorities:
         shared: the tier that decides while it is up; None: this host decides.
         listener: receives changes from that tier; None: the tier is asked each time.
         host: None if there is none; then a tier's own generations count.
-        reseeding: what this host does when the shared tier has lost its data; None: nothing.
+        recovery: detects that Redis has lost its data; None: Redis is not used.
     """
 
     def __init__(self, tiers: Sequence[Tier], fault: Callable[[str, TierError, str], None]) -> None:
@@ -117,7 +88,7 @@ class Authorities:
         self.listener = None if self._server is None else self._server.listener
         self._adopting = [tier for tier in tiers if isinstance(tier, Adopting)]
         self.host: Host | None = None
-        self.reseeding: Reseeding | None = None
+        self.recovery: LossRecovery | None = None
         self._unsent: list[tuple[Sequence[Turn], str]] = []
         self._recent: deque[tuple[float, Sequence[Turn], str]] = deque(maxlen=MOST_RECENT)
         self._interruptions = 0
@@ -127,14 +98,14 @@ class Authorities:
         """Set this host, and the policy for a shared tier that has lost its data."""
         self.host = host
         if host is not None and self._server is not None:
-            self.reseeding = Reseeding(self._server, host, trusts_disk=trusts_disk)
+            self.recovery = LossRecovery(self._server, host, trusts_disk=trusts_disk)
 
     def _fault(self, tier: str, error: TierError) -> None:
         self._report(tier, error, "")
 
     # --- what is valid ---------------------------------------------------------------------------
 
-    def _in_order(self) -> list[Generations]:
+    def _authorities(self) -> list[Generations]:
         found: list[Generations] = []
         if self.shared is not None and self.shared.generations is not None:
             found.append(self.shared.generations)
@@ -148,9 +119,11 @@ class Authorities:
         Raises:
             TierUnavailable: none answers.
         """
-        return (await self.states_by(port, refs))[0]
+        return (await self.states_and_authority(port, refs))[0]
 
-    async def states_by(self, port: Port, refs: Sequence[Ref]) -> tuple[list[State], Generations]:
+    async def states_and_authority(
+        self, port: Port, refs: Sequence[Ref]
+    ) -> tuple[list[State], Generations]:
         """As `states`, and the authority that answered."""
         return await self._ask_in_order(port, lambda one: one.states(port, refs))
 
@@ -203,22 +176,22 @@ class Authorities:
     async def _ask_in_order(
         self, port: Port, read: _Read, *, creates: bool = False
     ) -> tuple[list[State], Generations]:
-        """Return the states from the first authority that answers, and that authority.
+        """Return the states from the first authority that answers, and which one that is.
 
         Args:
             read: asks one authority.
             creates: missing groups are created, so only a read-only authority can lack some.
 
         Raises:
-            TierUnavailable: none can.
+            TierUnavailable: none answers.
         """
-        for authority in self._in_order():
+        for authority in self._authorities():
             shared = self.shared
             if shared is not None and authority is not shared.generations:
                 shared = None
             try:
                 if shared is not None:
-                    states = await self.read(port, partial(read, authority))
+                    states = await self.read_shared(port, partial(read, authority))
                 else:
                     states = await read(authority)
                 if LOST in states and (creates or (shared is not None and shared.read_only)):
@@ -233,7 +206,7 @@ class Authorities:
         raise TierUnavailable("no tier knows which entries are valid")
 
     async def _with_host_states(self, read: _Read, states: list[State]) -> list[State]:
-        """Fill in this host's states for groups that a read-only authority does not have.
+        """Fill in this host's states for the groups that a read-only authority lacks.
 
         Results that are computed meanwhile are judged by these states.  Once the authority takes
         writes again it still lacks these groups, so those results are computed once more.
@@ -248,7 +221,7 @@ class Authorities:
 
     async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
         """Return (field, note) of a ref's invalidations, from the first authority that answers."""
-        for authority in self._in_order():
+        for authority in self._authorities():
             try:
                 return await authority.notes(port, ref)
             except TierError as error:
@@ -280,7 +253,7 @@ class Authorities:
         """
         if self.shared is not None or self.host is None:
             return await self.states(port, refs)
-        try:  # the same as `states`, with fewer steps
+        try:  # as `states`, with fewer steps
             return await self.host.generations.states(port, refs)
         except TierError as error:
             self._fault("host", error)
@@ -305,7 +278,7 @@ class Authorities:
     # --- invalidations ---------------------------------------------------------------------------
 
     async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> dict[str, str]:
-        """Invalidate; return per tier `"done"`, or why it failed and what happens next."""
+        """Invalidate; return for each tier `"done"`, or why it failed and what happens next."""
         for adopting in self._adopting:
             try:
                 await adopting.adopt(port)
@@ -324,7 +297,7 @@ class Authorities:
             except TierError as error:
                 how = await self._keep_undelivered(port, self.shared, row, error)
                 if row is None or self.shared.where == self.shared.name:
-                    # Nothing tells this store from others of its name, which may take the row.
+                    # another store of this name may take the row, since nothing tells them apart
                     self._unsent.append((turns, note))
                 outcome[self.shared.name] = how
                 row = None
@@ -374,7 +347,7 @@ class Authorities:
 
     def has_missed_turns(self) -> bool:
         """True if the shared authority may have missed an invalidation."""
-        if self._unsent or (self.reseeding is not None and self.reseeding.must_register()):
+        if self._unsent or (self.recovery is not None and self.recovery.must_register()):
             return True
         try:
             return self.host is not None and self.host.journal.has_due_rows_now(at_once=True)
@@ -383,12 +356,12 @@ class Authorities:
 
     def was_interrupted(self) -> bool:
         """True if the shared tier may have restarted since the last replay."""
-        reseeding = self.reseeding
-        if reseeding is None:
+        recovery = self.recovery
+        if recovery is None:
             return False
-        return reseeding.tier.client.interruptions != reseeding.interruptions
+        return recovery.tier.client.interruptions != recovery.interruptions
 
-    async def read(self, port: Port, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def read_shared(self, port: Port, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Read from the shared tier, once it has all invalidations that it missed.
 
         If the connection dies and is replaced while `read` runs, the server may have restarted with
@@ -418,10 +391,10 @@ class Authorities:
         host, tier = self.host, self.shared
         assert tier is not None
         assert tier.generations is not None
-        if self.reseeding is not None and self.reseeding.must_register():
-            await self._resend_recent(port, self.reseeding.tier)
+        if self.recovery is not None and self.recovery.must_register():
+            await self._resend_recent(port, self.recovery.tier)
             begun = time.monotonic()
-            await self.reseeding.register(port)
+            await self.recovery.register(port)
             self._note_success(begun)
         if self._unsent:
             await self._send_unsent(port, tier, tier.generations)
@@ -431,7 +404,7 @@ class Authorities:
             if not {tier.where, "*"}.isdisjoint(_parse_note(text).get("to", ())):
                 await tier.generations.turn(port, turns, text)
                 await self._mark_row(port, host.journal.mark_done, row)
-                self._replayed(tier, turns, text)
+                self._emit_replayed(tier, turns, text)
 
     async def _resend_recent(self, port: Port, tier: ServerTier) -> None:
         """After a fault, repeat the invalidations that this process has sent shortly before.
@@ -452,14 +425,18 @@ class Authorities:
         self._interruptions = interruptions
 
     async def _send_unsent(self, port: Port, tier: Tier, generations: Generations) -> None:
-        """Send invalidations that neither arrived nor could be journalled."""
+        """Send the invalidations that neither arrived nor could be journalled.
+
+        Raises:
+            TierError: they cannot be sent.
+        """
         for unsent in list(self._unsent):
             await generations.turn(port, *unsent)
             with suppress(ValueError):  # another thread has removed it
                 self._unsent.remove(unsent)
-            self._replayed(tier, *unsent)
+            self._emit_replayed(tier, *unsent)
 
-    def _replayed(self, tier: Tier, turns: Sequence[Turn], note: str) -> None:
+    def _emit_replayed(self, tier: Tier, turns: Sequence[Turn], note: str) -> None:
         reason = str(_parse_note(note).get("reason", ""))
         detail = f"{len(turns)} groups"
         events.emit(events.Event(events.REPLAYED, tier=tier.name, reason=reason, detail=detail))
@@ -478,17 +455,14 @@ async def _due_rows(port: Port, journal: Journal) -> Sequence[tuple[int, Sequenc
 
 
 def make_note(reason: str, by: str) -> str:
-    """Return the note of an invalidation, for display.
-
-    JSON with `at` (Unix seconds), `by`, `reason`.
-    """
+    """Return the note of an invalidation: JSON with `at` (Unix seconds), `by` and `reason`."""
     reason = str(reason)
     kept = reason if len(reason) <= REASON else f"{reason[: REASON - 1]}…"
     return json.dumps({"at": round(time.time(), 3), "by": by, "reason": kept})
 
 
 def with_receivers(note: str, to: list[str]) -> str:
-    """Return a note of `make_note` with the stores that have not got the invalidation yet."""
+    """Add to a note the stores that have not received the invalidation yet."""
     return f'{note.removesuffix("}")}, "to": {json.dumps(to)}}}'
 
 
@@ -501,13 +475,13 @@ def _parse_note(text: str) -> dict[str, Any]:
 
 
 def receivers(notes: Iterable[str]) -> str:
-    """Return the names of the tiers that some notes are meant for, as part of a sentence."""
+    """Return the tiers that have not received some invalidations, as part of a sentence."""
     to = [str(one) for note in notes for one in _parse_note(note).get("to", ())]
     return " and ".join(dict.fromkeys(map(_receiver, to)))
 
 
 def _receiver(where: str) -> str:
-    """Return a store's name from its identity: `redis HOST NAMESPACE`, or `NAME@ID` of a user's."""
+    """Return the name of a store from its `where`: `redis HOST NAMESPACE`, or `NAME@ID`."""
     if where == "*" or where.startswith(f"{REDIS} "):
         return display_name(REDIS)
     return where.partition("@")[0]
@@ -516,174 +490,3 @@ def _receiver(where: str) -> str:
 def is_for_any(note: str) -> bool:
     """True if a journalled invalidation is meant for the next shared tier in use."""
     return note.replace(" ", "").endswith('"to":["*"]}')
-
-
-# --- a shared tier that has lost its data ---------------------------------------------------------
-
-
-class _ServerState(NamedTuple):
-    """What a host knows about a shared tier.
-
-    Attributes:
-        epoch: see `Census`; `""` if the tier was never used.
-        others_at: when another host was last seen, in Unix seconds; 0: never.
-    """
-
-    epoch: str = ""
-    others_at: float = 0.0
-
-    @property
-    def alone(self) -> bool:
-        return time.time() - self.others_at > REMEMBERED
-
-
-class Reseeding:
-    """Detects that a shared tier has lost its data, and restores what is safe to restore.
-
-    Args:
-        tier: the shared tier.
-        host: this host.
-        trusts_disk: the setting `on_redis_loss` is `"trust_disk"`.
-
-    Attributes:
-        interruptions: the tier's count when the last check began.  If the count differs now, the
-            tier may have lost something since.
-    """
-
-    def __init__(self, tier: ServerTier, host: Host, *, trusts_disk: bool) -> None:
-        self.tier = tier
-        self._host = host
-        self._trusts_disk = trusts_disk
-        self._id = stamps.token()
-        self._known: _ServerState | None = None
-        self._register_at = 0.0
-        self.interruptions = -1
-        self._recovering = False
-        self._restored_epoch = ""
-        self._registered = 0.0
-        self._registrations = 0
-        self._lock = threading.Lock()
-        tier.on_lost = self.restore_groups
-        if trusts_disk:
-            tier.tombstone_life = REMEMBERED
-
-    def must_register(self) -> bool:
-        """True if `register` must run before anything is read from the tier."""
-        changed = self.tier.client.interruptions != self.interruptions
-        return changed or time.monotonic() >= self._register_at
-
-    async def register(self, port: Port) -> None:
-        """Register this host, find other hosts, and detect a loss; never raises."""
-        self.interruptions = self.tier.client.interruptions
-        self._register_at = time.monotonic() + REGISTER_EVERY
-        try:
-            await self._register(port)
-        except TierError:  # the read that follows meets the same error, and reports it
-            self.interruptions = self.tier.client.interruptions
-            self._register_at = time.monotonic() + REGISTER_SOON if self.tier.read_only else 0.0
-
-    async def _register(self, port: Port) -> _ServerState:
-        known, times = self._known, self._registrations
-        if known is None:
-            known = await port.offload(self._load_known)
-        census = await self.tier.census(port, self._id, known.epoch)
-        # this host's count of registrations only grows: a repeated value means an older state
-        went_back = census.registrations is not None and census.registrations <= times
-        found = _ServerState(census.epoch, time.time() if census.others else known.others_at)
-        if known.epoch not in ("", census.epoch):
-            await self._recover(port, census, found)
-        elif went_back and census.now - self._registered < FORGOTTEN_AFTER:
-            await self.tier.generations.turn(port, [Turn("n")], _WHY)
-            self._report_loss("an older state; results are computed again", warn=True)
-        self._registered = max(self._registered, census.now)
-        last = 0 if went_back or census.registrations is None else self._registrations
-        self._registrations = max(last, census.registrations or 0)
-        self._known = found
-        if found.epoch != known.epoch or found.others_at > known.others_at + REGISTER_EVERY:
-            await port.offload(self._save_known, found)
-        return found
-
-    async def restore_groups(self, port: Port, groups: Sequence[str]) -> bool:
-        """Give back those missing groups that this host may; returns True if there were any.
-
-        Raises:
-            TierError: the tier did not take them.
-        """
-        try:
-            tables = await port.offload(self._host.generations.fields_of_groups, groups)
-        except TierError:  # an invalidation is still to be sent, so the state here is uncertain
-            return False
-        if not tables:
-            return False
-        if self._recovering:
-            await self.tier.seed(port, tables)
-            return True
-        known = await self._register(port)
-        if not known.alone:
-            return self._trusts_disk  # if Redis lost them, all of them have been given back already
-        if self._restored_epoch != known.epoch:
-            await self.tier.record_restoring(port, self._id)
-            self._restored_epoch = known.epoch
-        await self.tier.seed(port, tables)
-        return True
-
-    async def _recover(self, port: Port, census: Census, found: _ServerState) -> None:
-        """React to the loss of the tier's data."""
-        with self._lock:
-            if self._recovering:
-                return
-            self._recovering = self._trusts_disk and not found.alone
-        try:
-            if self._recovering and time.time() - census.created_at < REMEMBERED:
-                await self._restore_all(port)
-            elif census.was_restored and not found.alone:
-                await self.tier.generations.turn(port, [Turn("n")], _WHY)
-                await self.tier.record_restoring(port, "")
-        finally:
-            self._recovering = False
-        how, warn = "no data; results are computed again", True
-        if found.alone:
-            how, warn = "no data; results stay valid: no other host uses it", False
-        elif self._trusts_disk:
-            how = 'no data; results on this host stay valid (on_redis_loss="trust_disk")'
-            warn = False
-        else:
-            how += ' (on_redis_loss="trust_disk" would keep those on each host)'
-        self._report_loss(how, warn=warn)
-
-    async def _restore_all(self, port: Port) -> None:
-        generations = self._host.generations
-        with suppress(TierError):
-            names = await port.offload(generations.all_groups)
-            for at in range(0, len(names), BATCH):
-                tables = await port.offload(generations.fields_of_groups, names[at : at + BATCH])
-                await self.tier.seed(port, tables)
-
-    def _report_loss(self, how: str, *, warn: bool) -> None:
-        import logging  # imported already by a shared tier
-
-        where = self.tier.where
-        events.emit(events.Event(events.TIER_LOST, tier=self.tier.name, detail=f"{where}: {how}"))
-        level = logging.WARNING if warn else logging.INFO
-        logging.getLogger("memo.stores").log(level, "memo: %s has come back with %s.", where, how)
-
-    # --- what is kept on the disk ----------------------------------------------------------------
-
-    def _load_known(self) -> _ServerState:
-        with suppress(TierError):
-            self._id = self._host.id or self._id
-            text = self._host.load_note(_NOTE + self.tier.where)
-            return _parse_server_state(text)
-        return _ServerState()
-
-    def _save_known(self, known: _ServerState) -> None:
-        with suppress(TierError):  # then only this process remembers it
-            self._host.save_note(_NOTE + self.tier.where, json.dumps(known))
-
-
-def _parse_server_state(text: str) -> _ServerState:
-    try:
-        epoch, others_at = json.loads(text)
-        return _ServerState(str(epoch), float(others_at))
-    except (ValueError, TypeError):
-        return _ServerState()

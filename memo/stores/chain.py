@@ -281,7 +281,7 @@ class Chain:
             return await tier.lookup(port, name)
         if pending is not None and not self.authorities.was_interrupted():
             return cast("Found | None", pending.lookup.found())
-        return await self.authorities.read(port, partial(tier.lookup, port, name))
+        return await self.authorities.read_shared(port, partial(tier.lookup, port, name))
 
     async def _judge_found(
         self,

@@ -95,7 +95,7 @@ class ConfirmedEntries:
                     return own
             mark = listener.mark()
             before = host.generations.read(entry.refs)
-            states, by = await self._authorities.states_by(port, entry.refs)
+            states, by = await self._authorities.states_and_authority(port, entry.refs)
             if mark is None or by is host.generations or broken(entry.recorded, texts(states)):
                 return states
             if await self._has_learned(port, host, entry, before, states):

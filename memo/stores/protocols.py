@@ -483,7 +483,7 @@ class ServerTier(Tier, Protocol):
         """Set a key of the live configuration; None removes it.  Blocks.  Raises `TierError`."""
         ...
 
-    # Recovery after the server has lost its data: see `authorities`.
+    # Recovery after the server has lost its data: see `redis.loss_recovery`.
 
     async def census(self, port: Port, host: str, epoch: str) -> Census:
         """Register a host, which has seen an epoch before (`""`: none); count the others."""

@@ -11,8 +11,8 @@ key                              content and lifetime
 `{namespace}:2:g:{group}`        a group of generations (`stamps`), a hash; as long as the
                                  longest-lived entry that names it, plus `SLACK`
 `{namespace}:2:l:…`, `…:w:…`     leases and their bells (`cluster_leases`)
-`{namespace}:2:hosts`            the hosts that use the namespace, and the epoch (`authorities`), a
-                                 hash; `RETENTION` after it was last read
+`{namespace}:2:hosts`            the hosts that use the namespace, and the epoch (`loss_recovery`),
+                                 a hash; `RETENTION` after it was last read
 `{namespace}:2:c:{function}:…`   findings of hosts about a function (`shared_findings`), a hash;
                                  `RETENTION` after the last addition
 `{namespace}:live`               the shared live configuration, a hash; `RETENTION` after it was

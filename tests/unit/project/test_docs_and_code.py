@@ -17,7 +17,7 @@ from memo.runtime import blocking
 from memo.settings import live_values
 from memo.stores import authorities, protocols
 from memo.stores.disk import sqlite_file
-from memo.stores.redis import breaker, cluster_leases, payload_store, tracking
+from memo.stores.redis import breaker, cluster_leases, loss_recovery, payload_store, tracking
 from memo.validity import check, stamps
 
 FIGURES = [
@@ -42,7 +42,7 @@ FIGURES = [
     ("invalidation", r"(\d+) calls of one function", stamps.READS),
     ("notebooks", r"counting takes at most (\d+) ms", invalidating.COUNT_SECONDS * 1000),
     ("notebooks", r"More than (\d+) calls", call_graph.GROUPED_FROM),
-    ("deployments", r"each other every (\d+) s", authorities.REGISTER_EVERY),
+    ("deployments", r"each other every (\d+) s", loss_recovery.REGISTER_EVERY),
     ("deployments", r"in the last (\d+) s", authorities.RECENT_FOR),
     ("deployments", r"again every (\d+) ms", cluster_leases.LOOK_SOON * 1000),
     ("deployments", r"(\d+) to 60 days", payload_store.KEEP / 86_400),
