@@ -156,7 +156,7 @@ def _exchange(faults: Faults) -> Any:
 
 
 def _parsed(faults: Faults) -> Any:
-    original = Client.parsed
+    original = Client.parse_answer
 
     def parsed(self: Client, parse: Any, answer: Any) -> Any:
         try:
@@ -190,7 +190,7 @@ def numbered(faults: Faults) -> Iterator[Faults]:
                     patch.setattr(room, name, Piece(module, names, faults))
         patch.setattr(sqlite_module, "sqlite3", _sqlite(faults))
         patch.setattr(Client, "run_exchange", _exchange(faults))
-        patch.setattr(Client, "parsed", _parsed(faults))
+        patch.setattr(Client, "parse_answer", _parsed(faults))
         try:
             yield faults
         finally:

@@ -16,7 +16,7 @@ from time_ahead import Ahead
 from waiting import until
 
 import memo
-from memo.stores.authorities import REGISTER_EVERY
+from memo.stores.redis.loss_recovery import REGISTER_EVERY
 from memo.testing import recording
 
 

@@ -95,7 +95,7 @@ async def taught(tier: Redis, port: Port) -> None:
     for _ in range(2):
         found = await tier.lookup(port, name(0))
         assert found is not None
-        assert found.read is not None
+        assert found.states_of is not None
         read = found.states_of(REFS)
     assert read is not None
 
@@ -625,7 +625,7 @@ def test_groups_are_learned(tier: Redis, redis_server: RedisServer) -> None:
         refs = REFS if number == 2 else REFS[:1]
         found = await tier.lookup(port, name(number))
         assert found is not None
-        assert found.read is not None
+        assert found.states_of is not None
         return found.states_of(refs)
 
     assert blocking(lambda port: look(port, 0)) is None

@@ -366,10 +366,10 @@ def test_word_between_question_and_answer_is_not_lost(
     """A change after Redis has answered, and before that is remembered, is noticed."""
     before = proven(load, "EU")
     listener = listener_in_use()
-    states_by = Authorities.states_by
+    states_and_authority = Authorities.states_and_authority
 
     async def overtaken(self: Any, port: Any, refs: Any) -> Any:
-        answer = await states_by(self, port, refs)
+        answer = await states_and_authority(self, port, refs)
         if not overtaken.done:  # type: ignore[attr-defined]
             overtaken.done = True  # type: ignore[attr-defined]
             count = listener.count
@@ -379,7 +379,7 @@ def test_word_between_question_and_answer_is_not_lost(
 
     overtaken.done = False  # type: ignore[attr-defined]
     listener.invalidate_marks()
-    monkeypatch.setattr(Authorities, "states_by", overtaken)
+    monkeypatch.setattr(Authorities, "states_and_authority", overtaken)
     assert load("EU") == before  # it began before the invalidation
     assert overtaken.done  # type: ignore[attr-defined]
     assert not is_quick(load, "EU")
