@@ -57,6 +57,7 @@ _LARGEST = 256 << 20
 _AT_ONCE = 256
 """Most refs whose states are read in one step."""
 _PIECE = 4 << 20
+_SEALED_STATES = b"memo bundle states"
 
 
 class Item(NamedTuple):
@@ -386,52 +387,46 @@ class Bundle:
         states = await present_states(port, chain, entries)
         return await port.offload(self._record_states, chain, states)
 
-    def _states_path(self, chain: stores.Chain) -> Path | None:
-        host = chain.host
-        return (
-            None
-            if host is None
-            else Path(host.cache_directory.path) / "bundles" / f"{self.id}.json"
-        )
+    def _states_path(self, chain: stores.Chain, secret: Secret) -> Path | None:
+        """Return the file of the recorded states; each secret has its own."""
+        if chain.host is None:
+            return None
+        folder = Path(chain.host.cache_directory.path) / "bundles"
+        return folder / f"{self.id}-{secret.id.hex()}.json"
 
     def recorded_states(self, chain: stores.Chain) -> dict[Ref, State] | None:
-        place = self._states_path(chain)
-        if place is None:
-            return None
-        try:
-            with private_files.inside(place.parent) as folder:
-                descriptor = private_files.open_old(place.name, folder=folder)
-            with open(descriptor, "rb") as file:
-                data = file.read()
-        except OSError:
-            return None
+        """Return the states that were recorded under one of the chain's secrets, or None."""
         for secret in chain.secrets:
-            if data[:8] == secret.id and compare_digest(
-                secret.seal(b"memo bundle states", data[40:]), data[8:40]
-            ):
-                rows = json.loads(data[40:])
-                return {Ref(g, _pairs(a)): State(text, last) for g, a, text, last in rows}
+            path = self._states_path(chain, secret)
+            states = None if path is None else _read_states(path, secret)
+            if states is not None:
+                return states
         return None
 
     def _record_states(self, chain: stores.Chain, states: dict[Ref, State]) -> dict[Ref, State]:
-        """Write states down unless another process has; return the written ones."""
-        place = self._states_path(chain)
-        if place is None:
+        """Record states unless another process has; return the recorded ones."""
+        secret = chain.secrets[0]
+        path = self._states_path(chain, secret)
+        if path is None:
             return states
         data = json.dumps([(*ref, *state) for ref, state in states.items()]).encode()
-        secret = chain.secrets[0]
-        temporary = f"{self.id}.{os.urandom(8).hex()}.tmp"
+        temporary = f"{path.stem}.{os.urandom(8).hex()}.tmp"
         try:
-            with private_files.inside(place.parent, make=True) as folder:
+            with private_files.inside(path.parent, make=True) as folder:
                 descriptor = private_files.create(temporary, folder=folder)
                 with open(descriptor, "wb") as file:
-                    file.write(secret.id + secret.seal(b"memo bundle states", data) + data)
-                with suppress(FileExistsError):
-                    os.link(temporary, place.name, src_dir_fd=folder, dst_dir_fd=folder)
-                os.unlink(temporary, dir_fd=folder)
+                    file.write(secret.id + secret.seal(_SEALED_STATES, data) + data)
+                try:
+                    os.link(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+                    os.unlink(temporary, dir_fd=folder)
+                except FileExistsError:
+                    if _read_states(path, secret) is None:  # damaged, so nothing is recorded
+                        os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+                    else:
+                        os.unlink(temporary, dir_fd=folder)
         except OSError as error:
             raise TierError(f"the generations of {self.path.name} cannot be recorded") from error
-        return self.recorded_states(chain) or states
+        return _read_states(path, secret) or states
 
     async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
         """See `memo.stores.protocols.Tier.payload`; also serves records that other tiers hold."""
@@ -485,6 +480,23 @@ def _item(row: Sequence[Any]) -> Item:
     item = Item(*row)
     payload = None if item.payload is None else (int(item.payload[0]), int(item.payload[1]))
     return item._replace(record=(int(item.record[0]), int(item.record[1])), payload=payload)
+
+
+def _read_states(path: Path, secret: Secret) -> dict[Ref, State] | None:
+    """Return the states in a file that this secret has sealed; None if there is none."""
+    try:
+        with private_files.inside(path.parent) as folder:
+            descriptor = private_files.open_old(path.name, folder=folder)
+        with open(descriptor, "rb") as file:
+            data = file.read()
+    except OSError:
+        return None
+    sealed = data[:8] == secret.id and compare_digest(
+        secret.seal(_SEALED_STATES, data[40:]), data[8:40]
+    )
+    if not sealed:
+        return None
+    return {Ref(g, _pairs(a)): State(text, last) for g, a, text, last in json.loads(data[40:])}
 
 
 def _pairs(rows: Any) -> Any:

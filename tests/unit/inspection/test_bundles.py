@@ -296,6 +296,30 @@ def test_an_invalidation_counts_for_a_tier(way: Way, place: str, exported: Path)
     assert RUNS == [1, 2]
 
 
+@pytest.mark.parametrize("lost", ["damaged", "of another secret"])
+def test_an_invalidation_counts_where_the_recorded_states_are_lost(
+    exported: Path, lost: str
+) -> None:
+    """If the states of the first use cannot be read, later ones are recorded in their place."""
+    mounted(exported, "disk")
+    load = loads(Way("sync"))
+    load(1)
+    if lost == "damaged":
+        directory = memo.settings.configuration.current().directory
+        for path in directory.rglob("bundles/*.json"):
+            path.write_bytes(b"")
+    else:
+        memo.configure(secret="s" * 40)
+    memo.decorators.assembly.reset()
+    mounted(exported, "disk")
+    load(1)
+    load.invalidate(2)
+    memo.decorators.assembly.reset()
+    mounted(exported, "disk")
+    load(2)
+    assert RUNS == [2]
+
+
 def test_a_tier_needs_its_key(exported: Path) -> None:
     """Without it the first call says so, and shows where the bundle comes from."""
     memo.configure(tiers=["disk", memo.Bundle(exported)])
