@@ -171,7 +171,8 @@ class CustomTier:
 
     async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
         data = await self.await_store(port, self.provider.get(_payload_key(digest)))
-        return None if data is None or len(data) != size else Bytes(bytes(data))
+        data = None if data is None else self._bytes("get", data)
+        return None if data is None or len(data) != size else Bytes(data)
 
     async def store(
         self,
@@ -243,10 +244,8 @@ class CustomGenerations:
         await self._tier.await_store(port, self._turn(turns, note))
 
     async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
-        values = await self._tier.await_store(port, self._tier.read(self.keys([ref])))
-        fields = self._fields(ref, values)
-        fields.pop(stamps.SHAPES, None)
-        return [(name, value[stamps.TOKEN :]) for name, value in fields.items()]
+        notes: list[tuple[str, str]] = await self._tier.await_store(port, self._notes(ref))
+        return notes
 
     def keys(self, refs: Sequence[Ref]) -> list[str]:
         """Return the keys to read for the states of some refs."""
@@ -285,6 +284,11 @@ class CustomGenerations:
         tokens = {_key(group, stamps.ALL): stamps.token().encode() for group in sorted(missing)}
         await self._tier.write(tokens, None)
         return await self._states(refs)
+
+    async def _notes(self, ref: Ref) -> list[tuple[str, str]]:
+        fields = self._fields(ref, await self._tier.read(self.keys([ref])))
+        fields.pop(stamps.SHAPES, None)
+        return [(name, value[stamps.TOKEN :]) for name, value in fields.items()]
 
     async def _turn(self, turns: Sequence[Turn], note: str) -> None:
         values = {}

@@ -8,13 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ports import run
+from ports import blocking, run
 from providers import InADict, InADictAtOnce
 from redis_server import RedisServer
 from styles import STYLES, Style
 
 import memo
+from memo.errors import TierError
+from memo.records.stamp_types import Ref
+from memo.stores.custom import CustomTier
 from memo.testing import recording
+from memo.validity.stamps import Turn
 
 styles = pytest.mark.parametrize("style", STYLES, ids=str)
 IN_FILES = """
@@ -129,6 +133,41 @@ def test_a_wrong_get_many_is_a_fault_of_the_tier(style: Style, kind: Any) -> Non
     with recording() as events:
         assert style.call(load, 1) == style.call(load, 1) == 5
     assert any(kind.__name__ in event.detail for event in events if event.kind == "error")
+
+
+class InTexts(InADict):
+    """Returns payloads, or the fields of groups, as something that are not their bytes."""
+
+    def __init__(self, prefix: str, wrong: Any) -> None:
+        super().__init__()
+        self.prefix, self.wrong = prefix, wrong
+
+    async def get(self, key: str) -> Any:
+        found = await super().get(key)
+        return self.wrong if found is not None and key.startswith(self.prefix) else found
+
+
+@styles
+@pytest.mark.parametrize("wrong", [5, "text"])
+def test_a_wrong_payload_is_a_fault_of_the_tier(style: Style, wrong: Any) -> None:
+    """The call computes, and an event names the store and the type."""
+    load, ran = cached(style, InTexts("memo:p:", wrong), RESULTS["with a payload"])
+    style.call(load, 1)
+    with recording() as heard:
+        assert np.array_equal(style.call(load, 1), RESULTS["with a payload"])
+    assert ran == [1, 1]
+    said = [event.detail for event in heard if event.kind == "error"]
+    assert any("InTexts.get returned" in one for one in said), said
+
+
+def test_notes_that_are_not_text_are_a_fault_of_the_tier() -> None:
+    """A group that another program has overwritten is an error of the store."""
+    provider = InADict()
+    generations = CustomTier(provider).generations
+    blocking(lambda port: generations.turn(port, [Turn("t:x")], "{}"))
+    provider.store.update(dict.fromkeys(provider.store, b"\xff\xfe"))
+    with pytest.raises(TierError, match="UnicodeDecodeError"):
+        blocking(lambda port: generations.notes(port, Ref("t:x")))
 
 
 def test_redis_keeps_the_groups_of_long_stamps(redis_server: RedisServer) -> None:
