@@ -73,7 +73,7 @@ class _Streaming(CachedFunction[P, R]):
     @takes_any_arguments
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         mode = self._mode()
-        if mode.kind == modes.OFF:
+        if self._is_off(mode):
             return self.__wrapped__(*args, **kwargs)
         function = with_max_age(self._function, mode)
         try:
@@ -86,7 +86,8 @@ class _Streaming(CachedFunction[P, R]):
             raise
         if mode.kind == modes.ONLY:
             return cast("R", self._stored_only(function, args, kwargs))
-        reader = Reader(job, self.__wrapped__, fresh=mode.kind == modes.REFRESH)
+        fresh, keep = mode.kind is not None, mode.kind != modes.OFF
+        reader = Reader(job, self.__wrapped__, fresh=fresh, keep=keep)
         made = self._generate(reader)
         name = getattr(self.__wrapped__, "__name__", made.__name__)
         made.__name__, made.__qualname__ = name, getattr(self.__wrapped__, "__qualname__", name)

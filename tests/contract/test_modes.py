@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -182,6 +183,35 @@ def test_off_inside_a_computation_keeps_the_dependency() -> None:
     assert report() == report() == 10
     load.invalidate()
     assert report() == 20
+
+
+def test_off_inside_a_computation_keeps_the_dependency_on_a_generator() -> None:
+    """So does one that was built on the items of a generator in the mode "off", sync or async."""
+
+    @cache(ttl=None, version="1", name="shop:rows")
+    def rows(region: str) -> Iterator[int]:
+        yield ran("rows")
+
+    @cache(ttl=None, version="1", name="shop:arows")
+    async def arows(region: str) -> AsyncIterator[int]:
+        yield ran("arows")
+
+    @cache(ttl=None, version="1", name="shop:report")
+    def report() -> list[int]:
+        with memo.mode("off"):
+            return list(rows("EU"))
+
+    @cache(ttl=None, version="1", name="shop:areport")
+    async def areport() -> list[int]:
+        return [row async for row in arows.using(mode="off")("EU")]
+
+    assert report() == report() == [1]
+    assert not rows.is_cached("EU"), "nothing is stored in this mode"
+    rows.invalidate()
+    assert report() == [2]
+    assert asyncio.run(areport()) == asyncio.run(areport()) == [1]
+    arows.invalidate("EU")
+    assert asyncio.run(areport()) == [2]
 
 
 def test_modes_nest() -> None:

@@ -88,6 +88,10 @@ def limit(job: Job) -> int | None:
 class StreamRun:
     """One run of a generator.
 
+    Args:
+        skip: number of items that its only consumer has seen already.
+        keep: store the items when it has returned.
+
     Attributes:
         client: the loop that may advance an async generator; None for any thread.
         count: number of items produced so far.
@@ -97,13 +101,21 @@ class StreamRun:
     """
 
     def __init__(
-        self, port: Port, job: Job, flight: Flight, generate: Callable[..., Any], skip: int = 0
+        self,
+        port: Port,
+        job: Job,
+        flight: Flight,
+        generate: Callable[..., Any],
+        skip: int = 0,
+        *,
+        keep: bool = True,
     ) -> None:
         self.job = job
         self.flight = flight
         self._generate = generate
         self.loop = port.loop
         self.skip = skip
+        self._keeps = keep
         self.spool = spool_for(job.function)
         self.count = 0
         self.over = self.lost = False
@@ -365,7 +377,7 @@ class StreamRun:
     def _keep(self, item: Any) -> None:
         """Spool an item; if that fails, the run goes on for its present consumers only."""
         with self._lock:
-            if not self.spool.fault:
+            if self._keeps and not self.spool.fault:
                 try:
                     self.spool.add(same_types.packed(item))
                     if self._limit is not None and self.spool.size > self._limit:
@@ -418,7 +430,8 @@ class StreamRun:
         known, used = await merged_stamps(port, job, self.used_calls, self.call_stamps)
         result = FlightResult(stamps=used, known_stamps=known)
         job.chain.latest_answers.record(job.call.text, self._started)
-        stored = not (self.flight.detached or self.spool.fault) and self._watch.unchanged
+        stored = self._keeps and not (self.flight.detached or self.spool.fault)
+        stored = stored and self._watch.unchanged
         if stored and used is not None and await is_same_call(port, job):
             try:
                 made = Computed(self.spool, used, self._started, cost, life=self.used_calls.life)
@@ -444,13 +457,17 @@ class Reader:
     Args:
         generate: the generator function.
         fresh: compute the sequence even if it is stored.
+        keep: store what is computed.
     """
 
-    def __init__(self, job: Job, generate: Callable[..., Any], *, fresh: bool = False) -> None:
+    def __init__(
+        self, job: Job, generate: Callable[..., Any], *, fresh: bool = False, keep: bool = True
+    ) -> None:
         self.job = job
         self._generate = generate
         self.returned: Any = None
         self._fresh = fresh
+        self._keep = keep
         self._found = Answer(Verdict(MISS, reasons.ABSENT))
         self._stored: Iterator[Any] | None = None
         self._stream: Stream | None = None
@@ -600,7 +617,7 @@ class Reader:
         await self._done(port)
         self._stored = self._stream = None
         flight = Flight(self.job.name, self.job.call.refs, background=False)
-        self._live = StreamRun(port, self.job, flight, self._generate, self._at)
+        self._live = StreamRun(port, self.job, flight, self._generate, self._at, keep=self._keep)
         self._cursor = Cursor()
         await self._live.open(port, self._found, alone=True)
 
