@@ -95,6 +95,15 @@ class Lab:
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}/{path}?token={self.token}"
 
+    def has_kernel(self, notebook: str) -> bool:
+        """The notebook has a kernel that is ready; a cell run earlier opens "Select Kernel"."""
+        with urllib.request.urlopen(self.url("api/sessions"), timeout=STUCK) as reply:
+            sessions = json.load(reply)
+        return any(
+            session["path"] == notebook and session["kernel"]["execution_state"] == "idle"
+            for session in sessions
+        )
+
     def theme(self, name: str) -> None:
         """The theme for pages that are opened from now on."""
         place = self.home / "settings" / "@jupyterlab" / "apputils-extension"
@@ -424,7 +433,7 @@ def test_the_dashboard_in_notebook_7(browser: Any, notebook_7: Lab, theme: str) 
     page.theme = theme
     page.goto(notebook_7.url(f"notebooks/{name}"))
     page.wait_for_selector(".jp-CodeCell", timeout=PATIENCE)
-    page.wait_for_selector('[data-status="idle"]', timeout=PATIENCE, state="attached")
+    assert wait_for(lambda: notebook_7.has_kernel(name), STUCK), notebook_7.said()
     board = page.locator(".memo-live")
 
     def runs() -> bool:
