@@ -42,10 +42,13 @@ TURNS = ("hit_record", "hit_many", "hit_threads")
 class Bench:
     """Measures rows; rows that need the same processes share them."""
 
-    def __init__(self, machine: Machine, runs: int, *, quick: bool) -> None:
+    def __init__(
+        self, machine: Machine, runs: int, *, quick: bool = False, tree: Path = ROOT
+    ) -> None:
         self._machine = machine
         self._runs = runs
         self._quick = quick
+        self._tree = tree
         self._done: dict[Cell, tuple[Figures, Figures] | str] = {}
 
     def row(self, row: Row) -> Result:
@@ -53,19 +56,19 @@ class Bench:
         peers = row.peers[:QUICK_PEERS] if self._quick else row.peers
         if row.measure in TURNS:
             self._in_turns(row, (*row.ours, *peers, row.floor))
-        found = {s: self._figure(row, s) for s in (*row.ours, *peers)}
-        runs = {s: self._figure(row, s, "runs") for s in found} if row.runs else {}
+        found = {s: self.figure(row, s) for s in (*row.ours, *peers)}
+        runs = {s: self.figure(row, s, "runs") for s in found} if row.runs else {}
         floor: float | str | None = None
         if any(row.floor == other.title for other in ROWS):
             other = next(other for other in ROWS if other.title == row.floor)
-            floor = self._figure(other, other.ours[0])
+            floor = self.figure(other, other.ours[0])
         elif row.floor == "write()":
-            floor = self._figure(row, row.ours[0], "write")
+            floor = self.figure(row, row.ours[0], "write")
         elif row.floor:
-            floor = self._figure(row, row.floor)
+            floor = self.figure(row, row.floor)
         return Result(row, floor, found, row.named(quick=self._quick), runs)
 
-    def _figure(self, row: Row, subject: str, name: str = "") -> float | str:
+    def figure(self, row: Row, subject: str, name: str = "") -> float | str:
         """A figure, or why there is none."""
         done = self._subject(row, subject)
         if isinstance(done, str):
@@ -141,7 +144,7 @@ class Bench:
 
     def _sample(self, measure: str, subject: str, place: Place, kind: str, size: int) -> Figures:
         seconds = 0.05 if self._quick else 0.5
-        return self._machine.sample(Task(measure, subject, place, kind, size, seconds))
+        return self._machine.sample(Task(measure, subject, place, kind, size, seconds), self._tree)
 
 
 def _medians(samples: list[Figures]) -> Figures:

@@ -39,7 +39,7 @@ def redis_server() -> str | None:
 
 @contextmanager
 def places() -> Iterator[Machine]:
-    """A machine with a scratch directory and a redis-server, which go when the block ends."""
+    """A machine with a scratch directory and a redis-server; both go when the block ends."""
     with tempfile.TemporaryDirectory(prefix="memo-benchmarks-") as scratch:
         binary = redis_server()
         if binary is None:
@@ -90,8 +90,8 @@ class Machine:
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
-    def sample(self, task: Task) -> Figures:
-        """What a fresh process measures.
+    def sample(self, task: Task, tree: Path = ROOT) -> Figures:
+        """What a fresh process measures, with `memo` and `benchmarks` of a tree.
 
         Raises:
             FailedError: it ended with an error, or did not end.
@@ -101,8 +101,8 @@ class Machine:
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "benchmarks.samples", json.dumps(given)],
-                cwd=ROOT,
-                env={**kept, "HOME": task.place.directory, "PYTHONPATH": str(ROOT)},
+                cwd=tree,
+                env={**kept, "HOME": task.place.directory, "PYTHONPATH": str(tree)},
                 capture_output=True,
                 text=True,
                 timeout=PATIENCE,
