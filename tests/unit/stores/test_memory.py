@@ -385,12 +385,13 @@ with tempfile.TemporaryDirectory() as folder:
 @pytest.mark.timeout(330)
 @pytest.mark.parametrize(
     ("kind", "limit", "count"),
-    [("one", 8 << 20, 14_000), ("one", 32 << 20, 24_000), ("chains", 16 << 20, 15_000)],
+    [("one", 8 << 20, 14_000), ("chains", 16 << 20, 15_000)],
 )
 def test_the_process_grows_by_the_limit_at_most(kind, limit, count):
     """Full of small entries, the process has grown by at most 1.3 times `memory_limit` (I11).
 
-    However many chains there are; and most of it are entries, each of which was hit too.
+    However many chains there are; and most of it are entries, each of which was hit too.  The
+    benchmark of growth has a row for larger limits.
     """
     grown, held = map(int, run_process(GROWTH, kind, limit, count, seconds=300).split())
     assert grown <= 1.3 * limit
