@@ -465,11 +465,15 @@ def _learn(
 ) -> bool:
     fields = original = fields_of(connection, group)
     for ref, old, new in updates:
-        if stamps.read(ref, original) == old:
-            change = generations.change_to_learn(fields, ref, new)
-            if not change.empty:
-                change_fields(connection, group, change, commit)
-                fields = generations.apply(fields, change)
+        present, wanted = stamps.read(ref, original), new
+        if present != old and present.text == old.text and new != LOST:
+            wanted = new._replace(last=present.last)  # another call of the group has learned
+        elif present != old:
+            continue
+        change = generations.change_to_learn(fields, ref, wanted)
+        if not change.empty:
+            change_fields(connection, group, change, commit)
+            fields = generations.apply(fields, change)
     return fields is not original
 
 

@@ -277,6 +277,33 @@ def test_several_refs_of_one_group_learn_together(host):
     assert host.generations.read([CALL, OTHER]) == now
 
 
+def test_two_computations_of_one_function_learn_at_the_same_time(host):
+    """What one call has learned does not keep another call of its function from learning."""
+    begin(host, CALL, OTHER)
+    turn(host, Turn(F, (EU,)), Turn(F, (US,)))
+    mine, others = host.generations.read([CALL]), host.generations.read([OTHER])
+    star, last = mine[0].text.partition("|")[0], "l" * 16
+    eu = [State(f"{star}|region={EU[1]}:" + "x" * 16, last)]
+    us = [State(f"{star}|region={US[1]}:" + "y" * 16, "an older one !!!")]
+    host.generations.learn([CALL], mine, eu)
+    host.generations.learn([OTHER], others, us)
+    assert [state.text for state in host.generations.read([CALL, OTHER])] == [
+        eu[0].text,
+        us[0].text,
+    ]
+    assert host.generations.read([Ref(F, None)])[0].last == last, "it does not go back"
+
+
+def test_a_call_does_not_learn_that_its_group_was_lost_after_another_has_learned_it(host):
+    """What was lost before another call learned the group again is not lost now."""
+    begin(host, CALL, OTHER)
+    mine, others = host.generations.read([CALL]), host.generations.read([OTHER])
+    now = [State(mine[0].text, "l" * 16)]
+    host.generations.learn([CALL], mine, now)
+    host.generations.learn([OTHER], others, [LOST])
+    assert host.generations.read([CALL]) == now
+
+
 # --- journal -------------------------------------------------------------------------------------
 
 
