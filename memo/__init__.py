@@ -42,7 +42,7 @@ from memo.metrics.fault_log import listen as _log_faults
 from memo.metrics.recorder import install as _install
 from memo.metrics.recorder import stats
 from memo.runtime import VERSION
-from memo.runtime import later as _later
+from memo.runtime import lazy_attributes as _later
 from memo.runtime.events import Event, on_event
 from memo.runtime.native import drain
 from memo.settings.configuration import configure

@@ -47,7 +47,7 @@ def _packed(function: CachedFunction[Any, Any]) -> bytes:
     """Pickle a function by value, so that a pickler without support for functions can carry it."""
     token = _whole.set(True)
     try:
-        return codec.pickled_by_value(function)
+        return codec.pickle_by_value(function)
     finally:
         _whole.reset(token)
 

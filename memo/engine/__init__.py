@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from memo.runtime import later
+from memo.runtime import lazy_attributes
 
 if TYPE_CHECKING:
     from memo.engine import answering as answering
     from memo.engine.explaining import Explanation as Explanation
     from memo.engine.invalidating import Invalidation as Invalidation
 else:
-    __getattr__ = later(
+    __getattr__ = lazy_attributes(
         __name__,
         {
             "Explanation": "memo.engine.explaining",

@@ -398,7 +398,7 @@ async def _copy(port: Port, job: Job, encoded: codec.Encoded) -> Any:
         table: tuple[seal.Buffer, ...] = ()
         if encoded.payload is not None:
             table = encoded.payload.table
-            payload = memoryview(bytearray(codec.aligned(encoded.payload)))
+            payload = memoryview(bytearray(codec.aligned_bytes(encoded.payload)))
         return codec.decode(encoded.stream, payload, table, encoded.flags)
 
     try:

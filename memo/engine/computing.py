@@ -449,7 +449,7 @@ async def merged_stamps(
     port: Port, job: Job, used: UsedCalls, own: tuple[Stamp, ...] | None
 ) -> tuple[tuple[Stamp, ...], tuple[Stamp, ...] | None]:
     """Return the known stamps of a computation, and the same again if they are complete."""
-    if not used.size and len(own or ()) <= stamps.READS:  # it used no other cached call
+    if not used.size and len(own or ()) <= stamps.MOST_REFS:  # it used no other cached call
         return own or (), own if used.sound else None
     whole, sound = used.merged(own or ())
     absolute = whole.absolute()
@@ -527,7 +527,7 @@ async def _called(port: Port, job: Job) -> Outcome:
     except Exception as error:
         return Outcome(error=cut_to_user_frames(error))
     except BaseException as error:
-        if type(error).__name__ == "CancelledError" and not port.cancelled():
+        if type(error).__name__ == "CancelledError" and not port.is_cancelled():
             return Outcome(error=cut_to_user_frames(error))
         raise
 

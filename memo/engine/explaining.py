@@ -47,7 +47,7 @@ from memo.runtime.reasons import (
 from memo.settings.options import Policy
 from memo.stores.chain import Answer, Chain
 from memo.validity import dependencies, generations, results, stamps
-from memo.validity.check import BORN_STALE, MISS, STALE, Judge, age, broken, judge
+from memo.validity.check import BORN_STALE, MISS, STALE, Judge, age, judge, why_changed
 
 CODE_CHANGED = "code changed"
 ARGUMENTS = "other arguments"
@@ -281,7 +281,7 @@ async def _invalid(port: Port, chain: Chain, header: Header) -> list[str]:
     except TierError:
         now = []
     for stamp, state in zip(generations, now, strict=False):
-        if broken([stamp.state.text], [state.text]):
+        if why_changed([stamp.state.text], [state.text]):
             causes = await _turned(port, chain, stamp, state)
             path = await _path(port, chain, header, stamp)
             facts += [f"{one}{path}" for one in causes]
@@ -346,7 +346,7 @@ async def _turned(port: Port, chain: Chain, stamp: Generation, state: State) -> 
 
 def _turned_since(before: State, now: State) -> set[str]:
     """Return the fields of a group whose tokens have changed."""
-    (all_before, fields_before), (all_now, fields) = map(generations.parsed, (before, now))
+    (all_before, fields_before), (all_now, fields) = map(generations.split_state, (before, now))
     later = {name for name, token in fields.items() if fields_before.get(name) != token}
     return later | ({stamps.ALL} if all_before != all_now else set())
 

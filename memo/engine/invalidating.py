@@ -24,9 +24,9 @@ from memo.stores.authorities import make_note
 from memo.stores.chain import Chain
 from memo.stores.protocols import Listed, ServerTier, display_name
 from memo.validity import stamps
-from memo.validity.check import age, broken, texts
+from memo.validity.check import age, state_texts, why_changed
 from memo.validity.results import unflatten
-from memo.validity.stamps import Turn, concerns
+from memo.validity.stamps import Turn, affects_any
 
 COUNT_SECONDS = 0.05
 """Seconds that counting matches may take, from the first match on."""
@@ -177,7 +177,7 @@ async def invalidate(
         found = afar._replace(others=found.others, groups=found.groups)
         uncounted, place = False, f"in {shared} and not {HERE}"
     if soft:
-        wanted = tuple(map(stamps.softened, wanted))
+        wanted = tuple(map(stamps.as_soft, wanted))
     tiers = await _turn(port, every, wanted, reason)
     advice = ""
     if hint is not None and not (found.number or found.partial):
@@ -217,7 +217,7 @@ def _described(turns: Iterable[Turn]) -> str:
 
 
 def _function_of(turn: Turn) -> str:
-    """Return the function that an invalidation concerns; `""` for a prefix, tag or namespace."""
+    """Return the function that an invalidation affects; `""` for a prefix, tag or namespace."""
     return turn.group[2:] if turn.group.startswith("f:") else ""
 
 
@@ -245,7 +245,7 @@ async def matches_in_shared(port: Port, chains: Iterable[Chain], turns: Sequence
         for name, record in listed:
             with suppress(EntryError):
                 header = chain.header_of(name, record)
-                if concerns(turns, own_refs(header)) and await _is_valid_in_shared(
+                if affects_any(turns, own_refs(header)) and await _is_valid_in_shared(
                     port, chain, header
                 ):
                     found[header.key] = header
@@ -266,7 +266,7 @@ def matches_on_host(chains: Sequence[Chain], turns: Sequence[Turn]) -> Matches:
         for header in _headers(chain, prefix, until):
             if header is None:
                 partial = True
-            elif not concerns(turns, own := own_refs(header)):
+            elif not affects_any(turns, own := own_refs(header)):
                 if len(others) < KEPT_ADDRESSES:
                     others.setdefault(header.address)
                     groups.update(dict.fromkeys(ref.group for ref in own))
@@ -337,7 +337,7 @@ def is_valid(chain: Chain, header: Header) -> bool:
         now = host.generations.read([stamp.ref for stamp in own])
     except TierError:
         return False
-    return not broken([stamp.state.text for stamp in own], texts(now))
+    return not why_changed([stamp.state.text for stamp in own], state_texts(now))
 
 
 async def _is_valid_in_shared(port: Port, chain: Chain, header: Header) -> bool:
@@ -349,7 +349,7 @@ async def _is_valid_in_shared(port: Port, chain: Chain, header: Header) -> bool:
         now = await chain.authorities.states(port, [stamp.ref for stamp in own])
     except TierError:
         return False
-    return not broken([stamp.state.text for stamp in own], texts(now))
+    return not why_changed([stamp.state.text for stamp in own], state_texts(now))
 
 
 def _has_expired(chain: Chain, header: Header) -> bool:

@@ -74,7 +74,7 @@ def packed(value: Any) -> bytes:
     """
     if _is_plain(value, 3):
         return pickle.dumps(value, 5)
-    stream = codec.inline(value, _by_name)
+    stream = codec.encode_inline(value, _by_name)
     if type(value) not in _PLAIN:
         _check(value, type(value))
     return stream
@@ -126,7 +126,7 @@ def _is_remade(value: Any, kind: type) -> bool:
 def _type_change(encoded: codec.Encoded, kind: type) -> str:
     """Load an encoded object; return how it differs in type, or `""`."""
     payload = encoded.payload
-    view = None if payload is None else memoryview(bytearray(codec.aligned(payload)))
+    view = None if payload is None else memoryview(bytearray(codec.aligned_bytes(payload)))
     table = () if payload is None else payload.table
     try:
         back = type(codec.decode(encoded.stream, view, table, encoded.flags))
@@ -174,7 +174,7 @@ def _by_name(value: Any) -> Any:
         return NotImplemented
     token = _tokens.setdefault(value, os.urandom(16).hex())
     _alive[token] = value
-    return loaded_class, (*place, version, token, codec.pickled_by_value(value))
+    return loaded_class, (*place, version, token, codec.pickle_by_value(value))
 
 
 _tokens: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()

@@ -24,7 +24,7 @@ from memo.runtime.port import Port
 from memo.settings import configuration
 from memo.stores.chain import Chain
 from memo.validity import stamps
-from memo.validity.check import broken, remaining
+from memo.validity.check import remaining, why_changed
 from memo.validity.results import UsedResult, flatten, own_result, unflatten
 
 
@@ -218,7 +218,7 @@ RESULTS = 1024
 
 
 async def bounded(port: Port, chain: Chain, known: tuple[Stamp, ...]) -> tuple[Stamp, ...]:
-    """Shorten the stamps: one on a whole group replaces more than `stamps.READS` on parts of it.
+    """Shorten the stamps: one on a whole group replaces more than `stamps.MOST_REFS` on parts.
 
     The group's state is read together with those it replaces, and replaces them only if they still
     hold.
@@ -227,20 +227,20 @@ async def bounded(port: Port, chain: Chain, known: tuple[Stamp, ...]) -> tuple[S
         TierError: no tier can be asked.
     """
     in_one_group = len(loose_of(known)) + sum(block.most for block in blocks_of(known))
-    if in_one_group <= stamps.READS:
+    if in_one_group <= stamps.MOST_REFS:
         return known
     groups: dict[str, list[Generation]] = {}
     for stamp in known:
         if type(stamp) is Generation:
             groups.setdefault(stamp.ref.group, []).append(stamp)
-    big = [name for name, members in groups.items() if len(members) > stamps.READS]
+    big = [name for name, members in groups.items() if len(members) > stamps.MOST_REFS]
     if not big:
         return known
     wholes = [Ref(name, None) for name in big]
     members = [stamp for name in big for stamp in groups[name]]
     states = await chain.authorities.states(port, [*wholes, *(stamp.ref for stamp in members)])
     now = zip(members, states[len(big) :], strict=True)
-    changed = [stamp for stamp, state in now if broken([stamp.state.text], [state.text])]
+    changed = [stamp for stamp, state in now if why_changed([stamp.state.text], [state.text])]
     kept = [s for s in known if type(s) is not Generation or s.ref.group not in big]
     return (*kept, *map(Generation, wholes, states), *changed[:1])
 

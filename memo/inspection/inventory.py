@@ -33,7 +33,7 @@ from memo.settings.options import Policy
 from memo.stores.chain import Chain
 from memo.stores.protocols import Listable, Listed, ServerTier, display_name
 from memo.validity import check, dependencies, stamps
-from memo.validity.check import Expired, age, broken, judge
+from memo.validity.check import Expired, age, judge, why_changed
 from memo.validity.results import unflatten
 
 if TYPE_CHECKING:
@@ -272,7 +272,7 @@ def _invalid_state(
     """Return the state of an entry whose stamps no longer hold or `""`, and when it expired."""
     generations = [stamp for stamp in own if type(stamp) is Generation]
     present = [now[stamp.ref].text for stamp in generations]
-    reason = broken([stamp.state.text for stamp in generations], present)
+    reason = why_changed([stamp.state.text for stamp in generations], present)
     if reason and not isinstance(reason, Expired):
         return INVALIDATED, []
     if any(changed.get(stamp) for stamp in own):

@@ -152,7 +152,7 @@ class RunningComputations:
             self._unmap()
             self._home = directory
             self._path = directory / "stats" / f"{process_name()}{SUFFIX}"
-            with private_files.inside(self._path.parent, make=True) as folder:
+            with private_files.open_folder(self._path.parent, make=True) as folder:
                 descriptor = private_files.open_or_create(self._path.name, folder)
             try:
                 # zeros are written, since a hole in a mapped file would crash on a full disk
@@ -172,7 +172,7 @@ class RunningComputations:
             self._map.close()
         if self._path is not None:
             # an error means that the file is missing, or the directory has become read-only
-            with suppress(OSError), private_files.inside(self._path.parent) as folder:
+            with suppress(OSError), private_files.open_folder(self._path.parent) as folder:
                 os.unlink(self._path.name, dir_fd=folder)
         self._map = self._path = self._home = None
 
@@ -193,7 +193,7 @@ def _files(folder: Path) -> list[tuple[str, bytes]]:
     from memo.metrics.shared_counters import is_alive, process_name
 
     found: list[tuple[str, bytes]] = []
-    with suppress(OSError), private_files.inside(folder) as descriptor:
+    with suppress(OSError), private_files.open_folder(folder) as descriptor:
         for name in os.listdir(descriptor):
             process = name.removesuffix(SUFFIX)
             if process in (name, process_name()) or not process.partition("-")[0].isdigit():

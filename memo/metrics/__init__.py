@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from memo.runtime import later
+from memo.runtime import lazy_attributes
 
 if TYPE_CHECKING:
     from memo.metrics.snapshots import CacheInfo as CacheInfo
     from memo.metrics.snapshots import Stats as Stats
 else:
-    __getattr__ = later(__name__, dict.fromkeys(("CacheInfo", "Stats"), "memo.metrics.snapshots"))
+    __getattr__ = lazy_attributes(
+        __name__, dict.fromkeys(("CacheInfo", "Stats"), "memo.metrics.snapshots")
+    )

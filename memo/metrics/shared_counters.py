@@ -66,7 +66,7 @@ class SharedSnapshots:
 
     def _write(self, name: str, text: str, *, make: bool = False) -> None:
         temporary = f".{name}.{os.getpid()}.{threading.get_ident()}.tmp"
-        with private_files.inside(self.path, make=make) as folder:
+        with private_files.open_folder(self.path, make=make) as folder:
             descriptor = os.open(temporary, _CREATE, 0o600, dir_fd=folder)
             try:
                 with open(descriptor, "w", encoding="utf-8") as file:
@@ -100,12 +100,12 @@ class SharedSnapshots:
 
     def _names(self) -> list[str]:
         """Return the names of the processes that left a snapshot."""
-        names = private_files.listed(self.path)
+        names = private_files.list_folder(self.path)
         return sorted(n.removesuffix(".json") for n in names if fnmatch(n, "[!.]*-*.json"))
 
     def _read(self, name: str) -> bytes:
         with (
-            private_files.inside(self.path) as folder,
+            private_files.open_folder(self.path) as folder,
             open(private_files.open_old(f"{name}.json", folder=folder), "rb") as file,
         ):
             text = file.read(FILE_LIMIT + 1)
@@ -127,7 +127,7 @@ class SharedSnapshots:
             OSError: the directory cannot be read or written.
         """
         horizon = (time.time() if now is None else now) - KEEP_SECONDS
-        with private_files.inside(self.path) as folder:
+        with private_files.open_folder(self.path) as folder:
             old = [name for name in self._names() if _is_old(name, folder, horizon)]
             if not old:
                 return 0

@@ -50,8 +50,8 @@ class BufferPickler(Protocol):
 Reducer = Callable[[BufferPickler, Any], Any]
 
 
-def reduced(pickler: BufferPickler, obj: Any) -> Any:
-    """Return the reduction of an object, or `NotImplemented` for its library's own."""
+def reduction_of(pickler: BufferPickler, obj: Any) -> Any:
+    """Return the reduction of an object; `NotImplemented`: use that of its library."""
     kind = type(obj)
     reduce = _REDUCERS.get((kind.__module__, kind.__qualname__))
     if reduce is None and kind.__module__ == "pyarrow.lib":

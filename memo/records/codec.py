@@ -1,4 +1,4 @@
-"""The codec: values to bytes and back.
+"""The codec: turn values into bytes and back.
 
 Uses cloudpickle, protocol 5, with the big buffers (arrays, pandas blocks, Arrow buffers) out of
 band, so that they can be written once, named by their digest, and mapped instead of read.
@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from memo.errors import EntryError, type_named
-from memo.records.buffers import KEPT_IN_STREAM, reduced
+from memo.records.buffers import KEPT_IN_STREAM, reduction_of
 from memo.records.seal import (
     ALIGN,
     COMPRESSED,
@@ -74,7 +74,7 @@ class Encoded(NamedTuple):
     Attributes:
         stream: the pickle stream, or all of the value compressed.
         payload: the big buffers, if they are not in the stream.
-        codec: how it was written, for display.
+        codec: describes how it was written, for display.
         flags: `memo.records.seal.COMPRESSED`.
     """
 
@@ -89,7 +89,7 @@ class Encoded(NamedTuple):
 
 
 class Encodable:
-    """A result that encodes itself: the items of a generator, written as they are produced.
+    """A result that encodes itself: the items of a generator, pickled as they are produced.
 
     Attributes:
         returned: what the generator returned.
@@ -98,7 +98,7 @@ class Encodable:
     returned: Any = None
 
     def encoded(self, returned: bytes) -> Encoded:
-        """Return it in the form that is stored.
+        """Encode it in the form that is stored.
 
         Args:
             returned: the pickle of what the generator returned.
@@ -145,7 +145,7 @@ def encode(
     Args:
         value: what a function returned.
         compress: size in bytes from which it is compressed, if that makes it smaller; None: never.
-        reduce: called for every object that is not reduced here.
+        reduce: called for every object that is not reduction_of here.
 
     Raises:
         Exception: any error of pickling this value.
@@ -153,8 +153,8 @@ def encode(
     views: list[memoryview] = []
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
-        """Take a large buffer out of the stream; True: it stays there."""
-        view = _flat(buffer)
+        """Take a large buffer out of the stream; True if it stays in it."""
+        view = _raw_view(buffer)
         if view is None or view.nbytes < KEPT_IN_STREAM:
             return True
         views.append(view)
@@ -162,31 +162,31 @@ def encode(
 
     token = storing.set(True)
     try:
-        stream = _pickled(value, keep, reduce)
+        stream = _pickle(value, keep, reduce)
         beside = sum(view.nbytes for view in views)
         if compress is not None and len(stream) + beside >= compress:
             with suppress(ImportError):
-                packed = zstd().compressed(stream, views)
+                packed = zstd().compress(stream, views)
                 if packed is not None:
                     return Encoded(packed, None, f"{pickle_format()} zstd", COMPRESSED)
         if beside >= OUT_OF_BAND:
             return Encoded(stream, payload(tuple(views)), pickle_format())
         if views:
-            stream = _pickled(value, None, reduce)
+            stream = _pickle(value, None, reduce)
     finally:
         storing.reset(token)
     return Encoded(stream, None, pickle_format())
 
 
-def inline(value: Any, reduce: Reduce) -> bytes:
-    """Return a value as one pickle, including its buffers.
+def encode_inline(value: Any, reduce: Reduce) -> bytes:
+    """Encode a value as one pickle, including its buffers.
 
     Raises:
         Exception: any error of pickling this value.
     """
     token = storing.set(True)
     try:
-        return _pickled(value, None, reduce)
+        return _pickle(value, None, reduce)
     finally:
         storing.reset(token)
 
@@ -198,7 +198,7 @@ def zstd() -> Any:
     return zstd_frames
 
 
-def pickled_by_value(value: Any) -> bytes:
+def pickle_by_value(value: Any) -> bytes:
     """Pickle a function and all that it reaches by value, for a process without its source."""
     import cloudpickle
 
@@ -213,7 +213,7 @@ def modules_by_value() -> set[str]:
     return {"__main__", *cloudpickle.list_registry_pickle_by_value()}
 
 
-def _pickled(
+def _pickle(
     value: Any, keep: Callable[[pickle.PickleBuffer], bool] | None, reduce: Reduce
 ) -> bytes:
     sink = _PickleOutput()
@@ -282,7 +282,7 @@ def _pickler() -> Any:
             if isinstance(obj, _ALTERED):  # cloudpickle would change the type
                 back = "bytes" if isinstance(obj, memoryview) else "StringIO"
                 raise AlteredError(type(obj), f"would load as {back}")
-            done = reduced(self, obj)
+            done = reduction_of(self, obj)
             if done is NotImplemented:
                 done = self.reduce(obj)
             return super().reducer_override(obj) if done is NotImplemented else done
@@ -290,7 +290,7 @@ def _pickler() -> Any:
     return Pickler
 
 
-def _flat(buffer: pickle.PickleBuffer) -> memoryview | None:
+def _raw_view(buffer: pickle.PickleBuffer) -> memoryview | None:
     try:
         return buffer.raw()
     except BufferError:  # neither C- nor Fortran-contiguous
@@ -298,7 +298,7 @@ def _flat(buffer: pickle.PickleBuffer) -> memoryview | None:
 
 
 def payload(views: tuple[memoryview, ...]) -> Payload:
-    """Return a payload of some buffers, hashed in place."""
+    """Make a payload of some buffers, hashed in place."""
     table = tuple(Buffer(v.nbytes, digest(v)) for v in views)
     return Payload(payload_digest(table), table, views)
 
@@ -375,7 +375,7 @@ def decode(
     if flags & ~(COMPRESSED | RAISED):
         raise EntryError(UNREADABLE, "written by a later version of memo")
     if flags & COMPRESSED:
-        stream, payload, table = decompressed(stream)
+        stream, payload, table = decompress(stream)
     try:
         in_pieces = len(stream) > LOADED_IN_PIECES
         if not (table or in_pieces):
@@ -388,14 +388,14 @@ def decode(
         raise EntryError(UNREADABLE, f"does not load: {type(error).__name__}") from error
 
 
-def decompressed(stream: memoryview | bytes) -> tuple[Any, Any, Any]:
+def decompress(stream: memoryview | bytes) -> tuple[Any, Any, Any]:
     """Return a compressed pickle stream, its payload and its table.
 
     Raises:
         EntryError: it is malformed, or zstd is not installed.
     """
     try:
-        return zstd().decompressed(stream)  # type: ignore[no-any-return]
+        return zstd().decompress(stream)  # type: ignore[no-any-return]
     except ImportError as error:
         raise EntryError(UNREADABLE, "is compressed with zstd, which is not installed") from error
 
@@ -412,7 +412,7 @@ def buffers_of(payload: memoryview | None, table: Sequence[Buffer]) -> list[memo
 
 
 def payload_of(view: memoryview, header: Header) -> Payload:
-    """Return a stored payload in one piece, as it was before it was stored."""
+    """Return the payload of a header over its stored bytes."""
     views: list[memoryview] = []
     at = 0
     for buffer in header.buffers:
@@ -421,7 +421,7 @@ def payload_of(view: memoryview, header: Header) -> Payload:
     return Payload(payload_digest(header.buffers), header.buffers, tuple(views))
 
 
-def aligned(payload: Payload) -> bytes:
+def aligned_bytes(payload: Payload) -> bytes:
     """Return a payload's bytes in one piece, with its buffers aligned."""
     parts: list[bytes | memoryview] = []
     for view in payload.views:

@@ -26,7 +26,7 @@ and the file, and too few for hashing them in several threads to pay."""
 
 
 class PayloadSink(Protocol):
-    """Receives the bytes of one reply."""
+    """Receives the bytes of a payload, in pieces."""
 
     size: int
 
@@ -104,7 +104,7 @@ def aligned_pieces(payload: Payload) -> Iterator[memoryview | bytes]:
 
 
 def outgoing(mapped: memoryview, table: Sequence[Buffer]) -> OutgoingPayload:
-    """Return the payload of a table, in a private map that was not written to."""
+    """Return a payload over a private map that was not written to."""
     return OutgoingPayload(
         payload_digest(table), tuple(table), tuple(codec.buffers_of(mapped, table))
     )
@@ -218,5 +218,5 @@ class DigestCheck:
         self._good = self._good and not piece
 
     def is_complete(self) -> bool:
-        """True if all of it has come, and every buffer has its digest."""
+        """True if all bytes have arrived and every buffer has its digest."""
         return self._good and self._buffer is None

@@ -45,19 +45,19 @@ from memo.runtime.named_tuple import NamedTuple, new_tuple
 from memo.runtime.reasons import UNAUTHENTIC, UNREADABLE
 from memo.settings.secret_keys import Secret
 
-MAGIC = b"\x89memo\r\n\x01"
+RECORD_MAGIC = b"\x89memo\r\n\x01"
 ALIGN = 64
 """Alignment of a payload's buffers, as numpy's and Arrow's kernels prefer."""
 LONGEST_TEXT = 0xFFFF
 """Most bytes of a text in a header."""
 
 _SEAL_AT = 16
-_BODY_AT = 48
+_LENGTHS_AT = 48
 _PLACES = struct.Struct(">III")
 _FIXED = struct.Struct(">Qqqqqqq16sI7H2I")
-_FIXED_AT = _BODY_AT + _PLACES.size
+_FIXED_AT = _LENGTHS_AT + _PLACES.size
 _OUTLINE = struct.Struct(_PLACES.format + _FIXED.format[1:])
-_TEXTS_AT = _BODY_AT + _OUTLINE.size
+_TEXTS_AT = _LENGTHS_AT + _OUTLINE.size
 _BUFFER = struct.Struct(">Q32s")
 
 
@@ -101,7 +101,8 @@ class Header(NamedTuple):
     """Metadata of an entry, readable without loading its value.
 
     Attributes:
-        namespace, key: what it belongs to; checked against what was asked for.
+        namespace, key: the namespace and the key it was computed for; compared with those of the
+            look-up.
         function: id of the function, `"module:qualname"`.
         code: the function's code version.
         address: the readable name for invalidation, `"prefix:arg:arg"`.
@@ -135,12 +136,12 @@ class Entry:
         record: the whole record as stored.
         stream: the pickle stream, still packed.
         times: see `memo.records.stamp_types.Times`.
-        packed_generations: its generations, as `HostGenerations.texts` reads them, if it is plain.
-        texts: the texts of the states in `packed_generations`; None if it is not plain.
+        packed_generations: its generations as they are packed, if it is plain.
+        texts: the texts of their states; None if it is not plain.
         plain: nothing but these generations can invalidate it: it has no other stamps than results
             that depend on them, no payload, no flags.
-        blocks: the blocks with the last of its generations.
-        results: there are results among its stamps, which `packed_generations` does not include.
+        blocks: the blocks at the end of its generations.
+        results: True if there are results among its stamps; `packed_generations` has none.
         size: bytes of the record and its payload.
     """
 
@@ -182,7 +183,7 @@ class Entry:
 
     @property
     def header(self) -> Header:
-        """Everything that is known without loading the value."""
+        """All metadata; parsed at each access unless it is kept."""
         if self._header is None:  # read each time, so that an entry in memory does not grow
             return parse(memoryview(self.record))[0]
         return self._header
@@ -195,7 +196,7 @@ class Entry:
 
     @property
     def generations(self) -> tuple[Generation, ...]:
-        """The generations among its stamps."""
+        """Its stamps that are generations."""
         if self.plain and self.blocks:
             made = Stamps.of(map(generation, self._loose), self.blocks)
             return cast("tuple[Generation, ...]", made)
@@ -205,20 +206,20 @@ class Entry:
 
     @property
     def _loose(self) -> Sequence[PackedGeneration]:
-        """The packed generations that are in no block."""
+        """The packed generations outside of blocks."""
         inside = sum(len(block.packed_generations) for block in self.blocks)
         return self.packed_generations[: len(self.packed_generations) - inside]
 
     @property
-    def recorded(self) -> list[str]:
-        """The texts of their states, in the same order."""
+    def recorded_texts(self) -> list[str]:
+        """The texts of the states of its generations, in order."""
         if self.texts is not None:
             return self.texts
         return [stamp.state.text for stamp in self.generations]
 
     @property
     def refs(self) -> tuple[Ref, ...]:
-        """Their refs, in the same order."""
+        """The refs of its generations, in order."""
         return tuple([stamp.ref for stamp in self.generations])
 
     @property
@@ -232,7 +233,7 @@ class Entry:
         return 0 if self.plain else self.header.flags
 
     def compact(self) -> Entry:
-        """Return the entry without what can be read from its record again, to be kept in memory."""
+        """Return the entry without its parsed header, to be kept in memory."""
         if not self.plain or self._header is None:
             return self
         parts = (self.record, self.stream, self.times, self.packed_generations, True, self.size)
@@ -262,7 +263,7 @@ _VIEW = sys.getsizeof(memoryview(b"")) + 144
 
 
 def entry(header: Header, stream: memoryview, record: bytes) -> Entry:
-    """Return an entry made from its parts."""
+    """Make an entry of its header, its stream and the whole record."""
     size = len(record) + payload_size(header.buffers)
     plain = not (header.buffers or header.flags)
     blocks, loose = blocks_of(header.stamps), loose_of(header.stamps)
@@ -311,9 +312,9 @@ def pack(header: Header, stream: bytes | memoryview, secret: Secret) -> bytes:
         len(table),
     )
     middle = b"".join((fixed, *short, summary, table))
-    stamps_at = _BODY_AT + _PLACES.size + len(middle)
+    stamps_at = _LENGTHS_AT + _PLACES.size + len(middle)
     places = _PLACES.pack(stamps_at + len(stamps), stamps_at, len(stamps))
-    head = MAGIC + secret.id
+    head = RECORD_MAGIC + secret.id
     parts = (places, middle, stamps, stream)
     return b"".join((head, secret.seal(head, *parts), *parts))
 
@@ -334,7 +335,7 @@ def open_record(
             unknown secret, changed since, or sealed for another key or namespace).
     """
     view = memoryview(record)
-    if len(view) < _BODY_AT + _PLACES.size + _FIXED.size or view[:8] != MAGIC:
+    if len(view) < _LENGTHS_AT + _PLACES.size + _FIXED.size or view[:8] != RECORD_MAGIC:
         raise EntryError(UNREADABLE, "not a record of this format")
     check_seal(record, view, secrets)
     try:
@@ -355,14 +356,14 @@ def unpack_hit(record: bytes, secrets: Sequence[Secret], namespace: str, key: st
     Raises:
         EntryError: `"unauthentic"`.
     """
-    if len(record) < _TEXTS_AT or not record.startswith(MAGIC):
+    if len(record) < _TEXTS_AT or not record.startswith(RECORD_MAGIC):
         return None
     view = memoryview(record)
     check_seal(record, view, secrets)
     (
         end, stamps_at, stamps_size, size, started, finished, boot, ttl, grace, cost, boot_id,
         flags, of_namespace, of_key, _, _, _, _, _, _, of_buffers,
-    ) = _OUTLINE.unpack_from(record, _BODY_AT)  # fmt: skip
+    ) = _OUTLINE.unpack_from(record, _LENGTHS_AT)  # fmt: skip
     place = f"{namespace}{key}".encode()
     if (
         stamps_at + stamps_size != end
@@ -375,7 +376,7 @@ def unpack_hit(record: bytes, secrets: Sequence[Secret], namespace: str, key: st
     ):
         return None
     try:
-        rows, blocks = stamp_blocks.outline(record[stamps_at:end])
+        rows, blocks = stamp_blocks.rows_and_blocks(record[stamps_at:end])
         packed_generations = [row for row in rows if row[0] != "r"]
         for kind, _, _, _, _ in packed_generations:
             if kind != "g":
@@ -395,10 +396,10 @@ def unpack_hit(record: bytes, secrets: Sequence[Secret], namespace: str, key: st
 class CheckedRecords:
     """Recently checked records, so that a record with many hits is checked only once.
 
-    If the bytes under a name are equal to those checked before, so is their seal; each set of
-    secrets has a table of its own.  A record is kept from its second look-up on, since keeping
-    one-off records costs more than checking them.  A full table takes no more records; it is
-    emptied once enough others were seen.
+    If the bytes under a name equal those checked before, their seal holds too; each set of secrets
+    has a table of its own.  A record is kept from its second look-up on, since keeping one-off
+    records costs more than checking them.  A full table takes no more records; it is emptied once
+    enough others were seen.
 
     Args:
         secrets, namespace: as for `unpack_hit`.
@@ -451,9 +452,9 @@ class Worth(NamedTuple):
 
 def worth_of(record: bytes) -> Worth | None:
     """Return the `Worth` in a record, authenticated or not; None if it is not a record."""
-    if not record.startswith(MAGIC) or len(record) < _TEXTS_AT:
+    if not record.startswith(RECORD_MAGIC) or len(record) < _TEXTS_AT:
         return None
-    facts = _OUTLINE.unpack_from(record, _BODY_AT)
+    facts = _OUTLINE.unpack_from(record, _LENGTHS_AT)
     at = _TEXTS_AT + sum(facts[12:15])
     code = record[at : at + facts[15]]
     if len(code) != facts[15]:
@@ -462,13 +463,10 @@ def worth_of(record: bytes) -> Worth | None:
 
 
 def finished_at(record: bytes) -> int:
-    """Return when the computation of a record ended, authenticated or not.
-
-    0 if it is not a record.
-    """
-    if not record.startswith(MAGIC) or len(record) < _TEXTS_AT:
+    """Return when the computation of a record ended, authenticated or not; 0: not a record."""
+    if not record.startswith(RECORD_MAGIC) or len(record) < _TEXTS_AT:
         return 0
-    at: int = _OUTLINE.unpack_from(record, _BODY_AT)[5]
+    at: int = _OUTLINE.unpack_from(record, _LENGTHS_AT)[5]
     return at
 
 
@@ -477,7 +475,7 @@ def check_seal(record: bytes, view: memoryview, secrets: Sequence[Secret]) -> No
     head = record[:_SEAL_AT]
     for secret in secrets:
         if head.endswith(secret.id):
-            if compare_digest(secret.seal(head, view[_BODY_AT:]), record[_SEAL_AT:_BODY_AT]):
+            if compare_digest(secret.seal(head, view[_LENGTHS_AT:]), record[_SEAL_AT:_LENGTHS_AT]):
                 return
             raise EntryError(UNAUTHENTIC, "changed since it was sealed")
     raise EntryError(UNAUTHENTIC, "sealed by an unknown secret")
@@ -485,11 +483,11 @@ def check_seal(record: bytes, view: memoryview, secrets: Sequence[Secret]) -> No
 
 def parse(view: memoryview) -> tuple[Header, memoryview]:
     """Parse the header of a record whose seal was checked; return it and the pickle stream."""
-    header_end, stamps_at, stamps_size = _PLACES.unpack_from(view, _BODY_AT)
+    header_end, stamps_at, stamps_size = _PLACES.unpack_from(view, _LENGTHS_AT)
     fixed = _FIXED.unpack_from(view, _FIXED_AT)
     length, started, finished, boot, ttl, grace, cost, boot_id, flags = fixed[:9]
     table_size = fixed[17]
-    texts, at = _texts(view, fixed[9:17])
+    texts, at = _read_texts(view, fixed[9:17])
     table = view[at : at + table_size]
     at += table_size
     if at != stamps_at or at + stamps_size != header_end or header_end + length != len(view):
@@ -505,7 +503,7 @@ def parse(view: memoryview) -> tuple[Header, memoryview]:
     return header, view[header_end:]
 
 
-def _texts(view: memoryview, sizes: Sequence[int]) -> tuple[list[str], int]:
+def _read_texts(view: memoryview, sizes: Sequence[int]) -> tuple[list[str], int]:
     """Return the texts of a header, and where they end."""
     at = _FIXED_AT + _FIXED.size
     end = at + sum(sizes)
@@ -524,15 +522,15 @@ def _texts(view: memoryview, sizes: Sequence[int]) -> tuple[list[str], int]:
 
 
 def groups_of(record: bytes) -> list[str]:
-    """Return the groups named by a record that was sealed or verified here.
+    """Return the groups that a record names, which was sealed or verified here.
 
-    None if it is not a record.
+    Empty if it is not a record.
     """
-    if not record.startswith(MAGIC):
+    if not record.startswith(RECORD_MAGIC):
         return []
     try:
-        _, at, size = _PLACES.unpack_from(record, _BODY_AT)
-        rows, blocks = stamp_blocks.outline(memoryview(record)[at : at + size])
+        _, at, size = _PLACES.unpack_from(record, _LENGTHS_AT)
+        rows, blocks = stamp_blocks.rows_and_blocks(memoryview(record)[at : at + size])
         named: dict[str, None] = {}
         for packed_generations in (rows, *(block.packed_generations for block in blocks)):
             for kind, name, *_ in packed_generations:

@@ -1,4 +1,4 @@
-"""Spools: the items of a generator, while they are collected and as they are stored.
+"""Spools: the items of a generator, pickled and collected as they are produced.
 
 Each item is pickled by itself.  Pickles are grouped in chunks of about `CHUNK_BYTES` bytes:
 
@@ -51,19 +51,19 @@ _PACKED = b"\xff" * _NUMBER.size
 """More items than there can be."""
 
 
-def _packed(items: Sequence[bytes]) -> bytes:
+def _pack_items(items: Sequence[bytes]) -> bytes:
     lengths = struct.pack(f">{len(items)}Q", *map(len, items))
     return b"".join((_NUMBER.pack(len(items)), lengths, *items))
 
 
-def _items(chunk: memoryview) -> list[memoryview]:
+def _unpack_items(chunk: memoryview) -> list[memoryview]:
     """Return the pickles in a chunk.
 
     Raises:
         EntryError: it is not a chunk.
     """
     if chunk[: len(_PACKED)] == _PACKED:
-        chunk = codec.decompressed(chunk[len(_PACKED) :])[0]
+        chunk = codec.decompress(chunk[len(_PACKED) :])[0]
     try:
         (count,) = _NUMBER.unpack_from(chunk)
         lengths = struct.unpack_from(f">{count}Q", chunk, _NUMBER.size)
@@ -87,7 +87,7 @@ def load_item(item: bytes | memoryview) -> Any:
 
 
 class Contents(NamedTuple):
-    """The items as described by the stream of an entry.
+    """The content of a stored sequence, as the stream of its entry has it.
 
     Attributes:
         number: number of items.
@@ -124,7 +124,7 @@ class Stream:
         """
         at = 0
         for chunk in self._views():
-            for item in _items(chunk):
+            for item in _unpack_items(chunk):
                 if at >= start:
                     yield load_item(item)
                 at += 1
@@ -228,12 +228,12 @@ class Spool(codec.Encodable):
             self._file = None
 
     def _close_chunk(self) -> None:
-        chunk = self._compressed(_packed(self._open))
+        chunk = self._compress_chunk(_pack_items(self._open))
         self._starts.append(self.count - len(self._open))
         self._offsets.append(self.size)
         self._open, self._bytes = [], 0
         if self._file is None and self.size + len(chunk) > IN_MEMORY:
-            self._file = self._opened()
+            self._file = self._open_file()
             for one in self._full:
                 self._write(one)
             self._full = []
@@ -244,19 +244,19 @@ class Spool(codec.Encodable):
         self.table.append(Buffer(len(chunk), codec.digest(chunk)))
         self.size += -(-len(chunk) // ALIGN) * ALIGN
 
-    def _compressed(self, chunk: bytes) -> bytes:
-        """Return a chunk as it is kept: compressed if that is wanted and worthwhile."""
+    def _compress_chunk(self, chunk: bytes) -> bytes:
+        """Compress a chunk if that is wanted and worthwhile."""
         self._given += len(chunk)
         if self._compress is None or self._given < self._compress:
             return chunk
         with suppress(ImportError):
-            packed: bytes | None = codec.zstd().compressed(chunk, [])
+            packed: bytes | None = codec.zstd().compress(chunk, [])
             if packed is not None:
                 return _PACKED + packed
         return chunk
 
-    def _opened(self) -> IO[bytes]:
-        """Return an unnamed file in the cache directory, since temporary files may be in memory."""
+    def _open_file(self) -> IO[bytes]:
+        """Open an unnamed file in the cache directory, since temporary files may be in memory."""
         import tempfile  # most sequences stay in memory
 
         try:
@@ -298,13 +298,13 @@ class Spool(codec.Encodable):
             return self._open[index - first]
         if not cursor.start <= index < cursor.start + len(cursor.items):
             at = bisect_right(self._starts, index) - 1
-            cursor.start, cursor.items = self._starts[at], _items(self.chunk(at))
+            cursor.start, cursor.items = self._starts[at], _unpack_items(self.chunk(at))
         return cursor.items[index - cursor.start]
 
     # --- storing ---------------------------------------------------------------------------------
 
     def encoded(self, returned: bytes) -> Encoded:
-        """Return all of it in the form that is stored; nothing may be added after that.
+        """Encode all items in the form that is stored; nothing may be added after that.
 
         Args:
             returned: the pickle of what the generator returned.

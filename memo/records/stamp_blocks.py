@@ -29,7 +29,7 @@ from memo.runtime.named_tuple import new_tuple
 from memo.runtime.reasons import UNREADABLE
 
 BLOCK_FROM = 64
-"""Number of inherited generations outside blocks that become a block."""
+"""Fewest inherited generations outside of blocks that become a block."""
 DEFLATE_FROM = 512
 """Parts of at least this many bytes are deflated."""
 MAX_INFLATED_BYTES = 64 << 20
@@ -56,7 +56,7 @@ class Block:
     @classmethod
     def of(cls, generations: Sequence[Generation]) -> Self:
         packed_generations = [("g", *stamp.ref, *stamp.state) for stamp in generations]
-        made = cls(_part(list(zip(*packed_generations, strict=True))[1:]), packed_generations)
+        made = cls(_pack_rows(list(zip(*packed_generations, strict=True))[1:]), packed_generations)
         made.__dict__["generations"] = tuple(generations)
         return made
 
@@ -72,12 +72,12 @@ class Block:
 
     @cached_property
     def most(self) -> int:
-        """The largest number of its refs in one group."""
+        """The number of its refs in the group that has the most of them."""
         return max(Counter(ref.group for ref in self.states).values())
 
     @cached_property
     def weight(self) -> int:
-        """Approximate bytes that it takes: one packed byte corresponds to about six."""
+        """Bytes that it takes in memory, about six for each packed one."""
         return len(self.packed) + sum(map(deep_size, self.packed_generations))
 
     def __eq__(self, other: object) -> bool:
@@ -120,7 +120,7 @@ def loose_of(stamps: tuple[Stamp, ...]) -> tuple[Stamp, ...]:
 
 
 def with_block(stamps: tuple[Stamp, ...], own: Iterable[Stamp]) -> tuple[Stamp, ...]:
-    """Gather the inherited generations outside blocks into a new block, if they are many.
+    """Gather inherited generations outside of blocks into a new block, if they are many.
 
     Args:
         stamps: without results, which refer to others by position.
@@ -143,22 +143,22 @@ def deep_size(part: object) -> int:
 # --- one generation -------------------------------------------------------------------------------
 
 
-def generation(claim: PackedGeneration) -> Generation:
+def generation(packed: PackedGeneration) -> Generation:
     """Unpack a generation.
 
     Raises:
         EntryError: it is malformed.
     """
-    return new_tuple(Generation, (ref_of(claim), new_tuple(State, tuple(claim[3:]))))
+    return new_tuple(Generation, (ref_of(packed), new_tuple(State, tuple(packed[3:]))))
 
 
-def ref_of(claim: PackedGeneration) -> Ref:
+def ref_of(packed: PackedGeneration) -> Ref:
     """Return the ref of a packed generation.
 
     Raises:
         EntryError: it is malformed.
     """
-    _, group, arguments, _, _ = claim
+    _, group, arguments, _, _ = packed
     try:
         if arguments is not None:
             arguments = tuple([(name, digest) for name, digest in arguments])
@@ -172,7 +172,7 @@ def ref_of(claim: PackedGeneration) -> Ref:
 
 def pack(stamps: tuple[Stamp, ...]) -> bytes:
     """Pack stamps into bytes."""
-    loose = _part(list(map(_row, loose_of(stamps))))
+    loose = _pack_rows(list(map(_row, loose_of(stamps))))
     blocks = blocks_of(stamps)
     if not blocks:
         return loose
@@ -186,26 +186,26 @@ def unpack(text: bytes | memoryview) -> tuple[Stamp, ...]:
     Raises:
         ValueError, TypeError, IndexError: the bytes do not come from `pack`.
     """
-    rows, blocks = outline(text)
+    rows, blocks = rows_and_blocks(text)
     stamps = map(_stamp, rows)
     return Stamps.of(stamps, blocks) if blocks else tuple(stamps)
 
 
-def outline(text: bytes | memoryview) -> tuple[list[Any], list[Block]]:
+def rows_and_blocks(text: bytes | memoryview) -> tuple[list[Any], list[Block]]:
     """Return the rows of stamps outside blocks, and the blocks.
 
     Raises:
         ValueError: the bytes do not come from `pack`.
     """
     if text[:1] != _SEVERAL_PARTS:
-        return _rows(text), []
+        return _unpack_rows(text), []
     loose, *others = _parts(text)
     blocks = []
     for packed in others:
-        groups, arguments, texts, lasts = _rows(packed)
+        groups, arguments, texts, lasts = _unpack_rows(packed)
         rows = zip(repeat("g", len(groups)), groups, arguments, texts, lasts, strict=True)
         blocks.append(Block(bytes(packed), list(rows)))
-    return _rows(loose), blocks
+    return _unpack_rows(loose), blocks
 
 
 def _parts(text: bytes | memoryview) -> Iterator[bytes | memoryview]:
@@ -228,7 +228,7 @@ def _row(stamp: Stamp) -> Sequence[Any]:
     return ("c", *stamp)
 
 
-def _part(rows: Sequence[Sequence[Any]]) -> bytes:
+def _pack_rows(rows: Sequence[Sequence[Any]]) -> bytes:
     text = _json(rows).encode()
     return text if len(text) < DEFLATE_FROM else zlib.compress(text, 4)
 
@@ -237,9 +237,9 @@ _json: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":")).encode
 _from_json = json.JSONDecoder().raw_decode
 
 
-def _rows(text: bytes | memoryview) -> list[Any]:
+def _unpack_rows(text: bytes | memoryview) -> list[Any]:
     if text[:1] != b"[":
-        text = _inflated(text)
+        text = _inflate(text)
     whole = str(text, "utf-8")
     rows, end = _from_json(whole)
     if end != len(whole) or not isinstance(rows, list):
@@ -247,7 +247,7 @@ def _rows(text: bytes | memoryview) -> list[Any]:
     return rows
 
 
-def _inflated(text: bytes | memoryview) -> bytes:
+def _inflate(text: bytes | memoryview) -> bytes:
     inflater = zlib.decompressobj()
     try:
         whole = inflater.decompress(text, MAX_INFLATED_BYTES)

@@ -1,4 +1,4 @@
-"""zstd: a big result as one compressed stream inside its record, with the option `compress`.
+"""zstd: with the option `compress`, a big result is one compressed stream inside its record.
 
 ====== ======= ====================================================================================
 offset bytes   content
@@ -48,7 +48,7 @@ def zstd_module() -> Any:
     return zstd
 
 
-def compressed(stream: bytes, views: Sequence[memoryview]) -> bytes | None:
+def compress(stream: bytes, views: Sequence[memoryview]) -> bytes | None:
     """Compress a pickle stream and its buffers; None if that is not worthwhile."""
     sizes = (len(stream), *(view.nbytes for view in views))
     total = sum(map(_aligned, sizes))
@@ -74,7 +74,7 @@ def decompressed_size(stream: memoryview | bytes) -> int:
     return sum(map(_aligned, _lengths(stream)[0]))
 
 
-def decompressed(stream: memoryview | bytes) -> tuple[memoryview, memoryview, tuple[Buffer, ...]]:
+def decompress(stream: memoryview | bytes) -> tuple[memoryview, memoryview, tuple[Buffer, ...]]:
     """Return the pickle stream, the payload and its table, in private, writable memory.
 
     Raises:

@@ -18,7 +18,7 @@ FORMAT = 2
 directory, so that two versions of memo with different formats can share a Redis and a directory."""
 
 
-def later(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+def lazy_attributes(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
     """Return a `__getattr__` for a package that imports some of its names at their first use.
 
     Annotations name types of big modules in this way (`stores.Chain`), so that

@@ -175,7 +175,7 @@ OFFLOAD = Pool("memo-offload", 8)
 
 
 class _Job:
-    """A handle on work in the pool: it can be dropped until it has begun."""
+    """A handle of work in the pool, which can be dropped until it has begun."""
 
     __slots__ = ("dropped",)
 
@@ -185,7 +185,7 @@ class _Job:
     def cancel(self) -> None:
         self.dropped = True
 
-    def dead(self) -> bool:
+    def is_dead(self) -> bool:
         return False
 
 
@@ -210,7 +210,7 @@ class _Tick:
         self.dropped = True
         self.ticker.wake()
 
-    def dead(self) -> bool:
+    def is_dead(self) -> bool:
         return False
 
 
@@ -294,7 +294,7 @@ class Blocking:
         self,
         work: Callable[[Port], Coroutine[Any, Any, Any]],
         name: str,
-        ended: Callable[[], None] | None = None,
+        on_end: Callable[[], None] | None = None,
         *,
         apart: bool = False,
     ) -> Handle:
@@ -306,8 +306,8 @@ class Blocking:
                 if not handle.dropped:
                     context.run(_report, name, lambda: drive(work(BLOCKING)))
             finally:
-                if ended is not None:
-                    ended()
+                if on_end is not None:
+                    on_end()
 
         (APART if apart else BACKGROUND).submit(job)
         return handle
@@ -318,7 +318,7 @@ class Blocking:
     def every(self, seconds: float, work: Callable[[Port], Coroutine[Any, Any, Any]]) -> Handle:
         return RENEWALS.every(seconds, work)
 
-    def cancelled(self) -> bool:
+    def is_cancelled(self) -> bool:
         return False
 
 

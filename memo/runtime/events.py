@@ -77,7 +77,7 @@ TIER_LOST = "tier_lost"
 RECONFIGURED = "reconfigured"
 """From now on the settings describe another chain."""
 ERROR = "error"
-"""A fault of the cache that the caller did not notice; `reason` names its kind."""
+"""A fault of the cache, which did not reach the caller; `reason` names its kind."""
 
 
 class Event(NamedTuple):

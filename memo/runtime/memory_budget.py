@@ -31,19 +31,16 @@ class Holder(Protocol):
 
     limit: int
 
-    def held(self) -> int:
+    def held_bytes(self) -> int:
         """Return the bytes that it holds."""
         ...
 
-    def oldest(self) -> int | None:
-        """Return when its least recently used entry was used, as counted by `tick`.
-
-        None if it is empty.
-        """
+    def oldest_use(self) -> int | None:
+        """Return the count of the last use of its least recently used entry; None: it is empty."""
         ...
 
     def evict(self) -> None:
-        """Evict that entry."""
+        """Evict its least recently used entry."""
         ...
 
 
@@ -88,7 +85,7 @@ class Budget:
             self._bookkeeping = sum(table.__sizeof__() for table in _alive(self._tables))
         while self._is_exceeded():
             ages = [
-                (age, one) for one in _alive(self._holders) if (age := one.oldest()) is not None
+                (age, one) for one in _alive(self._holders) if (age := one.oldest_use()) is not None
             ]
             if not ages:
                 return
@@ -98,7 +95,7 @@ class Budget:
         limit, held = 0, self._bookkeeping
         for holder in _alive(self._holders):
             limit = max(limit, holder.limit)
-            held += holder.held()
+            held += holder.held_bytes()
         return held + min(FIXED, limit // 5) > limit
 
 

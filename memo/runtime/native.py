@@ -66,7 +66,7 @@ class _TaskHandle:
         except RuntimeError:  # the loop is closed: none of its tasks runs any more
             return
 
-    def dead(self) -> bool:
+    def is_dead(self) -> bool:
         return self._loop.is_closed() and not self._task.done()
 
 
@@ -136,17 +136,17 @@ class Native:
         self,
         work: Callable[[Port], Coroutine[Any, Any, Any]],
         name: str,
-        ended: Callable[[], None] | None = None,
+        on_end: Callable[[], None] | None = None,
         *,
         apart: bool = False,
     ) -> Handle:
         if apart:
-            return BLOCKING.spawn(work, name, ended)
+            return BLOCKING.spawn(work, name, on_end)
         task = self.loop.create_task(work(self), name=name)
         TASKS.add(task)
         task.add_done_callback(_finished)
-        if ended is not None:  # a task that is cancelled before it begins runs no line of `work`
-            task.add_done_callback(lambda _: ended())
+        if on_end is not None:  # a task that is cancelled before it begins runs no line of `work`
+            task.add_done_callback(lambda _: on_end())
         return _TaskHandle(task, self.loop)
 
     async def sleep(self, seconds: float) -> None:
@@ -157,7 +157,7 @@ class Native:
     def every(self, seconds: float, work: Callable[[Port], Coroutine[Any, Any, Any]]) -> Handle:
         return RENEWALS.every(seconds, work)
 
-    def cancelled(self) -> bool:
+    def is_cancelled(self) -> bool:
         import asyncio
 
         task = asyncio.current_task()

@@ -45,12 +45,12 @@ class Deferred:
 
 
 SHARED_ROUND_TRIPS: ContextVar[dict[object, Any] | None] = ContextVar("memo_together", default=None)
-"""Queries that sync code collects; None: it sends one after another."""
+"""Batches of look-ups that sync code collects; None: it sends each at once."""
 
 
 @contextmanager
 def sharing_round_trips() -> Iterator[None]:
-    """Collect the queries of sync code in this block; they are sent together once one is needed."""
+    """Collect the look-ups of sync code in this block, and send them when one is needed."""
     token = SHARED_ROUND_TRIPS.set({})
     try:
         yield
@@ -73,8 +73,8 @@ class Handle(Protocol):
         """Ask it to stop, from any thread; a thread that has begun cannot be stopped."""
         ...
 
-    def dead(self) -> bool:
-        """True if it can never end, because the loop that it ran on is closed."""
+    def is_dead(self) -> bool:
+        """True if it can never end, since its loop is closed."""
         ...
 
 
@@ -98,7 +98,7 @@ class Port(Protocol):
         Args:
             function: the function to call.
             args: its arguments.
-            apart: it may take long, so it must not occupy the small pool that other calls use.
+            apart: it may take long: use a thread outside the small pool.
         """
         ...
 
@@ -114,7 +114,7 @@ class Port(Protocol):
         self,
         work: Callable[[Port], Coroutine[Any, Any, Any]],
         name: str,
-        ended: Callable[[], None] | None = None,
+        on_end: Callable[[], None] | None = None,
         *,
         apart: bool = False,
     ) -> Handle:
@@ -125,9 +125,9 @@ class Port(Protocol):
         Args:
             work: the coroutine function to run.
             name: the task's name, for display.
-            ended: called when it has ended, even if it was cancelled before it began.
-            apart: use a thread even on a loop, so that it neither blocks that loop nor ends with
-                it. Without a loop: not in the small pool, so that it begins at once.
+            on_end: called when the work has ended, even if it was cancelled before it began.
+            apart: use a thread of its own, even on a loop: it begins at once, does not block the
+                loop, and outlives it.
         """
         ...
 
@@ -142,8 +142,8 @@ class Port(Protocol):
         """
         ...
 
-    def cancelled(self) -> bool:
-        """True if the running task was asked to stop (blocking: never)."""
+    def is_cancelled(self) -> bool:
+        """True if the running task is being cancelled (blocking: never)."""
         ...
 
     @property

@@ -96,13 +96,13 @@ def subdirectory(name: str, within: int) -> None:
     """
     with suppress(FileExistsError):
         os.mkdir(name, DIRECTORY_MODE, dir_fd=within)
-    with opened(name, within) as folder:
+    with open_directory(name, within) as folder:
         if stat.S_IMODE(os.fstat(folder).st_mode) != DIRECTORY_MODE:
             os.fchmod(folder, DIRECTORY_MODE)
 
 
 @contextmanager
-def opened(path: str | Path, within: int | None = None) -> Iterator[int]:
+def open_directory(path: str | Path, within: int | None = None) -> Iterator[int]:
     """Yield a descriptor of a directory; paths relative to it stay inside it.
 
     Args:
@@ -119,8 +119,8 @@ def opened(path: str | Path, within: int | None = None) -> Iterator[int]:
 
 
 @contextmanager
-def inside(path: str | Path, *, make: bool = False) -> Iterator[int]:
-    """Yield a descriptor of a folder in the cache directory: neither of the two may be a link.
+def open_folder(path: str | Path, *, make: bool = False) -> Iterator[int]:
+    """Yield a descriptor of a folder in the cache directory; neither of the two may be a link.
 
     Args:
         make: create both if they are missing.
@@ -147,10 +147,10 @@ def inside(path: str | Path, *, make: bool = False) -> Iterator[int]:
         os.close(folder)
 
 
-def listed(path: str | Path) -> list[str]:
-    """Return the names in a folder of the cache directory; none if it is missing, or a link."""
+def list_folder(path: str | Path) -> list[str]:
+    """Return the names in a folder of the cache directory; empty if it is missing, or a link."""
     try:
-        with inside(path) as folder:
+        with open_folder(path) as folder:
             return os.listdir(folder)
     except OSError:
         return []

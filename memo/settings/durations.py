@@ -7,12 +7,12 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from memo.errors import OptionError
-from memo.runtime import later
+from memo.runtime import lazy_attributes
 
 if TYPE_CHECKING:
     from datetime import timedelta as timedelta  # noqa: PLC0414 - annotations elsewhere name it
 else:
-    __getattr__ = later(__name__, {"timedelta": "datetime"})
+    __getattr__ = lazy_attributes(__name__, {"timedelta": "datetime"})
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _PART = r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)"

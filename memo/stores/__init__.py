@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from memo.runtime import later
+from memo.runtime import lazy_attributes
 
 if TYPE_CHECKING:
     from memo.stores.chain import Chain as Chain
 else:
-    __getattr__ = later(__name__, {"Chain": "memo.stores.chain"})
+    __getattr__ = lazy_attributes(__name__, {"Chain": "memo.stores.chain"})

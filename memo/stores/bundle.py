@@ -47,10 +47,10 @@ from memo.runtime.port import Port
 from memo.settings.secret_keys import SECRET_BYTES, Secret
 from memo.stores.protocols import Found, Generations, Source
 
-MAGIC = b"\x89bundle1"
+BUNDLE_MAGIC = b"\x89bundle1"
 KEY_VARIABLE = "MEMO_BUNDLE_KEY"
 """Environment variable with the key, used if no key is given."""
-_BODY_AT = 56
+_MANIFEST_AT = 56
 _LENGTH = struct.Struct(">Q")
 _LARGEST = 256 << 20
 """Largest accepted manifest in bytes."""
@@ -167,14 +167,14 @@ def write(path: Path, origin: Origin, parts: Sequence[Part], secret: Secret) -> 
             payload, at = (at, part.payload.nbytes), _aligned(at + part.payload.nbytes)
         items.append(part.item._replace(record=record, payload=payload))
     manifest = json.dumps({"origin": origin, "entries": items}).encode()
-    head = MAGIC + secret.id
+    head = BUNDLE_MAGIC + secret.id
     length = _LENGTH.pack(len(manifest))
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
     descriptor = private_files.create(temporary)
     try:
         with open(descriptor, "wb") as file:
             file.write(head + secret.seal(head, length, manifest) + length + manifest)
-            file.write(bytes(-(_BODY_AT + len(manifest)) % ALIGN))
+            file.write(bytes(-(_MANIFEST_AT + len(manifest)) % ALIGN))
             for part in parts:
                 for blob in (part.record, part.payload):
                     if blob is not None:
@@ -270,8 +270,8 @@ class Bundle:
     def _read(self) -> None:
         with open(self.path, "rb") as file:
             facts = os.fstat(file.fileno())
-            head = file.read(_BODY_AT)
-            if len(head) < _BODY_AT or not head.startswith(MAGIC):
+            head = file.read(_MANIFEST_AT)
+            if len(head) < _MANIFEST_AT or not head.startswith(BUNDLE_MAGIC):
                 raise BundleError(f"{self.path.name} is not a memo bundle.")
             (size,) = _LENGTH.unpack(head[48:])
             manifest = file.read(size) if size <= _LARGEST else b""
@@ -280,7 +280,7 @@ class Bundle:
         if self._secret is not None:
             self._verify(self._secret, head, manifest)
         self._identity = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
-        self._body = _aligned(_BODY_AT + size)
+        self._body = _aligned(_MANIFEST_AT + size)
         self.id = head[16:48].hex()
         try:
             contents = json.loads(manifest)
@@ -412,7 +412,7 @@ class Bundle:
         data = json.dumps([(*ref, *state) for ref, state in states.items()]).encode()
         temporary = f"{path.stem}.{os.urandom(8).hex()}.tmp"
         try:
-            with private_files.inside(path.parent, make=True) as folder:
+            with private_files.open_folder(path.parent, make=True) as folder:
                 descriptor = private_files.create(temporary, folder=folder)
                 with open(descriptor, "wb") as file:
                     file.write(secret.id + secret.seal(_SEALED_STATES, data) + data)
@@ -485,7 +485,7 @@ def _item(row: Sequence[Any]) -> Item:
 def _read_states(path: Path, secret: Secret) -> dict[Ref, State] | None:
     """Return the states in a file that this secret has sealed; None if there is none."""
     try:
-        with private_files.inside(path.parent) as folder:
+        with private_files.open_folder(path.parent) as folder:
             descriptor = private_files.open_old(path.name, folder=folder)
         with open(descriptor, "rb") as file:
             data = file.read()

@@ -55,7 +55,7 @@ from memo.stores.shared_findings import Findings
 from memo.stores.transfers import Transfers, Work
 from memo.stores.writing import Writer
 from memo.validity import check
-from memo.validity.check import MISS, Judge, LatestAnswers, Verdict, age, broken, texts
+from memo.validity.check import MISS, Judge, LatestAnswers, Verdict, age, state_texts, why_changed
 
 BIG = 1 << 20
 """A record of at least this many bytes has its seal checked off the event loop."""
@@ -389,8 +389,8 @@ class Chain:
             if host is not None and not self._asks_each_time:
                 entry = self._entry_in_first(name, key)
                 if entry is not None and entry.texts is not None:
-                    present = host.generations.texts(entry.packed_generations)
-                    return None if broken(entry.texts, present) else entry
+                    present = host.generations.present_texts(entry.packed_generations)
+                    return None if why_changed(entry.texts, present) else entry
             if self._quick_server is None or self.authorities.has_missed_turns():
                 return None
             return self._start_quick_lookup(self._quick_server, port(), name, key, since)
@@ -494,7 +494,7 @@ class Chain:
             return None
         if entry is None or entry.texts is None or states is None:
             return None
-        if broken(entry.texts, texts(states)):
+        if why_changed(entry.texts, state_texts(states)):
             return None
         if self.authorities.was_interrupted():  # it may have answered from an older state
             return None

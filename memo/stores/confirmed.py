@@ -16,7 +16,7 @@ from memo.records.stamp_types import State
 from memo.runtime.port import Port
 from memo.stores.authorities import Authorities
 from memo.stores.protocols import FrontTier, Host, Listener
-from memo.validity.check import broken, texts
+from memo.validity.check import state_texts, why_changed
 
 LEARN_AGAIN = 1.0
 """Seconds until the host is asked to learn again after it could not."""
@@ -91,20 +91,20 @@ class ConfirmedEntries:
         try:
             if self.entry(name) is entry:
                 own = host.generations.read(entry.refs)
-                if not broken(entry.recorded, texts(own)):
+                if _hold(entry, own):
                     return own
             mark = listener.mark()
             before = host.generations.read(entry.refs)
             states, by = await self._authorities.states_and_authority(port, entry.refs)
-            if mark is None or by is host.generations or broken(entry.recorded, texts(states)):
+            if mark is None or by is host.generations or not _hold(entry, states):
                 return states
-            if await self._has_learned(port, host, entry, before, states):
+            if await self._let_host_learn(port, host, entry, before, states):
                 self._front.remember(name, Confirmation(entry, mark), entry.record)
         except TierError:  # the next lookup meets and reports the error
             return None
         return states
 
-    async def _has_learned(
+    async def _let_host_learn(
         self,
         port: Port,
         host: Host,
@@ -120,15 +120,20 @@ class ConfirmedEntries:
             before: what the host read before the shared authority was asked.
             states: what the shared authority answered.
         """
-        if not broken(entry.recorded, texts(before)):
+        if _hold(entry, before):
             return True
         if time.monotonic() < self._learn_at:
             return False
         try:
             await port.offload(host.generations.learn, entry.refs, before, states)
-            if not broken(entry.recorded, texts(host.generations.read(entry.refs))):
+            if _hold(entry, host.generations.read(entry.refs)):
                 return True
         except TierError as error:
             self._fault("host", error)
         self._learn_at = time.monotonic() + LEARN_AGAIN
         return False
+
+
+def _hold(entry: Entry, states: Sequence[State]) -> bool:
+    """True if the generations of an entry still have the states that it recorded."""
+    return not why_changed(entry.recorded_texts, state_texts(states))

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from memo.errors import EntryError, OptionError, TierError
 from memo.records import seal
-from memo.records.codec import Payload, aligned
+from memo.records.codec import Payload, aligned_bytes
 from memo.records.seal import Entry
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.port import Port
@@ -182,7 +182,7 @@ class CustomTier:
         payload: Payload | None,
         lifetime: float | None,
     ) -> None:
-        items = {} if payload is None else {_payload_key(payload.digest): aligned(payload)}
+        items = {} if payload is None else {_payload_key(payload.digest): aligned_bytes(payload)}
         await self.await_store(port, self.write({**items, name: record}, lifetime))
 
     async def store_many(self, port: Port, records: Sequence[RecordToStore]) -> None:
@@ -253,7 +253,7 @@ class CustomGenerations:
 
     def states_in(self, refs: Sequence[Ref], values: Mapping[str, bytes | None]) -> list[State]:
         """Return the states of some refs, from the values of `keys`."""
-        return [stamps.read(ref, self._fields(ref, values)) for ref in refs]
+        return [stamps.state_of(ref, self._fields(ref, values)) for ref in refs]
 
     def _fields(self, ref: Ref, values: Mapping[str, bytes | None]) -> dict[str, str]:
         """Return the fields that a ref can read.

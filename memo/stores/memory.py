@@ -247,12 +247,12 @@ class Memory:
                 self._forget(oldest)
         self._budget.enforce()
 
-    def held(self) -> int:
-        """See `memo.runtime.memory_budget.Holder.held`."""
+    def held_bytes(self) -> int:
+        """See `memo.runtime.memory_budget.Holder.held_bytes`."""
         return self._bytes
 
-    def oldest(self) -> int | None:
-        """See `memo.runtime.memory_budget.Holder.oldest`."""
+    def oldest_use(self) -> int | None:
+        """See `memo.runtime.memory_budget.Holder.oldest_use`."""
         with self._lock:
             oldest = self._oldest()
             return None if oldest is None else self._entries[oldest].used
@@ -393,7 +393,7 @@ class MemoryGenerations:
 
     def read(self, refs: Sequence[Ref]) -> list[State]:
         """As `states`, but a plain function."""
-        return [stamps.read(ref, self._groups.get(ref.group, {})) for ref in refs]
+        return [stamps.state_of(ref, self._groups.get(ref.group, {})) for ref in refs]
 
     async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
         """See `memo.stores.protocols.Generations.states`."""

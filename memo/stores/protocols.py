@@ -700,7 +700,7 @@ class HostGenerations(Generations, Protocol):
         """As `states`, but a plain function."""
         ...
 
-    def texts(self, packed_generations: Iterable[PackedGeneration]) -> list[str]:
+    def present_texts(self, packed_generations: Iterable[PackedGeneration]) -> list[str]:
         """Return the present token of each generation.
 
         Raises:

@@ -1,4 +1,4 @@
-"""The check: an entry's stamps still hold, it is young enough, and no later answer was given.
+"""The check: do an entry's stamps hold, is it young enough, and was no later answer given.
 
 Every path to an answer and every store uses it.  A path may skip work, such as parsing a header or
 asking a tier, but never this check.
@@ -77,7 +77,7 @@ class Verdict(NamedTuple):
 
 
 class Expired(str):
-    """The reason for an entry that `memo.expire` has expired.
+    """The reason for an entry that was expired by `memo.expire`.
 
     Attributes:
         at: when, in nanoseconds since the epoch.
@@ -94,7 +94,7 @@ class Expired(str):
 
 
 class Unconfirmed(str):
-    """The reason for an entry that is in doubt only because of results that can be asked for again.
+    """The reason for an entry that only results put in doubt, which can be asked for again.
 
     Attributes:
         at: when the last of them was expired, if nothing else happened to them; else None.
@@ -111,21 +111,21 @@ class Unconfirmed(str):
 
 
 def expiry(reason: str) -> int | None:
-    """Return when an entry was expired, if that is the only reason against it; else None."""
+    """Return when an entry was expired; None if there is another reason against it."""
     return reason.at if isinstance(reason, (Expired, Unconfirmed)) else None
 
 
 def may_answer(reason: str) -> bool:
-    """True if a policy may let an entry answer in spite of a reason."""
+    """True if a policy may let an entry answer despite a reason."""
     return reason == SOURCE_UNREACHABLE or isinstance(reason, (Expired, Unconfirmed))
 
 
-def broken(recorded: list[str], present: list[str]) -> str:
-    """Return why generations have changed; "" if they have not.
+def why_changed(recorded: list[str], present: list[str]) -> str:
+    """Return why generations have changed since they were recorded; "" if they have not.
 
     Args:
         recorded: the texts of their states in the entry.
-        present: the texts of their states now.  A lost one, `""`, never holds.
+        present: the texts of their states now; a lost one, `""`, never holds.
 
     Returns:
         One of the reasons; an `Expired` if the entry was only expired.
@@ -142,8 +142,8 @@ def broken(recorded: list[str], present: list[str]) -> str:
     return Expired.since(min(times)) if times else ""
 
 
-def texts(states: Iterable[State]) -> list[str]:
-    """Return the texts of some states, for comparison."""
+def state_texts(states: Iterable[State]) -> list[str]:
+    """Return the texts of states, for `why_changed`."""
     return list(map(_text, states))
 
 
@@ -162,11 +162,11 @@ async def why_invalid(port: Port, stamps: Sequence[Stamp], states: Sequence[Stat
     """
     recorded = [stamp.state.text for stamp in stamps if type(stamp) is Generation]
     if len(recorded) == len(stamps):
-        return broken(recorded, texts(states))
+        return why_changed(recorded, state_texts(states))
     if type(stamps[-1]) is Result:
         found = await reasons(port, stamps, states)
         return _combined(stamps, found) if any(found) else ""
-    reason = broken(recorded, texts(states))
+    reason = why_changed(recorded, state_texts(states))
     if reason and not isinstance(reason, Expired):
         return reason
     others = [stamp for stamp in stamps if type(stamp) is not Generation]
@@ -181,14 +181,14 @@ async def why_invalid(port: Port, stamps: Sequence[Stamp], states: Sequence[Stat
 
 
 async def reasons(port: Port, stamps: Sequence[Stamp], states: Sequence[State]) -> list[str]:
-    """Return for each of some stamps why it does not hold, or `""`; always `""` for a result."""
+    """Return for each stamp why it does not hold, or `""`; always `""` for a result."""
     now = iter(states)
     others = [stamp for stamp in stamps if type(stamp) not in (Generation, Result)]
     whys = iter(await dependencies.check(port, others))
     found: list[str] = []
     for stamp in stamps:
         if type(stamp) is Generation:
-            found.append(broken([stamp.state.text], [next(now).text]))
+            found.append(why_changed([stamp.state.text], [next(now).text]))
         else:
             found.append("" if type(stamp) is Result else next(whys))
     return found
@@ -317,7 +317,7 @@ def ttl_in_force(times: Times, policy: Policy, live_ttl: float | None) -> float 
 
 
 def _share(times: Times, policy: Policy) -> float:
-    """Return the fraction of a live ttl that `use_jitter` leaves; constant for each entry.
+    """Return the fraction of a live ttl that `use_jitter` leaves, the same at each judgement.
 
     It is derived from the last digits of the stored ttl, which are random with jitter.
     """
@@ -384,7 +384,7 @@ def final_verdict(judge: Judge, times: Times, reason: str, *, raised: bool) -> V
 
 
 class LatestAnswers:
-    """When the computation behind the latest answer for each key began.  Thread-safe.
+    """The start of the computation behind the latest answer for each key.  Thread-safe.
 
     An older answer is not given any more, whichever tier has it (I2).
 
@@ -424,7 +424,7 @@ class LatestAnswers:
         return self._recent.get(key) or self._previous.get(key, 0)
 
     def accept(self, key: str, started: int) -> bool:
-        """Record an answer and return True, unless one that was computed later was given before."""
+        """Record an answer and return True; False if a later one was given before."""
         if self._recent.get(key) == started:
             return True
         if self.is_newer_than(key, started):

@@ -42,7 +42,7 @@ _READ = 1 << 20
 ARGUMENTS = 64 * 1024
 """Most bytes of pickled arguments of a callable that an entry stores."""
 _MISSING = "missing"
-"""The facts of a missing path."""
+"""The version of a path that does not exist."""
 
 
 class File:
@@ -88,7 +88,7 @@ class File:
 
     @staticmethod
     def __memo_argument__(value: Any) -> Any:
-        """Return what represents the argument in the key: absolute paths."""
+        """Return the absolute paths that represent the argument in the key."""
         if isinstance(value, (list, tuple)):
             return [_absolute(one) for one in value]
         return value if value is None else _absolute(value)
@@ -99,10 +99,10 @@ def _absolute(value: Any) -> str:
         path = os.fsdecode(os.fspath(value))
     except TypeError:
         raise OptionError("File", value, "must be a path, or a list of paths.") from None
-    return _place(path)
+    return _absolute_path(path)
 
 
-def _place(path: str) -> str:
+def _absolute_path(path: str) -> str:
     """Return an absolute path, or a URL unchanged."""
     if path.startswith("file://"):
         path = path.removeprefix("file://")
@@ -141,7 +141,7 @@ def _remote_facts(urls: list[remote.UrlQuery]) -> dict[remote.UrlQuery, str]:
     """Return the facts of URLs, queried concurrently."""
     from memo.validity import remote
 
-    return {one: facts or remote.unknown() for one, facts in remote.all_facts(urls).items()}
+    return {one: facts or remote.unknown_version() for one, facts in remote.query_all(urls).items()}
 
 
 def _facts(path: str, by_content: bool) -> str:
@@ -271,7 +271,7 @@ class Dependencies:
         self.files: list[File] = []
         self.calls: list[Callable[..., Any]] = []
         self._takes: list[tuple[str, ...] | None] = []
-        for one in _listed(depends_on):
+        for one in _as_list(depends_on):
             self._add(one)
         self.arguments = {
             name: isinstance(part, File) and part.by_content
@@ -314,10 +314,7 @@ class Dependencies:
         self.files.append(file)
 
     def _declared_arguments(self, one: Callable[..., Any]) -> tuple[str, ...] | None:
-        """Return the names of the arguments that a callable declares.
-
-        None if it takes all of them.
-        """
+        """Return the names of the arguments that a callable declares; None: it takes all."""
         try:
             parameters = inspect.signature(one).parameters
         except ValueError:  # written in C: errors show when it is called
@@ -351,25 +348,25 @@ class Dependencies:
         paths = list(self._paths(bound.arguments))
         taken: list[Stamp] = []
         for index, function in enumerate(self.calls):
-            needed = self._needed(index, bound.arguments)
+            needed = self._arguments_of(index, bound.arguments)
             try:
                 digest, named = await self.answer(port, function, needed)
             except Exception as error:
                 raise DependencyError(
                     f"{self.identity}: depends_on {shown(function)} raised {error!r}"
                 ) from error
-            packed = self._packed(function, needed) if needed else ""
+            packed = self._pack(function, needed) if needed else ""
             taken.append(Call(f"{self.identity}#{index}", digest, packed))
             paths += named
         files = await port.offload(file_stamps, paths, self.every)
         return (*files, *taken)
 
-    def _needed(self, index: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def _arguments_of(self, index: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call that a callable takes."""
-        names, flat = self._takes[index], _by_name(self.signature, arguments)
+        names, flat = self._takes[index], _flat_arguments(self.signature, arguments)
         return {name: flat[name] for name in (flat if names is None else names) if name in flat}
 
-    def _packed(self, function: Callable[..., Any], needed: Mapping[str, Any]) -> str:
+    def _pack(self, function: Callable[..., Any], needed: Mapping[str, Any]) -> str:
         encoded, why = None, f"take more than {ARGUMENTS // 1024} KiB"
         try:
             encoded = codec.encode(needed)
@@ -395,8 +392,8 @@ class Dependencies:
         for file in self.files:
             path = file.path
             if "{" in path or "}" in path:
-                path = path.format(**_by_name(self.signature, arguments))
-            yield _place(path), file.by_content
+                path = path.format(**_flat_arguments(self.signature, arguments))
+            yield _absolute_path(path), file.by_content
         for name, by_content in self.arguments.items():
             value = File.__memo_argument__(arguments.get(name))
             for path in [value] if isinstance(value, str) else value or ():
@@ -404,12 +401,12 @@ class Dependencies:
 
 
 def _files_in(answer: Any) -> Iterator[tuple[str, bool]]:
-    """Yield the paths in the answer of a callable, as its digest covers only their names."""
+    """Yield the files in the answer of a callable, whose digest covers only their names."""
     for one in answer if isinstance(answer, (list, tuple)) else (answer,):
         if isinstance(one, File):
-            yield _place(one.path), one.by_content
+            yield _absolute_path(one.path), one.by_content
         elif isinstance(one, os.PathLike):
-            yield _place(os.fsdecode(one)), False
+            yield _absolute_path(os.fsdecode(one)), False
 
 
 def _keyable(answer: Any) -> Any:
@@ -425,7 +422,7 @@ def is_remote(stamp: Stamp) -> bool:
 
 
 async def check(port: Port, stamps: Sequence[Stamp]) -> list[str]:
-    """For each of some file and call stamps, return why it does not hold any more, or "".
+    """Return for each file or call stamp why it does not hold any more, or "".
 
     URLs are queried concurrently.
     """
@@ -449,7 +446,7 @@ async def _present(port: Port, stamps: Iterable[FileStamp]) -> dict[remote.UrlQu
             todo.append(one)
         else:
             now[one] = known
-    return {**now, **await port.offload(remote.all_facts, todo)} if todo else now
+    return {**now, **await port.offload(remote.query_all, todo)} if todo else now
 
 
 async def _why_changed(port: Port, stamp: Stamp, now: Mapping[remote.UrlQuery, str | None]) -> str:
@@ -471,7 +468,7 @@ async def _call_holds(port: Port, stamp: Call) -> bool:
     if dependencies is None or int(index) >= len(dependencies.calls):
         return False  # the module with the callable is not imported
     try:
-        needed = _unpacked(stamp.arguments)
+        needed = _unpack(stamp.arguments)
         function = dependencies.calls[int(index)]
         digest, _ = await dependencies.answer(port, function, needed)
         return digest == stamp.digest
@@ -479,17 +476,17 @@ async def _call_holds(port: Port, stamp: Call) -> bool:
         return False  # taking the stamp again reports the error
 
 
-def _unpacked(arguments: str) -> dict[str, Any]:
+def _unpack(arguments: str) -> dict[str, Any]:
     if not arguments:
         return {}
     needed = codec.decode(memoryview(a2b_base64(arguments)), None, ())
     if not isinstance(needed, dict):
-        raise EntryError(DEPENDENCY_CHANGED, "the arguments of a callable are no mapping")
+        raise EntryError(DEPENDENCY_CHANGED, "the arguments of a callable are not a mapping")
     return needed
 
 
 def _placeholders(path: str) -> list[str]:
-    """Return the names in braces of a path, without what follows a dot or a bracket."""
+    """Return the names in braces in a path, up to a dot or a bracket."""
     from string import Formatter
 
     try:
@@ -499,7 +496,7 @@ def _placeholders(path: str) -> list[str]:
     return [re.split(r"[.\[]", field, maxsplit=1)[0] for field in fields]
 
 
-def _by_name(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _flat_arguments(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return bound arguments by name, with those of `**kwargs` under their own names."""
     flat = dict(arguments)
     for parameter in signature.parameters.values():
@@ -508,7 +505,7 @@ def _by_name(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict
     return flat
 
 
-def _listed(depends_on: Any) -> list[Any]:
+def _as_list(depends_on: Any) -> list[Any]:
     if depends_on is None:
         return []
     if isinstance(depends_on, (str, os.PathLike, File)) or callable(depends_on):

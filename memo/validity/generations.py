@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.named_tuple import NamedTuple
 from memo.validity import stamps
-from memo.validity.stamps import ALL, FIELDS, LAST, SHAPES, TOKEN, Turn
+from memo.validity.stamps import ALL, LAST, MOST_FIELDS, SHAPES, TOKEN, Turn
 
 MOST_SHAPES = 64
 """Most shapes of a group; beyond it the group is renewed, since each shape costs every reader a
@@ -36,10 +36,7 @@ class Change(NamedTuple):
 
 
 def change_for(fields: Mapping[str, str], turn: Turn, note: str, token: str = "") -> Change:
-    """Return the change for one invalidation.
-
-    A fresh token (or `token`) in the field of `turn` and in `!`.
-    """
+    """Return the change for one turn: a fresh token (or `token`) in its field and in `!`."""
     value = (token or stamps.token_for(turn)) + note
     if not turn.arguments:
         return Change({ALL: value, LAST: value}, renew=True)
@@ -47,29 +44,29 @@ def change_for(fields: Mapping[str, str], turn: Turn, note: str, token: str = ""
     shape = stamps.shape(turn.arguments)
     if shape not in shapes:
         shapes.append(shape)
-    if len(fields) >= FIELDS or len(shapes) > MOST_SHAPES:
+    if len(fields) >= MOST_FIELDS or len(shapes) > MOST_SHAPES:
         return Change({ALL: value, LAST: value}, renew=True)
     return Change({stamps.field(turn.arguments): value, LAST: value, SHAPES: "|".join(shapes)})
 
 
 def change_for_all(fields: Mapping[str, str], turns: Sequence[Turn], note: str) -> Change:
-    """Return the change for several invalidations of one group, in time linear in their number."""
+    """Return the change for several turns of one group, in time linear in their number."""
     if len(turns) == 1:
         return change_for(fields, turns[0], note)
     whole = next((turn for turn in turns if not turn.arguments), None)
     shapes = {s: None for s in fields.get(SHAPES, "").split("|") if s}
     shapes.update({stamps.shape(turn.arguments): None for turn in turns})
-    if whole is not None or len(fields) + len(turns) > FIELDS or len(shapes) > MOST_SHAPES:
+    if whole is not None or len(fields) + len(turns) > MOST_FIELDS or len(shapes) > MOST_SHAPES:
         return change_for(fields, whole or Turn(turns[0].group), note)
     write = {stamps.field(turn.arguments): stamps.token_for(turn) + note for turn in turns}
     return Change({**write, LAST: stamps.token() + note, SHAPES: "|".join(shapes)})
 
 
 def fields_without_table(turn: Turn, note: str) -> dict[str, str]:
-    """Return what one invalidation writes in a store that has fields but no table of them.
+    """Return the fields that one turn writes in a store that cannot list the fields of a group.
 
-    Such a store cannot have a list of shapes, so an invalidation that `readable_fields` does not
-    cover turns the whole group.
+    Such a store has no shapes, so a turn that `readable_fields` does not cover turns the whole
+    group.
     """
     token = stamps.token_for(turn)
     if stamps.is_soft(
@@ -81,7 +78,7 @@ def fields_without_table(turn: Turn, note: str) -> dict[str, str]:
 
 
 def readable_fields(ref: Ref) -> list[tuple[tuple[str, str], ...]]:
-    """Return the arguments of the fields that such a store reads for a ref, besides `*` and `!`."""
+    """Return the arguments of the fields that such a store reads for a ref, beside `*` and `!`."""
     if not ref.arguments:
         return [_EXPIRED]
     singles: list[tuple[tuple[str, str], ...]] = [_EXPIRED, *((pair,) for pair in ref.arguments)]
@@ -92,14 +89,14 @@ _EXPIRED = ((stamps.SOFT, ""),)
 
 
 def change_to_learn(fields: Mapping[str, str], ref: Ref, now: State) -> Change:
-    """Adopt another authority's state, so that `stamps.read(ref, fields)` returns `now`.
+    """Return the change after which a ref has the state `now`, read from another authority.
 
-    A group that is lost there is lost here too: it holds for no entry. The same goes for one that
-    exceeds its bound, since fields may only be deleted together with `*`.
+    A group that is lost there is lost here too.  So is one with too many fields, since fields may
+    only be deleted together with `*`.
     """
-    if now == LOST or len(fields) >= FIELDS:
+    if now == LOST or len(fields) >= MOST_FIELDS:
         return Change({}, renew=bool(fields))
-    star, covering = parsed(now)
+    star, covering = split_state(now)
     write = {ALL: star, **covering}
     if now.last:
         write[LAST] = now.last
@@ -107,7 +104,7 @@ def change_to_learn(fields: Mapping[str, str], ref: Ref, now: State) -> Change:
     missing = dict.fromkeys(name.partition("=")[0] for name in covering)
     write[SHAPES] = "|".join([*shapes, *(s for s in missing if s not in shapes)])
     write = {name: value for name, value in write.items() if not _same(fields.get(name), value)}
-    _, mine = parsed(stamps.read(ref, fields))
+    _, mine = split_state(stamps.state_of(ref, fields))
     gone = [name for name in mine if name not in covering]
     if not now.last and LAST in fields:
         gone.append(LAST)
@@ -119,11 +116,8 @@ def _same(present: str | None, value: str) -> bool:
     return (present or "") == value or (len(value) == TOKEN and (present or "")[:TOKEN] == value)
 
 
-def parsed(state: State) -> tuple[str, dict[str, str]]:
-    """Split a state into its `*` token and the token of each covering field.
-
-    `!` is not included.
-    """
+def split_state(state: State) -> tuple[str, dict[str, str]]:
+    """Split a state into its `*` token and the tokens of its covering fields, without `!`."""
     star, *rest = state.text.split("|")
     pairs = (part.rpartition(":") for part in rest)
     return star, {name: token for name, _, token in pairs if name != LAST}
@@ -134,7 +128,7 @@ def notes_for(fields: Mapping[str, str], ref: Ref) -> list[tuple[str, str]]:
     if ref.arguments is None:
         names = [name for name in fields if name not in (LAST, SHAPES)]
     else:
-        names = [ALL, *parsed(stamps.read(ref, fields))[1]]
+        names = [ALL, *split_state(stamps.state_of(ref, fields))[1]]
     return [(name, fields[name][TOKEN:]) for name in names if len(fields.get(name, "")) > TOKEN]
 
 

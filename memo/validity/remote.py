@@ -1,4 +1,4 @@
-"""Data sets behind URLs: how their present version is identified.
+"""Data sets behind URLs, each identified by its present version.
 
 `http` and `https` are queried by `HEAD`; all other schemes go through fsspec, so `s3://`, `gs://`,
 `az://`, `sftp://`, … work if the package for that file system is installed.  A version is
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TIMEOUT = 10.0
 """Seconds that a server may take to answer."""
 MISSING = "missing"
-"""The facts of a URL without content."""
+"""The version of a URL that has no content."""
 SLOW = 1.0
 """A failed query that took this many seconds or more counts as a wait: the source is then not asked
 again for as long as the query took."""
@@ -40,8 +40,7 @@ _WEB = ("http", "https")
 _READ = 1 << 20
 _known: dict[tuple[str, bool], tuple[float, str]] = {}
 _silent: dict[tuple[str, bool], tuple[float, str]] = {}
-"""For a source that kept a caller waiting: (monotonic time until which it is not asked, its
-error)."""
+"""Sources that kept a caller waiting: (monotonic time until which they are not asked, error)."""
 _lock = threading.Lock()
 _pool = Pool("memo-offload-remote", AT_ONCE - 1)  # plus the caller's own thread
 
@@ -72,20 +71,20 @@ UrlQuery = tuple[str, bool]
 """A URL, and True if its content is compared."""
 
 
-def unknown() -> str:
-    """Return an identity that no version of a source has."""
+def unknown_version() -> str:
+    """Return a text that equals no version of a source."""
     return f"unknown at {time.time_ns()}"
 
 
-def all_facts(wanted: Iterable[UrlQuery]) -> dict[UrlQuery, str | None]:
-    """As `facts_or_none` for several URLs, with up to `AT_ONCE` queries at the same time."""
+def query_all(wanted: Iterable[UrlQuery]) -> dict[UrlQuery, str | None]:
+    """As `query`, for several URLs, up to `AT_ONCE` of them at the same time."""
     todo = list(dict.fromkeys(wanted))
     found: dict[UrlQuery, str | None] = {}
     answered = threading.Semaphore(0)
 
     def ask(one: UrlQuery) -> None:
         try:
-            found[one] = facts_or_none(*one)
+            found[one] = query(*one)
         finally:
             answered.release()
 
@@ -102,14 +101,14 @@ def all_facts(wanted: Iterable[UrlQuery]) -> dict[UrlQuery, str | None]:
     return {one: found.get(one) for one in todo}
 
 
-def facts_or_none(url: str, by_content: bool) -> str | None:
-    """Return the identity of the version at a URL; None, with an event, if it is unknown."""
+def query(url: str, by_content: bool) -> str | None:
+    """Return the version at a URL; None, with an event, if its source does not answer."""
     begun = time.monotonic()
     try:
         found = _facts(url, by_content)
     except UnreachableError as error:
         _pause_source(url, by_content, time.monotonic() - begun, str(error))
-        detail = f"{named(url)}: {error}"
+        detail = f"{display_url(url)}: {error}"
         events.emit(events.Event(events.ERROR, reason=SOURCE_UNREACHABLE, detail=detail))
         return None
     with _lock:
@@ -121,7 +120,7 @@ def facts_or_none(url: str, by_content: bool) -> str | None:
 
 
 def _pause_source(url: str, by_content: bool, waited: float, why: str) -> None:
-    """Pause queries to a source that kept a caller waiting: one call may check several tiers."""
+    """Pause queries to a slow source, since one call may check it for several tiers."""
     if waited < SLOW:
         return
     with _lock:
@@ -131,14 +130,14 @@ def _pause_source(url: str, by_content: bool, waited: float, why: str) -> None:
 
 
 def recent_facts(stamp: File) -> str | None:
-    """Return the last known state of a source if it is not older than `check_every`; else None."""
+    """Return the last known version of a source if it is not older than `check_every`."""
     known = _known.get((stamp.path, stamp.by_content)) if stamp.every else None
     if known is None or time.monotonic() - known[0] >= stamp.every:
         return None
     return known[1]
 
 
-def named(url: str) -> str:
+def display_url(url: str) -> str:
     """Return a URL for display, without user, password and query."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
@@ -169,21 +168,18 @@ def _page_version(url: str, by_content: bool) -> str:
 
 
 def _version_in_headers(url: str) -> str:
-    """Identify the version by ETag, else by Last-Modified and length.
-
-    `""` if the server sends neither.
-    """
+    """Return the version by ETag, else by Last-Modified and length; `""` if there is neither."""
     import urllib.error  # imports ssl, which only a dependency on a URL needs
     from http.client import HTTPException
 
     try:
-        with _opened(url, "HEAD") as reply:
+        with _open(url, "HEAD") as reply:
             tag, at = reply.headers.get("ETag"), reply.headers.get("Last-Modified")
             size = reply.headers.get("Content-Length", "")
     except urllib.error.HTTPError as error:
         if error.code in (405, 501):  # the server does not support HEAD
             return ""
-        return _missing(error)
+        return _missing_or_raise(error)
     except (OSError, HTTPException, ValueError) as error:
         raise UnreachableError(type(error).__name__) from None
     return f"etag:{tag}" if tag else f"modified:{at}:{size}" if at else ""
@@ -195,17 +191,17 @@ def _content_of_page(url: str) -> str:
 
     digest = blake2b(digest_size=20)
     try:
-        with _opened(url, "GET") as reply:
+        with _open(url, "GET") as reply:
             while piece := reply.read(_READ):
                 digest.update(piece)
     except urllib.error.HTTPError as error:
-        return _missing(error)
+        return _missing_or_raise(error)
     except (OSError, HTTPException, ValueError) as error:
         raise UnreachableError(type(error).__name__) from None
     return f"content:{digest.hexdigest()}"
 
 
-def _opened(url: str, method: str) -> Any:
+def _open(url: str, method: str) -> Any:
     """Open a URL; `_facts` has checked that its scheme is http or https."""
     import urllib.request
 
@@ -213,7 +209,7 @@ def _opened(url: str, method: str) -> Any:
     return urllib.request.urlopen(request, timeout=TIMEOUT)  # noqa: S310
 
 
-def _missing(error: urllib.error.HTTPError) -> str:
+def _missing_or_raise(error: urllib.error.HTTPError) -> str:
     with error:
         if error.code in (404, 410):
             return MISSING
@@ -229,17 +225,17 @@ def _files_version(url: str, by_content: bool) -> str:
     try:
         files, path = fsspec.core.url_to_fs(url)
         files.invalidate_cache()
-        found = _listed(files, path)
+        found = _find_files(files, path)
         if by_content:
-            return _all(sorted(found), lambda one: _content(files, one))
-        return _all(sorted(found), lambda one: _version(found[one]))
+            return _combine(sorted(found), lambda one: _content(files, one))
+        return _combine(sorted(found), lambda one: _version(found[one]))
     except FileNotFoundError:
         return MISSING
     except Exception as error:  # each file system has errors of its own
         raise UnreachableError(type(error).__name__) from None
 
 
-def _listed(files: Any, path: str) -> Mapping[str, Mapping[str, Any]]:
+def _find_files(files: Any, path: str) -> Mapping[str, Mapping[str, Any]]:
     """Return the files of a path, a directory or a pattern, with the facts of each."""
     if any(sign in path for sign in "*?["):
         found: dict[str, Any] = files.glob(path, detail=True)
@@ -252,7 +248,7 @@ def _listed(files: Any, path: str) -> Mapping[str, Mapping[str, Any]]:
 
 
 def _version(info: Mapping[str, Any]) -> str:
-    """Identify the version by ETag, else by size and modification time."""
+    """Return the version by ETag, else by size and modification time."""
     for name in ("ETag", "etag", "md5Hash", "content_md5"):
         if info.get(name):
             return f"etag:{info[name]}"
@@ -269,7 +265,7 @@ def _content(files: Any, path: str) -> str:
     return f"content:{digest.hexdigest()}"
 
 
-def _all(names: Iterable[str], version: Any) -> str:
+def _combine(names: Iterable[str], version: Any) -> str:
     lines = [f"{name}\0{version(name)}\n" for name in names]
     if len(lines) <= 1:
         return lines[0].rstrip("\n").partition("\0")[2] if lines else MISSING

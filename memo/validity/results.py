@@ -1,4 +1,4 @@
-"""Result stamps: `cutoff` results that an entry was built on and that can be asked for again.
+"""Result stamps: the `cutoff` results that an entry was built on, which can be asked for again.
 
 An entry has one flat list of stamps.  A `Result` refers to the positions of the stamps that it
 stands for; all other stamps are absolute.
@@ -79,7 +79,7 @@ def _claimed(known: Iterable[Stamp]) -> set[int]:
 
 
 def _beneath(known: Sequence[Stamp], result: Result) -> tuple[Stamp, ...]:
-    """Return the stamps that a result stands for, in the form an entry stores."""
+    """Return the stamps that a result stands for, as an entry stores them."""
     wanted: set[int] = set()
     left = list(result.beneath)
     while left:

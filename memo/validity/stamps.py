@@ -24,7 +24,7 @@ Rules of this module:
 4.  A `Ref` names the part of a group that one call depends on: the group and the call's argument
     digests.  Its `State` is `*` and every field that covers the call.  Invalidating is O(1): write
     one field.  Reading is O(number of shapes), which is small and bounded.
-5.  A group with more than `FIELDS` fields is renewed: `*` turns and the other fields are deleted.
+5.  A group with more than `MOST_FIELDS` fields is renewed: `*` turns, all others are deleted.
 6.  A *soft* turn lets entries expire instead of dropping them.  Its field names one more argument,
     `~`, which every call has with an empty digest.  So it leaves all other fields unchanged, and
     an entry for which only such fields have changed has expired; the field's token says when.
@@ -47,15 +47,15 @@ LAST = "!"
 SHAPES = "?"
 SOFT = "~"
 TAGS = "t"
-"""The group that every invalidation of a tag turns before the tag's own."""
+"""The group that any invalidation of a tag turns, before the tag's own."""
 TOKEN = 16
 """Characters of a token: 96 random bits in URL-safe base 64."""
-FIELDS = 4096
+MOST_FIELDS = 4096
 """Most fields of a group; beyond it the group is renewed."""
-LONGEST = 1000
+LONGEST_NAME = 1000
 """Most characters of a prefix or a tag that become part of the name of its group."""
-READS = 256
-"""With more refs of one group than this, a computation stores one stamp of the whole group."""
+MOST_REFS = 256
+"""Most refs of one group in an entry; with more of them it has one stamp of the whole group."""
 
 
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
@@ -68,7 +68,7 @@ def token() -> str:
 
 
 def token_for(turn: Turn) -> str:
-    """Return a fresh token for an invalidation; that of a soft one begins with the time."""
+    """Return a fresh token for a turn; that of a soft one begins with the time."""
     if not is_soft(turn.arguments):
         return token()
     at = (time.time_ns() // 1_000_000).to_bytes(6, "big")
@@ -100,25 +100,22 @@ class Turn(NamedTuple):
 
 
 def tag_turns(tag: str) -> tuple[Turn, Turn]:
-    """Return the turns that invalidate a tag.
-
-    First everything that depends on any tag, then the tag.
-    """
+    """Return the turns that invalidate a tag: of the group of all tags, then of the tag's own."""
     return Turn(TAGS), Turn(group("t", tag))
 
 
-def softened(turn: Turn) -> Turn:
-    """Return the turn that expires what another one would drop."""
+def as_soft(turn: Turn) -> Turn:
+    """Return the soft form of a turn: it expires the entries that the turn would invalidate."""
     return turn._replace(arguments=(*turn.arguments, (SOFT, "")))
 
 
 def is_soft(arguments: Iterable[tuple[str, str]]) -> bool:
-    """True if the arguments of a turn make it a soft one."""
+    """True if a turn with these arguments is a soft one."""
     return (SOFT, "") in arguments
 
 
 def expired_at(before: str, now: str) -> int | None:
-    """Return when a state was last expired, if nothing else happened to it.
+    """Return when a state was last expired; None if it was also invalidated.
 
     Args:
         before: the text of the state that an entry recorded.
@@ -150,8 +147,8 @@ def group(kind: str, name: str) -> str:
     A long name is cut, and ends with its digest.
     """
     name = encodable(name)
-    if len(name) > LONGEST:
-        name = f"{name[:LONGEST]}…{blake2b(name.encode(), digest_size=16).hexdigest()}"
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}…{blake2b(name.encode(), digest_size=16).hexdigest()}"
     return f"{kind}:{name}"
 
 
@@ -166,8 +163,8 @@ def field(arguments: Iterable[tuple[str, str]]) -> str:
     return f"{','.join(pairs)}={','.join(pairs.values())}" if pairs else ALL
 
 
-def concerns(turns: Iterable[Turn], refs: Iterable[Ref]) -> bool:
-    """True if any of some invalidations affects any of some refs."""
+def affects_any(turns: Iterable[Turn], refs: Iterable[Ref]) -> bool:
+    """True if any of these turns affects any of these refs."""
     own = tuple(refs)
     for group, arguments, _ in turns:
         wanted = {*arguments} - {(SOFT, "")}
@@ -177,7 +174,7 @@ def concerns(turns: Iterable[Turn], refs: Iterable[Ref]) -> bool:
     return False
 
 
-def read(ref: Ref, fields: Mapping[str, str]) -> State:
+def state_of(ref: Ref, fields: Mapping[str, str]) -> State:
     """Return the state of a ref from a group's fields.
 
     Args:
@@ -194,12 +191,12 @@ def read(ref: Ref, fields: Mapping[str, str]) -> State:
     if not shapes:
         return State(star, last)
     text = star
-    for name in sorted(fields.keys() & covering(ref.arguments, shapes.split("|"))):
+    for name in sorted(fields.keys() & covering_fields(ref.arguments, shapes.split("|"))):
         text += f"|{name}:{fields[name][:TOKEN]}"
     return State(text, last)
 
 
-def covering(arguments: tuple[tuple[str, str], ...], shapes: Iterable[str]) -> list[str]:
+def covering_fields(arguments: tuple[tuple[str, str], ...], shapes: Iterable[str]) -> list[str]:
     """Return the fields of a group with these shapes that cover a call with these arguments."""
     digests = {**dict(arguments), SOFT: ""}
     found: list[str] = []

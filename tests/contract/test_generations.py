@@ -173,7 +173,7 @@ def test_a_group_past_its_bound_is_renewed(ask):
     """Past the bound on fields all of them go and `*` turns, so that nothing comes back to life."""
     states = {ask.stamp_states(CALL_EU)[0].text}
     stars = {next(iter(states))[: stamps.TOKEN]}
-    for first in range(0, stamps.FIELDS + 512, 256):
+    for first in range(0, stamps.MOST_FIELDS + 512, 256):
         numbers = range(first, first + 256)
         ask.turn(*(Turn(F, (("region", f"{number:016d}"),)) for number in numbers))
         stars.add(ask.states(CALL_EU)[0].text[: stamps.TOKEN])
@@ -224,6 +224,6 @@ def test_what_was_learned_reads_the_same(old, now, extra):
     """Learning an authority's state makes the ref read exactly that state."""
     fields = {**old, **extra}
     change = generations.change_to_learn(fields, CALL_EU, now)
-    assert stamps.read(CALL_EU, generations.apply(fields, change)) == now
+    assert stamps.state_of(CALL_EU, generations.apply(fields, change)) == now
     again = generations.change_to_learn(generations.apply(fields, change), CALL_EU, now)
     assert again.empty

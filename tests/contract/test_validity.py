@@ -24,7 +24,7 @@ from memo.stores.disk.host_state import Host
 from memo.stores.memory import Memory
 from memo.stores.redis.redis_tier import Redis
 from memo.validity import check, generations, stamps
-from memo.validity.stamps import Turn, softened
+from memo.validity.stamps import Turn, as_soft
 
 EU, US = ("region", "e" * 16), ("region", "u" * 16)
 Y23, Y24 = ("year", "3" * 16), ("year", "4" * 16)
@@ -75,7 +75,7 @@ class Rules:
         return await self.states(port, refs)
 
     async def states(self, port: Any, refs: list[Ref]) -> list[State]:
-        return [stamps.read(ref, self.groups.get(ref.group, {})) for ref in refs]
+        return [stamps.state_of(ref, self.groups.get(ref.group, {})) for ref in refs]
 
     async def turn(self, port: Any, turns: list[Turn], note: str) -> None:
         for turn in turns:
@@ -156,12 +156,14 @@ def test_the_same_invalidation_breaks_the_same_entries_in_every_store(
     turns, expected = TURNS[case]
     refs = list(PROBES.values())
     before = drive(store.stamp_states(BLOCKING, refs))
-    assert not check.broken(check.texts(before), check.texts(drive(store.states(BLOCKING, refs))))
+    assert not check.why_changed(
+        check.state_texts(before), check.state_texts(drive(store.states(BLOCKING, refs)))
+    )
     for turn in turns:
         drive(store.turn(BLOCKING, [turn], "{}"))
     after = drive(store.states(BLOCKING, refs))
     pairs = zip(PROBES, before, after, strict=True)
-    broken = {probe for probe, old, new in pairs if check.broken([old.text], [new.text])}
+    broken = {probe for probe, old, new in pairs if check.why_changed([old.text], [new.text])}
     if name == "custom":
         bound = case.startswith("more shapes")  # it has no table, so no bound to one
         assert bound or expected <= broken | {"anything"}
@@ -179,10 +181,10 @@ def test_what_is_let_expire_is_told_from_what_is_invalidated(
     [turn], expected = TURNS[case]
     refs = list(PROBES.values())
     before = drive(store.stamp_states(BLOCKING, refs))
-    drive(store.turn(BLOCKING, [softened(turn)], "{}"))
+    drive(store.turn(BLOCKING, [as_soft(turn)], "{}"))
     after = drive(store.states(BLOCKING, refs))
     for probe, old, new in zip(PROBES, before, after, strict=True):
-        reason = check.broken([old.text], [new.text])
+        reason = check.why_changed([old.text], [new.text])
         if probe in expected - {"anything"}:
             assert isinstance(reason, check.Expired), (probe, reason)
             assert reason.at > 0
@@ -214,7 +216,7 @@ SOFT = f"|~=:{stamps.token_for(Turn(F, ((stamps.SOFT, ''),)))}"
 )
 def test_one_comparison(recorded: list[str], present: list[str], reason: str) -> None:
     """The recorded state against the present one: the same verdict in every store."""
-    assert check.broken(recorded, present) == reason
+    assert check.why_changed(recorded, present) == reason
 
 
 def test_every_kind_of_stamp_is_asked(tmp_path: Path) -> None:

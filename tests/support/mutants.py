@@ -45,10 +45,10 @@ def comparison_in_memory() -> None:
 def comparison_by_the_host() -> None:
     """The short way does not ask the host whether generations read as they did."""
 
-    def texts(self: HostGenerations, packed_generations: Any) -> list[str]:
+    def present_texts(self: HostGenerations, packed_generations: Any) -> list[str]:
         return [text for _, _, _, text, _ in packed_generations]
 
-    HostGenerations.texts = texts  # type: ignore[method-assign]
+    HostGenerations.present_texts = present_texts  # type: ignore[method-assign]
 
 
 def stamps_afterwards() -> None:

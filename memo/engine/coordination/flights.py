@@ -28,7 +28,7 @@ from memo.records.stamp_types import Ref, Stamp
 from memo.runtime import fork
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port, Waiter
-from memo.validity.stamps import Turn, concerns
+from memo.validity.stamps import Turn, affects_any
 
 RECENT = 4096
 """Number of ended flights whose names are remembered."""
@@ -201,7 +201,7 @@ class Flights:
     def abandon_if_lost(self, flight: Flight) -> bool:
         """True if a flight can never finish, because its loop is closed; it is abandoned then."""
         handle = flight.handle
-        if flight.over or handle is None or not handle.dead():
+        if flight.over or handle is None or not handle.is_dead():
             return False
         self.abandon(flight)
         return True
@@ -268,10 +268,10 @@ class Flights:
             waiter.set()
 
     def detach(self, turns: Iterable[Turn]) -> int:
-        """Close the flights that an invalidation concerns to new callers; return their number."""
+        """Close the flights that an invalidation affects to new callers; return their number."""
         wanted = list(turns)
         with self._lock:
-            names = [n for n, f in self._active.items() if concerns(wanted, f.refs)]
+            names = [n for n, f in self._active.items() if affects_any(wanted, f.refs)]
             for name in names:
                 self._active.pop(name).detached = True
         return len(names)

@@ -169,7 +169,7 @@ class Lease:
 
     async def _renew(self, port: Port) -> None:
         handle = self.flight.handle
-        if handle is not None and handle.dead():  # its event loop is closed, and no caller waits
+        if handle is not None and handle.is_dead():  # its event loop is closed, and no caller waits
             await self.release(port)
         if self._leases is None:
             return

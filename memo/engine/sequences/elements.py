@@ -589,8 +589,8 @@ class _Shared:
         if not self._wanted and self.handle is not None:
             self.handle.cancel()
 
-    def dead(self) -> bool:
-        return self.handle is not None and self.handle.dead()
+    def is_dead(self) -> bool:
+        return self.handle is not None and self.handle.is_dead()
 
 
 async def _lead_and_wait(

@@ -55,7 +55,7 @@ class Manifests:
     def load(self, digest: str) -> dict[str, str] | None:
         """Return the parts of a code version, or None if they are unknown."""
         try:
-            with private_files.inside(self.directory) as folder:
+            with private_files.open_folder(self.directory) as folder:
                 descriptor = private_files.open_old(_name(digest), folder=folder)
             with os.fdopen(descriptor, encoding="utf-8") as file:
                 parts = json.load(file)
@@ -80,14 +80,14 @@ class Manifests:
 
     def _is_there(self, name: str) -> bool:
         try:
-            with private_files.inside(self.directory) as folder:
+            with private_files.open_folder(self.directory) as folder:
                 return stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
         except OSError:
             return False
 
     def _write(self, digest: str, content: Mapping[str, str]) -> None:
         temporary = f"{digest}.{os.urandom(4).hex()}"
-        with private_files.inside(self.directory, make=True) as folder:
+        with private_files.open_folder(self.directory, make=True) as folder:
             descriptor = private_files.create(temporary, folder=folder)
             try:
                 with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -104,7 +104,7 @@ class Manifests:
         Raises:
             OSError: they cannot be listed.
         """
-        with private_files.inside(self.directory) as folder:
+        with private_files.open_folder(self.directory) as folder:
             names = list(filter(_FILE_NAME.fullmatch, os.listdir(folder)))
             if len(names) <= VERSIONS_KEPT:
                 return

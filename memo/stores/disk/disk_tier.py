@@ -200,7 +200,7 @@ class Disk:
             try:
                 read_only = self._cache_directory.open() == READ_ONLY
                 if not read_only:
-                    with private_files.inside(index_file.path.parent, make=True):
+                    with private_files.open_folder(index_file.path.parent, make=True):
                         pass
                 index_file.open(read_only=read_only)
                 secret_keys.warn_if_not_kept()
@@ -622,7 +622,7 @@ class Disk:
             return False
         self.last_sweep_at = now
         try:
-            with private_files.inside(self._swept.parent) as folder:
+            with private_files.open_folder(self._swept.parent) as folder:
                 descriptor = private_files.open_or_create(self._swept.name, folder)
             try:
                 facts = os.fstat(descriptor)

@@ -45,10 +45,10 @@ class HostLock:
 
     def _try_acquire(self, holder: str) -> bool:
         try:
-            with private_files.inside(self._path.parent) as folder:
+            with private_files.open_folder(self._path.parent) as folder:
                 return self._acquire_in(folder, holder)
         except FileNotFoundError:
-            with private_files.inside(self._path.parent, make=True) as folder:
+            with private_files.open_folder(self._path.parent, make=True) as folder:
                 return self._acquire_in(folder, holder)
 
     def _acquire_in(self, folder: int, holder: str) -> bool:
@@ -84,7 +84,7 @@ class HostLock:
         if descriptor is None:
             return
         fork.forget(self)
-        with suppress(OSError), private_files.inside(self._path.parent) as folder:
+        with suppress(OSError), private_files.open_folder(self._path.parent) as folder:
             if _is_at(descriptor, self._path.name, folder):
                 os.unlink(self._path.name, dir_fd=folder)
         with suppress(OSError):
@@ -99,7 +99,7 @@ class HostLock:
         if self._descriptor is not None:
             return os.pread(self._descriptor, 4096, 0).decode(errors="replace")
         try:
-            with private_files.inside(self._path.parent) as folder:
+            with private_files.open_folder(self._path.parent) as folder:
                 descriptor = private_files.open_old(self._path.name, folder=folder)
         except OSError:
             return ""
@@ -124,7 +124,7 @@ def sweep(directory: Path) -> int:
     A process that has just opened such a file sees that it is gone, and creates another.
     """
     removed = 0
-    with suppress(OSError), private_files.inside(directory) as folder:
+    with suppress(OSError), private_files.open_folder(directory) as folder:
         for name in filter(_NAME.fullmatch, os.listdir(folder)):
             with suppress(OSError):
                 removed += _sweep(folder, name)

@@ -82,13 +82,13 @@ class Group:
 
     def __init__(self, fields: Mapping[str, str]) -> None:
         self.fields = fields
-        self.plain_state = stamps.read(Ref(""), fields) if SHAPES not in fields else None
+        self.plain_state = stamps.state_of(Ref(""), fields) if SHAPES not in fields else None
         self._states: dict[Any, State] = {}
 
     def state(self, ref: Ref) -> State:
         state = self._states.get(ref.arguments)
         if state is None:
-            state = stamps.read(ref, self.fields)
+            state = stamps.state_of(ref, self.fields)
             if len(self._states) >= STATES:
                 self._states.clear()
             self._states[ref.arguments] = state
@@ -207,7 +207,7 @@ class HostDatabase:
         return rows or []
 
     def _map_bell(self) -> Sequence[int]:
-        with private_files.opened(self.directory) as folder:
+        with private_files.open_directory(self.directory) as folder:
             descriptor = private_files.open_or_create("host.bell", folder)
         try:
             if os.fstat(descriptor).st_size != _BELL.size:

@@ -115,25 +115,25 @@ class HostGenerations:
                 states.append(group.plain_state)
         return CommittedStates(states, commit)
 
-    def texts(self, packed_generations: Iterable[PackedGeneration]) -> list[str]:
+    def present_texts(self, packed_generations: Iterable[PackedGeneration]) -> list[str]:
         """Return the present token of each generation; as `read`, without creating refs or states.
 
         Raises:
             TierError: the file cannot be read, or an invalidation is still to be written.
-            EntryError: a claim is malformed.
+            EntryError: a packed generation is malformed.
         """
         host_database = self._up_to_date()
         groups = host_database.groups
         apply_to = None if self._unwritten.empty else self._unwritten.apply_to
         found = []
-        for claim in packed_generations:
-            _, name, arguments, _, _ = claim
+        for packed in packed_generations:
+            _, name, arguments, _, _ = packed
             group = groups.get(name) or host_database.load(name)
             if apply_to is not None:
                 group = apply_to(name, group)
             now = group.plain_state
             if now is None or arguments is None:
-                now = group.state(ref_of(claim))
+                now = group.state(ref_of(packed))
             found.append(now[0])
         return found
 
@@ -465,7 +465,7 @@ def _learn(
 ) -> bool:
     fields = original = fields_of(connection, group)
     for ref, old, new in updates:
-        present, wanted = stamps.read(ref, original), new
+        present, wanted = stamps.state_of(ref, original), new
         if present != old and present.text == old.text and new != LOST:
             wanted = new._replace(last=present.last)  # another call of the group has learned
         elif present != old:
@@ -591,7 +591,7 @@ class Journal:
             from memo.stores.disk import recovery
 
             try:
-                self._copy = recovery.journal(self.host_database.file.path)
+                self._copy = recovery.read_journal(self.host_database.file.path)
             except TierError:
                 self._failed_reads += 1
                 if self._failed_reads < ATTEMPTS:

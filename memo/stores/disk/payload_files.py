@@ -167,8 +167,8 @@ def _folder_of(path: str) -> Iterator[tuple[int, str]]:
     """
     directory, shard, name = path.rsplit("/", 2)
     with (
-        private_files.inside(directory) as above,
-        private_files.opened(shard, above) as folder,
+        private_files.open_folder(directory) as above,
+        private_files.open_directory(shard, above) as folder,
     ):
         yield folder, name
 
@@ -349,7 +349,7 @@ class Payloads:
             try:
                 folder = stack.enter_context(self._shard(shard))
             except FileNotFoundError:
-                with private_files.inside(self.directory, make=True) as directory:
+                with private_files.open_folder(self.directory, make=True) as directory:
                     private_files.subdirectory(shard, directory)
                 folder = stack.enter_context(self._shard(shard))
             descriptor = private_files.create(temporary, folder=folder)
@@ -398,7 +398,7 @@ class Payloads:
         """
         removed = 0
         with self._sweeping:
-            for shard in private_files.listed(self.directory):
+            for shard in private_files.list_folder(self.directory):
                 with suppress(OSError), self._shard(shard) as folder:
                     for name in sorted(os.listdir(folder), key=len, reverse=True):
                         removed += _sweep(folder, shard, name, used)

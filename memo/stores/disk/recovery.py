@@ -1,13 +1,13 @@
-"""Recover the pending invalidations of the journal from a host's broken file.
+"""Recovery of the journal: read pending invalidations from a host's damaged file.
 
-As long as they are unknown the shared tier must not be read (I7), so one broken file would cost a
+As long as they are unknown the shared tier must not be read (I7), so one damaged file would cost a
 host its Redis.  A file that can be read but not opened, as on a file system that has become
 read-only, is copied and read elsewhere.  If nothing can be read, everything counts as invalidated.
 """
 
 from __future__ import annotations
 
-import os
+import shutil
 import sqlite3
 import tempfile
 from contextlib import closing, suppress
@@ -26,7 +26,7 @@ _ROWS = "SELECT id, at, due, turns, note FROM journal ORDER BY id"
 _PIECE = 1 << 20
 
 
-def journal(path: Path) -> list[Row]:
+def read_journal(path: Path) -> list[Row]:
     """Return the rows of the journal in a file that cannot be opened where it is.
 
     Raises:
@@ -52,27 +52,19 @@ def _rows(connection: sqlite3.Connection) -> list[Row]:
 
 
 def _copy(source: str, target: str) -> None:
-    old = private_files.open_old(source)
-    try:
-        new = private_files.create(target)
-        try:
-            while piece := os.read(old, _PIECE):
-                os.write(new, piece)
-        finally:
-            os.close(new)
-    finally:
-        os.close(old)
+    with (
+        open(private_files.open_old(source), "rb") as old,
+        open(private_files.create(target), "wb") as new,
+    ):
+        shutil.copyfileobj(old, new, _PIECE)
 
 
 def rows_to_carry_over(path: Path, now: int) -> list[tuple[int, str, str]]:
-    """Return the rows to carry over from a file that is about to be set aside.
-
-    Time, turns, note.
-    """
+    """Return the rows (time, turns, note) of a file that is about to be set aside."""
     try:
-        with private_files.opened(path.parent) as folder:
+        with private_files.open_directory(path.parent) as folder:
             private_files.check_plain(path.name, folder)
-        return [(at, turns, note) for _, at, _, turns, note in journal(path)]
+        return [(at, turns, note) for _, at, _, turns, note in read_journal(path)]
     except (TierError, OSError):
         return rows_for_lost_journal(path, now)
 

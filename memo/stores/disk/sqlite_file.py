@@ -234,7 +234,11 @@ class SqliteFile:
 
     def _folder(self) -> AbstractContextManager[int]:
         folder = self.path.parent
-        return private_files.inside(folder) if self._in_folder else private_files.opened(folder)
+        return (
+            private_files.open_folder(folder)
+            if self._in_folder
+            else private_files.open_directory(folder)
+        )
 
     @contextmanager
     def _exclusive(self) -> Iterator[bool]:

@@ -63,7 +63,7 @@ class Group:
         """Return the fields that cover a call, according to the shapes seen last."""
         if not self.shapes or arguments is None:
             return ()
-        return tuple(stamps.covering(arguments, self.shapes.split("|")))
+        return tuple(stamps.covering_fields(arguments, self.shapes.split("|")))
 
     def read_command(self, names: Sequence[str]) -> Command:
         """Return the command that reads `*`, `!`, `?` and some more fields."""
@@ -99,7 +99,7 @@ class Group:
         self.shapes = fields.get(SHAPES, "")
         if self.shapes and not set(self.covering_fields(arguments)) <= set(names):
             return None
-        state = stamps.read(Ref(name, arguments), fields)
+        state = stamps.state_of(Ref(name, arguments), fields)
         if arguments is not None and not self.shapes:
             self.latest = reply, state
         return state

@@ -592,7 +592,7 @@ class Redis:
             value = (stamps.token_for(turn) + note).encode()
             shape, field = stamps.shape(turn.arguments), stamps.field(turn.arguments)
             tombstone_life = b"%d" % _milliseconds(self.tombstone_life)
-            bounds = (b"%d" % stamps.FIELDS, tombstone_life, b"%d" % generations.MOST_SHAPES)
+            bounds = (b"%d" % stamps.MOST_FIELDS, tombstone_life, b"%d" % generations.MOST_SHAPES)
             words = (shape.encode(), field.encode(), value, *bounds)
             calls.append(((self._group_key(turn.group),), words))
         try:
@@ -610,7 +610,7 @@ class Redis:
         """Return (field, note) of every invalidation that affects a ref."""
         key = self._group_key(ref.group)
         fields = await self.client.ask(port, pack(b"HGETALL", key), parse=_fields, key=key)
-        seen = stamps.read(ref, fields)
+        seen = stamps.state_of(ref, fields)
         names = {stamps.ALL, *(part.rpartition(":")[0] for part in seen.text.split("|")[1:])}
         if ref.arguments is None:
             names = set(fields) - {stamps.SHAPES, stamps.LAST}

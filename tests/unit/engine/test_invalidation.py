@@ -996,7 +996,7 @@ def test_what_an_error_was_built_on_counts() -> None:
 
 def test_many_reads_are_bounded() -> None:
     """Past a limit one stamp of the function stands for many, and the entry is still cached."""
-    raw, many = loads("raw"), stamps.READS + 50
+    raw, many = loads("raw"), stamps.MOST_REFS + 50
 
     @cache(ttl=None, version="1", name="tests:wide")
     def wide() -> int:
@@ -1021,7 +1021,7 @@ def test_many_reads_are_bounded() -> None:
 
 def test_many_reads_that_changed_underway_are_not_trusted() -> None:
     """When one of many reads is invalidated during the computation, its entry is not believed."""
-    raw, many = loads("raw"), stamps.READS + 50
+    raw, many = loads("raw"), stamps.MOST_REFS + 50
 
     @cache(ttl=None, version="1", name="tests:wide underway")
     def wide() -> int:

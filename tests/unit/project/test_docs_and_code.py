@@ -39,7 +39,7 @@ FIGURES = [
     ("options", r"first (\d+) MiB are kept", replay.KEPT / 2**20),
     ("options", r"past (\d+) MiB", spool.IN_MEMORY / 2**20),
     ("invalidation", r"Counting takes at most (\d+) ms", invalidating.COUNT_SECONDS * 1000),
-    ("invalidation", r"(\d+) calls of one function", stamps.READS),
+    ("invalidation", r"(\d+) calls of one function", stamps.MOST_REFS),
     ("notebooks", r"counting takes at most (\d+) ms", invalidating.COUNT_SECONDS * 1000),
     ("notebooks", r"More than (\d+) calls", call_graph.GROUPED_FROM),
     ("deployments", r"each other every (\d+) s", loss_recovery.REGISTER_EVERY),

@@ -26,7 +26,7 @@ def load(encoded: codec.Encoded) -> Any:
     """The value, over a private copy of its payload."""
     if encoded.payload is None:
         return codec.decode(encoded.stream, None, ())
-    payload = memoryview(bytearray(codec.aligned(encoded.payload)))
+    payload = memoryview(bytearray(codec.aligned_bytes(encoded.payload)))
     return codec.decode(encoded.stream, payload, encoded.payload.table)
 
 
@@ -354,7 +354,7 @@ def test_is_whole_sees_every_byte() -> None:
     """One changed byte in any buffer shows; padding does not count."""
     views = tuple(memoryview(RNG.bytes(size)) for size in (3 << 20, 65, 10))
     payload = codec.payload(views)
-    data = bytearray(codec.aligned(payload))
+    data = bytearray(codec.aligned_bytes(payload))
     assert codec.has_valid_digests(memoryview(data), payload.table)
     ends = [0, (3 << 20) - 1, (3 << 20) + 64, (3 << 20) + 128 + 9]
     for place in ends:
@@ -370,7 +370,7 @@ def test_slices_are_views_of_the_payload() -> None:
     """`slices` copies nothing and finds each buffer at its aligned place."""
     views = (memoryview(b"a" * 5), memoryview(b"b" * 70), memoryview(b"c"))
     payload = codec.payload(views)
-    data = memoryview(bytearray(codec.aligned(payload)))
+    data = memoryview(bytearray(codec.aligned_bytes(payload)))
     assert len(data) == payload_size(payload.table) == payload.size
     cut = codec.buffers_of(data, payload.table)
     assert [bytes(piece) for piece in cut] == [bytes(view) for view in views]

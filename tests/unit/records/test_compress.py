@@ -105,17 +105,17 @@ def test_below_the_size_nothing_is_compressed() -> None:
 def test_any_lengths(views: list[bytes], stream: bytes) -> None:
     """Streams and buffers of any length, empty ones too, come back where they belong."""
     views = [view * 40 for view in views]
-    packed = zstd_frames.compressed(stream * 40 + bytes(4000), [memoryview(view) for view in views])
+    packed = zstd_frames.compress(stream * 40 + bytes(4000), [memoryview(view) for view in views])
     if packed is None:
         return
-    back, payload, table = zstd_frames.decompressed(packed)
+    back, payload, table = zstd_frames.decompress(packed)
     assert bytes(back) == stream * 40 + bytes(4000)
     assert [bytes(view) for view in codec.buffers_of(payload, table)] == views
     assert zstd_frames.decompressed_size(packed) == len(back) + -len(back) % 64 + len(payload)
 
 
 def compressed(size: int = N * 8) -> bytes:
-    packed = zstd_frames.compressed(bytes(size), [])
+    packed = zstd_frames.compress(bytes(size), [])
     assert packed is not None
     return packed
 
@@ -158,7 +158,7 @@ BOMB = bytes(64 << 20)
 def test_a_frame_that_is_not_what_its_lengths_say_is_refused(stream: bytes) -> None:
     """A zip bomb, half a frame, and one too many: none of them is inflated past the lengths."""
     with pytest.raises(EntryError) as caught:
-        zstd_frames.decompressed(stream)
+        zstd_frames.decompress(stream)
     assert caught.value.reason == UNREADABLE
 
 
@@ -169,7 +169,7 @@ def test_a_frame_that_lies_about_its_length_stops_at_it() -> None:
     assert small[:5] == big[:5]
     stream = claiming(1 << 20, small[:9] + big[9:])
     with pytest.raises(EntryError):
-        zstd_frames.decompressed(stream)
+        zstd_frames.decompress(stream)
 
 
 def test_what_announces_another_length_is_not_even_begun() -> None:
@@ -178,7 +178,7 @@ def test_what_announces_another_length_is_not_even_begun() -> None:
         calls_of(zstd_frames.decompress_into) as begun,
         pytest.raises(EntryError, match="67108864 bytes instead of 64"),
     ):
-        zstd_frames.decompressed(claiming(64, frame_of(BOMB)))
+        zstd_frames.decompress(claiming(64, frame_of(BOMB)))
     assert begun == []
 
 
@@ -340,7 +340,7 @@ def test_what_the_seal_does_not_cover_is_never_inflated(cache_home: Path, at: fl
     data[int(at if isinstance(at, int) else len(data) * at)] ^= 1
     path.write_bytes(data)
     reset()
-    with calls_of(zstd_frames.decompressed) as seen:
+    with calls_of(zstd_frames.decompress) as seen:
         assert text.peek(400_000) is None
     assert not seen
 
@@ -348,7 +348,7 @@ def test_what_the_seal_does_not_cover_is_never_inflated(cache_home: Path, at: fl
 def test_a_sealed_record_that_does_not_inflate_is_a_miss(cache_home: Path) -> None:
     """Nonsense that is sealed with the right secret is a miss, not an error."""
     numbers = numbers_of(compress=True)
-    packed = zstd_frames.compressed
+    packed = zstd_frames.compress
 
     def broken(stream: Any, views: Any) -> bytes:
         good = packed(stream, views)
@@ -356,7 +356,7 @@ def test_a_sealed_record_that_does_not_inflate_is_a_miss(cache_home: Path) -> No
         return good[:-5]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(zstd_frames, "compressed", broken)
+        patch.setattr(zstd_frames, "compress", broken)
         numbers(N)
     with recording() as seen:
         assert numbers(N)[-1] == N - 1

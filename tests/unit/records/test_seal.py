@@ -720,7 +720,7 @@ def test_a_value_survives_the_codec() -> None:
     assert encoded.payload is not None
     back = codec.decode(
         encoded.stream,
-        memoryview(bytearray(codec.aligned(encoded.payload))),
+        memoryview(bytearray(codec.aligned_bytes(encoded.payload))),
         encoded.payload.table,
     )
     assert np.array_equal(back["x"], value["x"])

@@ -605,7 +605,7 @@ def test_states_are_those_of_the_stamps() -> None:
                 if fields[SHAPES] and arguments:
                     assert state is None
                 else:
-                    assert state == stamps.read(ref, {k: v for k, v in fields.items() if v})
+                    assert state == stamps.state_of(ref, {k: v for k, v in fields.items() if v})
 
 
 @pytest.mark.parametrize("reply", [None, 5, b"text", [], [b"x"], [1, 2, 3], [None] * 3, [[]] * 3])

@@ -378,7 +378,7 @@ with tempfile.TemporaryDirectory() as folder:
             function(x)
     gc.collect()
     grown = resident() - before
-    print(grown, sum(provider.tiers[0].held() for provider in providers))
+    print(grown, sum(provider.tiers[0].held_bytes() for provider in providers))
 """
 
 
@@ -404,7 +404,7 @@ from memo.runtime.memory_budget import Budget
 
 class Holder:
     limit = 1 << 30
-    def held(self):
+    def held_bytes(self):
         return 1
     def oldest(self):
         return None

@@ -89,14 +89,14 @@ def test_a_record_comes_back_with_its_states(tier: Redis, run: Run) -> None:
         b"",
         b"x",
         b"plain text",
-        seal.MAGIC,
-        seal.MAGIC + bytes(40) + b"\xff" * 12,
-        seal.MAGIC + bytes(40) + bytes(12),
+        seal.RECORD_MAGIC,
+        seal.RECORD_MAGIC + bytes(40) + b"\xff" * 12,
+        seal.RECORD_MAGIC + bytes(40) + bytes(12),
         record(Generation(Ref("n"), LOST))[:70],
         record().replace(b"[]", b"[["),
         record().replace(b"[]", b"17"),
         *(
-            seal.MAGIC + bytes(40) + (60).to_bytes(4) * 2 + len(text).to_bytes(4) + text
+            seal.RECORD_MAGIC + bytes(40) + (60).to_bytes(4) * 2 + len(text).to_bytes(4) + text
             for text in (
                 b'[["g"]]',
                 b'[["g",{},null,"",""]]',
@@ -393,7 +393,7 @@ def test_a_group_is_renewed_past_its_bound(
     """Past FIELDS fields a group has one token again, and everything in it has changed."""
     ref = [Ref("f:m:f", (("a", "never"),))]
     before = run(lambda port: tier.stamp_states(port, ref))
-    turns = [Turn("f:m:f", (("a", f"{i:016}"),)) for i in range(stamps.FIELDS + 10)]
+    turns = [Turn("f:m:f", (("a", f"{i:016}"),)) for i in range(stamps.MOST_FIELDS + 10)]
     run(lambda port: tier.turn(port, turns, "{}"))
     after = run(lambda port: tier.states(port, ref))
     assert after != before
@@ -460,7 +460,7 @@ def test_states_as_the_reference_reads_them(
         blocking(lambda port: tier.stamp_states(port, [Ref("f:h")]))
         blocking(lambda port: tier.turn(port, turns, '{"by": "é"}'))
     fields = {k.decode(): v.decode() for k, v in client.hgetall("memo:2:g:{f:h}").items()}
-    expected = [stamps.read(ref, fields) for ref in asked]
+    expected = [stamps.state_of(ref, fields) for ref in asked]
     assert blocking(lambda port: tier.states(port, asked)) == expected
     marks = [Generation(ref, LOST) for ref in asked]
     blocking(lambda port: tier.store(port, "memo:h", record(*marks), None, None))

@@ -792,7 +792,7 @@ def test_storing_and_fetching_take_no_memory(shared: RedisServer, tmp_path: Path
 def test_any_pieces_are_judged_as_the_whole(sizes: list[int], cuts: list[int], flip: int) -> None:
     """However bytes come, they are taken for the payload if, and only if, they are it."""
     payload = codec.payload(tuple(memoryview(os.urandom(size)) for size in sizes))
-    data = bytearray(codec.aligned(payload))
+    data = bytearray(codec.aligned_bytes(payload))
     if 0 <= flip < len(data):
         data[flip] ^= 1
     check, at = DigestCheck(payload.table), 0
@@ -807,7 +807,7 @@ def test_any_pieces_are_judged_as_the_whole(sizes: list[int], cuts: list[int], f
 def test_half_and_too_much_are_not_whole() -> None:
     """A stream that stops short, or goes on, is not the payload."""
     payload = codec.payload((memoryview(b"a" * 100), memoryview(b"b" * 64)))
-    data = codec.aligned(payload)
+    data = codec.aligned_bytes(payload)
     for wrong in (data[:-1], data[:100], b"", data + b"\0"):
         check = DigestCheck(payload.table)
         check.update(memoryview(wrong))
@@ -827,6 +827,6 @@ def test_a_leaving_payload_is_what_was_stored(tmp_path: Path) -> None:
     assert isinstance(mapped.views[0].obj, mmap.mmap)
     for _ in range(2):  # a connection that died while it was idle is replaced
         pieces = [bytes(piece) for piece in mapped.pieces()]
-        assert b"".join(pieces) == codec.aligned(sent)
+        assert b"".join(pieces) == codec.aligned_bytes(sent)
         assert max(map(len, pieces)) == MOVED_AT_ONCE
     assert mapped.size % ALIGN == 0
