@@ -839,7 +839,7 @@ def test_a_host_file_that_cannot_be_read_at_all(
             raise TierError("no copy")
 
         monkeypatch.setattr(sqlite_module.SqliteFile, "open_both", refuse)
-        monkeypatch.setattr("memo.stores.disk.recovery.journal", unreadable)
+        monkeypatch.setattr("memo.stores.disk.recovery.read_journal", unreadable)
         world.epoch = 2
         answers = [world.call() for _ in range(8)]
         assert answers[-1] == 2, "Redis may hold what somebody has invalidated"
