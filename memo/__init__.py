@@ -160,7 +160,7 @@ def _explain() -> None:
 
 _install(stats_directory, _explain)
 _listen(stats_directory)
-_FLIGHTS.listen(_turn_of)
+_FLIGHTS.search_other_processes(_turn_of)
 _log_faults()
 
 

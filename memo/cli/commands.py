@@ -312,7 +312,7 @@ def examine(as_json: bool) -> None:
 
 def _suggest_names(patterns: tuple[str, ...]) -> None:
     """Name the functions that were probably intended by patterns that matched none."""
-    near = names.functions_meant(patterns, drive(names.functions_known(BLOCKING, [])))
+    near = names.did_you_mean_functions(patterns, drive(names.known_functions(BLOCKING, [])))
     if near:
         click.echo(near, err=True)
 

@@ -1,4 +1,4 @@
-"""Assembly: build the chain that the settings describe."""
+"""Build the chain that the settings describe, and everything that goes with it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from memo.keys.fingerprint.source_history import Manifests
     from memo.stores.disk.host_state import Host
 
-_SHARE, _COPIED = 8, 2 << 20
-"""Largest payload that a memory tier keeps if there is a tier behind it, as a fraction of its
-budget and in bytes.  Above it, mapping a file (70 µs here) is faster than the copy that each hit
-gets."""
+_MAX_SHARE, _MAX_COPIED = 8, 2 << 20
+"""Limits of the payloads that a memory tier keeps if there is a tier behind it: one over this many
+parts of its budget, and bytes.  Mapping a bigger file (70 µs) is faster than copying it for each
+hit."""
 _lock = threading.RLock()
 _chains: dict[Any, stores.Chain] = {}
 _hosts: dict[Path, Host] = {}
@@ -35,13 +35,13 @@ _current: tuple[int, stores.Chain] | None = None
 
 
 def enabled() -> bool:
-    """True if anything is cached at all (the setting `enabled`)."""
+    """True if the cache is on (the setting `enabled`)."""
     settings = _settings()
     return settings is not None and settings.enabled
 
 
 def mode() -> Mode:
-    """Return the mode that the settings give to every call of this process."""
+    """Return the mode that the settings give all calls of this process."""
     global default_mode_revision
     revision, settings = configuration.revision, _settings()
     found = Mode(settings.mode if settings is not None and settings.enabled else OFF)
@@ -51,11 +51,11 @@ def mode() -> Mode:
 
 
 default_mode_revision = -1
-"""Last revision of the settings that set no mode; calls compare it before they call `mode`."""
+"""Latest revision of the settings known to set no mode: a call at this revision skips `mode`."""
 
 
 def _settings() -> Settings | None:
-    """Return the settings; None, with an event, if the process lacks the resources to read them."""
+    """Return the settings; None, after an event, if the process lacks resources to read them."""
     try:
         return configuration.current()
     except Exception as error:
@@ -66,7 +66,7 @@ def _settings() -> Settings | None:
 
 
 def default_chain() -> stores.Chain:
-    """Return the chain that the present settings describe."""
+    """Return the chain that the current settings describe."""
     global _current
     seen, revision = _current, configuration.revision
     if seen is not None and seen[0] == revision:
@@ -80,7 +80,7 @@ def default_chain() -> stores.Chain:
         if seen is not None and seen[1] is not chain:
             events.emit(events.Event(events.RECONFIGURED))
         if seen is None or seen[1] is not chain:
-            _share_live(chain)
+            _attach_live(chain)
         _current = (revision, chain)
         if seen is not None and seen[1] is not chain:
             release()
@@ -88,7 +88,7 @@ def default_chain() -> stores.Chain:
 
 
 def release() -> None:
-    """Close the chains that the settings no longer use; one that is still uploading, afterwards."""
+    """Close the chains that the settings no longer use, each when its uploads have ended."""
     with _lock:
         try:
             named = configuration.named()
@@ -110,21 +110,21 @@ async def _release_later(_port: Port) -> None:
 
 
 def _close(chain: stores.Chain) -> None:
-    global _unshare
+    global _detach_live
     if _current is not None and _current[1] is chain:
-        _unshare()
-        _unshare = live.attach(None, _publish)
+        _detach_live()
+        _detach_live = live.attach(None, _publish)
     chain.close()
 
 
 def _chain_key(settings: Settings) -> Any:
-    """Return the settings that a chain is built from."""
+    """Return the settings that a chain is built from, as a comparable value."""
     return (
         settings.redis_url,
         settings.directory,
         settings.size_limit,
         settings.memory_limit,
-        None if settings.tiers is None else tuple(_key(tier) for tier in settings.tiers),
+        None if settings.tiers is None else tuple(_tier_key(tier) for tier in settings.tiers),
         settings.read_strategy,
         settings.write_strategy,
         settings.self_healing,
@@ -141,13 +141,13 @@ def _chain_key(settings: Settings) -> Any:
 
 
 def _options_key(options: Mapping[str, Any] | None) -> Any:
-    """Return Redis options in a comparable form: texts and numbers by value."""
+    """Return Redis options as a comparable value: plain ones by value, others by identity."""
     plain = (str, int, float, bool, type(None))
     pairs = sorted((options or {}).items())
     return tuple((name, one if isinstance(one, plain) else id(one)) for name, one in pairs)
 
 
-def _key(tier: Any) -> Any:
+def _tier_key(tier: Any) -> Any:
     return tier if isinstance(tier, str) else id(tier)
 
 
@@ -156,11 +156,11 @@ class CacheFallbackFactory:
 
     @classmethod
     def create(cls, settings: Settings | None = None) -> stores.Chain:
-        """Build a new chain for these settings (default: those in force)."""
+        """Build a new chain for these settings (default: the current ones)."""
         from memo.stores.chain import Chain
 
         if settings is not None and not isinstance(settings, Settings):
-            fix = "must be left out; memo.configure(...) sets what the chain is made from."
+            fix = "must be left out; memo.configure(...) sets how the chain is built."
             raise OptionError("settings", settings, fix)
         settings = settings or configuration.current()
         names = settings.tiers if settings.tiers is not None else cls._default_tiers(settings)
@@ -187,7 +187,9 @@ class CacheFallbackFactory:
 
             behind = settings.tiers is None or len(settings.tiers) > 1
             limit = settings.memory_limit
-            return Memory(limit, payload_limit=min(limit // _SHARE, _COPIED) if behind else None)
+            return Memory(
+                limit, payload_limit=min(limit // _MAX_SHARE, _MAX_COPIED) if behind else None
+            )
         if tier == REDIS:
             return _redis(settings)
         if tier == DISK:
@@ -195,7 +197,7 @@ class CacheFallbackFactory:
 
             host = host_of(settings)
             return Disk(home_of(settings), settings.size_limit, host, retention=settings.retention)
-        return adapt(tier)
+        return as_tier(tier)
 
 
 def _redis(settings: Settings) -> Tier:
@@ -217,12 +219,12 @@ def _redis(settings: Settings) -> Tier:
 
 
 def home_of(settings: Settings) -> Path:
-    """Return the directory of a namespace, with its own host state and disk budget."""
+    """Return the directory of a namespace; each has its own host state and disk budget."""
     return settings.directory / f"{settings.namespace}.{runtime.FORMAT}"
 
 
 def host_of(settings: Settings) -> Host:
-    """Return the state that processes of this host share for one directory and namespace."""
+    """Return the state that the processes of this host share for a directory and namespace."""
     from memo.stores.disk.host_state import Host
 
     with _lock:
@@ -232,8 +234,8 @@ def host_of(settings: Settings) -> Host:
         return _hosts[home]
 
 
-def adapt(tier: Any) -> Tier:
-    """Return a tier as it is, or wrap a user's `CacheProtocol` as a tier.
+def as_tier(tier: Any) -> Tier:
+    """Return a tier as it is; wrap a user's `CacheProtocol` as a tier.
 
     Raises:
         OptionError: it is neither.
@@ -246,8 +248,8 @@ def adapt(tier: Any) -> Tier:
     return CustomTier(tier)
 
 
-def chain_of(provider: CacheProtocol | stores.Chain | None) -> Callable[[], stores.Chain]:
-    """Return a function that returns the chain for a decorator's `provider`.
+def chain_getter(provider: CacheProtocol | stores.Chain | None) -> Callable[[], stores.Chain]:
+    """Return a getter of the chain for a decorator's `provider`.
 
     Raises:
         OptionError: the provider lacks methods of `CacheProtocol`.
@@ -257,22 +259,22 @@ def chain_of(provider: CacheProtocol | stores.Chain | None) -> Callable[[], stor
     from memo.stores.chain import Chain
 
     if isinstance(provider, Chain):
-        return lambda: _with_present_settings(provider)
+        return lambda: _with_current_settings(provider)
     given: Any = provider
     if given is CacheFallbackFactory or given == CacheFallbackFactory.create:
         raise OptionError("provider", provider, "write CacheFallbackFactory.create().")
     if isinstance(provider, type):
         raise OptionError("provider", provider, "is a class; give an instance of it.")
-    own = Chain([adapt(provider)])
-    return lambda: _with_present_settings(own)
+    own = Chain([as_tier(provider)])
+    return lambda: _with_current_settings(own)
 
 
-def _with_present_settings(chain: stores.Chain) -> stores.Chain:
-    """Give a chain that the user built the namespace, the secrets and the host of the settings."""
+def _with_current_settings(chain: stores.Chain) -> stores.Chain:
+    """Set up a chain that the user built with the namespace, secrets and host of the settings."""
     settings = configuration.current()
     host = host_of(settings)
-    settled = chain.host is host and chain.secrets is settings.secrets
-    if not settled or chain.namespace != settings.namespace:
+    same = chain.host is host and chain.secrets is settings.secrets
+    if not same or chain.namespace != settings.namespace:
         chain.set_up(
             settings.namespace,
             settings.secrets,
@@ -282,27 +284,27 @@ def _with_present_settings(chain: stores.Chain) -> stores.Chain:
     return chain
 
 
-def live_ttl(key: str | None) -> Callable[[], float | None]:
-    """Return a getter of the live ttl for a `ttl_key`, in seconds; inf: no expiry."""
+def live_ttl_getter(key: str | None) -> Callable[[], float | None]:
+    """Return a getter of the ttl that the live configuration has for a `ttl_key`, in seconds."""
     if key is None:
         return lambda: None
 
     def ttl() -> float | None:
-        default_chain()  # so that the shared values are those of the settings in force
+        default_chain()  # so that the shared values are those of the current settings
         seconds: float | None = live.get(key)
         return seconds
 
     return ttl
 
 
-def compress(given: bool | int | str | None) -> Callable[[], int | None]:
-    """Return a function that returns the size in bytes above which results are compressed.
+def compression_getter(given: bool | int | str | None) -> Callable[[], int | None]:
+    """Return a getter of the size in bytes above which results are compressed.
 
     Args:
-        given: the decorator's `compress`; None: the setting at the time when a result is stored.
+        given: the decorator's `compress`; None: use the setting when a result is stored.
 
     Raises:
-        OptionError: it is neither True nor False nor a size.
+        OptionError: it is not True, False or a size.
     """
     if given is None:
         return lambda: configuration.current().compress
@@ -311,7 +313,7 @@ def compress(given: bool | int | str | None) -> Callable[[], int | None]:
 
 
 def manifests() -> Manifests:
-    """Return the store of code versions for the present settings."""
+    """Return the store of code versions for the current settings."""
     from memo.keys.fingerprint.source_history import Manifests
 
     settings = configuration.current()
@@ -332,7 +334,7 @@ def record_manifest(digest: str, parts: Callable[[], Mapping[str, str]]) -> bool
 
 
 def learned_changes(function: str) -> Mapping[str, str]:
-    """Return state that a function changes itself, as learned by processes of this host."""
+    """Return the state that a function changes itself, as processes of this host have found."""
     try:
         return manifests().changed(function)
     except (OSError, SettingError) as error:
@@ -341,51 +343,51 @@ def learned_changes(function: str) -> Mapping[str, str]:
 
 
 def publish_own_changes(function: str, found: Mapping[str, str]) -> None:
-    """Record for other processes of this host which state a function changes itself."""
+    """Tell other processes of this host which state a function changes itself."""
     try:
         manifests().add_changed(function, found)
     except (OSError, SettingError) as error:
         events.emit(events.Event(events.ERROR, reason="manifest", detail=str(error)))
 
 
-def _shared(chain: stores.Chain) -> ServerTier | None:
-    """Return the tier in which a chain has the shared live configuration: Redis."""
+def _server_tier(chain: stores.Chain) -> ServerTier | None:
+    """Return the tier of a chain that holds the shared live configuration: Redis."""
     return next((tier for tier in chain.tiers if isinstance(tier, ServerTier)), None)
 
 
-def _share_live(chain: stores.Chain) -> None:
+def _attach_live(chain: stores.Chain) -> None:
     """Let the live configuration use this chain's Redis, if it has one."""
-    global _unshare
-    _unshare()
-    tier = _shared(chain)
-    _unshare = live.attach(None if tier is None else tier.live, _publish)
+    global _detach_live
+    _detach_live()
+    tier = _server_tier(chain)
+    _detach_live = live.attach(None if tier is None else tier.live, _publish)
 
 
 def _publish(key: str, text: str | None) -> None:
-    """Set a key of the shared live configuration, in the Redis of the present settings.
+    """Set a key of the shared live configuration, in the Redis of the current settings.
 
     Raises:
         OptionError: there is none.
         TierError: it could not be written.
     """
-    tier = _shared(default_chain())
+    tier = _server_tier(default_chain())
     if tier is None:
         raise OptionError("shared", True, "needs a Redis; set redis_url first.")
     tier.publish(key, text)
 
 
-_unshare: Callable[[], None] = live.attach(None, _publish)
+_detach_live: Callable[[], None] = live.attach(None, _publish)
 configuration.ended = release
 
 
 def chains() -> list[stores.Chain]:
-    """Return the default chain, and every other chain that the settings have needed so far."""
+    """Return the default chain, and the other chains built for settings so far."""
     return list({id(chain): chain for chain in (default_chain(), *_chains.values())}.values())
 
 
 def reset() -> None:
     """Close and forget every chain; the next call builds new ones."""
-    global _current, _unshare
+    global _current, _detach_live
     with _lock:
         for chain in _chains.values():
             chain.close()
@@ -395,8 +397,8 @@ def reset() -> None:
         _hosts.clear()
         _manifests.clear()
         _current = None
-        _unshare()
-        _unshare = live.attach(None, _publish)
+        _detach_live()
+        _detach_live = live.attach(None, _publish)
 
 
 def stats_directory() -> Path | None:

@@ -37,18 +37,18 @@ else:
 
 
 class BoundFunction(_Helpers[P, R]):
-    """A cached function as a method of an instance, whose state is part of its keys."""
+    """A cached function bound to an object, whose state is part of its keys."""
 
     __slots__ = ("__func__", "__self__", "__weakref__")
     __doc__ = OwnDoc(__doc__)  # pyright: ignore[reportAssignmentType]
     __annotations__ = OwnAnnotations()
-    _DROPS = {  # noqa: RUF012 - unannotated: `__annotations__` is the function's
+    _INVALIDATIONS = {  # noqa: RUF012 - unannotated: `__annotations__` is the function's
         "invalidate": (False, False),
         "ainvalidate": (True, False),
         "expire": (False, True),
         "aexpire": (True, True),
     }
-    """Helper -> (it is a coroutine function, it expires entries instead of invalidating them)."""
+    """Helper -> (it is a coroutine function, it expires entries rather than invalidating them)."""
 
     def __init__(self, function: cached_function.CachedFunction[Any, R], instance: Any) -> None:
         self.__func__ = function
@@ -63,18 +63,18 @@ class BoundFunction(_Helpers[P, R]):
             raise
 
     def _attribute(self, name: str) -> Any:
-        """Return an attribute of the cached function; a helper bound to the object."""
+        """Return an attribute of the cached function; bind it to the object if it is a helper."""
         if name == "__signature__":
             return without_parameter(inspect.signature(self.__func__.__wrapped__), 0)
         found = getattr(self.__func__, name)
         if name == "using":
             return functools.update_wrapper(functools.partial(_bound_using, self), found)
         if name in {"put", "aput"}:
-            return self._like(functools.partial(self._put_own, found), found, 1)
-        if name in self._DROPS:
-            own = functools.partial(self._drop_own, *self._DROPS[name])
+            return self._with_signature_of(functools.partial(self._put_own, found), found, 1)
+        if name in self._INVALIDATIONS:
+            own = functools.partial(self._invalidate_own, *self._INVALIDATIONS[name])
             of_class = isinstance(self.__self__, type)
-            return self._like(functools.partial(found) if of_class else own, found)
+            return self._with_signature_of(functools.partial(found) if of_class else own, found)
         if is_helper(type(self.__func__), name):
             made = functools.partial(found, self.__self__)
             made.__doc__, made.__annotations__ = found.__doc__, {}
@@ -84,8 +84,8 @@ class BoundFunction(_Helpers[P, R]):
     if not TYPE_CHECKING:  # a misspelled attribute is an error for type checkers
         __getattr__ = _attribute
 
-    def _like(self, made: Any, found: Any, at: int = 0) -> Any:
-        """Return a helper bound to the object, with the function's signature without `self`."""
+    def _with_signature_of(self, made: Any, found: Any, at: int = 0) -> Any:
+        """Give a bound helper the name, docstring and signature of the original, without `self`."""
         functools.update_wrapper(made, found)
         made.__signature__ = without_parameter(inspect.signature(found), at)
         return made
@@ -95,12 +95,12 @@ class BoundFunction(_Helpers[P, R]):
         return put(value, self.__self__, *args, **kwargs)
 
     @public
-    def _drop_own(
+    def _invalidate_own(
         self, awaited: bool, soft: bool, /, *args: Any, reason: str = MISSING, **kwargs: Any
     ) -> Any:
-        """Invalidate the entries of an object in its present state."""
+        """Invalidate the entries of an object in its current state."""
         drop = self.__func__._checked_invalidation(self.__self__, args, kwargs, reason, soft=soft)
-        return _in_this_loop(drop) if awaited else drive(drop(BLOCKING))
+        return _on_running_loop(drop) if awaited else drive(drop(BLOCKING))
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -120,7 +120,7 @@ class BoundFunction(_Helpers[P, R]):
         return f"<bound {self.__func__!r} of {getattr(own, '__name__', type(own).__name__)}>"
 
 
-async def _in_this_loop(drop: cached_function.Invalidate) -> engine.Invalidation:
+async def _on_running_loop(drop: cached_function.Invalidate) -> engine.Invalidation:
     return await drop(native())
 
 

@@ -124,7 +124,7 @@ def cache(*args: Any, **kwargs: Any) -> Any:
     bound.apply_defaults()
     given = dict(bound.arguments)
     function_options.check(given)
-    return public(functools.partial(_decorated, given=given))
+    return public(functools.partial(_decorate, given=given))
 
 
 _SIGNATURE = inspect.signature(get_overloads(cache)[1]).replace(
@@ -139,33 +139,33 @@ def _is_wrapper(value: Any) -> bool:
     return isinstance(value, (staticmethod, classmethod))
 
 
-def _decorated(function: Any, given: Mapping[str, Any]) -> Any:
+def _decorate(function: Any, given: Mapping[str, Any]) -> Any:
     if isinstance(function, staticmethod):
-        return staticmethod(_decorated(function.__func__, given))
+        return staticmethod(_decorate(function.__func__, given))
     if isinstance(function, classmethod):
-        made = _decorated(function.__func__, given)
+        made = _decorate(function.__func__, given)
         made._bind_to_class()
         return made
     options.function("function", function)
-    made = _kind(function, given)(function, given)
+    made = _class_for(function, given)(function, given)
     classmethods.bind_later(made, made._bind_to_class, function)
     return made
 
 
-def _kind(function: Any, given: Mapping[str, Any]) -> type[CachedFunction[Any, Any]]:
+def _class_for(function: Any, given: Mapping[str, Any]) -> type[CachedFunction[Any, Any]]:
     """Return the class of the cached function to create."""
     if options.generates(function):
         from memo.decorators import streaming
 
-        return streaming.kind(function, given)
+        return streaming.class_for(function, given)
     if given["each"] is None:
-        return _KINDS[options.is_async(function), given["replay"]]
+        return _CLASSES[options.is_async(function), given["replay"]]
     from memo.decorators import elementwise
 
-    return elementwise.kind(function, given)
+    return elementwise.class_for(function, given)
 
 
-_KINDS: dict[tuple[bool, bool], type[CachedFunction[Any, Any]]] = {
+_CLASSES: dict[tuple[bool, bool], type[CachedFunction[Any, Any]]] = {
     (False, False): CachedFunction,
     (True, False): CachedCoroutine,
     (False, True): ReplayingFunction,

@@ -1,7 +1,7 @@
-"""Cached functions, as the decorator `cache` makes them.
+"""Cached functions: the objects that the decorator `cache` returns.
 
-The kind of a function (`def` or `async def`) is decided once, at decoration.  A sync function runs
-the engine over the blocking port, in the caller's thread; an async one over its running loop.
+A function's kind (`def` or `async def`) is decided once, at decoration.  A sync function runs the
+engine over the blocking port, in the caller's thread; an async one over the running event loop.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from memo.decorators.bound_functions import BoundFunction
 from memo.decorators.function_options import Ttl, make_function
 from memo.decorators.helpers import MISSING, helper, takes_any_arguments
 from memo.engine import replay
-from memo.engine.call import NOTHING, Function, Raised, is_resource_failure, make_call
+from memo.engine.call import NOTHING, Function, Raised, make_call, report_if_resource_failure
 from memo.errors import (
     NotCachedError,
     OptionError,
@@ -65,33 +65,33 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 _functions: weakref.WeakSet[CachedFunction[Any, Any]] = weakref.WeakSet()
-_numbers = itertools.count()
+_serial_numbers = itertools.count()
 Invalidate: TypeAlias = "Callable[[Port], Coroutine[Any, Any, engine.Invalidation]]"
 """A checked invalidation that runs over a port."""
 
 
 def functions() -> list[CachedFunction[Any, Any]]:
-    """Return the cached functions of this process by id; of several with one id the latest."""
-    return sorted(_functions, key=lambda function: (function.function_id, function._number))
+    """Return the cached functions of this process by id; the latest one with an id comes last."""
+    return sorted(_functions, key=lambda function: (function.function_id, function._serial_number))
 
 
 class CachedFunction(Generic[P, R]):
     """A function whose results are cached, as returned by `@cache`.
 
-    Calling it returns what the function would return.  Attributes:
+    A call of it returns the same as a call of the function.  Attributes:
         function_id: its id, `"module:qualname"` or its `name`.
         __wrapped__: the function itself, uncached.
     """
 
     __wrapped__: Callable[P, R]
-    _using: Mode | None = None
+    _own_mode: Mode | None = None
 
     def __init__(self, function: Callable[P, R], given: Mapping[str, Any]) -> None:
         options.function("function", function)
         self.of_class = False
         self._helpers: dict[str, Callable[..., Any]] = {}
-        self._given = dict(given)
-        self._number = next(_numbers)
+        self._options = dict(given)
+        self._serial_number = next(_serial_numbers)
         self.is_async = isinstance(self, CachedCoroutine)
         self.function_id = function_id(function, given["name"])
         self._function = make_function(function, self.function_id, given)
@@ -111,33 +111,33 @@ class CachedFunction(Generic[P, R]):
         function = self._function
         if (
             modes.CURRENT_MODE.get() is not None
-            or self._using is not None
+            or self._own_mode is not None
             or assembly.default_mode_revision != configuration.revision
         ):
-            __tracebackhide__ = True  # hides the frame in IPython and pytest, here and below
+            __tracebackhide__ = True  # IPython and pytest hide this frame, here and below
             mode = self._mode()
             if mode.kind is not None:
                 with ending_at_the_call():
-                    if self._is_off(mode):
+                    if self._bypasses_cache(mode):
                         return self.__wrapped__(*args, **kwargs)
-                    found = drive(self._in_mode(BLOCKING, mode, args, kwargs))
+                    found = drive(self._answer_in_mode(BLOCKING, mode, args, kwargs))
                     return cast("R", value_or_raise(found))
             function = with_max_age(function, mode)
         begun = time.perf_counter()
         try:
             call = function.keyer.call(args, kwargs)
-            result = engine.answering.at_hand(_blocking, function, call, begun)
+            result = engine.answering.answer_from_first_tier(_blocking_port, function, call, begun)
         except Exception as error:
-            if is_resource_failure(error):
+            if report_if_resource_failure(error):
                 __tracebackhide__ = True
                 return self.__wrapped__(*args, **kwargs)
             at_the_call(error)
             raise
-        asked = result if type(result) is PendingLookup else None
-        if asked is not None:
-            result = engine.answering.settled(function, call, asked, begun)
+        pending = result if type(result) is PendingLookup else None
+        if pending is not None:
+            result = engine.answering.answer_after_lookup(function, call, pending, begun)
         if result is NOTHING:
-            result = drive(engine.answering.answer(BLOCKING, function, call, args, kwargs, asked))
+            result = drive(engine.answering.answer(BLOCKING, function, call, args, kwargs, pending))
             if type(result) is Raised:
                 __tracebackhide__ = True
                 raise result.again()
@@ -145,32 +145,32 @@ class CachedFunction(Generic[P, R]):
 
     def _mode(self) -> Mode:
         """Return the mode of a call: of `using`, else of the context, else of the settings."""
-        return (self._using or Mode()).over(modes.CURRENT_MODE.get()).over(assembly.mode())
+        return (self._own_mode or Mode()).over(modes.CURRENT_MODE.get()).over(assembly.mode())
 
     def _function_in_mode(self) -> Function:
-        """Return the function with the ages that the mode of a call allows its entries."""
+        """Return the function with the limit that the current mode sets for the age of entries."""
         return with_max_age(self._function, self._mode())
 
-    def _is_off(self, mode: Mode) -> bool:
-        """True if a call bypasses the cache and no computation around it records what it uses."""
+    def _bypasses_cache(self, mode: Mode) -> bool:
+        """True if a call is to run the function itself, and no computation records what it uses."""
         return mode.kind == modes.OFF and not (
             assembly.enabled() and engine.answering.is_inside_computation()
         )
 
-    async def _in_mode(
+    async def _answer_in_mode(
         self, port: Port, mode: Mode, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Answer a call in a mode other than the default; return the value or `Raised`."""
         __tracebackhide__ = True
         function = with_max_age(self._function, mode)
-        if port.native and self._is_off(mode):
+        if port.native and self._bypasses_cache(mode):
             return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
         if mode.kind != modes.ONLY:
             keep = mode.kind == modes.REFRESH
             return await engine.answering.refresh(port, function, args, kwargs, keep=keep)
         result = await engine.answering.read_stored(port, function, args, kwargs)
         if result is NOTHING:
-            raise NotCachedError(await self._explained(port, function, args, kwargs))
+            raise NotCachedError(await self._explain_call(port, function, args, kwargs))
         return result
 
     @public
@@ -181,7 +181,7 @@ class CachedFunction(Generic[P, R]):
         max_age: float | str | durations.timedelta | None = None,
         ttl: Ttl = MISSING,
     ) -> Self:
-        """Return the same function with other settings for its calls, not for calls inside them.
+        """Return the same function with other settings for its own calls, not for calls inside.
 
         ::
 
@@ -190,21 +190,21 @@ class CachedFunction(Generic[P, R]):
         Args:
             mode: as for `memo.mode`.
             max_age: older entries are not used, even within their ttl.
-            ttl: replaces the function's own, for storing and for judging entries.
+            ttl: replaces the function's own ttl, when storing and when judging entries.
 
         Raises:
             OptionError: an argument is wrong.
         """
         made = object.__new__(type(self))
         made.__dict__.update(self.__dict__)
-        made._using = modes.checked(mode, max_age).over(self._using)
+        made._own_mode = modes.checked(mode, max_age).over(self._own_mode)
         if ttl is not MISSING:
             made._function = self._function.with_policy(
                 self._function.policy._replace(ttl=options.given_ttl("ttl", ttl))
             )
         return made
 
-    # The first parameter of the function decides between them: a class method takes the class, a
+    # The first parameter of the function selects the overload: a class method takes the class, a
     # method the instance, and a static method neither.
     @overload
     def __get__(  # type: ignore[misc]  # not every cached function takes a class
@@ -242,7 +242,7 @@ class CachedFunction(Generic[P, R]):
         self.of_class = self._function.keyer.method = True
 
     def __repr__(self) -> str:
-        return f"<cached {self.function_id}{_shown_policy(self._function)}>"
+        return f"<cached {self.function_id}{_policy_text(self._function)}>"
 
     def _repr_html_(self) -> str:
         """Name, ttl and counters as HTML; no entry is read."""
@@ -251,7 +251,7 @@ class CachedFunction(Generic[P, R]):
         info = self.cache_info()
         facts = {
             "signature": inspect.signature(self.__wrapped__),
-            "fresh for": _shown_ttl(self._function.policy.ttl),
+            "fresh for": _ttl_text(self._function.policy.ttl),
             "addresses": f"{self._function.keyer.prefix}:…",
             "here": f"{rendering.counted(info.hits, 'hit')}, "
             f"{rendering.counted(info.misses, 'miss', 'misses')}",
@@ -267,8 +267,8 @@ class CachedFunction(Generic[P, R]):
     def __reduce__(self) -> Any:
         """Pickle by reference if it can be imported, else by value with its id and code version.
 
-        So a worker finds the same entries although it has neither file nor source.  The settings
-        made with `configure` in this process are included (`configuration.settings_for_workers`).
+        So a worker finds the same entries even without file and source.  Settings made with
+        `configure` in this process are included (`configuration.settings_for_workers`).
         """
         return pickling.reduced(self)
 
@@ -278,7 +278,7 @@ class CachedFunction(Generic[P, R]):
     def key(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
         """Return the key of this call: 40 hexadecimal digits, for `memo.invalidate(key=...)`."""
         call = self._function.keyer.call(args, dict(kwargs))
-        remember_call(call, self.function_id)
+        remember_key(call, self.function_id)
         return call.text
 
     @helper()
@@ -409,7 +409,7 @@ class CachedFunction(Generic[P, R]):
 
     @helper()
     def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """Compute now, store, and return the value; an async function runs on a loop of its own."""
+        """Compute now, store and return the value; an async function gets its own event loop."""
         __tracebackhide__ = True
         if not assembly.enabled():
             return _call_uncached(self.__wrapped__, args, kwargs)
@@ -454,9 +454,10 @@ class CachedFunction(Generic[P, R]):
 
     @helper(default=None)
     def peek(self, /, *args: Any, default: Any = MISSING, **kwargs: Any) -> Any:
-        """Return the stored value if a call would use it, else `default` (None); never computes.
+        """Return the stored value if a call would use it, else `default` (None); never compute.
 
-        If the function has an argument called `default`, it is that one, and the default is None.
+        If the function has an argument called `default`, it is that argument, and the default is
+        None.
         """
         kwargs, default = self._own_option(kwargs, "default", default, None)
         return drive(self._peek(BLOCKING, args, kwargs, default))
@@ -472,7 +473,7 @@ class CachedFunction(Generic[P, R]):
 
     @helper()
     def is_cached(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
-        """True if this call would be answered from the cache; does not load the value."""
+        """True if this call would be answered from the cache; the value is not loaded."""
         return assembly.enabled() and drive(self._is_cached(BLOCKING, args, kwargs))
 
     @helper()
@@ -484,14 +485,14 @@ class CachedFunction(Generic[P, R]):
         self, port: Port, args: tuple[Any, ...], kwargs: dict[str, Any], plan: bool
     ) -> engine.Explanation:
         function = self._function_in_mode()
-        found = self._explained_by_mode(await self._explained(port, function, args, kwargs))
+        found = self._with_mode(await self._explain_call(port, function, args, kwargs))
         return await self._with_plan(port, function, found, args, kwargs) if plan else found
 
     @helper()
     def explain(self, /, *args: Any, plan: bool = MISSING, **kwargs: Any) -> engine.Explanation:
-        """Explain whether this call would hit, and if not, why; neither computes nor loads.
+        """Explain whether this call would hit, and if not, why; nothing is computed or loaded.
 
-        With `each` it is the first element that misses which is explained.
+        With `each`, the first element that misses is explained.
 
         Args:
             plan: also list which cached calls beneath it would be computed, revalidated or hit, and
@@ -509,21 +510,21 @@ class CachedFunction(Generic[P, R]):
         kwargs, plan = self._own_option(kwargs, "plan", plan, False)
         return await self._explain(native(), args, kwargs, plan)
 
-    def _explained_by_mode(self, found: engine.Explanation) -> engine.Explanation:
-        """Return the explanation, or the reason why the cache answers no call at present."""
+    def _with_mode(self, found: engine.Explanation) -> engine.Explanation:
+        """Return the explanation; if the mode or a setting prevents hits, the reason for that."""
         kind = self._mode().kind
         if not assembly.enabled():
             source = configuration.current().sources["enabled"]
-            why = (DISABLED, f"the setting enabled is false ({source}): every call computes")
+            reason, fact = DISABLED, f"the setting enabled is false ({source}): every call computes"
         elif kind == modes.OFF:
-            why = (f'mode "{kind}"', "calls neither read nor store")
+            reason, fact = f'mode "{kind}"', "calls neither read nor store"
         elif kind == modes.REFRESH:
-            why = (f'mode "{kind}"', "calls compute and store")
+            reason, fact = f'mode "{kind}"', "calls compute and store"
         else:
             return found
         import dataclasses
 
-        return dataclasses.replace(found, hit=False, reason=why[0], facts=(why[1],), diff=())
+        return dataclasses.replace(found, hit=False, reason=reason, facts=(fact,), diff=())
 
     async def _with_plan(
         self,
@@ -538,12 +539,12 @@ class CachedFunction(Generic[P, R]):
         known = {one.function_id: one._function for one in functions()}
         planner = Planner(port, function.chain(), {**known, self.function_id: function})
         call = await make_call(port, function, args, kwargs)
-        await planner.like(self.function_id, call.text, call.shown, call.summary)
+        await planner.add_root(self.function_id, call.text, call.shown, call.summary)
         import dataclasses
 
         return dataclasses.replace(found, steps=tuple(planner.steps))
 
-    async def _explained(
+    async def _explain_call(
         self, port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> engine.Explanation:
         from memo.engine import explaining
@@ -555,7 +556,7 @@ class CachedFunction(Generic[P, R]):
         return cache_info(self.function_id)
 
     async def acache_info(self) -> metrics.CacheInfo:
-        """As `cache_info`; neither of them blocks."""
+        """As `cache_info`, which does not block either."""
         return self.cache_info()
 
     def cache_clear(self) -> None:
@@ -575,18 +576,18 @@ class CachedFunction(Generic[P, R]):
         COUNTERS.reset(self.function_id)
 
     async def _warn_nothing_cleared(self, port: Port) -> None:
-        """Warn once, naming the functions whose entries were probably intended."""
+        """Warn once, and name the functions whose entries were probably intended."""
         from memo.decorators import names
 
-        known = await names.functions_known(port, [])
+        known = await names.known_functions(port, [])
         bare = self.function_id.rpartition(":")[2]
         others = [one for one in known if one.rpartition(":")[2] == bare]
         others = [label(one) for one in others if one != self.function_id]
         if others and not self.__dict__.get("_said_nothing_cleared"):
             self._said_nothing_cleared = True
             warnings.warn(
-                f"{label(self.function_id)}.cache_clear() cleared nothing: no entry of it is on "
-                f"this host. Entries of the same name are of {', '.join(sorted(others))}.",
+                f"{label(self.function_id)}.cache_clear() cleared nothing: this host has no entry "
+                f"of it. Functions of the same name: {', '.join(sorted(others))}.",
                 stacklevel=2,
             )
 
@@ -605,52 +606,52 @@ class CachedCoroutine(CachedFunction[P, R]):
             except TypeError as error:
                 at_the_call(error)
                 raise
-        return self._called(args, kwargs)
+        return self._call(args, kwargs)
 
-    async def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         function = self._function
         if (
             modes.CURRENT_MODE.get() is not None
-            or self._using is not None
+            or self._own_mode is not None
             or assembly.default_mode_revision != configuration.revision
         ):
             __tracebackhide__ = True
             mode = self._mode()
             if mode.kind is not None:
                 with ending_at_the_call():
-                    return value_or_raise(await self._in_mode(native(), mode, args, kwargs))
+                    return value_or_raise(await self._answer_in_mode(native(), mode, args, kwargs))
             function = with_max_age(function, mode)
         begun = time.perf_counter()
         try:
             try:
                 call = function.keyer.call(args, kwargs, True) if self._code_was_read else None
-            except HeavyError:  # hashing them here would block the event loop
-                call = None  # made below, so that errors have no context
+            except HeavyError:  # hashing the arguments here would block the event loop
+                call = None  # made below, so that its errors have no context
             if call is None:
-                call = await self._keyed(function, args, kwargs)
-            result = engine.answering.at_hand(native, function, call, begun)
+                call = await self._make_key(function, args, kwargs)
+            result = engine.answering.answer_from_first_tier(native, function, call, begun)
         except Exception as error:
-            if is_resource_failure(error):
+            if report_if_resource_failure(error):
                 __tracebackhide__ = True
                 return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
             at_the_call(error)
             raise
-        asked = result if type(result) is PendingLookup else None
-        if asked is not None:
-            asked.lookup.answer = await asked.lookup.answer
-            result = engine.answering.settled(function, call, asked, begun)
+        pending = result if type(result) is PendingLookup else None
+        if pending is not None:
+            pending.lookup.answer = await pending.lookup.answer
+            result = engine.answering.answer_after_lookup(function, call, pending, begun)
         if result is NOTHING:
-            result = await engine.answering.answer(native(), function, call, args, kwargs, asked)
+            result = await engine.answering.answer(native(), function, call, args, kwargs, pending)
             if type(result) is Raised:
                 __tracebackhide__ = True
                 raise result.again()
         return result
 
-    async def _keyed(
+    async def _make_key(
         self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Call:
-        """Make a key in a thread, since it would block the event loop."""
-        if not self._code_was_read:  # reading its code takes milliseconds: one function at a time
+        """Make a key that would block the event loop if it were made there."""
+        if not self._code_was_read:  # that takes milliseconds, so other tasks get a turn before
             await native().turn()
             self._code_was_read = True
             with suppress(HeavyError):
@@ -664,7 +665,7 @@ class ReplayingFunction(CachedFunction[P, R]):
     @takes_any_arguments
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return cast("R", replay.performed(super().__call__(*args, **kwargs)))
+            return cast("R", replay.unwrap_and_replay(super().__call__(*args, **kwargs)))
         except Exception as error:
             cut_to_user_frames(error)
             raise
@@ -673,9 +674,9 @@ class ReplayingFunction(CachedFunction[P, R]):
 class ReplayingCoroutine(CachedCoroutine[P, R]):
     """As `ReplayingFunction`, for an `async def`."""
 
-    async def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
-            return replay.performed(await super()._called(args, kwargs))
+            return replay.unwrap_and_replay(await super()._call(args, kwargs))
         except Exception as error:
             cut_to_user_frames(error)
             raise
@@ -686,45 +687,42 @@ def _asyncio_marker() -> object:
     return getattr(coroutines, "_is_coroutine", None)
 
 
-_MOST_CALLS = 4096
-"""Most keys whose calls this process remembers after it has returned them."""
-_calls_by_key: dict[str, Turn] = {}
+_MOST_KEYS = 4096
+"""Most keys that this process remembers after it has returned them to the user."""
+_turns_by_key: dict[str, Turn] = {}
 
 
-def remember_call(call: Call, function_id: str) -> None:
-    """Remember the call behind a key that is returned, so that the key can be invalidated."""
-    if len(_calls_by_key) >= _MOST_CALLS:
+def remember_key(call: Call, function_id: str) -> None:
+    """Remember the call of a key that the user gets, so that the key can be invalidated."""
+    if len(_turns_by_key) >= _MOST_KEYS:
         with suppress(KeyError, StopIteration, RuntimeError):  # other threads do the same
-            del _calls_by_key[next(iter(_calls_by_key))]
-    _calls_by_key[call.text] = Turn(f"f:{function_id}", call.arguments, whole=True)
+            del _turns_by_key[next(iter(_turns_by_key))]
+    _turns_by_key[call.text] = Turn(f"f:{function_id}", call.arguments, whole=True)
 
 
-def call_of_key(key: str) -> Turn | None:
-    """Return the turn for the call with a key that this process has returned.
-
-    None if it has not.
-    """
-    return _calls_by_key.get(key)
+def turn_of_key(key: str) -> Turn | None:
+    """Return the turn that invalidates the call of a key, if this process has returned the key."""
+    return _turns_by_key.get(key)
 
 
 def _refuse_predicates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Check that no argument of an invalidation is a function, which would select nothing.
+    """Refuse functions as arguments of an invalidation, since they would select nothing.
 
     Raises:
-        OptionError: one is.
+        OptionError: an argument is a function.
     """
     for name, value in (*enumerate(args, 1), *kwargs.items()):
         if inspect.isroutine(value):
             which = name if isinstance(name, str) else f"argument {name}"
             fix = (
-                "is a function, and predicates are not supported: give the values one by one, "
-                "or for a call that takes a function memo.invalidate(key=f.key(...))."
+                "is a function, and predicates are not supported: give the values one by one or, "
+                "for a call that takes a function, write memo.invalidate(key=f.key(...))."
             )
             raise OptionError(which, value, fix)
 
 
 def with_max_age(function: Function, mode: Mode) -> Function:
-    """Return a function with the ages that a mode allows its entries."""
+    """Return a function with the limit that a mode sets for the age of its entries."""
     if mode.max_age is None:
         return function
     return function.with_policy(function.policy._replace(max_age=mode.max_age))
@@ -743,13 +741,13 @@ def explain(function: Any, /, *args: Any, **kwargs: Any) -> engine.Explanation:
         function: a cached function of this process, or any name of it that tables show.
 
     Raises:
-        OptionError: no function of this process has the name, or several have; or it is not cached.
+        OptionError: no function of this process has the name, several have it, or it is not cached.
     """
     if isinstance(function, str):
         from memo.decorators import names
 
         here = {one.function_id: one for one in functions()}
-        function = here[names.one_of("function", function, list(here))]
+        function = here[names.only_fit("function", function, list(here))]
     if not hasattr(function, "explain"):
         fix = "is not cached; give a function that @cache decorates, or its name."
         raise OptionError("function", function, fix)
@@ -762,7 +760,7 @@ if not TYPE_CHECKING:  # its types are those of the overloads
 
 
 def value_or_raise(result: Any) -> Any:
-    """Return a result, or raise the exception of the function."""
+    """Return a result, or raise it if it is the exception of the function."""
     __tracebackhide__ = True
     if type(result) is Raised:
         raise result.again()
@@ -770,7 +768,7 @@ def value_or_raise(result: Any) -> Any:
 
 
 def _call_uncached(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Call a function, `async def` or `def`, from sync code, as if it were not cached."""
+    """Call a function, `async def` or `def`, from sync code, without the cache."""
     __tracebackhide__ = True
     result = function(*args, **kwargs)
     if not inspect.iscoroutine(result):
@@ -782,21 +780,21 @@ def _call_uncached(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     return run_elsewhere(settled)
 
 
-def _shown_policy(function: Function) -> str:
+def _policy_text(function: Function) -> str:
     ttl = function.policy.ttl
     return " ttl=f(result)" if callable(ttl) else f" ttl={ttl}"
 
 
-def _shown_ttl(ttl: Any) -> str:
+def _ttl_text(ttl: Any) -> str:
     """Describe a ttl in words."""
     from memo.metrics import rendering
 
     if callable(ttl):
         return "as its result says"
     if ttl == options.INHERIT:
-        return "as long as what it was built on"
+        return "as long as the results it was built on"
     return "ever" if ttl is None else rendering.duration(ttl)
 
 
-def _blocking() -> Blocking:
+def _blocking_port() -> Blocking:
     return BLOCKING

@@ -1,9 +1,9 @@
-"""Class methods: how a cached function inside `@classmethod` gets its class.
+"""Class methods: give a cached function inside `@classmethod` its class.
 
-Up to Python 3.12 a classmethod binds the object it wraps, so that `C.load.refresh(1)` gets the
-class. Since 3.13 it creates a plain method, which passes the class on when it is called, but not
+Up to Python 3.12 a classmethod binds the object that it wraps, so that `C.load.refresh(1)` gets the
+class.  Since 3.13 it creates a plain method, which passes the class on when it is called, but not
 when an attribute is accessed.  So a cached function that is created in a class body leaves a note
-there; once the class exists, the note binds the function and is removed.
+there; when the class is created, the note binds the function and is removed.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any, Final
 UNBOUND: Final = sys.version_info >= (3, 13)
 """True if a classmethod binds its function as a plain method."""
 NOTE: Final = "__memo_note__"
-"""The name of the note in the body of a class; it is removed from the class."""
+"""The attribute that holds the note in a class body."""
 _FRAMES: Final = 16
-"""Number of stack frames to search for a class body, as decorators may call each other."""
+"""Most stack frames that are searched for a class body, since decorators may call each other."""
 
 
 class Note:
-    """Placeholder in a class body until the class exists.
+    """A placeholder in a class body until the class exists.
 
     Attributes:
-        functions: cached functions created in the body, each with the call that binds it.
+        functions: the cached functions created in the body, each with a callable that binds it.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Note:
 
 
 def bind_later(made: Any, bind: Callable[[], None], function: Callable[..., Any]) -> None:
-    """Bind a cached function to its class, if it is in a class body under `@classmethod`.
+    """Bind a cached function to its class later, if it is under `@classmethod` in a class body.
 
     Args:
         made: the cached function.

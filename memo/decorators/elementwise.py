@@ -10,12 +10,12 @@ from memo.decorators import assembly
 from memo.decorators.cached_function import (
     CachedCoroutine,
     CachedFunction,
-    remember_call,
+    remember_key,
     value_or_raise,
     with_max_age,
 )
 from memo.decorators.helpers import helper, takes_any_arguments
-from memo.engine.call import Function, Raised, is_resource_failure
+from memo.engine.call import Function, Raised, report_if_resource_failure
 from memo.engine.sequences import elements
 from memo.engine.sequences.elements import Batch, Each, ElementCall
 from memo.errors import NotCachedError, OptionError, at_the_call, cut_to_user_frames
@@ -30,19 +30,19 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def kind(function: Any, given: Mapping[str, Any]) -> type[CachedFunction[Any, Any]]:
+def class_for(function: Any, given: Mapping[str, Any]) -> type[CachedFunction[Any, Any]]:
     """Return the class of the cached function to create with `each`.
 
     Raises:
         OptionError: another option cannot be combined with it.
     """
-    for name, why in _ALONE.items():
+    for name, why in _NOT_WITH_EACH.items():
         if given[name]:
             raise OptionError(name, given[name], f"does not go with each=: {why}.")
     return ElementwiseCoroutine if options.is_async(function) else ElementwiseFunction
 
 
-_ALONE = {
+_NOT_WITH_EACH = {
     "replay": "what a run shows belongs to no single element",
     "cache_errors": "a run that raises says nothing about a single element",
     "soft_timeout": "an answer is made of many entries, old and new",
@@ -67,18 +67,18 @@ class _Elementwise(CachedFunction[P, R]):
     def _make_batch(
         self, port: Any, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Coroutine[Any, Any, Batch]:
-        return elements.batch(port, function, self._each, args, kwargs)
+        return elements.make_batch(port, function, self._each, args, kwargs)
 
     async def _answer(self, port: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the answer of a call in the mode in force, or `Raised`."""
         mode = self._mode()
         function = with_max_age(self._function, mode)
-        if self._is_off(mode):
+        if self._bypasses_cache(mode):
             return await self._call_uncached(args, kwargs)
         try:
             made = await self._make_batch(port, function, args, kwargs)
         except Exception as error:
-            if not is_resource_failure(error):
+            if not report_if_resource_failure(error):
                 raise
             return await self._call_uncached(args, kwargs)
         if mode.kind is None:
@@ -87,7 +87,7 @@ class _Elementwise(CachedFunction[P, R]):
             result = await elements.read_stored(port, made)
             if type(result) is ElementCall:
                 job = result.job
-                raise NotCachedError(await self._explained(port, function, job.args, job.kwargs))
+                raise NotCachedError(await self._explain_call(port, function, job.args, job.kwargs))
             return result
         return await elements.refresh(port, made, keep=mode.kind == modes.REFRESH)
 
@@ -120,7 +120,7 @@ class _Elementwise(CachedFunction[P, R]):
     def key(self, /, *args: Any, **kwargs: Any) -> str:
         """Return the key of one element's entry, for `memo.invalidate(key=...)`."""
         call = self._single_call(args, kwargs)
-        remember_call(call, self.function_id)
+        remember_key(call, self.function_id)
         return call.text
 
     @helper()
@@ -170,13 +170,13 @@ class _Elementwise(CachedFunction[P, R]):
             fix = "has no elements, so nothing is looked up: the function itself answers."
             raise OptionError(self._each.name, self._each.value_in(args, kwargs), fix)
         first, *others = [element.job for element in made.calls.values()]
-        found, asked = await self._explained(port, function, first.args, first.kwargs), first
+        found, asked = await self._explain_call(port, function, first.args, first.kwargs), first
         for job in others if found.hit else ():
-            one = await self._explained(port, function, job.args, job.kwargs)
+            one = await self._explain_call(port, function, job.args, job.kwargs)
             if not one.hit:
                 found, asked = one, job
                 break
-        found = self._explained_by_mode(found)
+        found = self._with_mode(found)
         if not plan:
             return found
         return await self._with_plan(port, function, found, asked.args, asked.kwargs)
@@ -199,7 +199,7 @@ class ElementwiseFunction(_Elementwise[P, R]):
 class ElementwiseCoroutine(_Elementwise[P, R], CachedCoroutine[P, R]):
     """A cached `async def` over a collection."""
 
-    async def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         __tracebackhide__ = True
         try:
             result = await self._answer(native(), args, kwargs)

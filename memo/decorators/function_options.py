@@ -79,8 +79,8 @@ def check(given: Mapping[str, Any]) -> None:
     options.text("each", given["each"])
     options.flag("cutoff", given["cutoff"])
     _tags(given["tags"])
-    assembly.chain_of(given["provider"])
-    assembly.compress(given["compress"])
+    assembly.chain_getter(given["provider"])
+    assembly.compression_getter(given["compress"])
     _policy(given)
 
 
@@ -120,12 +120,12 @@ def make_function(
         function,
         keyer,
         _policy(given),
-        assembly.chain_of(given["provider"]),
+        assembly.chain_getter(given["provider"]),
         _answer,
-        assembly.live_ttl(given["ttl_key"]),
+        assembly.live_ttl_getter(given["ttl_key"]),
         _dependencies(function, identity, given),
         assembly.record_manifest,
-        assembly.compress(given["compress"]),
+        assembly.compression_getter(given["compress"]),
         replay=replay,
         cutoff=options.flag("cutoff", given["cutoff"]),
         is_async=options.is_async(function),
@@ -133,7 +133,7 @@ def make_function(
     )
 
 
-_POLICY = (
+_POLICY_OPTIONS = (
     "ttl",
     "use_jitter",
     "use_lock",
@@ -151,7 +151,7 @@ _POLICY = (
 
 
 def _policy(given: Mapping[str, Any]) -> Policy:
-    return options.policy(**{name: given[name] for name in _POLICY})
+    return options.policy(**{name: given[name] for name in _POLICY_OPTIONS})
 
 
 def _tags(tags: Any) -> Any:

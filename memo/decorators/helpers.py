@@ -54,13 +54,13 @@ class _Helper:
             return self._method
         made = instance._helpers.get(self._name)
         if made is None:
-            made = instance._helpers[self._name] = self._shaped(instance.__wrapped__)
+            made = instance._helpers[self._name] = self._method_for(instance.__wrapped__)
         return MethodType(made, instance)
 
-    def _shaped(self, function: Callable[..., Any]) -> Any:
+    def _method_for(self, function: Callable[..., Any]) -> Any:
         """Return the method for one function: with another signature, and without the instance."""
         method = self._method
-        made: Any = (_awaited if inspect.iscoroutinefunction(method) else _called)(self._name)
+        made: Any = (_awaiting if inspect.iscoroutinefunction(method) else _calling)(self._name)
         made.__name__, made.__qualname__ = self._name, method.__qualname__
         made.__module__, made.__doc__ = method.__module__, method.__doc__
         try:
@@ -75,7 +75,7 @@ class _Helper:
 
     def _parameters(self, signature: Signature) -> Iterator[Parameter]:
         given = [
-            one.replace(default=ANY) if self._partial and one.kind not in _MANY else one
+            one.replace(default=ANY) if self._partial and one.kind not in _VARIADIC else one
             for one in signature.parameters.values()
         ]
         own = [one for one in self._options if one.name not in signature.parameters]
@@ -93,7 +93,7 @@ def is_helper(kind: type, name: str) -> bool:
     return isinstance(inspect.getattr_static(kind, name, None), _Helper)
 
 
-def _called(name: str) -> Any:
+def _calling(name: str) -> Any:
     """Return a method that calls one of its class by name, so that it can be pickled."""
 
     def called(self: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -104,7 +104,7 @@ def _called(name: str) -> Any:
     return called
 
 
-def _awaited(name: str) -> Any:
+def _awaiting(name: str) -> Any:
     """Return an awaitable method that calls one of its class by name."""
 
     async def awaited(self: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -115,7 +115,7 @@ def _awaited(name: str) -> Any:
     return awaited
 
 
-_MANY = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+_VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 
 def helper(*, partial: bool = False, **options: Any) -> Callable[[F], F]:
@@ -139,7 +139,7 @@ def helper(*, partial: bool = False, **options: Any) -> Callable[[F], F]:
     return made
 
 
-_PASSED_ON = Signature(
+_ANY_ARGUMENTS = Signature(
     [
         Parameter("self", Parameter.POSITIONAL_ONLY),
         Parameter("args", Parameter.VAR_POSITIONAL),
@@ -153,7 +153,7 @@ def takes_any_arguments(method: F) -> F:
 
     IPython shows it beside the signature of the function.
     """
-    cast("Any", method).__signature__ = _PASSED_ON
+    cast("Any", method).__signature__ = _ANY_ARGUMENTS
     return method
 
 

@@ -18,7 +18,7 @@ from collections.abc import (
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
 from memo.decorators import assembly, names
-from memo.decorators.cached_function import CachedFunction, call_of_key, functions
+from memo.decorators.cached_function import CachedFunction, functions, turn_of_key
 from memo.engine import invalidating
 from memo.engine.coordination.flights import FLIGHTS
 from memo.engine.invalidating import Hint, Invalidation, Matches
@@ -77,7 +77,7 @@ class _Target(NamedTuple):
     hint: Hint | None = None
 
 
-async def _target(
+async def _parse_target(
     port: Port, prefix: str | None, tag: str | None, function: Any, key: str | None
 ) -> _Target:
     given = {"prefix": prefix, "tag": tag, "function": function, "key": key}
@@ -110,7 +110,7 @@ def _ids_here() -> list[str]:
 
 async def _names_of(port: Port, kind: str) -> list[str]:
     """Return the prefixes or tags of functions of this process and of this host."""
-    return [*await names.on_host(port, assembly.default_chain(), kind), *_names_here(kind)]
+    return [*await names.names_on_host(port, assembly.default_chain(), kind), *_names_here(kind)]
 
 
 def _names_here(kind: str) -> list[str]:
@@ -123,17 +123,17 @@ def _names_here(kind: str) -> list[str]:
 
 def _nearest_hint(kind: str, name: str) -> Hint:
     """Return a hint that names the prefix or tag that was probably intended."""
-    return functools.partial(_nearest_question, kind, name)
+    return functools.partial(_did_you_mean, kind, name)
 
 
-def _nearest_question(kind: str, name: str, found: Matches) -> str:
+def _did_you_mean(kind: str, name: str, found: Matches) -> str:
     """Return the prefix or tag that was probably intended: of an entry, or of a function here.
 
     Generations of this host are not searched, since an earlier typo may have created one.
     """
     here = [group[2:] for group in found.groups if group.startswith(f"{kind}:")]
     known = [one for one in (*here, *_names_here(kind)) if one != name]
-    return names.meant(names.nearest(name, known))
+    return names.did_you_mean(names.nearest(name, known))
 
 
 # --- keys and addresses --------------------------------------------------------------------------
@@ -152,7 +152,7 @@ async def _key_target(port: Port, text: str) -> _Target:
         return _Target(turns, f"key {text!r}", _elsewhere_hint)
 
     def hint(found: Matches) -> str:
-        return names.meant(names.nearest(text, found.others))
+        return names.did_you_mean(names.nearest(text, found.others))
 
     return _Target(address_turns(text), f"key {shown(text)}", hint)
 
@@ -174,40 +174,40 @@ async def _turns_of_key(port: Port, key: str) -> list[Turn]:
 
     Known here, in progress here, or stored.
     """
-    given = call_of_key(key)
+    given = turn_of_key(key)
     if given is not None:
         return [given]
     for flight in FLIGHTS.joinable():
         if flight.name.endswith(f":{key}"):
-            return [_whole(ref) for ref in flight.refs if ref.group.startswith("f:")]
-    elsewhere = await port.offload(FLIGHTS.elsewhere, key)
+            return [_whole_turn(ref) for ref in flight.refs if ref.group.startswith("f:")]
+    elsewhere = await port.offload(FLIGHTS.find_in_other_processes, key)
     if elsewhere is not None:
         return [elsewhere]
-    identities = await names.functions_known(port, _ids_here())
+    identities = await names.known_functions(port, _ids_here())
     for chain in _all_chains():
         for identity in identities:
             for secret in chain.secrets:
                 header = await chain.stored_header(port, chain.name(identity, key, secret))
                 if header is not None:
                     own = invalidating.own_refs(header)
-                    return [_whole(ref) for ref in own if ref.group.startswith("f:")]
+                    return [_whole_turn(ref) for ref in own if ref.group.startswith("f:")]
     return []
 
 
-def _whole(ref: Ref) -> Turn:
+def _whole_turn(ref: Ref) -> Turn:
     return Turn(ref.group, ref.arguments or (), whole=True)
 
 
 # --- functions at module level -------------------------------------------------------------------
 
 
-async def _drop(
+async def _invalidate_target(
     port: Port, target: Mapping[str, Any], reason: str, *, soft: bool, strict: bool
 ) -> Invalidation:
     options.flag("strict", strict)
-    turns, target_text, hint = await _target(port, **target)
+    turns, target_text, hint = await _parse_target(port, **target)
     done = await invalidating.invalidate(
-        port, _all_chains(), turns, target_text, reason, soft=soft, hint=hint, sure=strict
+        port, _all_chains(), turns, target_text, reason, soft=soft, hint=hint, search_shared=strict
     )
     if strict and done.missed:
         raise NothingMatchedError(done)
@@ -244,7 +244,7 @@ def invalidate(
         NothingMatchedError: with `strict`; the invalidation was carried out nevertheless.
     """
     target = {"prefix": prefix, "tag": tag, "function": function, "key": key}
-    return drive(_drop(BLOCKING, target, reason, soft=False, strict=strict))
+    return drive(_invalidate_target(BLOCKING, target, reason, soft=False, strict=strict))
 
 
 @public
@@ -259,7 +259,7 @@ async def ainvalidate(
 ) -> Invalidation:
     """As `invalidate`, without blocking the event loop."""
     target = {"prefix": prefix, "tag": tag, "function": function, "key": key}
-    return await _drop(native(), target, reason, soft=False, strict=strict)
+    return await _invalidate_target(native(), target, reason, soft=False, strict=strict)
 
 
 @public
@@ -279,7 +279,7 @@ def expire(
     and the errors are those of `invalidate`.
     """
     target = {"prefix": prefix, "tag": tag, "function": function, "key": key}
-    return drive(_drop(BLOCKING, target, reason, soft=True, strict=strict))
+    return drive(_invalidate_target(BLOCKING, target, reason, soft=True, strict=strict))
 
 
 @public
@@ -294,15 +294,15 @@ async def aexpire(
 ) -> Invalidation:
     """As `expire`, without blocking the event loop."""
     target = {"prefix": prefix, "tag": tag, "function": function, "key": key}
-    return await _drop(native(), target, reason, soft=True, strict=strict)
+    return await _invalidate_target(native(), target, reason, soft=True, strict=strict)
 
 
 CHECKED_CALLS: Final = 5
 """Number of calls of a decorated function whose matches are counted until one of them matches."""
-LIKE: Final = "entries there are named like"
+SIMILAR: Final = "entries there are named like"
 
 
-class _AfterCall:
+class InvalidationAfterCall:
     """The invalidation that a function decorated by `invalidate_cache` carries out."""
 
     def __init__(
@@ -320,18 +320,18 @@ class _AfterCall:
         self.soft = soft
         self.targets = targets
         self.match = match
-        self.chain = assembly.chain_of(provider)
+        self.chain = assembly.chain_getter(provider)
         self.own_chain = provider is not None
         self.signature = inspect.signature(function)
         options.known("match", match, self.signature.parameters)
-        self.template, self.resolver, self.wants = None, None, None
+        self.template, self.resolver, self.resolver_arguments = None, None, None
         if isinstance(key_resolver, str):
             self.template = _template(key_resolver, self.signature)
         elif key_resolver is not None:
             self.resolver = key_resolver
-            self.wants = _declared(key_resolver, self.signature)
+            self.resolver_arguments = _resolver_arguments(key_resolver, self.signature)
         self.tags = [_tag(tag, self.signature) for tag in tags]
-        self.resolves = key_resolver is not None
+        self.has_resolver = key_resolver is not None
         self.function_name = getattr(function, "__qualname__", repr(function))
         self.checks_left = CHECKED_CALLS
         self.resolver_gave_none = False
@@ -346,7 +346,7 @@ class _AfterCall:
         """
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        arguments = _flattened(self.signature, bound.arguments)
+        arguments = _by_name(self.signature, bound.arguments)
         everything = {**arguments, "result": result}
         wrong: list[Exception] = []
         tags = self._tags(everything, wrong)
@@ -359,20 +359,20 @@ class _AfterCall:
                     *(port, chains, turns, target, f"after {self.function_name}"),
                     soft=self.soft,
                     count=bool(self.checks_left),
-                    hint=self._cause(turns, unknown),
+                    hint=self._hint(turns, unknown),
                 )
-                self._note_match(done)
+                self._check_match(done)
             except TierError as refused:  # it can never be written
                 wrong.append(refused)
         if self.resolver_gave_none and self.checks_left:
-            self._warn_none()
+            self._warn_resolver_gave_none()
         chosen = {name: arguments[name] for name in self.match}
         for function in self.targets:
             await self._invalidate_function(port, function, chosen, wrong)
         for error in wrong:
             self._warn_of_fallback(error, tagged=tags is not None)
 
-    def _warn_none(self) -> None:
+    def _warn_resolver_gave_none(self) -> None:
         """Warn once that the resolver returned None in each of the first calls."""
         self.checks_left -= 1
         if not self.checks_left:
@@ -396,7 +396,7 @@ class _AfterCall:
         except Exception as error:  # an argument has no key
             wrong.append(error)
             drop = function._invalidation((), {}, reason, soft=self.soft, count=False)
-        self._note_match(await drop(port))
+        self._check_match(await drop(port))
 
     async def _unknown_names(
         self, port: Port, turns: Sequence[Turn], tags: Sequence[str]
@@ -414,23 +414,23 @@ class _AfterCall:
         known = await _names_of(port, names.TAG) if tags else []
         return [(names.TAG, tag) for tag in tags if tag not in known]
 
-    def _cause(self, turns: Sequence[Turn], unknown: Sequence[tuple[str, str]]) -> Hint:
+    def _hint(self, turns: Sequence[Turn], unknown: Sequence[tuple[str, str]]) -> Hint:
         """Explain why nothing matched: an unknown prefix or tag, or addresses of another form."""
 
         def cause(found: Matches) -> str:
             for kind, name in unknown:
-                meant = _nearest_question(kind, name, found)
+                meant = _did_you_mean(kind, name, found)
                 if kind == names.PREFIX:
                     return f"nothing here has the prefix {name!r}{'; ' * bool(meant)}{meant}"
                 if meant:
                     return f"nothing here has the tag {name!r}; {meant}"
             starts = tuple(f"{turn.group[2:]}:" for turn in turns if turn.group.startswith("p:"))
             there = [one for one in found.others if starts and one.startswith(starts)]
-            return f"{LIKE} {there[0]!r}" if there else ""
+            return f"{SIMILAR} {there[0]!r}" if there else ""
 
         return cause
 
-    def _note_match(self, done: Invalidation) -> None:
+    def _check_match(self, done: Invalidation) -> None:
         """Note whether an invalidation matched, until one did.
 
         If none did, warn once with the reason.
@@ -441,11 +441,11 @@ class _AfterCall:
             self.checks_left = 0
             return
         self.checks_left -= 1
-        if done.hint and (not self.checks_left or LIKE not in done.hint):
+        if done.hint and (not self.checks_left or SIMILAR not in done.hint):
             self.checks_left = 0
             warnings.warn(
                 f"invalidate_cache of {self.function_name}: nothing matched "
-                f"{done.target}{done.beyond}; {done.hint}.",
+                f"{done.target}{done.uncounted_caveat}; {done.hint}.",
                 stacklevel=2,
             )
 
@@ -467,7 +467,7 @@ class _AfterCall:
         turns = [turn for tag in tags for turn in tag_turns(tag)]
         named = [f"tag {tag}" for tag in tags]
         addresses: list[str] | None = None
-        if self.resolves:
+        if self.has_resolver:
             try:
                 addresses = self._addresses(everything)
             except Exception as error:
@@ -478,14 +478,14 @@ class _AfterCall:
         if addresses is None and self.prefix is not None:
             turns.append(Turn(stamps.group("p", self.prefix)))
             named.append(f"prefix {self.prefix}")
-        elif addresses is None and self.resolves:
+        elif addresses is None and self.has_resolver:
             turns.append(Turn("n"))
             named.append("everything")
         return turns, ", ".join(named)
 
     def _warn_of_fallback(self, error: Exception, tagged: bool) -> None:
         what = "the whole prefix" if self.prefix is not None else "everything"
-        what = what if self.resolves else "all entries of its functions"
+        what = what if self.has_resolver else "all entries of its functions"
         what = what if tagged else "everything"
         message = f"invalidate_cache of {self.function_name}: {type(error).__name__}: {error}"
         events.emit(events.Event(events.ERROR, reason="key_resolver", detail=message))
@@ -495,11 +495,13 @@ class _AfterCall:
         if self.template is not None:
             return [self._with_prefix(self.template.resolve(everything).text)]
         assert self.resolver is not None
-        wanted = everything if self.wants is None else self.wants
+        wanted = everything if self.resolver_arguments is None else self.resolver_arguments
         chosen = {name: everything[name] for name in wanted if name in everything}
         resolved = self.resolver(**chosen)
         self.resolver_gave_none = resolved is None
-        return [self._with_prefix(address) for address in _addresses(resolved, self.function_name)]
+        return [
+            self._with_prefix(address) for address in _address_list(resolved, self.function_name)
+        ]
 
     def _with_prefix(self, address: str) -> str:
         if self.prefix is None or address.startswith(f"{self.prefix}:"):
@@ -507,7 +509,7 @@ class _AfterCall:
         return f"{self.prefix}:{address}"
 
 
-def _addresses(resolved: Any, who: str) -> list[str]:
+def _address_list(resolved: Any, who: str) -> list[str]:
     """Return the addresses that a resolver returned, one or several; numbers as in a template."""
     if resolved is None:
         return []
@@ -548,7 +550,9 @@ def _tag(text: str, signature: inspect.Signature) -> str | resolvers.Template:
     return resolvers.tag(text, *_placeholders(signature), "")
 
 
-def _declared(resolver: Callable[..., Any], signature: inspect.Signature) -> tuple[str, ...] | None:
+def _resolver_arguments(
+    resolver: Callable[..., Any], signature: inspect.Signature
+) -> tuple[str, ...] | None:
     """Return the names that a resolver takes; None: all, since it takes `**kwargs`.
 
     Raises:
@@ -557,7 +561,7 @@ def _declared(resolver: Callable[..., Any], signature: inspect.Signature) -> tup
     return resolvers.declared("key_resolver", resolver, *_placeholders(signature), "")
 
 
-def _flattened(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _by_name(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return bound arguments by name, with those of `**kwargs` under their own names."""
     flat = dict(arguments)
     for parameter in signature.parameters.values():
@@ -566,7 +570,7 @@ def _flattened(signature: inspect.Signature, arguments: Mapping[str, Any]) -> di
     return flat
 
 
-def _cached_functions(option: str, value: Any) -> list[CachedFunction[Any, Any]]:
+def _checked_functions(option: str, value: Any) -> list[CachedFunction[Any, Any]]:
     one_only = isinstance(value, CachedFunction) or not isinstance(value, Iterable)
     many: list[Any] = [value] if one_only else list(cast("Iterable[Any]", value))
     many = [getattr(one, "__func__", one) for one in many]  # for methods, the function itself
@@ -614,7 +618,7 @@ def invalidate_cache(
     if callable(key_prefix):
         raise OptionError("key_prefix", key_prefix, f"is a function; write {_EXAMPLE}.")
     prefix = options.text("key_prefix", key_prefix)
-    targets = _cached_functions("functions", functions)
+    targets = _checked_functions("functions", functions)
     matched, tagged = options.texts("match", match), options.texts("tags", tags)
     if key_resolver is not None and not (callable(key_resolver) or isinstance(key_resolver, str)):
         raise OptionError(
@@ -629,14 +633,16 @@ def invalidate_cache(
         )
     for target in targets:
         target._function.keyer.check_names("match", matched)
-    assembly.chain_of(provider)
+    assembly.chain_getter(provider)
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         if isinstance(function, (staticmethod, classmethod)):
             kind: Any = type(function)
             return cast("Callable[P, R]", kind(decorate(function.__func__)))
         options.function("function", function, generators=False, example=_EXAMPLE)
-        plan = _AfterCall(function, prefix, key_resolver, provider, targets, matched, tagged, soft)
+        plan = InvalidationAfterCall(
+            function, prefix, key_resolver, provider, targets, matched, tagged, soft
+        )
         if options.is_async(function):
             return cast("Callable[P, R]", _async(function, plan))
         return _sync(function, plan)
@@ -644,7 +650,7 @@ def invalidate_cache(
     return public(decorate)
 
 
-def _sync(function: Callable[P, R], plan: _AfterCall) -> Callable[P, R]:
+def _sync(function: Callable[P, R], plan: InvalidationAfterCall) -> Callable[P, R]:
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
@@ -653,24 +659,27 @@ def _sync(function: Callable[P, R], plan: _AfterCall) -> Callable[P, R]:
             cut_to_user_frames(error)
             raise
         if inspect.iscoroutine(result):  # it has not run yet
-            return cast("R", _awaited(result, plan, args, kwargs))
+            return cast("R", _await_and_invalidate(result, plan, args, kwargs))
         drive(plan.carry_out(BLOCKING, result, args, kwargs))
         return result
 
     return wrapper
 
 
-def _async(function: Callable[..., Any], plan: _AfterCall) -> Callable[..., Any]:
+def _async(function: Callable[..., Any], plan: InvalidationAfterCall) -> Callable[..., Any]:
     @functools.wraps(function)
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        return await _awaited(function(*args, **kwargs), plan, args, kwargs)
+        return await _await_and_invalidate(function(*args, **kwargs), plan, args, kwargs)
 
     return wrapper
 
 
-async def _awaited(
-    work: Awaitable[Any], plan: _AfterCall, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+async def _await_and_invalidate(
+    work: Awaitable[Any],
+    plan: InvalidationAfterCall,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
 ) -> Any:
     try:
         port = native()  # checked before the function runs, since what has run must be invalidated
@@ -683,11 +692,11 @@ async def _awaited(
     except Exception as error:
         cut_to_user_frames(error)
         raise
-    await _run_to_the_end(port, lambda port: plan.carry_out(port, result, args, kwargs))
+    await _run_uncancelled(port, lambda port: plan.carry_out(port, result, args, kwargs))
     return result
 
 
-async def _run_to_the_end(port: Port, work: Callable[[Port], Coroutine[Any, Any, None]]) -> None:
+async def _run_uncancelled(port: Port, work: Callable[[Port], Coroutine[Any, Any, None]]) -> None:
     """Wait for work that continues even if its waiter is cancelled."""
     over = port.waiter()
     failed: list[Exception] = []

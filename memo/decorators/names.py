@@ -16,16 +16,16 @@ from memo.records.stamp_types import Ref
 from memo.runtime.port import Port
 from memo.stores.chain import Chain
 
-MOST = 20_000
+MOST_NAMES = 20_000
 """Most names of one kind that are read from this host."""
-NEAR = 3
+MOST_NEAREST = 3
 """Most names that an error lists."""
-LONGEST = 1000
+LONGEST_NAME = 1000
 """Longest name, in characters, for which similar names are searched."""
 FUNCTION, PREFIX, TAG = "f", "p", "t"
 
 
-async def on_host(port: Port, chain: Chain, kind: str) -> list[str]:
+async def names_on_host(port: Port, chain: Chain, kind: str) -> list[str]:
     """Return the names of one kind that this host has generations of.
 
     None if they cannot be read.
@@ -33,18 +33,18 @@ async def on_host(port: Port, chain: Chain, kind: str) -> list[str]:
     if chain.host is None:
         return []
     try:
-        return await port.offload(chain.host.generations.names, f"{kind}:", MOST)
+        return await port.offload(chain.host.generations.names, f"{kind}:", MOST_NAMES)
     except TierError:
         return []
 
 
-async def functions_known(port: Port, here: Iterable[str]) -> list[str]:
+async def known_functions(port: Port, here: Iterable[str]) -> list[str]:
     """Return the ids of the functions of this process and of this host."""
-    stored = await on_host(port, assembly.default_chain(), FUNCTION)
+    stored = await names_on_host(port, assembly.default_chain(), FUNCTION)
     return list(dict.fromkeys((*here, *stored)))
 
 
-def fitting(name: str, identities: Iterable[str]) -> list[str]:
+def best_fits(name: str, identities: Iterable[str]) -> list[str]:
     """Return the functions that a name fits best: by id, else label, qualified name, bare name."""
     known = list(dict.fromkeys(identities))
     for shown in (str, label, _qualified, _bare):
@@ -79,25 +79,25 @@ async def function_named(port: Port, option: str, given: Any, here: Sequence[str
         raise OptionError(option, given, "must be a cached function, or its name.")
     if given in here:
         return given
-    known = await functions_known(port, here)
-    if not fitting(given, known) and await _known_elsewhere(port, given):
+    known = await known_functions(port, here)
+    if not best_fits(given, known) and await _is_known_elsewhere(port, given):
         return given
-    return one_of(option, given, known)
+    return only_fit(option, given, known)
 
 
-def one_of(option: str, name: str, known: Sequence[str]) -> str:
+def only_fit(option: str, name: str, known: Sequence[str]) -> str:
     """Return the one id of several that a name fits.
 
     Raises:
         OptionError: it fits none, or several.
     """
-    found = fitting(name, known)
+    found = best_fits(name, known)
     if len(found) == 1:
         return found[0]
     if found:
         several = ", ".join(sorted(map(_distinguishing(found), found)))
         raise OptionError(option, name, f"fits several functions: {several}. Name one of them.")
-    raise unknown(option, name, known)
+    raise unknown_function(option, name, known)
 
 
 def _distinguishing(identities: Sequence[str]) -> Any:
@@ -109,15 +109,15 @@ async def is_known(port: Port, kind: str, name: str, known: Iterable[str]) -> bo
     """True if anything may have a prefix or tag: by the known names, else by a shared tier."""
     if name in known:
         return True
-    return await _is_shared(port, Ref(f"{kind}:{name}"), otherwise=True)
+    return await _is_in_shared_tier(port, Ref(f"{kind}:{name}"), otherwise=True)
 
 
-async def _known_elsewhere(port: Port, identity: str) -> bool:
+async def _is_known_elsewhere(port: Port, identity: str) -> bool:
     """True if a shared tier knows a function, or cannot be asked."""
-    return await _is_shared(port, Ref(f"f:{identity}"), otherwise=":" in identity)
+    return await _is_in_shared_tier(port, Ref(f"f:{identity}"), otherwise=":" in identity)
 
 
-async def _is_shared(port: Port, ref: Ref, *, otherwise: bool) -> bool:
+async def _is_in_shared_tier(port: Port, ref: Ref, *, otherwise: bool) -> bool:
     chain = assembly.default_chain()
     shared = chain.authorities.shared
     if shared is None or shared.generations is None:
@@ -129,22 +129,22 @@ async def _is_shared(port: Port, ref: Ref, *, otherwise: bool) -> bool:
     return bool(state.text)
 
 
-def unknown(option: str, name: str, known: Iterable[str]) -> OptionError:
+def unknown_function(option: str, name: str, known: Iterable[str]) -> OptionError:
     """Return the error for a name that no function has, with the nearest or other names."""
     labels = list(map(label, known))
-    near = functions_meant([name], labels)
+    near = did_you_mean_functions([name], labels)
     if near:
         return OptionError(option, name, f"no cached function has this name; {near}")
-    there = ", ".join(sorted(labels)[:NEAR]) or "none"
+    there = ", ".join(sorted(labels)[:MOST_NEAREST]) or "none"
     return OptionError(option, name, f"no cached function has this name; there are: {there}.")
 
 
-def functions_meant(names: Iterable[str], known: Iterable[str]) -> str:
+def did_you_mean_functions(names: Iterable[str], known: Iterable[str]) -> str:
     """Ask about the functions probably intended by misspelled names; `""` if there are none."""
     labels = dict.fromkeys(map(label, known))
     shown = [*labels, *map(_qualified, labels), *map(_bare, labels)]
     near = [one for name in names for one in nearest(name, shown)]
-    return meant(
+    return did_you_mean(
         next((one for one in labels if one == n or one.endswith((f":{n}", f".{n}"))), n)
         for n in near
     )
@@ -152,14 +152,14 @@ def functions_meant(names: Iterable[str], known: Iterable[str]) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
     """Return the names nearest to a misspelled one, best first; none for a very long one."""
-    if len(name) > LONGEST:
+    if len(name) > LONGEST_NAME:
         return []
     import difflib  # needed only for an error
 
-    return difflib.get_close_matches(name, list(dict.fromkeys(known)), NEAR, 0.6)
+    return difflib.get_close_matches(name, list(dict.fromkeys(known)), MOST_NEAREST, 0.6)
 
 
-def meant(names: Iterable[str]) -> str:
+def did_you_mean(names: Iterable[str]) -> str:
     """Return a question that lists names: `did you mean 'a' or 'b'?`; `""` for none."""
     listed = " or ".join(map(repr, dict.fromkeys(names)))
     return f"did you mean {listed}?" if listed else ""
@@ -173,15 +173,15 @@ async def functions_matching(
     Raises:
         OptionError: there is none, or a name without `*` fits several.
     """
-    known = await functions_known(port, here)
+    known = await known_functions(port, here)
     if not set(pattern).isdisjoint("*?["):
         from memo.metrics.snapshots import matches
 
         found = [identity for identity in known if matches(identity, pattern)]
         if found:
             return found
-        raise unknown(option, pattern, known)
-    if not fitting(pattern, known):
+        raise unknown_function(option, pattern, known)
+    if not best_fits(pattern, known):
         found = [one for one in known if label(one).rpartition(":")[0] == pattern]
         if found:
             return found

@@ -21,11 +21,11 @@ def reduced(function: CachedFunction[Any, Any]) -> Any:
     """Return the result of `__reduce__` for a cached function."""
     module, name = function.__module__, getattr(function, "__qualname__", "")
     settings = _settings()
-    if module != "__main__" and _at(module, name) is function:
+    if module != "__main__" and _look_up(module, name) is function:
         return _found, (module, name, *settings)
-    if not _whole.get():
-        return _unpacked, (_packed(function), *settings)
-    given = {**function._given, "name": function.function_id}
+    if not _by_value.get():
+        return _unpacked, (_pickled_by_value(function), *settings)
+    given = {**function._options, "name": function.function_id}
     code = function._function.keyer.identity.digest()
     return _rebuilt, (type(function), function.__wrapped__, given, code, function.of_class)
 
@@ -39,17 +39,17 @@ def _settings() -> tuple[dict[str, Any], str]:
     )
 
 
-_whole: ContextVar[bool] = ContextVar("memo_whole", default=False)
+_by_value: ContextVar[bool] = ContextVar("memo_whole", default=False)
 """True while cloudpickle pickles a cached function with everything that it reaches."""
 
 
-def _packed(function: CachedFunction[Any, Any]) -> bytes:
+def _pickled_by_value(function: CachedFunction[Any, Any]) -> bytes:
     """Pickle a function by value, so that a pickler without support for functions can carry it."""
-    token = _whole.set(True)
+    token = _by_value.set(True)
     try:
         return codec.pickle_by_value(function)
     finally:
-        _whole.reset(token)
+        _by_value.reset(token)
 
 
 def _unpacked(packed: bytes, settings: Mapping[str, Any], sender: str) -> Any:
@@ -59,7 +59,7 @@ def _unpacked(packed: bytes, settings: Mapping[str, Any], sender: str) -> Any:
     return pickle.loads(packed)
 
 
-def _at(module: str, name: str) -> Any:
+def _look_up(module: str, name: str) -> Any:
     """Look up a dotted name in a module; for a method, the function itself."""
     found: Any = sys.modules.get(module)
     for part in name.split("."):
@@ -70,7 +70,7 @@ def _at(module: str, name: str) -> Any:
 def _found(module: str, name: str, settings: Mapping[str, Any], sender: str) -> Any:
     configuration.adopt(settings, sender)
     importlib.import_module(module)
-    found = _at(module, name)
+    found = _look_up(module, name)
     if found is None:
         raise AttributeError(f"module {module!r} has no cached function {name!r}")
     return found

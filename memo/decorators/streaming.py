@@ -9,7 +9,7 @@ from memo.decorators import assembly
 from memo.decorators.cached_function import CachedFunction, with_max_age
 from memo.decorators.helpers import takes_any_arguments
 from memo.engine import answering
-from memo.engine.call import Function, Job, Raised, is_resource_failure
+from memo.engine.call import Function, Job, Raised, report_if_resource_failure
 from memo.engine.sequences import streams
 from memo.engine.sequences.streams import END, Reader
 from memo.errors import NotCachedError, OptionError, at_the_call
@@ -22,13 +22,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def kind(function: Any, given: Mapping[str, Any]) -> type[CachedFunction[Any, Any]]:
+def class_for(function: Any, given: Mapping[str, Any]) -> type[CachedFunction[Any, Any]]:
     """Return the class of the cached function to create for a generator function.
 
     Raises:
         OptionError: an option cannot be combined with it.
     """
-    for name, why in _ALONE.items():
+    for name, why in _NOT_WITH_GENERATORS.items():
         if given[name]:
             raise OptionError(name, given[name], f"does not go with a generator: {why}.")
     for name in ("ttl", "cache_if"):
@@ -39,7 +39,7 @@ def kind(function: Any, given: Mapping[str, Any]) -> type[CachedFunction[Any, An
     return AsyncStreaming if options.generates(function) == "async" else Streaming
 
 
-_ALONE = {
+_NOT_WITH_GENERATORS = {
     "each": "it has no answer that could be divided",
     "replay": "what it shows belongs to no single item",
     "cache_errors": "it may raise after its first items were seen",
@@ -58,7 +58,7 @@ class _Streaming(CachedFunction[P, R]):
             fix = "ask for a result, which a generator does not have; make them from the arguments."
             raise OptionError("tags", given["tags"], fix)
         self.is_async = isinstance(self, AsyncStreaming)
-        self._function.run = streams.run_through(function, self._spool, self.is_async)
+        self._function.run = streams.returning_spool(function, self._spool, self.is_async)
 
     def _spool(self) -> Spool:
         return streams.spool_for(self._function)
@@ -67,20 +67,20 @@ class _Streaming(CachedFunction[P, R]):
         """Return items in the form the function returns: a generator, or an async one."""
         raise NotImplementedError
 
-    def _generate(self, reader: Reader) -> Any:
+    def _items_of(self, reader: Reader) -> Any:
         raise NotImplementedError
 
     @takes_any_arguments
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         mode = self._mode()
-        if self._is_off(mode):
+        if self._bypasses_cache(mode):
             return self.__wrapped__(*args, **kwargs)
         function = with_max_age(self._function, mode)
         try:
             call = function.keyer.call(args, kwargs)
             job = Job(function, function.chain(), call, args, dict(kwargs))
         except Exception as error:
-            if is_resource_failure(error):
+            if report_if_resource_failure(error):
                 return self.__wrapped__(*args, **kwargs)
             at_the_call(error)
             raise
@@ -88,7 +88,7 @@ class _Streaming(CachedFunction[P, R]):
             return cast("R", self._stored_only(function, args, kwargs))
         fresh, keep = mode.kind is not None, mode.kind != modes.OFF
         reader = Reader(job, self.__wrapped__, fresh=fresh, keep=keep)
-        made = self._generate(reader)
+        made = self._items_of(reader)
         name = getattr(self.__wrapped__, "__name__", made.__name__)
         made.__name__, made.__qualname__ = name, getattr(self.__wrapped__, "__qualname__", name)
         return cast("R", made)
@@ -101,7 +101,7 @@ class _Streaming(CachedFunction[P, R]):
         """
         found = drive(answering.read_stored(BLOCKING, function, args, kwargs))
         if not isinstance(found, Stream):
-            raise NotCachedError(drive(self._explained(BLOCKING, function, args, kwargs)))
+            raise NotCachedError(drive(self._explain_call(BLOCKING, function, args, kwargs)))
         return self._as_generator(found.items())
 
     async def _refresh(self, port: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -114,7 +114,9 @@ class _Streaming(CachedFunction[P, R]):
             return
         spool = self._spool()
         spool = (
-            await streams.aspooled(value, spool) if port.native else streams.spooled(value, spool)
+            await streams.aspool_all(value, spool)
+            if port.native
+            else streams.spool_all(value, spool)
         )
         await super()._put(port, spool, args, kwargs)
 
@@ -129,7 +131,7 @@ class Streaming(_Streaming[P, R]):
     def _as_generator(self, items: Iterator[Any]) -> Any:
         return (item for item in items)
 
-    def _generate(self, reader: Reader) -> Generator[Any, None, Any]:
+    def _items_of(self, reader: Reader) -> Generator[Any, None, Any]:
         __tracebackhide__ = True
         try:
             while (item := drive(reader.next(BLOCKING))) is not END:
@@ -148,7 +150,7 @@ class AsyncStreaming(_Streaming[P, R]):
         for item in items:
             yield item
 
-    async def _generate(self, reader: Reader) -> AsyncIterator[Any]:
+    async def _items_of(self, reader: Reader) -> AsyncIterator[Any]:
         __tracebackhide__ = True
         try:
             while (item := await reader.next(native())) is not END:

@@ -31,9 +31,9 @@ from memo.engine.call import (
     Raised,
     emit,
     error_text,
-    is_resource_failure,
     make_call,
-    read_live,
+    reload_live_if_due,
+    report_if_resource_failure,
 )
 from memo.engine.computing import close_flight, compute, encode, invoke, warn_of_change
 from memo.engine.coordination.flights import (
@@ -43,16 +43,16 @@ from memo.engine.coordination.flights import (
     refuse_reentry,
 )
 from memo.engine.coordination.leases import (
-    LOOK_AGAIN,
+    LOOP_CHECK_SECONDS,
     Lease,
     acquire_lease,
-    patience,
+    lock_patience,
     wait_until_over,
 )
-from memo.engine.loading import BIG, load, look_and_load
+from memo.engine.loading import BIG_STREAM, load, look_up_and_load
 from memo.engine.refreshing import pause_after_failure, refresh_in_background, revalidate
 from memo.engine.used_calls import (
-    CURRENT,
+    USED_CALLS,
     in_background,
     record_entry,
     record_flight_result,
@@ -73,58 +73,64 @@ from memo.stores.protocols import MEMORY, REDIS, PendingLookup
 from memo.validity.check import FRESH, MISS, STALE, Verdict, expiry, judge
 
 WAITED_AT_LEAST = 0.001
-"""A lease that was taken within this many seconds counts as free: nothing was waited for."""
+"""Seconds below which a lease counts as free: the process did not wait for it."""
 SOFT_TIMEOUT = "soft_timeout"
 """Reason of a stale answer: the computation takes longer than `soft_timeout`."""
 
 
 LOOK_UP_AGAIN = object()
+"""Returned instead of a value when the caller has to look the entry up again."""
 
 
 # --- answers -------------------------------------------------------------------------------------
 
 
-def at_hand(port: Callable[[], Port], function: Function, call: Call, begun: float) -> Any:
-    """Return the value of a call from the first tier, without a coroutine.
+def answer_from_first_tier(
+    port: Callable[[], Port], function: Function, call: Call, begun: float
+) -> Any:
+    """Answer a call from the first tier, without a coroutine.
 
     The most frequent kind of hit, a fresh entry in memory, ends here.
 
     Args:
-        port: called for the port only if one is needed.
+        port: returns the port; called only if one is needed.
         begun: when the call began, by `time.perf_counter`.
 
     Returns:
-        The value; or a `PendingLookup`, for `settled`; or `NOTHING`: `answer` the call.
+        The value; or a `PendingLookup`, for `answer_after_lookup`; or `NOTHING`, if the call has to
+        take the general path, `answer`.
     """
     chain = function.chain()
     try:
-        found = chain.at_hand(port, function.id, call.text, FLIGHTS.ended)
+        found = chain.at_hand(port, function.id, call.text, FLIGHTS.ended_count)
     except Exception as error:
-        if not is_resource_failure(error):
+        if not report_if_resource_failure(error):
             raise
         return NOTHING
     if type(found) is Entry:
-        return _value(function, chain, call, found, begun, chain.first)
+        return _load_if_fresh(function, chain, call, found, begun, chain.first)
     return NOTHING if found is None else found
 
 
-def settled(function: Function, call: Call, asked: PendingLookup, begun: float) -> Any:
-    """Return the value of a call once its pending query is answered, or `NOTHING`."""
+def answer_after_lookup(
+    function: Function, call: Call, pending: PendingLookup, begun: float
+) -> Any:
+    """Answer a call from a look-up that has its reply; `NOTHING` as in `answer_from_first_tier`."""
     chain = function.chain()
-    if asked.chain is not chain:  # the settings have changed
+    if pending.chain is not chain:  # the settings have changed
         return NOTHING
-    entry = chain.finish_lookup(asked, call.text)
+    entry = chain.finish_lookup(pending, call.text)
     if entry is None:
         return NOTHING
-    tier = MEMORY if asked.entry is not None else REDIS
-    return _value(function, chain, call, entry, begun, tier)
+    tier = MEMORY if pending.entry is not None else REDIS
+    return _load_if_fresh(function, chain, call, entry, begun, tier)
 
 
-def _value(
+def _load_if_fresh(
     function: Function, chain: Chain, call: Call, entry: Entry, begun: float, tier: str
 ) -> Any:
-    """Return the value of a valid entry that is fresh, small and loads, or `NOTHING`."""
-    if len(entry.stream) > BIG:
+    """Load the value of a valid entry; `NOTHING` if it is not fresh, is big or does not load."""
+    if len(entry.stream) > BIG_STREAM:
         return NOTHING
     rules, ttl, times = function.policy, None, entry.times
     if rules.ttl_key is not None:
@@ -136,12 +142,12 @@ def _value(
     try:
         value = codec.decode(entry.stream, None, ())
     except EntryError:
-        return NOTHING  # `look` meets the same error, and reports it
+        return NOTHING  # `look_up` meets the same error, and reports it
     started, _, _, _, _, _, cost = times
     key = call.text
     if not chain.latest_answers.accept(key, started):
         return NOTHING
-    reads = CURRENT.get()
+    reads = USED_CALLS.get()
     if reads is not None:
         record_entry(function, chain, call, entry, begun)
     taken = time.perf_counter() - begun
@@ -157,19 +163,23 @@ async def answer(
     call: Call,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    asked: PendingLookup | None = None,
+    pending: PendingLookup | None = None,
 ) -> Any:
     """Answer a call by the general path; return its value, or `Raised`.
 
     Args:
-        asked: the query that `at_hand` sent, now answered.
+        pending: the look-up that `answer_from_first_tier` sent; it has its reply.
     """
     with excluded_from_own_time():
-        return await _answer(port, function, call, args, kwargs, asked)
+        return await _answer(port, function, call, args, kwargs, pending)
 
 
 async def adopt_findings(port: Port, job: Job) -> bool:
-    """Learn from other hosts which state a function changes itself; True: keys may differ."""
+    """Adopt what other hosts found out about state that a function changes itself.
+
+    Returns:
+        True if keys may differ now.
+    """
     keyer = job.function.keyer
     if not keyer.identity.may_change_state(keyer.owner(job.args)):
         return False
@@ -177,8 +187,8 @@ async def adopt_findings(port: Port, job: Job) -> bool:
     return findings is not None and keyer.identity.adopt_findings(findings)
 
 
-async def rekeyed(port: Port, job: Job) -> Job | None:
-    """Return the job under the key that other hosts' findings give it; None if it is the same."""
+async def rekey(port: Port, job: Job) -> Job | None:
+    """Make the key again after adopting other hosts' findings; None if it stays the same."""
     if not await adopt_findings(port, job):
         return None
     function = job.function
@@ -195,7 +205,7 @@ async def rekeyed(port: Port, job: Job) -> Job | None:
 @contextmanager
 def excluded_from_own_time() -> Iterator[None]:
     """Exclude the time in this block from the own time of the computation around it."""
-    around, begun = CURRENT.get(), time.perf_counter()
+    around, begun = USED_CALLS.get(), time.perf_counter()
     try:
         yield
     finally:
@@ -209,21 +219,21 @@ async def _answer(
     call: Call,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    asked: PendingLookup | None,
+    pending: PendingLookup | None,
 ) -> Any:
     begun = time.perf_counter()
-    await read_live(port, function)
+    await reload_live_if_due(port, function)
     job = Job(function, function.chain(), call, args, kwargs)
-    if asked is not None and (asked.chain is not job.chain or asked.entry is not None):
-        asked = None
+    if pending is not None and (pending.chain is not job.chain or pending.entry is not None):
+        pending = None
     missed = False
     while True:
-        since = FLIGHTS.ended if asked is None else asked.since
-        found, value = await look_up(port, job, begun, asked, shared=missed)
-        asked = None
+        since = FLIGHTS.ended_count if pending is None else pending.since
+        found, value = await look_up(port, job, begun, pending, was_missing=missed)
+        pending = None
         if value is not NOTHING:
             return value
-        if (other := await rekeyed(port, job)) is not None:
+        if (other := await rekey(port, job)) is not None:
             job = other
             continue
         if not missed:
@@ -238,43 +248,43 @@ async def look_up(
     port: Port,
     job: Job,
     begun: float,
-    asked: PendingLookup | None = None,
+    pending: PendingLookup | None = None,
     *,
-    shared: bool,
-    refreshing: Callable[[], Job] | None = None,
+    was_missing: bool,
+    refresh_job: Callable[[], Job] | None = None,
 ) -> tuple[Answer, Any]:
-    """Look a call up; if its stored value may answer, emit the event of that.
-
-    The value is `NOTHING` if it may not answer, or if the process lacks the resources to look.
+    """Look a call up, and emit the event if a stored value answers it.
 
     Args:
-        begun: when the call began, on the performance counter.
+        begun: when the call began, by `time.perf_counter`.
+        pending: see `Chain.lookup`.
+        was_missing: see `emit_hit`.
+        refresh_job: makes the job that refreshes a stale value; None: use `job`.
 
     Returns:
-        The value; or a `PendingLookup` for `settled`; or `NOTHING`: `answer` the call.
-        asked: see `Chain.lookup`.
-        shared: see `emit_hit`.
-        refreshing: gives the job that refreshes a stale value; None: `job` does.
+        The chain's answer, and the value; `NOTHING` if there is none that may be used, or if the
+        process lacks the resources to look it up.
     """
     try:
-        found, value = await look_and_load(port, job, asked)
+        found, value = await look_up_and_load(port, job, pending)
     except Exception as error:
-        if not is_resource_failure(error):
+        if not report_if_resource_failure(error):
             raise
         found, value = Answer(Verdict(MISS, UNREACHABLE)), NOTHING
     if value is NOTHING:
         return found, await _during_retry_pause(port, job, found)
-    emit_hit(job, found, begun, shared=shared)
+    emit_hit(job, found, begun, was_missing=was_missing)
     if found.verdict.kind == STALE:
-        refresh_in_background(port, job if refreshing is None else refreshing())
+        refresh_in_background(port, job if refresh_job is None else refresh_job())
     return found, value
 
 
-def emit_hit(job: Job, found: Answer, begun: float, *, shared: bool) -> None:
+def emit_hit(job: Job, found: Answer, begun: float, *, was_missing: bool) -> None:
     """Emit the event of an answer from the cache.
 
     Args:
-        shared: it was missing at first: another caller or process has computed it meanwhile.
+        was_missing: an earlier look-up of this call missed, so another caller or process has
+            computed the value since.
     """
     assert found.entry is not None
     times = found.entry.times
@@ -282,7 +292,7 @@ def emit_hit(job: Job, found: Answer, begun: float, *, shared: bool) -> None:
     stale = found.verdict.kind == STALE
     late = stale and found.verdict.reason == EXPIRED
     record_entry(job.function, job.chain, job.call, found.entry, begun, stale=late)
-    if shared and not stale:
+    if was_missing and not stale:
         _emit_coalesced(job, begun, times.cost / SECOND)
         return
     saved = 0.0 if in_background() else times.cost / SECOND
@@ -301,13 +311,14 @@ def emit_hit(job: Job, found: Answer, begun: float, *, shared: bool) -> None:
 
 
 def _emit_coalesced(job: Job, begun: float, cost: float) -> None:
-    """Emit the event of an answer that another caller or process computed during this call."""
+    """Emit the event of a value that another caller or process computed during this call."""
     waited = time.perf_counter() - begun
     saved = 0.0 if in_background() else max(0.0, cost - waited)
     emit(job, events.COALESCED, seconds=waited, saved=saved)
 
 
 async def _lead_or_join(port: Port, job: Job, found: Answer, since: int, begun: float) -> Any:
+    """Compute the call, or wait for the flight that does; return a value or `LOOK_UP_AGAIN`."""
     flight, leads = FLIGHTS.join_since(job.name, job.call.refs, since)
     if flight is None:
         return LOOK_UP_AGAIN
@@ -315,9 +326,9 @@ async def _lead_or_join(port: Port, job: Job, found: Answer, since: int, begun: 
     old: FlightResult | None = None
     try:
         if leads and not (port.native or soft):
-            await _lead(port, job, flight, found)
+            await _lead_flight(port, job, flight, found)
         else:
-            old = await _wait(port, job, flight, found, leads, soft)
+            old = await _wait_for_flight(port, job, flight, found, leads, soft)
     finally:
         FLIGHTS.forget_wait(flight)
     if old is not None:
@@ -329,14 +340,14 @@ async def _lead_or_join(port: Port, job: Job, found: Answer, since: int, begun: 
     return await answer_from_flight(port, job, result, leads, begun)
 
 
-async def _wait(
+async def _wait_for_flight(
     port: Port, job: Job, flight: Flight, found: Answer, leads: bool, soft: float
 ) -> FlightResult | None:
-    """Wait until a flight has ended or is known to be lost.
+    """Wait until a flight has ended or is lost.
 
     Args:
-        soft: seconds after which the old value is returned if it is still valid, while the
-            computation goes on; 0: never.
+        soft: seconds after which a valid old value is returned while the computation goes on; 0:
+            never.
 
     Returns:
         The old value as a result if the soft timeout has passed, else None.
@@ -345,7 +356,7 @@ async def _wait(
     try:
         if leads:
             flight.handle = port.spawn(
-                lambda port: _lead(port, job, flight, found),
+                lambda port: _lead_flight(port, job, flight, found),
                 f"memo-{job.function.id}",
                 lambda: FLIGHTS.abandon(flight),
                 apart=not port.native,
@@ -355,7 +366,7 @@ async def _wait(
             if old is not None:
                 FLIGHTS.keep_running(flight)
                 return old
-        await wait_until_over(port, flight, waiter, None if leads else LOOK_AGAIN)
+        await wait_until_over(port, flight, waiter, None if leads else LOOP_CHECK_SECONDS)
     finally:
         FLIGHTS.remove_waiter(flight, waiter)
     return None
@@ -364,7 +375,7 @@ async def _wait(
 async def answer_from_flight(
     port: Port, job: Job, result: FlightResult, leads: bool, begun: float
 ) -> Any:
-    """Turn the outcome of a flight into the answer of one caller that waited for it."""
+    """Turn the result of a flight into the answer for one of its callers."""
     if result.cache_failed:
         return await _compute_alone(port, job)
     if leads:
@@ -381,7 +392,7 @@ async def answer_from_flight(
         return LOOK_UP_AGAIN
     if result.encoded is None:
         return await _compute_alone(port, job)
-    value = await _copy(port, job, result.encoded)
+    value = await _copy_result(port, job, result.encoded)
     if value is NOTHING:
         return await _compute_alone(port, job)
     cost = result.entry.times.cost / SECOND if result.entry else 0.0
@@ -390,8 +401,8 @@ async def answer_from_flight(
     return value
 
 
-async def _copy(port: Port, job: Job, encoded: codec.Encoded) -> Any:
-    """Return a joiner's own copy of a result that has just been computed."""
+async def _copy_result(port: Port, job: Job, encoded: codec.Encoded) -> Any:
+    """Make a copy of a result for a caller that joined its flight."""
 
     def make() -> Any:
         payload: memoryview | None = None
@@ -409,7 +420,7 @@ async def _copy(port: Port, job: Job, encoded: codec.Encoded) -> Any:
 
 
 async def _compute_alone(port: Port, job: Job) -> Any:
-    """Compute for one caller only, since the result cannot be copied or the cache has failed."""
+    """Compute for one caller only, because the result cannot be copied or the cache has failed."""
     started = job.chain.latest_answers.start_time(job.call.text, job.chain.clock)
     outcome = await invoke(port, job)
     record_stamps(None)
@@ -421,12 +432,12 @@ async def _compute_alone(port: Port, job: Job) -> Any:
 # --- computing -----------------------------------------------------------------------------------
 
 
-async def _lead(port: Port, job: Job, flight: Flight, found: Answer) -> None:
-    """Compute for all callers of the flight, and end the flight in any case."""
+async def _lead_flight(port: Port, job: Job, flight: Flight, found: Answer) -> None:
+    """Compute for all callers of the flight; whatever happens, end the flight."""
     result: FlightResult | None = None
     try:
         result = await _compute_as_leader(port, job, flight, found)
-    except Exception as error:  # an error of memo: the user's are in the result
+    except Exception as error:  # a fault in memo: errors of the user's function are in the result
         emit(job, events.ERROR, reason="engine", detail=error_text(error))
         result = FlightResult(cache_failed=True)
     finally:
@@ -436,16 +447,16 @@ async def _lead(port: Port, job: Job, flight: Flight, found: Answer) -> None:
 async def _compute_as_leader(
     port: Port, job: Job, flight: Flight, found: Answer
 ) -> FlightResult | None:
-    """Compute and return the result; None if another process has stored a result meanwhile."""
+    """Compute and return the result; None if another process stored one in the meantime."""
     function = job.function
-    held = await acquire_lease(
+    lease = await acquire_lease(
         *(port, job.chain, job.name, function.policy, flight),
         expected=function.last_duration,
-        question=partial(lookup_with_lease, port, job),
+        make_lookup=partial(prepare_lookup, port, job),
     )
     try:
         renewable = found.verdict.renewable
-        if held is not None and await stored_by_another(port, job, held, found):
+        if lease is not None and await stored_by_another(port, job, lease, found):
             return None
         if renewable:
             renewed = await revalidate(port, job, flight, found)
@@ -453,42 +464,41 @@ async def _compute_as_leader(
                 return await close_flight(port, job, flight, renewed)
         result = await compute(port, job, flight, errors=not found.verdict.fallback)
     finally:
-        if held is not None:
-            await held.release(port, job.chain.uploads.get(job.name))
+        if lease is not None:
+            await lease.release(port, job.chain.uploads.get(job.name))
     if result.error is not None and found.verdict.fallback and found.entry is not None:
         result = await fall_back(port, job, found, result)
     return await close_flight(port, job, flight, result)
 
 
-async def lookup_with_lease(port: Port, job: Job) -> PendingLookup | None:
-    """Make the look-up of `stored_by_another`, to be sent with the acquisition of the lease."""
-    with patience(job.function.policy):
+async def prepare_lookup(port: Port, job: Job) -> PendingLookup | None:
+    """Make the look-up for `stored_by_another`, to be sent in the exchange that takes the lease."""
+    with lock_patience(job.function.policy):
         return await job.chain.prepare_lookup(port, job.function.id, job.call.text, job.call.refs)
 
 
-async def stored_by_another(port: Port, job: Job, held: Lease, before: Answer) -> bool:
+async def stored_by_another(port: Port, job: Job, lease: Lease, before: Answer) -> bool:
     """True if another process stored a fresh result before this one got the lease.
 
     Args:
-        before: the result of the look-up before; if its entry was unusable, only a later one
-            counts.
+        before: the earlier answer; if its entry was unusable, only a later entry counts.
     """
-    if held.acquired and held.waited >= WAITED_AT_LEAST:
-        emit(job, events.WAITED, seconds=held.waited)
+    if lease.acquired and lease.waited >= WAITED_AT_LEAST:
+        emit(job, events.WAITED, seconds=lease.waited)
     chain, function, call = job.chain, job.function, job.call
-    with patience(function.policy):
-        job.asked = held.asked or await chain.lookup_with_stamps(
+    with lock_patience(function.policy):
+        job.pending_lookup = lease.pending_lookup or await chain.lookup_with_stamps(
             port, function.id, call.text, call.refs
         )
-        found = await chain.lookup(port, function.id, call.text, function.judge, job.asked)
+        found = await chain.lookup(port, function.id, call.text, function.judge, job.pending_lookup)
     if found.verdict.kind != FRESH or found.entry is None:
         return False
-    bad = None if before.verdict.renewable else before.entry
-    return bad is None or found.entry.times.started > bad.times.started
+    unusable = None if before.verdict.renewable else before.entry
+    return unusable is None or found.entry.times.started > unusable.times.started
 
 
 async def fall_back(port: Port, job: Job, found: Answer, result: FlightResult) -> FlightResult:
-    """Return the old value instead of the error (`stale_if_error`), unless it was invalidated."""
+    """Replace an error by the old value (`stale_if_error`), unless that was invalidated."""
     old = await _old_value(port, job, found, f"error: {type(result.error).__name__}")
     pause = job.function.policy.retry_after
     if old is not None and pause:
@@ -497,7 +507,7 @@ async def fall_back(port: Port, job: Job, found: Answer, result: FlightResult) -
 
 
 async def _during_retry_pause(port: Port, job: Job, found: Answer) -> Any:
-    """Return the old value while retries are paused after a failure, else `NOTHING`."""
+    """Return the old value during the pause after a failure (`retry_after`), else `NOTHING`."""
     if not (found.verdict.fallback and job.function.policy.retry_after):
         return NOTHING
     until, _ = job.function.backoff.get(job.call.text, (0.0, 0.0))
@@ -536,30 +546,30 @@ async def _old_value(port: Port, job: Job, found: Answer, reason: str) -> Flight
 async def _make_job(
     port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Job:
-    await read_live(port, function)
+    await reload_live_if_due(port, function)
     job = Job(
         function, function.chain(), await make_call(port, function, args, kwargs), args, kwargs
     )
-    return await rekeyed(port, job) or job
+    return await rekey(port, job) or job
 
 
 def is_inside_computation() -> bool:
-    """True if a cached computation is running here, so that it must record what it uses."""
-    reads = CURRENT.get()
+    """True if the running code is part of a cached computation, which records what it uses."""
+    reads = USED_CALLS.get()
     return reads is not None and not reads.over
 
 
 async def read_stored(
     port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
-    """Return the stored value if it may be used now, else `NOTHING`; no computation, no refresh."""
+    """Return the stored value if it may be used now, else `NOTHING`; never compute or refresh."""
     begun = time.perf_counter()
     job = await _make_job(port, function, args, kwargs)
-    found, value = await look_and_load(port, job)
+    found, value = await look_up_and_load(port, job)
     if value is NOTHING:
         emit(job, events.MISS, reason=found.verdict.reason)
     else:
-        emit_hit(job, found, begun, shared=False)
+        emit_hit(job, found, begun, was_missing=False)
     return value
 
 
@@ -583,13 +593,13 @@ async def refresh(
     *,
     keep: bool = True,
 ) -> Any:
-    """Compute now, store, and return the value, or `Raised`.
+    """Compute a call now and store the result; return its value, or `Raised`.
 
     Args:
         keep: store the result.
 
     Raises:
-        ReentryError: this call runs inside the computation of the same key.
+        ReentryError: the running code is part of the computation of the same key.
     """
     job = await _make_job(port, function, args, kwargs)
     call = job.call
@@ -607,9 +617,9 @@ async def refresh(
 async def peek(
     port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any], default: Any
 ) -> Any:
-    """Return the stored value if it may be used now, else `default`; never computes."""
+    """Return the stored value if it may be used now, else `default`; never compute."""
     job = await _make_job(port, function, args, kwargs)
-    found, value = await look_and_load(port, job)
+    found, value = await look_up_and_load(port, job)
     if value is NOTHING or type(value) is Raised:
         return default
     assert found.entry is not None
@@ -621,7 +631,7 @@ async def peek(
 async def is_cached(
     port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> bool:
-    """True if this call would be answered from the cache; does not load the value."""
+    """True if this call would be answered from the cache; the value is not loaded."""
     job = await _make_job(port, function, args, kwargs)
     found = await job.chain.lookup(port, function.id, job.call.text, function.judge)
     return found.verdict.kind != MISS

@@ -1,4 +1,4 @@
-"""The engine's view of a cached function, of one call of it, and of the call's outcome."""
+"""Cached functions, their calls and the outcomes of calls, as the engine sees them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NOTHING = object()
 """Placeholder for a missing value, since None is a valid result."""
 
 
-AnswerCall: TypeAlias = Callable[
+AnswerCall: TypeAlias = Callable[  # takes the port, the function, the call, its args and kwargs
     [Port, "Function", Call, tuple[Any, ...], Mapping[str, Any]], Coroutine[Any, Any, Any]
 ]
 
@@ -44,22 +44,23 @@ class Function:
         id: `"module:qualname"`.
         run: the user's function.
         keyer: makes keys from its arguments and its code version.
-        policy: how its entries age.
+        policy: its ttl and the other rules for the age of its entries.
         chain: returns the chain that holds its entries under the current settings.
         live_ttl: returns the ttl of the live configuration in seconds, or None.
-        record_manifest: records which parts a code version consists of; False if it could not.
+        record_manifest: records the parts that make up a code version; returns False if it failed.
         last_manifest: chain and code version of the last recorded manifest.
         compress: returns the size in bytes above which results are compressed, or None.
         dependencies: takes the file and call stamps of one call, if the function has `depends_on`.
-        replay: its output is stored with its results, and shown again on a hit.
+        replay: what it prints and displays is stored with its results, and shown again on a hit.
         answer: answers one of its calls, as a coroutine over the port.
         backoff: key -> (monotonic time before which no refresh is tried, length of that pause).
-        publish_own_changes: publishes to other processes which state the function changes itself.
-        last_duration: seconds of its latest computation in this process, or None.
+        publish_own_changes: tells other processes which state the function changes itself.
+        last_duration: seconds that its latest computation in this process took, or None.
         warned: a warning has said that its results are not stored.
-        cutoff: results built on its own stay valid while a recomputed result is equal.
+        cutoff: if a recomputed result is equal to the last one, entries built on it stay valid.
         is_async: `run` returns an awaitable.
-        looks: what computed calls looked like, with their keys; None: it was warned about them.
+        keys_by_appearance: text of the visible arguments -> the keys that they gave; None once a
+            warning was given.
     """
 
     __slots__ = (
@@ -73,10 +74,10 @@ class Function:
         "id",
         "is_async",
         "keyer",
+        "keys_by_appearance",
         "last_duration",
         "last_manifest",
         "live_ttl",
-        "looks",
         "policy",
         "publish_own_changes",
         "record_manifest",
@@ -123,17 +124,17 @@ class Function:
         self.backoff: dict[str, tuple[float, float]] = {}
         self.last_duration: float | None = None
         self.warned = False
-        self.looks: dict[str, set[str]] | None = {}
+        self.keys_by_appearance: dict[str, set[str]] | None = {}
 
     def own_changes_warning(self, names: Sequence[str], found: str = "") -> str:
-        """Return the warning that the function changes some state itself.
+        """Return the text of the warning that the function changes some state itself.
 
         Args:
-            found: a clause that says which host noticed, if it was another one.
+            found: a clause to add if another host noticed.
         """
         return (
             f"{self.id} changes {', '.join(names)} while it runs{found}, so that is left out of "
-            "its key; pass what affects the result as an argument instead."
+            "its key; pass whatever affects the result as an argument instead."
         )
 
     def judge(
@@ -146,10 +147,10 @@ class Function:
         """Judge the age of an entry.
 
         Args:
-            expired: when `expire()` ended its life, in nanoseconds since the epoch, or None.
+            expired: when `expire()` was called on it, in nanoseconds since the epoch, or None.
             raised: the entry is an exception (`cache_errors`), which has its own ttl.
-            unreachable: a source that it depends on cannot be queried.  With `stale_if_error` the
-                entry then stays valid for its ttl; without, it is a miss.
+            unreachable: a source that it depends on cannot be reached.  With `stale_if_error` the
+                entry stays valid for its ttl; without, it is a miss.
         """
         if unreachable and not self.policy.stale_if_error:
             return Verdict(MISS, SOURCE_UNREACHABLE)
@@ -158,7 +159,7 @@ class Function:
         return judge(times, policy, self.chain().clock, ttl, expired)
 
     def with_policy(self, policy: Policy) -> Function:
-        """Return a copy of the function with another ageing policy."""
+        """Return a copy of the function with another policy."""
         made = copy.copy(self)
         made.policy = policy
         return made
@@ -173,14 +174,14 @@ def cutoff_function(function_id: str) -> Function | None:
 
 
 class Job:
-    """One call in progress.
+    """A call in progress.
 
     Attributes:
         name: the name under which its entry is stored.
-        asked: the look-up that also read its stamps, for `take_stamps`, or None.
+        pending_lookup: a look-up that has read its stamps, for `take_stamps`, or None.
     """
 
-    __slots__ = ("args", "asked", "call", "chain", "function", "kwargs", "name")
+    __slots__ = ("args", "call", "chain", "function", "kwargs", "name", "pending_lookup")
 
     def __init__(
         self,
@@ -196,11 +197,11 @@ class Job:
         self.args = args
         self.kwargs = kwargs
         self.name = chain.name(function.id, call.text)
-        self.asked: PendingLookup | None = None
+        self.pending_lookup: PendingLookup | None = None
 
 
 class Raised:
-    """An exception of the function, to be raised by the wrapper with the user's frames only."""
+    """An exception of the user's function, which the wrapper raises without memo's frames."""
 
     __slots__ = ("error", "traceback")
 
@@ -209,18 +210,19 @@ class Raised:
         self.traceback = error.__traceback__
 
     def again(self) -> BaseException:
+        """Return the exception with its original traceback, however often it was raised."""
         return self.error.with_traceback(self.traceback)
 
 
 class Outcome(NamedTuple):
-    """The outcome of running the function: it returned `value`, or raised `error`."""
+    """How a run of the function ended: it returned `value`, or raised `error`."""
 
     value: Any = None
     error: BaseException | None = None
 
     @property
-    def raised(self) -> str:
-        """The type of the exception, or `""` if it returned."""
+    def error_name(self) -> str:
+        """The name of the exception's type; `""` if the function returned."""
         return "" if self.error is None else type(self.error).__name__
 
     def __repr__(self) -> str:
@@ -228,7 +230,7 @@ class Outcome(NamedTuple):
 
 
 def warn_at_definition(function: Callable[..., Any], message: str) -> None:
-    """Warn at the line where a function is defined, since it may run far from the call."""
+    """Warn at the line where a function is defined, since the call may be anywhere."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     if code is None:
         warnings.warn(message, stacklevel=2)
@@ -237,7 +239,7 @@ def warn_at_definition(function: Callable[..., Any], message: str) -> None:
 
 
 def error_text(error: BaseException) -> str:
-    """Describe an error for an event; a foreign error by its place only: it may quote a value."""
+    """Describe an error for an event; one that is not memo's by its place: it may quote a value."""
     text = str(error) if isinstance(error, MemoError) else _raised_at(error)
     return f"{type(error).__name__}: {text}"
 
@@ -245,26 +247,24 @@ def error_text(error: BaseException) -> str:
 async def make_call(
     port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Call:
-    """Make the key of a call; in a thread if that would block an event loop."""
+    """Make the key of a call, in a thread if it would block an event loop."""
     try:
         return function.keyer.call(args, kwargs, port.native)
     except HeavyError:
         pass  # errors raised below must not have this one as their context
     call = await port.offload(function.keyer.call, args, kwargs)
-    await port.offload(
-        getattr, call, "refs"
-    )  # computed here as well: the address of a long text is long
+    await port.offload(getattr, call, "refs")  # a cached property; slow for long addresses
     return call
 
 
-async def read_live(port: Port, function: Function) -> None:
-    """Reload the live configuration if the function's ttl is in it and a reload is due."""
+async def reload_live_if_due(port: Port, function: Function) -> None:
+    """Reload the live configuration if the function takes its ttl from it and a reload is due."""
     if function.policy.ttl_key is not None and live.due():
         await port.offload(live.refresh)
 
 
-def is_resource_failure(error: Exception) -> bool:
-    """True if the cache failed for lack of a resource, with an event: compute without it."""
+def report_if_resource_failure(error: Exception) -> bool:
+    """True, after an event, if the cache failed for lack of a resource: compute without it."""
     if not lacks_resources(error):
         return False
     events.emit(events.Event(events.ERROR, reason="engine", detail=error_text(error)))
@@ -284,7 +284,7 @@ def emit(job: Job, kind: str, **facts: Any) -> None:
 
 
 def writer_name() -> str:
-    """Return the name of this host and process, as entries and notes give it."""
+    """Return the name of this host and process, for entries and notes."""
     return f"{_node()}/{os.getpid()}"
 
 

@@ -1,4 +1,4 @@
-"""Compute a call: take its stamps, run the function once, and store the result."""
+"""Compute a call: take its stamps, run the function, and store the result."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from memo.engine.call import (
     writer_name,
 )
 from memo.engine.coordination.flights import FLIGHTS, Flight, FlightResult, inside
-from memo.engine.coordination.leases import patience
-from memo.engine.loading import BIG
-from memo.engine.used_calls import CURRENT, Expiry, UsedCalls, bounded
+from memo.engine.coordination.leases import lock_patience
+from memo.engine.loading import BIG_STREAM
+from memo.engine.used_calls import USED_CALLS, Expiry, UsedCalls, shortened
 from memo.errors import DependencyError, TierError, cut_to_user_frames, label, type_named
 from memo.keys import instances, own_changes
 from memo.keys.encoding import canonical
@@ -49,12 +49,12 @@ from memo.validity.stamps import TAGS
 
 LIVE_TTL_RETENTION = 86_400 * SECOND
 """Shortest retention in nanoseconds of entries with a `ttl_key`, whose ttl may be raised later."""
-CHANGED = "arguments changed"
-"""Reason for not storing a result: the caller changed the arguments during the computation."""
+ARGUMENTS_CHANGED = "arguments changed"
+"""Reason for not storing a result: the arguments changed during the computation."""
 STATE_CHANGED = "inputs changed"
 """Reason for not storing a result: state in its key changed while the function ran."""
-ARGUMENTS = 64 * 1024
-"""Most bytes of pickled arguments that an entry keeps, so that its call can be repeated."""
+MOST_ARGUMENT_BYTES = 64 * 1024
+"""Most bytes of pickled arguments that an entry keeps to repeat its call."""
 _SCALARS = frozenset({bool, int, float, complex, str, bytes, type(None)})
 """Types of arguments that are immutable."""
 
@@ -64,32 +64,32 @@ async def compute(
     job: Job,
     flight: Flight,
     *,
-    alone: bool = False,
+    background: bool = False,
     keep: bool = True,
     errors: bool = False,
 ) -> FlightResult:
-    """Run the function once, and store its result.
+    """Run the function and store its result.
 
     Args:
-        alone: run in the background: no caller waits, so it is part of no other computation.
+        background: no caller waits for it, so it is part of no other computation.
         keep: store the result.
         errors: also store an exception, if `cache_errors` names its type.
     """
     try:
-        [before] = await before_run(port, [job], alone=alone)
+        [before] = await before_run(port, [job], background=background)
     except DependencyError as error:
         return FlightResult(error=error)
-    if alone and not before.same:
+    if background and not before.same_key:
         return FlightResult(cache_failed=True)
-    never_hits.check_looks(job)
-    ran = await run_once(port, job, flight, alone=alone)
+    never_hits.warn_if_keys_differ(job)
+    ran = await run_once(port, job, flight, background=background)
     if ran.outcome.error is not None:
         result = await failed_result(port, before, ran)
-        emit(job, events.FAILED, reason=ran.outcome.raised, seconds=ran.cost)
-        sound = errors and before.same and ran.unchanged and not flight.detached
-        return await _store_error(port, job, result, ran.cost) if sound else result
-    emit(job, events.COMPUTED, seconds=ran.cost)
-    if alone and not await is_same_call(port, job):
+        emit(job, events.FAILED, reason=ran.outcome.error_name, seconds=ran.seconds)
+        sound = errors and before.same_key and ran.unchanged and not flight.detached
+        return await _store_error(port, job, result, ran.seconds) if sound else result
+    emit(job, events.COMPUTED, seconds=ran.seconds)
+    if background and not await has_same_key(port, job):
         return FlightResult(cache_failed=True)
     ready = await prepare_result(port, flight, before, ran, ran.outcome.value, keep=keep)
     [result] = await store_prepared(port, [ready])
@@ -97,129 +97,138 @@ async def compute(
 
 
 class BeforeRun(NamedTuple):
-    """A call before the function runs for it.
+    """The facts about a call that are recorded before the function runs for it.
 
     Attributes:
         job: the call.
-        own: its stamps; None: no tier knows what is valid.
-        same: its arguments still give its key.
+        own_stamps: its stamps; None if no tier knows what is valid.
+        same_key: its arguments still give its key.
         started: when its computation begins, as in `Times`.
-        arguments: pickled, see `pickled_arguments`.
-        watch: see `watch_tags`.
+        arguments: see `pickled_arguments`.
+        tag_watch: see `watch_tags`.
     """
 
     job: Job
-    own: tuple[Stamp, ...] | None
-    same: bool
+    own_stamps: tuple[Stamp, ...] | None
+    same_key: bool
     started: int
     arguments: str
-    watch: tuple[Generation, ...]
+    tag_watch: tuple[Generation, ...]
 
 
 class Run(NamedTuple):
-    """One run of the function.
+    """A finished run of the function.
 
     Attributes:
         outcome: its result or exception.
-        cost: seconds that it took.
-        reads: the cached calls that it used.
-        alone: see `compute`.
+        seconds: how long it took.
+        used_calls: the cached calls that it used.
+        background: see `compute`.
         unchanged: nothing but the run itself changed the state in its key.
     """
 
     outcome: Outcome
-    cost: float
-    reads: UsedCalls
-    alone: bool
+    seconds: float
+    used_calls: UsedCalls
+    background: bool
     unchanged: bool
 
 
-async def before_run(port: Port, jobs: Sequence[Job], *, alone: bool = False) -> list[BeforeRun]:
-    """Take the stamps of calls that one run of the function is to answer.
+async def before_run(
+    port: Port, jobs: Sequence[Job], *, background: bool = False
+) -> list[BeforeRun]:
+    """Prepare calls for one run of the function that answers all of them; take their stamps.
 
     Raises:
         DependencyError: a source that they depend on is missing.
     """
-    with patience(jobs[0].function.policy):
+    with lock_patience(jobs[0].function.policy):
         taken = await take_stamps(port, jobs)
     watch = await watch_tags(port, jobs[0])
-    begun = []
+    prepared = []
     for job, own in zip(jobs, taken, strict=True):
-        same = not (alone or port.native) or await is_same_call(port, job)
+        same = not (background or port.native) or await has_same_key(port, job)
         started = job.chain.latest_answers.start_time(job.call.text, job.chain.clock)
-        begun.append(BeforeRun(job, own, same, started, pickled_arguments(job), watch))
-    return begun
+        prepared.append(BeforeRun(job, own, same, started, pickled_arguments(job), watch))
+    return prepared
 
 
-async def run_once(port: Port, job: Job, flight: Flight, *, alone: bool = False) -> Run:
+async def run_once(port: Port, job: Job, flight: Flight, *, background: bool = False) -> Run:
     """Run the function as the computation of a flight.
 
     Args:
-        alone: see `compute`.
+        background: see `compute`.
     """
     used_calls.follow_threads()
-    reads = UsedCalls(background=alone or used_calls.in_background())
-    flight.call, flight.expected = job.call, job.function.last_duration
-    watch, why = InputWatch(job), "refresh" if alone else ""
-    with inside(flight, alone=alone), watch:
-        token = CURRENT.set(reads)
+    reads = UsedCalls(background=background or used_calls.in_background())
+    flight.call, flight.expected_duration = job.call, job.function.last_duration
+    watch, why = InputWatch(job), "refresh" if background else ""
+    with inside(flight, background=background), watch:
+        token = USED_CALLS.set(reads)
         emit(job, events.COMPUTE_STARTED, reason=why)
         begun, ended_by = time.perf_counter(), events.INTERRUPTED
         try:
-            outcome = await invoke(port, job, silent=alone)
-            ended_by = outcome.raised
+            outcome = await invoke(port, job, silent=background)
+            ended_by = outcome.error_name
         finally:
-            CURRENT.reset(token)
+            USED_CALLS.reset(token)
             reads.over = True
             ended = time.perf_counter()
             emit_run_ended(job, reads.own_time(begun, ended), ended_by, why)
     if outcome.error is None:
         job.function.last_duration = ended - begun
-    return Run(outcome, ended - begun, reads, alone, watch.unchanged)
+    return Run(outcome, ended - begun, reads, background, watch.unchanged)
 
 
 def emit_run_ended(job: Job, seconds: float, ended_by: str, why: str = "") -> None:
     """Emit the event that a run of the function has ended.
 
     Args:
-        ended_by: the type of what it raised, or `INTERRUPTED`; `""`: it returned.
+        ended_by: the name of the exception's type, or `INTERRUPTED`; `""` if it returned.
     """
     emit(job, events.COMPUTE_ENDED, reason=why, seconds=seconds, detail=ended_by)
 
 
 async def failed_result(port: Port, before: BeforeRun, ran: Run) -> FlightResult:
-    """Return the result of a call whose run raised."""
-    known, used = await merged_stamps(port, before.job, ran.reads, before.own)
+    """Make the result of a call whose run raised."""
+    known, used = await merged_stamps(port, before.job, ran.used_calls, before.own_stamps)
     return FlightResult(
         error=ran.outcome.error, stamps=used, known_stamps=known, started=before.started
     )
 
 
 Prepared: TypeAlias = "tuple[FlightResult, Sealed | None]"
-"""A result, and what is to be stored; None: nothing."""
+"""A result, and its sealed form; None if it is not to be stored."""
 
 
 async def prepare_result(
     port: Port, flight: Flight, before: BeforeRun, ran: Run, value: Any, *, keep: bool
 ) -> Prepared:
-    """Seal the result of a call; if that fails, the caller still gets it.
+    """Seal the result of a call; if that fails, the caller gets the result all the same.
 
     Args:
-        value: the result; with `each` it is a part of what the run returned.
-        keep: it is to be stored.
+        value: the result; with `each` it is only a part of the value that the run returned.
+        keep: store it.
     """
-    job, own = before.job, before.own
+    job, own = before.job, before.own_stamps
     if own is not None:
-        late = await late_stamps(port, job, value, before.watch)
+        late = await late_stamps(port, job, value, before.tag_watch)
         own = None if late is None else own + late
-    known, used = await merged_stamps(port, job, ran.reads, own)
+    known, used = await merged_stamps(port, job, ran.used_calls, own)
     job.function.backoff.pop(job.call.text, None)
     job.chain.latest_answers.record(job.call.text, before.started)
-    valid = before.same and not flight.detached
-    if ran.alone and valid:
+    valid = before.same_key and not flight.detached
+    if ran.background and valid:
         valid = not await job.chain.authorities.why_invalid(port, known)
     storable = used if valid and keep and ran.unchanged else None
-    made = Computed(value, storable, before.started, ran.cost, before.arguments, ran.reads.life)
+    made = Computed(
+        value,
+        storable,
+        before.started,
+        ran.seconds,
+        before.arguments,
+        ran.used_calls.earliest_expiry,
+    )
     try:
         sealed = await seal_result(port, job, made)
     except Exception as error:
@@ -229,7 +238,7 @@ async def prepare_result(
         encoded=sealed.encoded,
         valid=valid,
         stamps=used,
-        known_stamps=known + before.watch,
+        known_stamps=known + before.tag_watch,
         started=before.started,
     )
     return result, sealed if type(sealed) is Sealed else None
@@ -252,14 +261,14 @@ async def store_prepared(port: Port, ready: Sequence[Prepared]) -> list[FlightRe
 
 
 async def put(port: Port, jobs: Sequence[Job], values: Sequence[Any]) -> None:
-    """Store values as the results of calls of one function, under the stamps of the present."""
+    """Store values as the results of calls of one function, with stamps taken now."""
     ready = []
     for job, value, before in zip(jobs, values, await before_run(port, jobs), strict=True):
-        if before.own is None or not before.same:
+        if before.own_stamps is None or not before.same_key:
             continue
-        late = await late_stamps(port, job, value, before.watch)
+        late = await late_stamps(port, job, value, before.tag_watch)
         if late is not None:
-            own, arguments = before.own + late, before.arguments
+            own, arguments = before.own_stamps + late, before.arguments
             result = replay.Performed(value, ()) if job.function.replay else value
             made = Computed(result, own, before.started, arguments=arguments)
             sealed = await seal_result(port, job, made)
@@ -269,22 +278,25 @@ async def put(port: Port, jobs: Sequence[Job], values: Sequence[Any]) -> None:
 
 
 def pickled_arguments(job: Job) -> str:
-    """Pickle the arguments of a call, before the function can change them, to repeat it later."""
+    """Pickle the arguments of a call of a `cutoff` function, to repeat the call later.
+
+    It has to be done before the function runs, since that may change them.
+    """
     if not job.function.cutoff:
         return ""
     try:
         encoded = codec.encode((job.args, dict(job.kwargs)))
     except Exception:  # pickling may raise anything; such a call just cannot be repeated
         return ""
-    if encoded.payload is not None or len(encoded.stream) > ARGUMENTS:
+    if encoded.payload is not None or len(encoded.stream) > MOST_ARGUMENT_BYTES:
         return ""
     return b2a_base64(encoded.stream, newline=False).decode()
 
 
-async def _with_own_result(
+async def _with_own_digest(
     port: Port, job: Job, value: Any, used: tuple[Stamp, ...], arguments: str
 ) -> tuple[Stamp, ...]:
-    """Add the stamp that identifies the value, for a function with `cutoff=True`."""
+    """For a function with `cutoff=True`, add the stamp that identifies the value."""
     function = job.function
     if not function.cutoff:
         return used
@@ -294,7 +306,7 @@ async def _with_own_result(
         function.cutoff = False
         message = (
             f"{function.id} has cutoff=True and returned {type_named(type(value))} that has no key "
-            f"({str(error).rstrip('.')}); so what is built on it is computed again each time. "
+            f"({str(error).rstrip('.')}); so results built on it are computed again each time. "
             "Return a value with a key, give its type one with memo.register_key, or leave out "
             "cutoff."
         )
@@ -307,14 +319,14 @@ class InputWatch:
     """Watches the state in the key of a call while its computation runs.
 
     Attributes:
-        unchanged: no state was changed by anything but the computation itself.
+        unchanged: nothing but the computation itself has changed that state.
     """
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._of_code: list[BeforeComputation] = []
+        self._code_before: list[BeforeComputation] = []
         self._names: frozenset[str] = frozenset()
-        self._of_self: OwnBefore | None = None
+        self._self_before: OwnBefore | None = None
         self._watching = False
         self.unchanged = False
 
@@ -322,10 +334,10 @@ class InputWatch:
         job, keyer = self._job, self._job.function.keyer
         try:
             owner = keyer.owner(job.args)
-            code, self._of_code, self._names = keyer.identity.begin(owner)
+            code, self._code_before, self._names = keyer.identity.begin(owner)
             if job.call.own_state.names:
                 own = job.args[0]
-                self._of_self = instances.begin(own, keyer.state(own))
+                self._self_before = instances.begin(own, keyer.state(own))
             self.unchanged = not job.call.code or code == job.call.code
             self._watching = True
         except Exception as error:  # the values' own methods may raise anything
@@ -336,7 +348,7 @@ class InputWatch:
         if not self._watching:
             return
         self._watching, others, warning = False, "", ""
-        if self._of_code or self._of_self is not None:
+        if self._code_before or self._self_before is not None:
             try:
                 others, warning = self._changes()
             except Exception as error:
@@ -348,28 +360,28 @@ class InputWatch:
             warn_of_change(self._job, warning)
 
     def _changes(self) -> tuple[str, str]:
-        """Return the state that something else changed, and a warning, if it is time for one.
+        """Return the names of state that something else changed, and a warning, or `""`.
 
         State that the computation changed itself is left out of the key from now on.
         """
         function, identity = self._job.function, self._job.function.keyer.identity
-        code = own_changes.end(self._of_code, self._names)
-        mine = Changes() if self._of_self is None else instances.end(self._of_self)
+        code = own_changes.end(self._code_before, self._names)
+        mine = Changes() if self._self_before is None else instances.end(self._self_before)
         others = code.others + mine.others
         new = identity.note_own_changes((*code.own, *mine.own))
         warning = ""
         if new:
             warning = function.own_changes_warning(new)
-            self._teach({**code.learned, **mine.learned})
+            self._publish_findings({**code.learned, **mine.learned})
         elif others and identity.changes_often(others):
             warning = (
                 f"{function.id} is not stored: {', '.join(others)} changed each time while it ran, "
                 "and not under a name that its code sets. If the function changes that itself and "
-                f"it does not affect the result, write {_to_ignore(others)}."
+                f"it does not affect the result, write {_ignore_option(others)}."
             )
         return ", ".join(others), warning
 
-    def _teach(self, learned: Mapping[str, str]) -> None:
+    def _publish_findings(self, learned: Mapping[str, str]) -> None:
         """Tell other processes and hosts which state the function changes itself."""
         function, findings = self._job.function, self._job.chain.findings
         if not learned:
@@ -379,8 +391,8 @@ class InputWatch:
         BLOCKING.spawn(lambda port: findings.add(port, function.id, learned), "memo-tell")
 
 
-def _to_ignore(others: Sequence[str]) -> str:
-    """Return the `ignore=` argument that excludes some state from the key."""
+def _ignore_option(others: Sequence[str]) -> str:
+    """Return the `ignore=` option that leaves some state out of the key."""
     names = {one.partition("[")[0].partition(".")[0] for one in others}
     labels = sorted(name if name == "self" else f"global:{name}" for name in names)
     return f"ignore={labels!r}"
@@ -394,10 +406,10 @@ def warn_of_change(job: Job, message: str) -> None:
         emit(job, events.ERROR, reason=STATE_CHANGED, detail=message)
 
 
-async def is_same_call(port: Port, job: Job) -> bool:
-    """True if the arguments still make the key that the call had at first.
+async def has_same_key(port: Port, job: Job) -> bool:
+    """True if the arguments still give the key that they gave at first.
 
-    The caller may change them while the computation waits, or runs in the background.
+    The caller may change them while the computation waits or runs in the background.
     """
     values = (*job.args, *job.kwargs.values())
     if _SCALARS.issuperset(map(type, values)):
@@ -408,30 +420,30 @@ async def is_same_call(port: Port, job: Job) -> bool:
         now = None
     if now is not None and now.text == job.call.text:
         return True
-    emit(job, events.ERROR, reason=CHANGED)
+    emit(job, events.ERROR, reason=ARGUMENTS_CHANGED)
     return False
 
 
-AT_ONCE = 256
-"""Generations whose states are read in one step before a computation."""
+MOST_AT_ONCE = 256
+"""Most generations whose states are read in one step before a computation."""
 
 
 async def take_stamps(port: Port, jobs: Sequence[Job]) -> list[tuple[Stamp, ...] | None]:
-    """Take the stamps of calls before they are computed; None: no tier knows what is valid."""
-    chain, asked = jobs[0].chain, jobs[0].asked
+    """Take the stamps of calls before they are computed; None if no tier knows what is valid."""
+    chain, pending = jobs[0].chain, jobs[0].pending_lookup
     refs = list(jobs[0].call.refs)
     if len(jobs) > 1:
         refs = list(dict.fromkeys(ref for job in jobs for ref in job.call.refs))
-    if len(jobs) > 1 or len(refs) > AT_ONCE:  # it was asked about one call, all at once
-        asked = None
+    if len(jobs) > 1 or len(refs) > MOST_AT_ONCE:  # the look-up has read those of one call only
+        pending = None
     for job in jobs:
-        job.asked = None
+        job.pending_lookup = None
     states: dict[Ref, State] = {}
     try:
-        for start in range(0, len(refs), AT_ONCE):
-            some = refs[start : start + AT_ONCE]
+        for start in range(0, len(refs), MOST_AT_ONCE):
+            some = refs[start : start + MOST_AT_ONCE]
             states.update(
-                zip(some, await chain.authorities.stamp_states(port, some, asked), strict=True)
+                zip(some, await chain.authorities.stamp_states(port, some, pending), strict=True)
             )
     except TierError as error:
         emit(jobs[0], events.ERROR, reason=UNREACHABLE, detail=str(error))
@@ -448,13 +460,13 @@ async def take_stamps(port: Port, jobs: Sequence[Job]) -> list[tuple[Stamp, ...]
 async def merged_stamps(
     port: Port, job: Job, used: UsedCalls, own: tuple[Stamp, ...] | None
 ) -> tuple[tuple[Stamp, ...], tuple[Stamp, ...] | None]:
-    """Return the known stamps of a computation, and the same again if they are complete."""
+    """Return the known stamps of a computation, and the same again, or None if some are missing."""
     if not used.size and len(own or ()) <= stamps.MOST_REFS:  # it used no other cached call
         return own or (), own if used.sound else None
     whole, sound = used.merged(own or ())
     absolute = whole.absolute()
     try:
-        absolute = await bounded(port, job.chain, absolute)
+        absolute = await shortened(port, job.chain, absolute)
     except TierError:
         sound = False
     readings = whole.readings()
@@ -463,7 +475,7 @@ async def merged_stamps(
 
 
 async def watch_tags(port: Port, job: Job) -> tuple[Generation, ...]:
-    """Take a stamp that changes with any tag, for a function whose tags depend on its result."""
+    """Take a stamp that any tag invalidates, if the function's tags depend on its result."""
     if not job.function.keyer.has_late_tags:
         return ()
     ref = Ref(TAGS)
@@ -477,7 +489,7 @@ async def watch_tags(port: Port, job: Job) -> tuple[Generation, ...]:
 async def late_stamps(
     port: Port, job: Job, result: Any, watch: tuple[Generation, ...]
 ) -> tuple[Generation, ...] | None:
-    """Return the stamps of the tags that a result gives; None if a tag was turned meanwhile.
+    """Take the stamps of tags that depend on the result; None if a tag was invalidated meanwhile.
 
     The tags are read before `watch` is checked, and invalidating any tag turns `watch` first.  So
     if `watch` still holds, the tags were read before any invalidation.
@@ -491,7 +503,7 @@ async def late_stamps(
         states = await job.chain.authorities.stamp_states(port, refs)
         if await job.chain.authorities.why_invalid(port, watch):
             return None
-    except Exception as error:  # the user's callable raised, or no tier could be asked
+    except Exception as error:  # the user's callable raised, or no tier could be reached
         emit(job, events.ERROR, reason="tags", detail=error_text(error))
         if not isinstance(error, TierError):
             with suppress(UserWarning):  # warnings are errors here: the caller gets the result
@@ -502,25 +514,25 @@ async def late_stamps(
 
 
 def invoke(port: Port, job: Job, *, silent: bool = False) -> Coroutine[Any, Any, Outcome]:
-    """Call the user's function; its exceptions become an outcome, an interrupt is raised.
+    """Call the user's function; return its result or exception as an outcome, raise interrupts.
 
     Args:
         silent: record output for `replay` without showing it.
     """
     if job.function.replay:
-        return _recorded(port, job, silent=silent)
-    return _called(port, job)  # awaited by the caller: a frame less, so recursion can go deeper
+        return _call_recorded(port, job, silent=silent)
+    return _call_function(port, job)  # awaited by the caller: one frame less per recursion
 
 
-async def _recorded(port: Port, job: Job, *, silent: bool) -> Outcome:
+async def _call_recorded(port: Port, job: Job, *, silent: bool) -> Outcome:
     with replay.recording(silent=silent) as recorder:
-        outcome = await _called(port, job)
-    if outcome.error is not None or (not port.native and same_types.only_once(outcome.value)):
+        outcome = await _call_function(port, job)
+    if outcome.error is not None or (not port.native and same_types.awaitable_once(outcome.value)):
         return outcome
     return Outcome(replay.Performed(outcome.value, recorder.shown, live=True))
 
 
-async def _called(port: Port, job: Job) -> Outcome:
+async def _call_function(port: Port, job: Job) -> Outcome:
     try:
         result = job.function.run(*job.args, **job.kwargs)
         return Outcome(await port.settle(result) if port.native else result)
@@ -533,10 +545,10 @@ async def _called(port: Port, job: Job) -> Outcome:
 
 
 async def encode(port: Port, job: Job, value: Any, verb: str = "returned") -> codec.Encoded | None:
-    """Encode a result for storage; None, with an event and one warning, if it cannot be pickled.
+    """Encode a result for storage; None, after an event and a warning, if it cannot be pickled.
 
     Args:
-        verb: how the function gave it ("returned", "raised"), for the warning.
+        verb: "returned" or "raised", for the warning.
     """
     try:
         bare = replay.bare(value)
@@ -552,7 +564,7 @@ async def encode(port: Port, job: Job, value: Any, verb: str = "returned") -> co
 
 
 def _report_unstored(job: Job, value: Any, error: Exception) -> FlightResult:
-    """Report a result that is not stored because a `ttl` or `cache_if` callable raised."""
+    """Report that a result is not stored because a `ttl` or `cache_if` callable raised."""
     emit(job, events.ERROR, reason="store", detail=error_text(error))
     with suppress(UserWarning):  # warnings are errors here: the caller gets the result
         fault = f"cannot be stored ({error_text(error)})"
@@ -563,7 +575,7 @@ def _report_unstored(job: Job, value: Any, error: Exception) -> FlightResult:
 def warn_not_stored(
     function: Function, value: Any, fault: str, fix: str, verb: str = "returned"
 ) -> None:
-    """Warn once per function that its results are not stored, and why."""
+    """Warn, once per function, that its results are not stored, and why."""
     if not function.warned:
         function.warned = True
         message = (
@@ -574,23 +586,23 @@ def warn_not_stored(
 
 
 class Computed(NamedTuple):
-    """A computed result, with what is known about its computation.
+    """A result with the facts about its computation that its entry records.
 
     Attributes:
         value: the result.
-        used: its stamps; None if it must not be stored.
+        stamps: its stamps; None if it must not be stored.
         started: when the computation began; see `Times`.
         cost: seconds that it took.
-        arguments: the arguments of the call, pickled.
-        life: lifetime of the used result that expires first.
+        arguments: see `pickled_arguments`.
+        earliest_expiry: expiry of the used result that expires first.
     """
 
     value: Any
-    used: tuple[Stamp, ...] | None
+    stamps: tuple[Stamp, ...] | None
     started: int
     cost: float = 0.0
     arguments: str = ""
-    life: Expiry | None = None
+    earliest_expiry: Expiry | None = None
 
 
 async def store_result(port: Port, job: Job, made: Computed) -> FlightResult:
@@ -619,10 +631,10 @@ class Sealed(NamedTuple):
 
 
 async def seal_result(port: Port, job: Job, made: Computed) -> FlightResult | Sealed:
-    """Encode and seal a result; return a `FlightResult` instead if it must not be stored."""
+    """Encode and seal a result; if it must not be stored, return a `FlightResult` instead."""
     value, used, started, cost, arguments, life = made
     function = job.function
-    if not port.native and same_types.only_once(value):
+    if not port.native and same_types.awaitable_once(value):
         warn_not_stored(
             function, value, "can be awaited only once", "decorate the `async def` itself"
         )
@@ -634,8 +646,8 @@ async def seal_result(port: Port, job: Job, made: Computed) -> FlightResult | Se
     wanted = function.policy.cache_if is None or function.policy.cache_if(result)
     if used is None or not wanted:
         return FlightResult(value, encoded=encoded, stamps=used)
-    used = await _with_own_result(port, job, result, used, arguments)
-    ttl = ttl_ns(function.policy, result, function.live_ttl(), _inherited(job, life))
+    used = await _with_own_digest(port, job, result, used, arguments)
+    ttl = ttl_ns(function.policy, result, function.live_ttl(), _inherited_ttl(job, life))
     header = _header(job, encoded, used, started, cost, ttl)
     summary = with_result(header.summary, result)
     if life is not None and (ttl == BORN_STALE or function.policy.ttl == INHERIT):
@@ -644,15 +656,15 @@ async def seal_result(port: Port, job: Job, made: Computed) -> FlightResult | Se
     return await _seal(port, job, header, encoded)
 
 
-def _inherited(job: Job, life: Expiry | None) -> int | None:
-    """Return the nanoseconds for which the results it was built on are still fresh, or None."""
+def _inherited_ttl(job: Job, life: Expiry | None) -> int | None:
+    """Return how many nanoseconds the used results stay fresh; None if that sets no limit."""
     if life is None or not (life.stale or job.function.policy.ttl == INHERIT):
         return None
     return 0 if life.stale else max(0, life.until - job.chain.clock.wall_ns())
 
 
 async def _store_error(port: Port, job: Job, result: FlightResult, cost: float) -> FlightResult:
-    """Store an exception where `cache_errors` names its type; return the result."""
+    """Store an exception if `cache_errors` names its type; return the result."""
     error, stamps = result.error, result.stamps
     assert error is not None
     ttl = job.function.policy.error_ttl(error)
@@ -674,10 +686,10 @@ async def _store_error(port: Port, job: Job, result: FlightResult, cost: float) 
     return result
 
 
-async def store_revalidated(
+async def restore_with_stamps(
     port: Port, job: Job, found: Answer, known: tuple[Stamp, ...]
 ) -> seal.Entry:
-    """Store an entry again in every tier with new stamps; its age stays the same.
+    """Store an entry again in every tier, with new stamps and its old age.
 
     Raises:
         TierError: its payload is gone.
@@ -696,7 +708,7 @@ async def store_revalidated(
 
 async def _seal(port: Port, job: Job, header: Header, encoded: Encoded) -> Sealed:
     secret = job.chain.secrets[0]
-    if len(encoded.stream) > BIG:
+    if len(encoded.stream) > BIG_STREAM:
         record = await port.offload(seal.pack, header, encoded.stream, secret)
     else:
         record = seal.pack(header, encoded.stream, secret)
@@ -707,7 +719,7 @@ async def store_sealed(port: Port, made: Sequence[Sealed]) -> list[seal.Entry]:
     """Store results of one function, and record the manifest of their code version."""
     chain, function, code = made[0].job.chain, made[0].job.function, made[0].header.code
     items = [Item(one.job.name, one.record, one.encoded.payload, one.header.times) for one in made]
-    with patience(function.policy):
+    with lock_patience(function.policy):
         stored = await chain.writer.store_all(port, items)
         await chain.writer.keep_groups(
             port, [(one.header.stamps, one.header.times) for one in made]
@@ -729,9 +741,10 @@ async def store_sealed(port: Port, made: Sequence[Sealed]) -> list[seal.Entry]:
 def _header(
     job: Job, encoded: Encoded, used: tuple[Stamp, ...], started: int, cost: float, ttl: int
 ) -> Header:
-    """Return the header of a result that was just computed.
+    """Make the header of a result that was just computed.
 
     Args:
+        used: its stamps.
         started: when the computation began; see `Times`.
         cost: seconds that it took.
         ttl: lifetime in nanoseconds; see `Times`.
@@ -751,7 +764,7 @@ def _header(
         job.call.text,
         function.id,
         job.call.code,
-        _shortened_address(job.call.address),
+        _shortened(job.call.address),
         encoded.codec,
         writer_name(),
         job.call.summary,
@@ -762,7 +775,7 @@ def _header(
     )
 
 
-def _shortened_address(address: str) -> str:
+def _shortened(address: str) -> str:
     """Shorten a long address for the header, with a visible mark."""
     data = address[: seal.LONGEST_TEXT + 1].encode("utf-8", "replace")
     if len(data) <= seal.LONGEST_TEXT:
@@ -771,7 +784,7 @@ def _shortened_address(address: str) -> str:
 
 
 def _grace(policy: Policy, ttl: int) -> int:
-    """Return for how many nanoseconds past its ttl an entry is kept."""
+    """Return how many nanoseconds past its ttl an entry is kept."""
     grace = int(policy.grace * SECOND)
     return grace if policy.ttl_key is None or ttl < 0 else max(grace, LIVE_TTL_RETENTION - ttl)
 

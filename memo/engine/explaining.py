@@ -1,6 +1,6 @@
-"""Explain why a call would hit or miss, from recorded facts; computes and loads nothing.
+"""Explain why a call would hit or miss, from recorded facts; nothing is computed or loaded.
 
-The facts are the headers of entries (arguments' summaries, times, stamps), the notes of
+The facts are the headers of entries (summaries of arguments, times, stamps), the notes of
 invalidations, and the manifests of code versions.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from memo.engine.answering import rekeyed
+from memo.engine.answering import rekey
 from memo.engine.call import Function, Job, make_call
 from memo.errors import EntryError, TierError, label
 from memo.keys.call_keys import Call
@@ -52,29 +52,30 @@ from memo.validity.check import BORN_STALE, MISS, STALE, Judge, age, judge, why_
 CODE_CHANGED = "code changed"
 ARGUMENTS = "other arguments"
 EVICTED = "evicted"
-_FAULTS = {
-    UNREADABLE: "what is stored is damaged, or of another format; the next call replaces it",
-    UNAUTHENTIC: "it was not sealed with a secret of this process, and is never loaded",
-    PAYLOAD_MISSING: "its record is here, but no tier has its buffers any more",
-    OLDER: "a later computation has answered here before",
-    CLOCK: "it comes from the future: the clock here, or on the host that wrote it, is wrong",
+_FAULT_FACTS = {
+    UNREADABLE: "the entry is damaged, or of another format; the next call replaces it",
+    UNAUTHENTIC: "the entry is not sealed with a secret of this process, so it is never loaded",
+    PAYLOAD_MISSING: "the entry's record is here, but no tier has its payload any more",
+    OLDER: "a later computation has already answered in this process",
+    CLOCK: "the entry is from the future: the clock of this host, or of its writer's, is wrong",
     UNREACHABLE: "no tier that knows what is valid can be reached",
 }
+"""Reasons that have nothing to do with the call, each as a fact."""
 _INVALID = (INVALIDATED, GENERATION_LOST, FILE_CHANGED, DEPENDENCY_CHANGED, SOURCE_UNREACHABLE)
-LOOKED_AT = 2000
-"""Most entries of a function among which the nearest is searched."""
+MOST_SEARCHED = 2000
+"""Most entries of a function that are searched for the nearest one."""
 
 
 class Step(NamedTuple):
-    """One cached call of a plan.
+    """A cached call in a plan.
 
     Attributes:
-        call: its address, with secret arguments left out.
+        call: its address, without secret arguments.
         function: the id of its function.
-        does: `"hit"`, `"hit, then refresh"`, `"compute"`, or `"revalidate"`: the results it was
-            built on are asked for first, and it is computed only if one of them differs.
+        does: `"hit"`, `"hit, then refresh"`, `"compute"`, or `"revalidate"`: the results that it
+            was built on are got again first, and it is computed only if one of them differs.
         reason: why it is not a hit.
-        seconds: how long it took last time, with the calls inside it; None if unknown.
+        seconds: how long it took last time, including the calls inside it; None if unknown.
         depth: number of calls around it.
     """
 
@@ -95,17 +96,17 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Explains how a call would be answered, and why.
+    """An explanation of how a call would be answered.
 
     Attributes:
-        call: the call's address, with secret arguments left out.
+        call: the call's address, without secret arguments.
         hit: the call would be answered from the cache.
-        reason: one of the words of `runtime.reasons` or of this module.
+        reason: one of the reasons in `runtime.reasons` or in this module.
         facts: sentences for the reader.
-        diff: lines of a unified diff, if code changed.
+        diff: lines of a unified diff, if code has changed.
         untracked: inputs that the function reads but that are not part of its code version.
-        steps: the plan, if asked for: this call and the cached calls beneath it that would be
-            computed, asked or hit; see `Step`.
+        steps: the plan, if one was requested: this call, and the cached calls beneath it that would
+            be computed, revalidated or hit.
     """
 
     call: str
@@ -131,7 +132,7 @@ class Explanation:
         lost = "".join(
             f'<li class="memo-dim">not tracked: {escape(one)}</li>' for one in self.untracked
         )
-        diff = "".join(map(_coloured, self.diff))
+        diff = "".join(map(_diff_line_html, self.diff))
         colour = rendering.PLOT_COLOURS["hits" if self.hit else "misses"]
         return rendering.boxed(
             f"<p><b>{escape(self.call)}</b>: "
@@ -143,7 +144,7 @@ class Explanation:
         )
 
 
-def _coloured(line: str) -> str:
+def _diff_line_html(line: str) -> str:
     colour = {"+": rendering.PLOT_COLOURS["hits"], "-": rendering.PLOT_COLOURS["misses"]}.get(
         line[:1]
     )
@@ -162,39 +163,41 @@ async def explain(
     chain = function.chain()
     call = await make_call(port, function, args, kwargs)
     job = Job(function, chain, call, args, kwargs)
-    call = (await rekeyed(port, job) or job).call
+    call = (await rekey(port, job) or job).call
     code = function.keyer.code(args)
     found = await chain.lookup(port, function.id, call.text, function.judge)
     owner = function.keyer.owner(args)
     untracked = (*call.left_out, *function.keyer.identity.untracked(owner))
     if found.verdict.kind != MISS and found.entry is not None:
         reason = found.verdict.kind
-        return Explanation(call.shown, True, reason, _hit(found, chain), (), untracked)
+        return Explanation(call.shown, True, reason, _hit_facts(found, chain), (), untracked)
     reason = found.verdict.reason
-    stored = await headers(port, chain, function.id)
+    stored = await headers_of(port, chain, function.id)
     own = next((header for header in stored if header.key == call.text), None)
     facts: Sequence[str] = ()
     diff: Sequence[str] = ()
     if reason in _INVALID and own:
-        facts = await _invalid(port, chain, own)
+        facts = await _invalid_facts(port, chain, own)
         if found.verdict.renewable:
-            facts += await _doubts(port, chain, own)
+            facts += await _unconfirmed_facts(port, chain, own)
     elif reason == EXPIRED and own:
-        facts = await _invalid(port, chain, own) or _expired(function, chain, own)
-    elif reason in _FAULTS:
-        facts = [_FAULTS[reason]]
-    elif reason == ABSENT and own and _is_past(function, chain, own):  # tiers hide expired entries
-        reason, facts = EXPIRED, _expired(function, chain, own)
+        facts = await _invalid_facts(port, chain, own) or _expired_facts(function, chain, own)
+    elif reason in _FAULT_FACTS:
+        facts = [_FAULT_FACTS[reason]]
+    elif (
+        reason == ABSENT and own and _is_past_windows(function, chain, own)
+    ):  # tiers hide expired entries
+        reason, facts = EXPIRED, _expired_facts(function, chain, own)
     elif reason == ABSENT:
-        asked = _Request(call, code, function.keyer.identity.parts(owner))
-        reason, facts, diff = _not_cached(chain, manifests, asked, stored)
+        wanted = _CallWithCode(call, code, function.keyer.identity.parts(owner))
+        reason, facts, diff = _not_cached_facts(chain, manifests, wanted, stored)
     return Explanation(call.shown, False, reason, tuple(facts), tuple(diff), untracked)
 
 
 # --- hits -----------------------------------------------------------------------------------------
 
 
-def _hit(found: Answer, chain: Chain) -> tuple[str, ...]:
+def _hit_facts(found: Answer, chain: Chain) -> tuple[str, ...]:
     assert found.entry is not None
     header = found.entry.header
     times = header.times
@@ -207,7 +210,7 @@ def _hit(found: Answer, chain: Chain) -> tuple[str, ...]:
         f"in {found.tier}, computed {_span(old)} ago by {header.writer} in {_span(times.cost)}; "
         + left,
     ]
-    facts += _built(chain, header)
+    facts += _built_on_facts(chain, header)
     if found.verdict.reason:
         facts.append(f"the next call answers at once and refreshes it ({found.verdict.reason})")
     if header.flags & seal.RAISED:
@@ -217,15 +220,15 @@ def _hit(found: Answer, chain: Chain) -> tuple[str, ...]:
         facts.append(
             f"compressed with zstd: {rendering.size(found.entry.size)} for {rendering.size(whole)}"
         )
-    facts += [_source(stamp) for stamp in header.stamps if isinstance(stamp, _SOURCES)]
+    facts += [_source_text(stamp) for stamp in header.stamps if isinstance(stamp, _SOURCE_STAMPS)]
     return tuple(facts)
 
 
-_SOURCES = (File, CallStamp)
+_SOURCE_STAMPS = (File, CallStamp)
 """Stamps of things outside the cache."""
 
 
-def _source(stamp: Stamp) -> str:
+def _source_text(stamp: Stamp) -> str:
     if isinstance(stamp, File):
         return f"depends on {stamp.path}" + (" (by content)" if stamp.by_content else "")
     assert isinstance(stamp, CallStamp)
@@ -235,45 +238,45 @@ def _source(stamp: Stamp) -> str:
 # --- misses ---------------------------------------------------------------------------------------
 
 
-async def headers(port: Port, chain: Chain, function: str) -> list[Header]:
+async def headers_of(port: Port, chain: Chain, function: str) -> list[Header]:
     """Return the headers of a function's entries in the tiers of this host."""
-    found = await listing(port, chain, chain.prefix(function), LOOKED_AT)
+    found = await list_headers(port, chain, chain.prefix(function), MOST_SEARCHED)
     return [header for header, _ in found]
 
 
-async def listing(
+async def list_headers(
     port: Port, chain: Chain, prefix: str, limit: int | None = None
 ) -> list[tuple[Header, int]]:
-    """List header and size of this host's entries that our secrets authenticate, each key once.
+    """List header and size of each entry of this host that a secret of ours authenticates.
 
     Args:
         prefix: list only entries whose names begin with it.
         limit: stop after this many.
     """
-    return await port.offload(_listing, chain, prefix, limit)
+    return await port.offload(_list_headers, chain, prefix, limit)
 
 
-def _listing(chain: Chain, prefix: str, limit: int | None) -> list[tuple[Header, int]]:
+def _list_headers(chain: Chain, prefix: str, limit: int | None) -> list[tuple[Header, int]]:
     found: dict[str, tuple[Header, int]] = {}
     for tier in chain.listing:
         with suppress(TierError):
             for listed in tier.entries(prefix):
-                header = _header(chain, listed.name, listed.record)
+                header = _parsed_header(chain, listed.name, listed.record)
                 if header is not None and listed.size > found.get(header.key, (None, -1))[1]:
-                    found[header.key] = (header, listed.size)  # memory may have the record alone
+                    found[header.key] = (header, listed.size)  # memory may lack the payload
                 if limit is not None and len(found) >= limit:
                     return list(found.values())
     return list(found.values())
 
 
-def _header(chain: Chain, name: str, record: bytes) -> Header | None:
+def _parsed_header(chain: Chain, name: str, record: bytes) -> Header | None:
     try:
         return chain.header_of(name, record)
     except EntryError:
         return None
 
 
-async def _invalid(port: Port, chain: Chain, header: Header) -> list[str]:
+async def _invalid_facts(port: Port, chain: Chain, header: Header) -> list[str]:
     facts = []
     generations = [s for s in header.stamps if isinstance(s, Generation)]
     try:
@@ -282,21 +285,21 @@ async def _invalid(port: Port, chain: Chain, header: Header) -> list[str]:
         now = []
     for stamp, state in zip(generations, now, strict=False):
         if why_changed([stamp.state.text], [state.text]):
-            causes = await _turned(port, chain, stamp, state)
-            path = await _path(port, chain, header, stamp)
+            causes = await _invalidation_facts(port, chain, stamp, state)
+            path = await _used_through(port, chain, header, stamp)
             facts += [f"{one}{path}" for one in causes]
-    sources = [stamp for stamp in header.stamps if isinstance(stamp, _SOURCES)]
+    sources = [stamp for stamp in header.stamps if isinstance(stamp, _SOURCE_STAMPS)]
     for source, why in zip(sources, await dependencies.check(port, sources), strict=True):
         if why == SOURCE_UNREACHABLE:
-            out = "with stale_if_error=... the entry would answer meanwhile"
-            facts.append(f"{_source(source)}, which cannot be asked; {out}")
+            fix = "with stale_if_error=... the entry would answer in the meantime"
+            facts.append(f"{_source_text(source)}, which cannot be reached; {fix}")
         elif why:
-            facts.append(f"{_source(source)}, which has changed")
+            facts.append(f"{_source_text(source)}, which has changed")
     return facts
 
 
-async def _path(port: Port, chain: Chain, header: Header, stamp: Generation) -> str:
-    """Name the cached calls between an entry and a call that it was built on; `""` if none."""
+async def _used_through(port: Port, chain: Chain, header: Header, stamp: Generation) -> str:
+    """Name the functions through which an entry uses a call that was invalidated; `""` if none."""
     groups = [s.ref.group for s in header.stamps if isinstance(s, Generation)]
     called = [group[2:] for group in dict.fromkeys(groups) if group.startswith("f:")]
     if stamp.ref.group[2:] in (*called[:1], *(called[1:2] if len(called) == 2 else ())):
@@ -305,21 +308,24 @@ async def _path(port: Port, chain: Chain, header: Header, stamp: Generation) -> 
     for function in called[1:]:
         if function == stamp.ref.group[2:]:
             continue
-        used = await headers(port, chain, function)
+        used = await headers_of(port, chain, function)
         if any(s.ref == stamp.ref for h in used for s in h.stamps if isinstance(s, Generation)):
             through.append(label(function))
     return f"; used through {' and '.join(through)}" if through else ""
 
 
-async def _doubts(port: Port, chain: Chain, header: Header) -> list[str]:
-    """Results that an entry was built on and that the next call asks first."""
+async def _unconfirmed_facts(port: Port, chain: Chain, header: Header) -> list[str]:
+    """Name the results that an entry was built on and that the next call gets again first."""
     _, readings = results.unflatten(header.stamps)
     whys = await chain.authorities.why_changed(port, readings)
     names = [label(one.result.function) for one, why in zip(readings, whys, strict=True) if why]
     many = rendering.counted(len(names), "result")
     listed = _counted_names(names)
     return [
-        f"the next call first asks {many} that it was built on ({listed}); if equal, it stays valid"
+        (
+            f"the next call first checks {many} that it was built on ({listed}); if equal, "
+            "it stays valid"
+        )
     ]
 
 
@@ -328,30 +334,32 @@ def _counted_names(names: Sequence[str]) -> str:
     return ", ".join(name if count == 1 else f"{count} of {name}" for name, count in each.items())
 
 
-async def _turned(port: Port, chain: Chain, stamp: Generation, state: State) -> list[str]:
-    """Describe the invalidations since a stamp was taken, with time, author and reason."""
+async def _invalidation_facts(
+    port: Port, chain: Chain, stamp: Generation, state: State
+) -> list[str]:
+    """Describe the invalidations since a stamp was taken, with their times, authors and reasons."""
     if not state.text:
-        return [f"the generation of {_group(stamp.ref.group)} is gone (flushed or evicted)"]
+        return [f"the generation of {_group_text(stamp.ref.group)} is gone (flushed or evicted)"]
     kept = await chain.authorities.notes(port, stamp.ref)
-    notes = [(field, _parsed(text)) for field, text in kept]
+    notes = [(field, _parsed_note(text)) for field, text in kept]
     noted = [(field, note) for field, note in notes if note]
-    later = _turned_since(stamp.state, state)
+    later = _changed_fields(stamp.state, state)
     since = [(field, note) for field, note in noted if field in later]
     facts = [
-        f"{_group(stamp.ref.group)} {_selected(field)} {_note(note)}"
+        f"{_group_text(stamp.ref.group)} {_selection_text(field)} {_note_text(note)}"
         for field, note in since or noted[-1:]
     ]
-    return facts or [f"{_group(stamp.ref.group)} was invalidated"]
+    return facts or [f"{_group_text(stamp.ref.group)} was invalidated"]
 
 
-def _turned_since(before: State, now: State) -> set[str]:
-    """Return the fields of a group whose tokens have changed."""
+def _changed_fields(before: State, now: State) -> set[str]:
+    """Return the fields of a group whose tokens differ between two states."""
     (all_before, fields_before), (all_now, fields) = map(generations.split_state, (before, now))
     later = {name for name, token in fields.items() if fields_before.get(name) != token}
     return later | ({stamps.ALL} if all_before != all_now else set())
 
 
-def _selected(field: str) -> str:
+def _selection_text(field: str) -> str:
     """Describe which entries of a group an invalidation selected."""
     if field == stamps.ALL:
         return "invalidated"
@@ -364,13 +372,13 @@ def _selected(field: str) -> str:
     return f"{done} at this address" if listed == ADDRESS else f"{done} for this {listed}"
 
 
-def _group(group: str) -> str:
+def _group_text(group: str) -> str:
     kind, _, name = group.partition(":")
     words = {"n": "the namespace", "f": "function", "p": "prefix", "t": "tag"}
     return f"{words.get(kind, kind)} {label(name)}".rstrip()
 
 
-def _parsed(text: str) -> dict[str, Any]:
+def _parsed_note(text: str) -> dict[str, Any]:
     """Parse a note written by `memo.stores.authorities.make_note`; `{}` if it is malformed."""
     try:
         facts = json.loads(text)
@@ -379,38 +387,41 @@ def _parsed(text: str) -> dict[str, Any]:
         return {}
 
 
-def _note(note: Mapping[str, Any]) -> str:
+def _note_text(note: Mapping[str, Any]) -> str:
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(note["at"]))
     reason = f": {note['reason']}" if note.get("reason") else ""
     return f"at {at} by {note.get('by', '?')}{reason}"
 
 
-def _is_past(function: Function, chain: Chain, header: Header) -> bool:
+def _is_past_windows(function: Function, chain: Chain, header: Header) -> bool:
     """True if an entry is past its ttl and its stale windows."""
     old = age(header.times, chain.clock)
     raised = bool(header.flags & seal.RAISED)
     return function.judge(header.times, None, raised).kind == MISS and old is not None
 
 
-def _expired(function: Function, chain: Chain, header: Header) -> list[str]:
+def _expired_facts(function: Function, chain: Chain, header: Header) -> list[str]:
     old = age(header.times, chain.clock)
     if old is None:
-        return ["its age is unknown: it comes from the future"]
+        return ["its age is unknown: it is from the future"]
     limit = function.policy.max_age
     if limit is not None and old >= limit * SECOND:
         return [f"computed {_span(old)} ago, and max_age is {_span(limit * SECOND)}"]
     live = None if header.flags & seal.RAISED else function.live_ttl()
     ttl = header.times.ttl if live is None else int(live * SECOND)
     if ttl == BORN_STALE:
-        return [*_built(chain, header), f"so it was stale when it was computed, {_span(old)} ago"]
+        return [
+            *_built_on_facts(chain, header),
+            f"so it was already stale when it was computed, {_span(old)} ago",
+        ]
     return [
         f"expired {_span(max(0, old - ttl))} ago: computed {_span(old)} ago, ttl {_span(ttl)}",
-        *_built(chain, header),
+        *_built_on_facts(chain, header),
     ]
 
 
-def _built(chain: Chain, header: Header) -> list[str]:
-    """Name the result that limits the lifetime of an entry, and the results in between."""
+def _built_on_facts(chain: Chain, header: Header) -> list[str]:
+    """Name the result that limits an entry's lifetime, and the results between the two."""
     found = built_on(header.summary)
     if found is None:
         return []
@@ -420,39 +431,47 @@ def _built(chain: Chain, header: Header) -> list[str]:
     return [f"built on {path}, {when}"]
 
 
-class _Request(NamedTuple):
-    """A call without an entry, its code version and the parts of that."""
+class _CallWithCode(NamedTuple):
+    """A call without an entry, with its code version and the parts of that."""
 
     call: Call
     code: str
     parts: Mapping[str, str]
 
 
-def _not_cached(
-    chain: Chain, manifests: Manifests, asked: _Request, stored: list[Header]
+def _not_cached_facts(
+    chain: Chain, manifests: Manifests, asked: _CallWithCode, stored: list[Header]
 ) -> tuple[str, list[str], list[str]]:
     call, code, _ = asked
     if chain.latest_answers.has(call.text):
-        return EVICTED, ["this process has stored or used it; it was evicted or cleared since"], []
+        return (
+            EVICTED,
+            ["this process has stored or used it; it was evicted or cleared since"],
+            [],
+        )
     wanted = json.loads(call.summary)
-    same = [h for h in stored if _digests(json.loads(h.summary)) == _digests(wanted)]
+    same = [
+        h for h in stored if _argument_digests(json.loads(h.summary)) == _argument_digests(wanted)
+    ]
     if same and all(header.code != code for header in same):
         latest = max(same, key=lambda header: header.times.finished)
-        return CODE_CHANGED, *_code(manifests, asked, latest)
+        return CODE_CHANGED, *_code_facts(manifests, asked, latest)
     others = [header for header in stored if header.code == code] or stored
     if not others:
         return ABSENT, ["no entry of this function is on this host"], []
-    nearest = min(others, key=lambda header: len(_differing(json.loads(header.summary), wanted)))
-    facts = [_difference(*found) for found in _differing(json.loads(nearest.summary), wanted)]
+    nearest = min(others, key=lambda header: len(_differences(json.loads(header.summary), wanted)))
+    facts = [
+        _difference_text(*found) for found in _differences(json.loads(nearest.summary), wanted)
+    ]
     if not facts:  # the summaries are the same
-        facts.append(_unlike(call, code, nearest))
+        facts.append(_hidden_difference_text(call, code, nearest))
     many = f"the nearest of {len(stored)} entries" if len(stored) > 1 else "the only entry"
-    facts.append(f"{many}: {rendering.address(nearest)}{_by_value(nearest)}")
+    facts.append(f"{many}: {rendering.address(nearest)}{_arguments_text(nearest)}")
     return ARGUMENTS, facts, []
 
 
-def _by_value(header: Header) -> str:
-    """List an entry's arguments if its address shows only the digest of one, such as a tuple."""
+def _arguments_text(header: Header) -> str:
+    """List an entry's arguments if its address has only the digest of one, such as a tuple."""
     if not re.search(r":[0-9a-f]{16}(:|$)", header.address):
         return ""
     described = json.loads(header.summary).items()
@@ -460,30 +479,30 @@ def _by_value(header: Header) -> str:
     return f", which is {', '.join(texts)}" if texts else ""
 
 
-def _unlike(call: Call, code: str, nearest: Header) -> str:
+def _hidden_difference_text(call: Call, code: str, nearest: Header) -> str:
     """Explain why an entry with equal argument summaries has another key."""
     if nearest.code != code:
-        return "its arguments are the same; what the function reads has changed"
+        return "its arguments are the same; the code or something that it reads has changed"
     if call.takes_order:
         return "its arguments are the same, in another order of its keyword arguments"
     return "its arguments are the same; the entry was stored with another choice of replay"
 
 
-def _difference(name: str, before: str, after: str) -> str:
+def _difference_text(name: str, before: str, after: str) -> str:
     """Describe how an argument differs from that of the nearest entry, by their summaries."""
-    what = "what key_resolver gives" if name == RESOLVED else name.removeprefix(SPECIAL_PREFIX)
+    what = "the result of key_resolver" if name == RESOLVED else name.removeprefix(SPECIAL_PREFIX)
     if before == after == MASK:
         return f"{what} is not that of the nearest entry"
-    if before == after:  # too big for its value to be in the summary
+    if before == after:  # its value is too big for the summary
         return f"{what} is another {after} than that of the nearest entry"
     return f"{what} is {after}; the nearest entry has {before}"
 
 
-def _digests(summary: Mapping[str, Any]) -> dict[str, Any]:
+def _argument_digests(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {name: pair[1] for name, pair in summary.items() if name not in (RESULT_SHAPE, BUILT_ON)}
 
 
-def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     nothing = ("nothing", "")
     return [
         (name, str(before.get(name, nothing)[0]), str(after.get(name, nothing)[0]))
@@ -493,14 +512,16 @@ def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tupl
     ]
 
 
-def _code(manifests: Manifests, asked: _Request, header: Header) -> tuple[list[str], list[str]]:
+def _code_facts(
+    manifests: Manifests, asked: _CallWithCode, header: Header
+) -> tuple[list[str], list[str]]:
     before = manifests.load(header.code)
     if before is None:
-        return ["the code changed; its earlier source is not known on this host"], []
+        return ["the code has changed; its earlier source is not known on this host"], []
     facts: list[str] = []
     diff: list[str] = []
     for name, old, new in _changes(before, asked.parts):
-        facts.append(_change(name, old, new))
+        facts.append(_change_text(name, old, new))
         if old is not None and new is not None:
             diff += _diff(name, old, new)
     return facts, diff
@@ -515,21 +536,21 @@ def _changes(
     return [(name, old, new) for name, old, new in pairs if old != new]
 
 
-def _change(name: str, old: str | None, new: str | None) -> str:
-    """Phrase one change: `code of clean() changed`, `global THRESHOLD changed`."""
+def _change_text(name: str, old: str | None, new: str | None) -> str:
+    """Describe one change: `code of clean() changed`, `global THRESHOLD changed`."""
     kind, _, rest = name.partition(":")
-    if kind in _VALUES:
+    if kind in _VALUE_KINDS:
         what = f"{kind} {rest}"
-    elif name in _PLAIN:
-        what = _PLAIN[name]
+    elif name in _PART_TEXTS:
+        what = _PART_TEXTS[name]
     else:
         what = f"code of {label(name).rpartition(':')[2]}()"
     return f"{what} {'is new' if old is None else 'is gone' if new is None else 'changed'}"
 
 
-_VALUES = frozenset({"global", "closure", "default", "attribute", "package"})
+_VALUE_KINDS = frozenset({"global", "closure", "default", "attribute", "package"})
 """Kinds of parts of a code version that are values, not code."""
-_PLAIN = {
+_PART_TEXTS = {
     "cell": "code of the cell",
     "outputs": "the choice of outputs",
     "python": "the version of Python",
@@ -540,34 +561,34 @@ _PLAIN = {
 async def changed_code(
     port: Port, function: Function, manifests: Manifests, keys: Sequence[str]
 ) -> dict[str, str]:
-    """Map each key to a few words on the code change that made its entry necessary.
+    """Describe the code changes because of which calls were computed, by key.
 
-    For misses that have been computed since: each one's entry is compared with the entry before it
-    that has the same arguments and another code version.
+    The entry of each key is compared with the entry before it that has the same arguments and
+    another code version.
     """
     chain = function.chain()
-    stored = await headers(port, chain, function.id)
+    stored = await headers_of(port, chain, function.id)
     own = {header.key: header for header in stored}
-    found = {key: _code_before(manifests, own[key], stored) for key in keys if key in own}
+    found = {key: _code_change(manifests, own[key], stored) for key in keys if key in own}
     return {key: words for key, words in found.items() if words}
 
 
-def _code_before(manifests: Manifests, own: Header, stored: Sequence[Header]) -> str:
+def _code_change(manifests: Manifests, own: Header, stored: Sequence[Header]) -> str:
     """Describe what changed between an entry and the one before it; `""` if nothing did."""
     earlier = [
         header
         for header in stored
         if header.code != own.code and header.times.started < own.times.started
     ]
-    wanted = _digests(json.loads(own.summary)) if earlier else {}
-    same = [header for header in earlier if _digests(json.loads(header.summary)) == wanted]
+    wanted = _argument_digests(json.loads(own.summary)) if earlier else {}
+    same = [header for header in earlier if _argument_digests(json.loads(header.summary)) == wanted]
     if not same:
         return ""
     before = manifests.load(max(same, key=lambda header: header.times.started).code)
     after = manifests.load(own.code)
     if before is None or after is None:
         return CODE_CHANGED
-    changes = [_change(*change) for change in _changes(before, after)]
+    changes = [_change_text(*change) for change in _changes(before, after)]
     return changes[0] + (f" (and {len(changes) - 1} more)" if len(changes) > 1 else "")
 
 
@@ -586,8 +607,8 @@ def _span(nanoseconds: float) -> str:
 
 
 HIT, REFRESH, REVALIDATE, COMPUTE = "hit", "hit, then refresh", "revalidate", "compute"
-STEPS = 1000
-"""Most steps of a plan."""
+MOST_STEPS = 1000
+"""Most steps in a plan."""
 
 
 class Planner:
@@ -608,21 +629,25 @@ class Planner:
         self.steps: list[Step] = []
 
     async def add(self, function: str, key: str, shown: str = "", depth: int = 0) -> None:
-        """Add the steps of a call and of the calls beneath it.
+        """Add the steps of a call, and of the calls beneath it.
 
         Args:
-            shown: its address for display, if the caller knows it.
+            shown: its address for display, if known.
         """
-        if key in self._seen or len(self.steps) >= STEPS:
+        if key in self._seen or len(self.steps) >= MOST_STEPS:
             return
         self._seen.add(key)
         known = self._functions.get(function)
-        judge = _by_age(self._chain) if known is None else known.judge
+        judge = _age_judge(self._chain) if known is None else known.judge
         found = await self._chain.lookup(self._port, function, key, judge)
-        last = await self._last(function, key)
-        does, reason = _does(found), found.verdict.reason
-        if last is not None and _is_replaced(known, last):
-            now = [one for one in await self._like(last) if not _is_replaced(known, one)]
+        last = await self._stored_header(function, key)
+        does, reason = _step_kind(found), found.verdict.reason
+        if last is not None and _has_other_code(known, last):
+            now = [
+                one
+                for one in await self._with_equal_arguments(last)
+                if not _has_other_code(known, one)
+            ]
             if now:
                 await self.add(function, now[0].key, shown, depth)
                 return
@@ -639,81 +664,89 @@ class Planner:
         )
         if last is None or does in (HIT, REFRESH):
             return
-        for inner, inner_key in await self._beneath(last, only_doubtful=does == REVALIDATE):
+        for inner, inner_key in await self._calls_beneath(last, only_doubtful=does == REVALIDATE):
             await self.add(inner, inner_key, depth=depth + 1)
 
-    async def like(self, function: str, key: str, shown: str, summary: str) -> None:
-        """Add a call; if it has no entry, use the latest one with equal arguments."""
+    async def add_root(self, function: str, key: str, shown: str, summary: str) -> None:
+        """Add the call to plan; if it has no entry, take the latest one with equal arguments."""
         await self.add(function, key, shown)
         if self.steps[-1].seconds is not None:
             return
         wanted = _arguments(summary)
-        same = [one for one in await self._all(function) if _arguments(one.summary) == wanted]
+        same = [
+            one for one in await self._headers_of(function) if _arguments(one.summary) == wanted
+        ]
         if not same:
             return
         last = max(same, key=lambda header: header.times.finished)
         reason = self.steps[-1].reason
-        if reason == ABSENT and _is_replaced(self._functions.get(function), last):
+        if reason == ABSENT and _has_other_code(self._functions.get(function), last):
             reason = CODE_CHANGED
         self.steps[-1] = self.steps[-1]._replace(reason=reason, seconds=last.times.cost / SECOND)
-        for inner, inner_key in await self._beneath(last, only_doubtful=False):
+        for inner, inner_key in await self._calls_beneath(last, only_doubtful=False):
             await self.add(inner, inner_key, depth=1)
 
-    async def _last(self, function: str, key: str) -> Header | None:
+    async def _stored_header(self, function: str, key: str) -> Header | None:
         return await self._chain.stored_header(self._port, self._chain.name(function, key))
 
-    async def _like(self, header: Header) -> list[Header]:
-        """Return entries of the same function and arguments, of any code version."""
+    async def _with_equal_arguments(self, header: Header) -> list[Header]:
+        """Return the entries with the same function and arguments, whatever their code version."""
         wanted = _arguments(header.summary)
-        every = await self._all(header.function)
+        every = await self._headers_of(header.function)
         return [one for one in every if _arguments(one.summary) == wanted]
 
-    async def _all(self, function: str) -> list[Header]:
+    async def _headers_of(self, function: str) -> list[Header]:
         if function not in self._listed:
-            self._listed[function] = await headers(self._port, self._chain, function)
+            self._listed[function] = await headers_of(self._port, self._chain, function)
         return self._listed[function]
 
-    async def _beneath(self, header: Header, *, only_doubtful: bool) -> list[tuple[str, str]]:
+    async def _calls_beneath(self, header: Header, *, only_doubtful: bool) -> list[tuple[str, str]]:
         """Return function and key of each call that an entry was built on directly."""
         absolute, readings = results.unflatten(header.stamps)
         if only_doubtful:
             doubts = await self._chain.authorities.why_changed(self._port, readings)
             readings = [one for one, doubt in zip(readings, doubts, strict=True) if doubt]
-        asked = [(one.result.function, one.result.key) for one in readings]
-        return asked if only_doubtful else [*await self._plainly(header, absolute), *asked]
+        calls = [(one.result.function, one.result.key) for one in readings]
+        if only_doubtful:
+            return calls
+        return [*await self._calls_without_cutoff(header, absolute), *calls]
 
-    async def _plainly(self, header: Header, absolute: Iterable[Stamp]) -> list[tuple[str, str]]:
-        """Return those calls beneath an entry that have no cutoff, found by their generations."""
-        wanted = [ref for ref in _calls(absolute) if ref != _own(header)]
+    async def _calls_without_cutoff(
+        self, header: Header, absolute: Iterable[Stamp]
+    ) -> list[tuple[str, str]]:
+        """Return the calls beneath an entry without `cutoff`, found by their generations."""
+        wanted = [ref for ref in _call_refs(absolute) if ref != _own_ref(header)]
         found: dict[Ref, Header] = {}
         for ref in wanted:
-            for one in await self._all(ref.group[2:]):
+            for one in await self._headers_of(ref.group[2:]):
                 before = found.get(ref)
-                if _own(one) == ref and (before is None or before.times < one.times):
+                if _own_ref(one) == ref and (before is None or before.times < one.times):
                     found[ref] = one
-        inner = {ref for one in found.values() for ref in _calls(one.stamps) if ref != _own(one)}
+        inner = {
+            ref for one in found.values() for ref in _call_refs(one.stamps) if ref != _own_ref(one)
+        }
         return [(one.function, one.key) for ref, one in found.items() if ref not in inner]
 
 
-def _is_replaced(function: Function | None, header: Header) -> bool:
-    """True if an entry is of another code version than its function has here.
+def _has_other_code(function: Function | None, header: Header) -> bool:
+    """True if an entry has another code version than its function has here.
 
-    False for a method, whose code version depends on the object.
+    False for a method, since its code version depends on the object.
     """
     if function is None or function.keyer.method or not header.code:
         return False
     return function.keyer.code(()) != header.code
 
 
-def _calls(known: Iterable[Stamp]) -> list[Ref]:
-    """Return the generations of single calls among some stamps."""
+def _call_refs(known: Iterable[Stamp]) -> list[Ref]:
+    """Return the generations of single calls in some stamps."""
     refs = [stamp.ref for stamp in known if type(stamp) is Generation]
     return [ref for ref in refs if ref.group.startswith("f:") and ref.arguments is not None]
 
 
-def _own(header: Header) -> Ref | None:
+def _own_ref(header: Header) -> Ref | None:
     name = f"f:{header.function}"
-    return next((ref for ref in _calls(header.stamps) if ref.group == name), None)
+    return next((ref for ref in _call_refs(header.stamps) if ref.group == name), None)
 
 
 def _arguments(summary: str) -> dict[str, str]:
@@ -721,13 +754,13 @@ def _arguments(summary: str) -> dict[str, str]:
     return {name: pair[1] for name, pair in found.items() if not name.startswith(RESULT_SHAPE[:1])}
 
 
-def _by_age(chain: Chain) -> Judge:
-    """Return the age judge for entries of a function that this process does not have."""
+def _age_judge(chain: Chain) -> Judge:
+    """Return the judge of age for entries of a function that this process does not have."""
     policy = Policy(ttl=None)
     return lambda times, *_: judge(times, policy, chain.clock)
 
 
-def _does(found: Answer) -> str:
+def _step_kind(found: Answer) -> str:
     if found.verdict.kind == MISS:
         return REVALIDATE if found.verdict.renewable else COMPUTE
     return REFRESH if found.verdict.kind == STALE else HIT

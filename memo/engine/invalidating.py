@@ -1,8 +1,8 @@
 """Invalidate: turn generations in every chain that may hold entries, and count the matches.
 
-Counting matches is for the report only, and never changes what is invalidated.  It is bounded in
-time and reads only headers and this host's generations.  A shared tier is searched only if the
-caller asks to be sure, since each search scans all names there.
+Counting the matches is for the report only, and never changes what is invalidated.  It is bounded
+in time, and reads only headers and this host's generations.  A shared tier is searched only if the
+caller requests it, since each search scans all names there.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from memo.validity.stamps import Turn, affects_any
 
 COUNT_SECONDS = 0.05
 """Seconds that counting matches may take, from the first match on."""
-COUNT_AT_LEAST = 100
-"""Entries that are examined regardless of time: opening the index may take `COUNT_SECONDS`."""
-KEPT_ADDRESSES = 500
-"""Addresses of other entries that are kept, to suggest the one that was probably intended."""
-SHOWN_HEADERS = 5
-"""Entries whose headers are kept for display."""
+MIN_COUNTED = 100
+"""Entries that are examined however long it takes: opening the index may take `COUNT_SECONDS`."""
+MOST_ADDRESSES = 500
+"""Most addresses of other entries that are kept, to suggest the one that was probably intended."""
+MOST_HEADERS = 5
+"""Most headers of matching entries that are kept for display."""
 HERE: Final = "on this host"
 
 
 class Matches(NamedTuple):
-    """Entries on this host that an invalidation is about to drop.
+    """The entries that an invalidation is about to drop.
 
     Attributes:
         number: how many valid entries were found.
-        partial: the search was stopped early, so there may be more.
+        partial: the search stopped early, so there may be more.
         first: the headers of the first few.
-        others: addresses of valid entries that are not affected.
-        groups: generation groups of those entries: `"p:products"`, `"t:sales"`.
+        others: addresses of entries that are not affected.
+        groups: the generation groups of those: `"p:products"`, `"t:sales"`.
     """
 
     number: int = 0
@@ -58,26 +58,26 @@ class Matches(NamedTuple):
 
 
 Hint = Callable[[Matches], str]
-"""Returns a hint for the user about an invalidation that matched nothing, or `""`."""
+"""Returns a hint for the user if an invalidation matched nothing, or `""`."""
 
 
 class Invalidation(NamedTuple):
-    """How an invalidation went, and what it hit.
+    """The report of an invalidation: its outcome in each tier, and the entries that matched.
 
     Attributes:
-        target: what was invalidated, for display.
+        target: the target, for display.
         tiers: tier -> `"done"`, or why not and what happens now.
-        reason: the caller's.
-        matched: how many valid entries this host knew of.  It is counted for at most 50 ms, before
-            they are dropped; what only a shared tier has is dropped without being counted, unless
-            the caller was strict and this host had none.
+        reason: the caller's reason.
+        matched: how many valid entries this host knew of.  They are counted before they are
+            dropped, for at most 50 ms.  Entries that only a shared tier has are dropped without
+            being counted, unless the call was strict and this host had none.
         at_least: counting stopped early, so there may be more.
-        hint: if nothing matched, the target that was probably meant.
+        hint: if nothing matched, the target that was probably intended.
         verb: `"invalidated"` or `"expired"`.
-        first: headers of the first few.
-        uncounted: a shared tier may have had entries that this host did not, and was not searched.
-        place: where the entries are that matched.
-        shared: the shared tiers, as a sentence names them.
+        first: the headers of the first few.
+        uncounted: a shared tier may have had more entries than this host, and was not searched.
+        place: a phrase that says where the matched entries are.
+        shared: the names of the shared tiers, as part of a sentence.
     """
 
     target: str
@@ -99,7 +99,7 @@ class Invalidation(NamedTuple):
 
     @property
     def missed(self) -> bool:
-        """True if there certainly was no valid entry, on this host and in every tier searched."""
+        """True if there was certainly no valid entry on this host and in the tiers searched."""
         return not (self.matched or self.at_least)
 
     @property
@@ -115,18 +115,17 @@ class Invalidation(NamedTuple):
         return f"at least {found}, counting was stopped after {COUNT_SECONDS * 1000:.0f} ms"
 
     def __repr__(self) -> str:
-
         how = ", ".join(f"{tier}: {what}" for tier, what in self.tiers.items())
         target = label(self.target)
         if not self.missed:
             return f"{self.verb} {target}: {self.counted} ({how})"
         undone = "" if self.complete else f" ({how})"
-        message = f"nothing matched {target}{self.beyond}{undone}"
+        message = f"nothing matched {target}{self.uncounted_caveat}{undone}"
         return f"{message}{'; ' * bool(self.hint)}{self.hint}"
 
     @property
-    def beyond(self) -> str:
-        """Return the caveat for a count of zero, if a shared tier was not searched."""
+    def uncounted_caveat(self) -> str:
+        """The caveat of a count of zero if a shared tier was not searched, or `""`."""
         if not self.uncounted:
             return ""
         return f" {HERE}; entries that are only in {self.shared} were {self.verb} uncounted"
@@ -136,7 +135,7 @@ class Invalidation(NamedTuple):
 
         facts = {**self.tiers, **({"reason": self.reason} if self.reason else {})}
         if self.missed:
-            title = f"Nothing matched {label(self.target)}{self.beyond}"
+            title = f"Nothing matched {label(self.target)}{self.uncounted_caveat}"
             facts = {**({"hint": self.hint} if self.hint else {}), **facts}
         else:
             title = f"{self.verb.capitalize()} {label(self.target)}: {self.counted}"
@@ -153,7 +152,7 @@ async def invalidate(
     soft: bool = False,
     count: bool = True,
     hint: Hint | None = None,
-    sure: bool = False,
+    search_shared: bool = False,
 ) -> Invalidation:
     """Invalidate entries in every chain that may hold them.
 
@@ -161,24 +160,23 @@ async def invalidate(
         soft: let them expire instead, so that stale windows still apply.
         count: count the matching entries.
         hint: called if nothing matched.
-        sure: search the shared tier too if this host has no match.
+        search_shared: if this host has no match, search the shared tiers too.
     """
     every = tuple(chains)
     wanted = tuple(turns)
     found = await port.offload(matches_on_host, every, wanted) if count else Matches(partial=True)
-    far = [chain.authorities.shared for chain in every]
-    shared = " and ".join(
-        dict.fromkeys(display_name(tier.name) for tier in far if tier is not None)
-    )
+    shared_tiers = [chain.authorities.shared for chain in every]
+    shown = [display_name(tier.name) for tier in shared_tiers if tier is not None]
+    shared = " and ".join(dict.fromkeys(shown))
     uncounted = bool(wanted and shared) and not (found.number or found.partial)
     place = HERE
-    if sure and uncounted:
-        afar = await matches_in_shared(port, every, wanted)
-        found = afar._replace(others=found.others, groups=found.groups)
+    if search_shared and uncounted:
+        in_shared = await matches_in_shared(port, every, wanted)
+        found = in_shared._replace(others=found.others, groups=found.groups)
         uncounted, place = False, f"in {shared} and not {HERE}"
     if soft:
         wanted = tuple(map(stamps.as_soft, wanted))
-    tiers = await _turn(port, every, wanted, reason)
+    tiers = await _turn_all(port, every, wanted, reason)
     advice = ""
     if hint is not None and not (found.number or found.partial):
         advice = hint(found)
@@ -191,10 +189,10 @@ async def invalidate(
     )
 
 
-async def _turn(
+async def _turn_all(
     port: Port, chains: Sequence[Chain], turns: tuple[Turn, ...], reason: str
 ) -> dict[str, str]:
-    """Turn generations, and return the outcome by tier."""
+    """Turn generations in several chains; return the outcome by tier."""
     note = make_note(reason, writer_name())
     tiers: dict[str, str] = {}
     for chain in chains:
@@ -203,13 +201,13 @@ async def _turn(
                 tiers[tier] = how
     FLIGHTS.detach(turns)
     for function in {_function_of(turn): None for turn in turns} or ("",):
-        about = _described(turns)
+        about = _turns_text(turns)
         events.emit(events.Event(events.INVALIDATED, function, reason=reason, detail=about))
     return tiers
 
 
-def _described(turns: Iterable[Turn]) -> str:
-    """Describe an invalidation by groups and argument names, without any argument's value."""
+def _turns_text(turns: Iterable[Turn]) -> str:
+    """Describe an invalidation by its groups and argument names, without values of arguments."""
     return ", ".join(
         f"{turn.group} by {stamps.shape(turn.arguments)}" if turn.arguments else turn.group
         for turn in turns
@@ -217,7 +215,7 @@ def _described(turns: Iterable[Turn]) -> str:
 
 
 def _function_of(turn: Turn) -> str:
-    """Return the function that an invalidation affects; `""` for a prefix, tag or namespace."""
+    """Return the function that a turn concerns; `""` if it is for a prefix, tag or namespace."""
     return turn.group[2:] if turn.group.startswith("f:") else ""
 
 
@@ -249,11 +247,11 @@ async def matches_in_shared(port: Port, chains: Iterable[Chain], turns: Sequence
                     port, chain, header
                 ):
                     found[header.key] = header
-    return Matches(len(found), partial, tuple(found.values())[:SHOWN_HEADERS])
+    return Matches(len(found), partial, tuple(found.values())[:MOST_HEADERS])
 
 
 def matches_on_host(chains: Sequence[Chain], turns: Sequence[Turn]) -> Matches:
-    """Find the valid entries of this host that some turns would drop; not on an event loop."""
+    """Find the valid entries of this host that some turns would drop; blocks the thread."""
     if not turns:
         return Matches()
     until = time.monotonic() + COUNT_SECONDS
@@ -263,16 +261,16 @@ def matches_on_host(chains: Sequence[Chain], turns: Sequence[Turn]) -> Matches:
     partial = False
     for chain in chains:
         prefix = _common_prefix(chain, turns)
-        for header in _headers(chain, prefix, until):
+        for header in _headers_on_host(chain, prefix, until):
             if header is None:
                 partial = True
             elif not affects_any(turns, own := own_refs(header)):
-                if len(others) < KEPT_ADDRESSES:
+                if len(others) < MOST_ADDRESSES:
                     others.setdefault(header.address)
                     groups.update(dict.fromkeys(ref.group for ref in own))
             elif header.key not in found and is_valid(chain, header):
                 found[header.key] = header
-    first = tuple(found.values())[:SHOWN_HEADERS]
+    first = tuple(found.values())[:MOST_HEADERS]
     return Matches(len(found), partial, first, tuple(others), tuple(groups))
 
 
@@ -283,26 +281,26 @@ def _common_prefix(chain: Chain, turns: Sequence[Turn]) -> str:
     return chain.prefix(only[2:]) if only.startswith("f:") else f"{chain.namespace}:"
 
 
-def _headers(chain: Chain, prefix: str, until: float) -> list[Header | None]:
-    """List the headers of a chain's entries on this host; None: some could not be read."""
+def _headers_on_host(chain: Chain, prefix: str, until: float) -> list[Header | None]:
+    """List the headers of a chain's entries on this host; a None among them: some are missing."""
     found: list[Header | None] = []
     seen: set[str] = set()
     for tier in chain.listing:
         try:
             for listed in tier.entries(prefix):
-                if len(seen) >= COUNT_AT_LEAST and time.monotonic() > until:
+                if len(seen) >= MIN_COUNTED and time.monotonic() > until:
                     return [*found, None]
                 if listed.name not in seen:
                     seen.add(listed.name)
                     with suppress(EntryError):
-                        found.append(_header(chain, listed))
+                        found.append(_header_of(chain, listed))
         except TierError:
             found.append(None)
     return found
 
 
-def _header(chain: Chain, listed: Listed) -> Header:
-    if listed.entry is not None:  # its seal was checked
+def _header_of(chain: Chain, listed: Listed) -> Header:
+    if listed.entry is not None:  # its seal has been checked already
         return listed.entry.header
     return chain.header_of(listed.name, listed.record)
 
@@ -310,7 +308,7 @@ def _header(chain: Chain, listed: Listed) -> Header:
 def own_refs(header: Header) -> list[Ref]:
     """Return the generations of a call itself, without those of the calls that it was built on.
 
-    In a header they come first, starting with those of the namespace and the function.
+    In a header they come first, beginning with those of the namespace and the function.
     """
     mine = f"f:{header.function}"
     seen, refs = False, []
@@ -326,7 +324,7 @@ def own_refs(header: Header) -> list[Ref]:
 
 
 def is_valid(chain: Chain, header: Header) -> bool:
-    """True if an entry has not expired and its own generations hold as far as this host knows."""
+    """True if an entry has not expired and, as far as this host knows, its own generations hold."""
     host = chain.host
     if _has_expired(chain, header):
         return False
@@ -362,5 +360,5 @@ def _has_expired(chain: Chain, header: Header) -> bool:
 def _own_generations(header: Header) -> list[Generation]:
     absolute: Sequence[Stamp] = header.stamps
     if absolute and type(absolute[-1]) is Result:
-        absolute, _ = unflatten(absolute)  # a result is compared before it is dropped
+        absolute, _ = unflatten(absolute)  # its other stamps count only if a result differs
     return [stamp for stamp in absolute if type(stamp) is Generation]

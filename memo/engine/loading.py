@@ -1,4 +1,4 @@
-"""Load the value of what the chain found, verifying each payload file once."""
+"""Load the values of entries; each payload file is verified once."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from memo.stores.chain import Answer
 from memo.stores.protocols import PendingLookup, SharesVerification, Source
 from memo.validity.check import MISS, Verdict
 
-BIG = 1 << 20
-"""A pickle stream of at least this many bytes is loaded off the event loop."""
+BIG_STREAM = 1 << 20
+"""A pickle stream of more bytes than this is loaded off the event loop."""
 
 
-async def look_and_load(
-    port: Port, job: Job, asked: PendingLookup | None = None
+async def look_up_and_load(
+    port: Port, job: Job, pending: PendingLookup | None = None
 ) -> tuple[Answer, Any]:
-    """Look a call up; return the chain's answer, and the value if it may be used.
+    """Look a call up; return the chain's answer, and the value, or `NOTHING` if none may be used.
 
     Args:
-        asked: see `Chain.lookup`.
+        pending: see `Chain.lookup`.
     """
     function, key = job.function, job.call.text
-    found = await job.chain.lookup(port, function.id, key, function.judge, asked)
+    found = await job.chain.lookup(port, function.id, key, function.judge, pending)
     if found.verdict.kind == MISS or found.entry is None:
         return found, NOTHING
     try:
@@ -51,16 +51,16 @@ async def load(port: Port, found: Answer) -> Any:
     """
     entry = found.entry
     assert entry is not None
-    slow = entry.flags or len(entry.stream) > BIG
+    slow = entry.flags or len(entry.stream) > BIG_STREAM
     if port.native and (slow or _must_verify(found)):
         value = await port.offload(_load, entry, found)
     else:
         value = _load(entry, found)
-    return _raised(entry, value) if entry.header.flags & seal.RAISED else value
+    return _remembered(entry, value) if entry.header.flags & seal.RAISED else value
 
 
-def _raised(entry: Entry, error: BaseException) -> Raised:
-    """Return a stored exception, with a note that says when it was raised."""
+def _remembered(entry: Entry, error: BaseException) -> Raised:
+    """Add a note to a stored exception that says when it was raised."""
     when = time.localtime(entry.times.finished // SECOND)
     error.add_note(f"memo: raised at {time.strftime('%X', when)}, remembered by cache_errors")
     return Raised(error)
@@ -71,13 +71,15 @@ def _load(entry: Entry, found: Answer) -> Any:
     if entry.flags & seal.STREAM:
         from memo.records import spool  # only generators need it
 
-        return spool.Stream(spool.read_contents(entry.stream), _view(entry, found), table)
+        return spool.Stream(
+            spool.read_contents(entry.stream), _verified_payload(entry, found), table
+        )
     if not table:
         return codec.decode(entry.stream, None, (), entry.flags)
-    return codec.decode(entry.stream, _view(entry, found), table, entry.flags)
+    return codec.decode(entry.stream, _verified_payload(entry, found), table, entry.flags)
 
 
-def _view(entry: Entry, found: Answer) -> memoryview | None:
+def _verified_payload(entry: Entry, found: Answer) -> memoryview | None:
     """Return the verified payload of an answer; None if it has none."""
     if not entry.buffers:
         return None
@@ -89,7 +91,7 @@ def _view(entry: Entry, found: Answer) -> memoryview | None:
 
 
 def verify(source: Source, view: memoryview, table: tuple[seal.Buffer, ...]) -> None:
-    """Check the digest of a payload, by its voucher if it has one, else by hashing it.
+    """Check the digest of a payload, unless another process has recorded that it is right.
 
     Raises:
         EntryError: the digest differs.
@@ -101,16 +103,17 @@ def verify(source: Source, view: memoryview, table: tuple[seal.Buffer, ...]) -> 
             raise EntryError(UNREADABLE, "a payload does not have its digest")
         if verifying is not None:
             verifying.mark_verified(digest)
-    with _verifying:
-        if len(KNOWN_GOOD) >= VERIFIED:
-            KNOWN_GOOD.pop(next(iter(KNOWN_GOOD)))
-        KNOWN_GOOD[(source.identity, digest)] = None
+    with _verified_lock:
+        if len(VERIFIED_PAYLOADS) >= MOST_VERIFIED:
+            VERIFIED_PAYLOADS.pop(next(iter(VERIFIED_PAYLOADS)))
+        VERIFIED_PAYLOADS[(source.identity, digest)] = None
 
 
-VERIFIED = 4096
-"""Number of verified payloads that are remembered; older ones are verified again."""
-_verifying = threading.Lock()
-KNOWN_GOOD: dict[tuple[Any, bytes], None] = {}
+MOST_VERIFIED = 4096
+"""Most verified payloads that are remembered; older ones are verified again."""
+_verified_lock = threading.Lock()
+VERIFIED_PAYLOADS: dict[tuple[Any, bytes], None] = {}
+"""Identity of the file, and digest, of each payload that this process has verified."""
 
 
 def _must_verify(found: Answer) -> bool:
@@ -118,4 +121,4 @@ def _must_verify(found: Answer) -> bool:
         return False
     identity = found.source.identity
     digest = seal.payload_digest(found.entry.buffers)
-    return identity is None or (identity, digest) not in KNOWN_GOOD
+    return identity is None or (identity, digest) not in VERIFIED_PAYLOADS

@@ -1,11 +1,11 @@
 """Warn about a function that never hits although its arguments look the same each time.
 
 Some objects get a new key each time although nothing visible about them has changed: they hold a
-random number, an address or a time.  A function called with them would silently never hit.
+random number, an address or a time.  A function called with them would never hit, without a word.
 
-Two arguments look the same if the parts of their keys that a user can see are the same: public
-attributes or, for an object that has none, its `repr`.  The difference must then be private.
-For a function it is a captured variable that the function changes itself (`nonlocal n; n += 1`).
+Two arguments look the same if the visible parts of their keys are equal: public attributes or, for
+an object without any, its `repr`.  Then they differ in something private.  For a function that is a
+captured variable that it changes itself (`nonlocal n; n += 1`).
 """
 
 from __future__ import annotations
@@ -20,51 +20,51 @@ from memo.keys.encoding import atoms, canonical
 from memo.keys.fingerprint.function_version import changed_names
 from memo.keys.fingerprint.held_values import qualified_name
 
-ENOUGH: Final = 5
-"""Number of different keys for arguments that look the same before the warning is given."""
-_KEPT: Final = 64
-"""Most looks that are remembered for a function."""
-DEEP: Final = 3
+WARN_AT: Final = 5
+"""Number of different keys for arguments that look the same at which the warning is given."""
+_MOST_APPEARANCES: Final = 64
+"""Most different texts of visible arguments that are remembered for a function."""
+MAX_DEPTH: Final = 3
 """Levels of nested objects that are compared."""
-SHOWN: Final = 3
+MOST_SHOWN: Final = 3
 """Most private attributes that the warning names."""
 _SHORTENED: Final = r"\.\.\.|…| at 0x[0-9a-fA-F]+"
 """Signs that a `repr` leaves something out."""
 
 
-def check_looks(job: Job) -> None:
-    """Record a call that is computed; warn at the fifth one that looks the same."""
+def warn_if_keys_differ(job: Job) -> None:
+    """Record a call that is computed; warn if equal-looking calls had `WARN_AT` different keys."""
     function = job.function
-    if function.looks is None:
+    if function.keys_by_appearance is None:
         return
     try:
-        look, names = _visible_call(job)
+        appearance, names = _visible_call(job)
     except Exception:  # a value's `repr` may raise anything
         return
     if not names:
         return
-    keys = function.looks.setdefault(look, set())
+    keys = function.keys_by_appearance.setdefault(appearance, set())
     keys.add(job.call.text)
-    if len(keys) >= ENOUGH:
-        function.looks = None
+    if len(keys) >= WARN_AT:
+        function.keys_by_appearance = None
         _warn(function, names)
-    elif len(function.looks) > _KEPT:
-        function.looks.clear()
+    elif len(function.keys_by_appearance) > _MOST_APPEARANCES:
+        function.keys_by_appearance.clear()
 
 
 def _visible_call(job: Job) -> tuple[str, list[str]]:
-    """Return a call as text, and the arguments whose keys may differ though they look the same."""
+    """Return the visible parts of a call as text, and the arguments that have hidden parts too."""
     parts: list[str] = [job.call.code]
     names: list[str] = []
     for name, value, encoding in job.call.encoded():
-        seen = _visible_parts(value, DEEP)
-        parts.append(f"{name} {encoding.hex() if seen is None else seen}")
-        if seen is not None:
+        visible = _visible_parts(value, MAX_DEPTH)
+        parts.append(f"{name} {encoding.hex() if visible is None else visible}")
+        if visible is not None:
             names.append(f"`{name}` ({canonical.type_name(type(value))}{_private_parts(value)})")
     return "\n".join(parts), names
 
 
-def _visible_parts(value: Any, deep: int) -> str | None:
+def _visible_parts(value: Any, depth: int) -> str | None:
     """Return the user-visible parts of a value's key; None if all of it is visible."""
     kind = type(value)
     if own := _own_cells(value):
@@ -76,7 +76,7 @@ def _visible_parts(value: Any, deep: int) -> str | None:
     if not python_types.is_object(kind):
         return None
     attributes = getattr(value, "__dict__", None)
-    if not attributes or not deep:
+    if not attributes or not depth:
         text = repr(value)
         return (
             f"{canonical.type_name(kind)} {text}"
@@ -85,7 +85,7 @@ def _visible_parts(value: Any, deep: int) -> str | None:
         )
     shown = [canonical.type_name(kind)]
     for name in sorted(name for name in attributes if not name.startswith("_")):
-        part = _visible_parts(attributes[name], deep - 1)
+        part = _visible_parts(attributes[name], depth - 1)
         if part is None:
             part = canonical.encoding(attributes[name], name).hex()
         shown.append(f"{name}={part}")
@@ -109,16 +109,15 @@ def _visible_function(value: Any, own: frozenset[str]) -> str:
 def _private_parts(value: Any) -> str:
     """Describe an object's private attributes, or the variables that a function changes itself."""
     if own := _own_cells(value):
-        return f" that changes its {', '.join(sorted(own)[:SHOWN])}"
+        return f" that changes its {', '.join(sorted(own)[:MOST_SHOWN])}"
     names = [name for name in getattr(value, "__dict__", ()) if name.startswith("_")]
-    return f" with {', '.join(names[:SHOWN])}" if names else ""
+    return f" with {', '.join(names[:MOST_SHOWN])}" if names else ""
 
 
 def _warn(function: Function, names: list[Any]) -> None:
     warn_at_definition(
         function.run,
-        f"{label(function.id)} was computed {ENOUGH} times for arguments that look the same and "
-        f"have a different key each time: {', '.join(names)}; if they are equal, say what counts: "
-        "give the class a method __memo_key__, "
-        "use memo.register_key, key_resolver, or ignore=[...]",
+        f"{label(function.id)} was computed {WARN_AT} times for arguments that look the same and "
+        f"have a different key each time: {', '.join(names)}; if they are equal, define their key "
+        "with a method __memo_key__ on the class, memo.register_key, key_resolver, or ignore=[...]",
     )

@@ -1,7 +1,7 @@
-"""Refresh stale values, and confirm values whose inputs may have changed.
+"""Refresh stale values, and revalidate values whose inputs may have changed.
 
 A stale value is recomputed in the background, once per key and cluster.  A value that was built
-on results of `cutoff` functions is confirmed without a computation if those come back equal.
+on results of `cutoff` functions stays valid, without a computation, if those turn out equal again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from memo.engine import used_calls
 from memo.engine.call import Function, Job, Raised, cutoff_function, emit, make_call
-from memo.engine.computing import CHANGED, close_flight, compute, store_revalidated
+from memo.engine.computing import ARGUMENTS_CHANGED, close_flight, compute, restore_with_stamps
 from memo.engine.coordination.flights import (
     FLIGHTS,
     Flight,
@@ -26,7 +26,7 @@ from memo.engine.coordination.flights import (
 )
 from memo.engine.coordination.leases import acquire_lease, free_lost_lease
 from memo.engine.loading import load
-from memo.engine.used_calls import CURRENT, UsedCalls
+from memo.engine.used_calls import USED_CALLS, UsedCalls
 from memo.errors import EntryError, MemoError, TierError
 from memo.keys.call_keys import Call
 from memo.records import codec
@@ -43,48 +43,47 @@ from memo.validity import results
 from memo.validity.check import FRESH, STALE, Unconfirmed
 from memo.validity.results import UsedResult
 
-BACKOFF = (1.0, 60.0)
-"""Seconds to pause after a failed refresh: from the first, doubled at each failure, to the
-second."""
-RECHECK = 0.2
-"""Seconds after which a refresh that another process has begun is checked again."""
+BACKOFF_SECONDS = (1.0, 60.0)
+"""Pause after a failed refresh in seconds: first and longest; each failure doubles it."""
+RECHECK_SECONDS = 0.2
+"""Seconds without a new attempt after another process turned out to be refreshing the value."""
 
 
 async def revalidate(
-    port: Port, job: Job, flight: Flight, found: Answer, *, alone: bool = False
+    port: Port, job: Job, flight: Flight, found: Answer, *, background: bool = False
 ) -> FlightResult | None:
-    """Confirm a value if the results that it was built on come back equal.
+    """Confirm a value if the results that it was built on are equal when they are got again.
 
-    They are asked for in the order of their first use, concurrently if they were used concurrently,
-    up to the first one that differs: later ones may depend on it.
+    They are got in the order of their first use, concurrently if they were used concurrently, up to
+    the first one that differs: later ones may depend on it.
 
     Args:
-        found: an entry that is `Unconfirmed`.
-        alone: run in the background: no caller waits for it.
+        found: an answer whose entry is `Unconfirmed`.
+        background: no caller waits for it.
 
     Returns:
-        None if the value is not confirmed.
+        The result, or None if the value is not confirmed.
     """
     entry, begun = found.entry, time.perf_counter()
     assert entry is not None
-    waited_for = not (alone or used_calls.in_background())
+    waited_for = not (background or used_calls.in_background())
     absolute, readings = results.unflatten(entry.stamps)
     used_calls.follow_threads()
     try:
-        with inside(flight, alone=alone):
-            confirmed = await _confirmed(port, job, readings)
+        with inside(flight, background=background):
+            confirmed = await _confirm_results(port, job, readings)
         if confirmed is None:
             return None
         own = results.own_result(entry.stamps)
         known = (*results.flatten(absolute, confirmed), *([] if own is None else [own]))
         value = await load(port, found)
-        kept = await store_revalidated(port, job, found, known)
+        kept = await restore_with_stamps(port, job, found, known)
     except (EntryError, TierError) as error:
         emit(job, events.ERROR, reason="renewing", detail=str(error))
         return None
     taken = time.perf_counter() - begun
     saved = max(0.0, entry.times.cost / SECOND - taken) if waited_for else 0.0
-    why = events.BY_REFRESH if alone else found.verdict.reason
+    why = events.BY_REFRESH if background else found.verdict.reason
     emit(job, events.REVALIDATED, reason=why, seconds=taken, size=kept.size, saved=saved)
     started = entry.times.started
     return FlightResult(
@@ -92,16 +91,16 @@ async def revalidate(
     )
 
 
-async def _confirmed(
+async def _confirm_results(
     port: Port, job: Job, readings: Sequence[UsedResult]
 ) -> list[UsedResult] | None:
-    """Return the results that a value was built on, with present stamps; None: one differs."""
+    """Return the results that a value was built on, with new stamps; None if one differs."""
     readings = list(readings)
     doubts = await job.chain.authorities.why_changed(port, readings)
     doubtful = [at for at, doubt in enumerate(doubts) if doubt]
     for wave, group in itertools.groupby(doubtful, lambda at: readings[at].result.wave):
         places = list(group)
-        asked = await _together(port, [readings[at].result for at in places])
+        asked = await _ask_together(port, [readings[at].result for at in places])
         for at, again in zip(places, asked, strict=False):
             if again is None:
                 return None
@@ -109,8 +108,8 @@ async def _confirmed(
     return readings
 
 
-async def _together(port: Port, wanted: Sequence[Result]) -> list[UsedResult | None]:
-    """Ask for several results: at once on an event loop, else one by one up to the first None."""
+async def _ask_together(port: Port, wanted: Sequence[Result]) -> list[UsedResult | None]:
+    """Get several results again: concurrently on an event loop, else up to the first None."""
     found: list[UsedResult | None] = []
     if not port.native or len(wanted) == 1:
         for result in wanted:
@@ -139,13 +138,13 @@ async def _together(port: Port, wanted: Sequence[Result]) -> list[UsedResult | N
 
 
 async def ask_again(port: Port, result: Result) -> UsedResult | None:
-    """Get a result again; return it with its present stamps, or None if it differs."""
+    """Get a result again; return it with its new stamps, or None if it differs."""
     reads = UsedCalls(background=True)
-    token = CURRENT.set(reads)
+    token = USED_CALLS.set(reads)
     try:
-        answered = await answered_again(port, result)
+        answered = await call_again(port, result)
     finally:
-        CURRENT.reset(token)
+        USED_CALLS.reset(token)
         reads.over = True
     if not answered or not reads.sound:
         return None
@@ -156,9 +155,9 @@ async def ask_again(port: Port, result: Result) -> UsedResult | None:
     return None
 
 
-async def answered_again(port: Port, result: Result) -> bool:
-    """Call a `cutoff` function again; True if it answered and its key is still the same."""
-    function, arguments = cutoff_function(result.function), _unpacked(result)
+async def call_again(port: Port, result: Result) -> bool:
+    """Call a `cutoff` function again; True if it returned, and its key is still the same."""
+    function, arguments = cutoff_function(result.function), _arguments_of(result)
     if function is None or arguments is None:
         return False
     args, kwargs = arguments
@@ -173,31 +172,31 @@ async def answered_again(port: Port, result: Result) -> bool:
                 lambda: drive(function.answer(BLOCKING, function, call, args, kwargs)), apart=True
             )
         else:
-            value = run_elsewhere(_in_other_thread(function, call, args, kwargs))
-    except (MemoError, TypeError):  # the computation itself meets the same error
+            value = run_elsewhere(_for_other_thread(function, call, args, kwargs))
+    except (MemoError, TypeError):  # the computation will meet the same error
         return False
     return type(value) is not Raised
 
 
-def _in_other_thread(
+def _for_other_thread(
     function: Function, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Callable[[Port], Coroutine[Any, Any, Any]]:
-    """Prepare a call for another thread's loop, as part of the computation that runs here."""
-    reads, path = CURRENT.get(), current_path()
+    """Wrap a call for another thread's event loop, as part of the computation that runs here."""
+    reads, path = USED_CALLS.get(), current_path()
 
     async def work(port: Port) -> Any:
-        token = CURRENT.set(reads)
+        token = USED_CALLS.set(reads)
         try:
             with on_path(path):
                 return await function.answer(port, function, call, args, kwargs)
         finally:
-            CURRENT.reset(token)
+            USED_CALLS.reset(token)
 
     return work
 
 
-def _unpacked(result: Result) -> tuple[tuple[object, ...], dict[str, object]] | None:
-    """Return the arguments of a result's call; None: they were not kept, or do not load."""
+def _arguments_of(result: Result) -> tuple[tuple[object, ...], dict[str, object]] | None:
+    """Return the arguments of a result's call; None if they were not kept or do not load."""
     if not result.arguments:
         return None
     try:
@@ -224,34 +223,35 @@ def refresh_in_background(port: Port, job: Job) -> None:
 
 
 async def _refresh(port: Port, job: Job, flight: Flight) -> None:
+    """Run one refresh, and end its flight whatever happens."""
     result: FlightResult | None = None
     begun = time.perf_counter()
     emit(job, events.REFRESH_STARTED)
     kind, reason = events.REFRESH_FAILED, "dropped"
     try:
         function = job.function
-        held = await acquire_lease(
+        lease = await acquire_lease(
             *(port, job.chain, job.name, function.policy, flight),
             refresh=True,
             expected=function.last_duration,
         )
-        assert held is not None
+        assert lease is not None
         try:
-            if held.acquired and not await _done_elsewhere(port, job):
-                result = await _revalidated(port, job, flight)
+            if lease.acquired and not await _was_refreshed_elsewhere(port, job):
+                result = await _revalidate_if_unconfirmed(port, job, flight)
                 if result is None:
-                    result = await compute(port, job, flight, alone=True)
+                    result = await compute(port, job, flight, background=True)
                 result = await close_flight(port, job, flight, result)
         finally:
-            await held.release(port, job.chain.uploads.get(job.name))
-        kind, reason = _refresh_ended(job, result)
+            await lease.release(port, job.chain.uploads.get(job.name))
+        kind, reason = _end_refresh(job, result)
     finally:
         FLIGHTS.finish(flight, result)
         emit(job, kind, reason=reason, seconds=time.perf_counter() - begun)
 
 
-async def _revalidated(port: Port, job: Job, flight: Flight) -> FlightResult | None:
-    """Revalidate a value that expired only because results that it was built on did."""
+async def _revalidate_if_unconfirmed(port: Port, job: Job, flight: Flight) -> FlightResult | None:
+    """Revalidate a value that is stale only because results that it was built on may differ."""
     found = await job.chain.lookup(port, job.function.id, job.call.text, job.function.judge)
     if found.verdict.kind != STALE or found.entry is None or not found.entry.results:
         return None
@@ -259,11 +259,11 @@ async def _revalidated(port: Port, job: Job, flight: Flight) -> FlightResult | N
         await job.chain.authorities.why_invalid(port, found.entry.stamps), Unconfirmed
     ):
         return None
-    return await revalidate(port, job, flight, found, alone=True)
+    return await revalidate(port, job, flight, found, background=True)
 
 
-async def _done_elsewhere(port: Port, job: Job) -> bool:
-    """True if another process has refreshed the entry; then our memory tier drops the old one."""
+async def _was_refreshed_elsewhere(port: Port, job: Job) -> bool:
+    """True if another process has refreshed the entry; drop the old one from the memory tier."""
     front, *others = job.chain.tiers
     if front.name != MEMORY or not others:
         return False
@@ -275,26 +275,26 @@ async def _done_elsewhere(port: Port, job: Job) -> bool:
     return found.verdict.kind == FRESH
 
 
-def _refresh_ended(job: Job, result: FlightResult | None) -> tuple[str, str]:
-    """Return kind and reason of the event that ends a refresh, and set the backoff."""
+def _end_refresh(job: Job, result: FlightResult | None) -> tuple[str, str]:
+    """Set the backoff after a refresh; return the kind and the reason of the event that ends it."""
     backoff, key = job.function.backoff, job.call.text
-    if result is None:  # its holder will end soon; until then stale answers need not ask
-        backoff[key] = (time.monotonic() + RECHECK, 0.0)
+    if result is None:  # another process is refreshing it, or just has
+        backoff[key] = (time.monotonic() + RECHECK_SECONDS, 0.0)
         return events.REFRESH_DONE, events.ELSEWHERE
     if result.cache_failed:
-        return events.REFRESH_FAILED, CHANGED
+        return events.REFRESH_FAILED, ARGUMENTS_CHANGED
     if result.error is None:
         backoff.pop(key, None)
         if not result.valid:
             return events.REFRESH_FAILED, INVALIDATED
         return events.REFRESH_DONE, ""
-    pause = min(BACKOFF[1], max(BACKOFF[0], backoff.get(key, (0.0, 0.0))[1] * 2))
+    pause = min(BACKOFF_SECONDS[1], max(BACKOFF_SECONDS[0], backoff.get(key, (0.0, 0.0))[1] * 2))
     pause_after_failure(job, max(pause, job.function.policy.retry_after))
     return events.REFRESH_FAILED, type(result.error).__name__
 
 
 def pause_after_failure(job: Job, pause: float) -> None:
-    """Pause recomputations of a call for some seconds, while an old value can answer."""
+    """For some seconds, let the old value answer without another try to compute."""
     backoff = job.function.backoff
     if len(backoff) > 4096:
         backoff.clear()

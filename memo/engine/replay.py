@@ -1,14 +1,14 @@
-"""Record what a computation prints and displays, to show it again on a hit.
+"""Record the output of a computation, printed and displayed, to show it again on a hit.
 
 Rules of this module:
 
-1.  A `Recorder` records only the code of its own context: one task or thread, and what that
-    starts.  A context variable names the recorder; no stream is redirected.
+1.  A `Recorder` records only the code of its own context: one task or thread, and the tasks and
+    threads that it starts.  A context variable names the recorder; no stream is redirected.
 2.  While anything is recorded, `sys.stdout`, `sys.stderr` and the display publisher of IPython are
     wrapped; output still passes through immediately.  Otherwise they are untouched.
-3.  The output of an inner computation is also recorded by those around it.  A silent recorder (for
-    a refresh in the background) is part of no other one, and does not show what it records.
-4.  Recorded output is plain data of bounded size: see `KEPT`.
+3.  The output of an inner computation is also recorded by the recorders of the outer ones.  A
+    silent recorder (for a refresh in the background) has no outer ones, and shows nothing.
+4.  Recorded output is plain data of bounded size: see `MOST_KEPT`.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from typing import Any
 
 from memo.runtime import fork
 
-KEPT = 4 * 1024 * 1024
-"""Most characters and bytes of output that are kept of one computation."""
+MOST_KEPT = 4 * 1024 * 1024
+"""Most characters and bytes of output that are kept for one computation."""
 _DISPLAY = "display"
-_CUT = "\n[memo: what was shown after this was not kept]\n"
+_CUT = "\n[memo: the output after this was not kept]\n"
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 """A view of a widget is useless without its model, which lives in one kernel only."""
 _PLAIN = (str, bytes, bool, int, float, type(None))
 
-Shown = tuple[tuple[str, Any], ...]
-"""(kind, content) in order: `"stdout"` and `"stderr"` with a text, `"display"` with the arguments
-of the display publisher."""
+Output = tuple[tuple[str, Any], ...]
+"""Pairs of kind and content in order: `"stdout"` or `"stderr"` and a text, `"display"` and the
+arguments of the display publisher."""
 
 
 class Wrapped:
-    """A result together with something that is stored with it.
+    """A result together with other data that is stored with it.
 
     Attributes:
         value: the result.
@@ -47,45 +47,45 @@ class Wrapped:
 
 
 class Performed(Wrapped):
-    """A function's result together with its output, as stored.
+    """A function's result together with its output.
 
     Attributes:
         value: the result.
-        shown: the output to show again.
-        live: the function ran for this very caller, which has seen the output.
+        output: the output to show again.
+        live: the function has just run for this caller, so the output was shown already.
     """
 
-    __slots__ = ("live", "shown")
+    __slots__ = ("live", "output")
 
-    def __init__(self, value: Any, shown: Shown, *, live: bool = False) -> None:
+    def __init__(self, value: Any, shown: Output, *, live: bool = False) -> None:
         self.value = value
-        self.shown = shown
+        self.output = shown
         self.live = live
 
     def __reduce__(self) -> Any:
-        return Performed, (self.value, self.shown)
+        return Performed, (self.value, self.output)
 
     def __repr__(self) -> str:
         """Omit the value: it may be secret or long."""
-        return f"<Performed {type(self.value).__name__}, {len(self.shown)} shown>"
+        return f"<Performed {type(self.value).__name__}, {len(self.output)} shown>"
 
 
 def bare(result: Any) -> Any:
-    """Return a result without what is stored with it."""
+    """Return a result without the data that is stored with it."""
     return result.value if isinstance(result, Wrapped) else result
 
 
-def performed(result: Any) -> Any:
-    """Return the value without its output; show the output if the caller has not seen it."""
+def unwrap_and_replay(result: Any) -> Any:
+    """Return a result without its output; show the output, unless it was shown already."""
     if type(result) is not Performed:
         return result
     if not result.live:
-        replay(result.shown)
+        replay(result.output)
     return result.value
 
 
 class Recorder:
-    """Records what one computation shows, while it is shown.
+    """Records the output of one computation.
 
     Args:
         silent: record the output without showing it.
@@ -96,12 +96,12 @@ class Recorder:
         self.over = False
         self._lock = threading.Lock()
         self._shown: list[tuple[str, Any]] = []
-        self._room = KEPT
-        self._clears = False
+        self._space_left = MOST_KEPT
+        self._clear_on_next = False
 
     @property
-    def shown(self) -> Shown:
-        """Everything that was shown so far."""
+    def shown(self) -> Output:
+        """The output so far."""
         with self._lock:
             return tuple(self._shown)
 
@@ -115,8 +115,8 @@ class Recorder:
             self._shown.append((kind, text))
 
     def display(self, bundle: Mapping[str, Any]) -> None:
-        """Record a display; an update replaces the recorded display that it refers to."""
-        kept = plain(bundle)
+        """Record a display; an update replaces the display that it refers to."""
+        kept = storable(bundle)
         with self._lock:
             if self.over or not kept.get("data") or not self._fits(_size(kept)):
                 return
@@ -125,23 +125,23 @@ class Recorder:
             self._shown.append((_DISPLAY, kept))
 
     def clear(self, *, wait: bool) -> None:
-        """Forget the output, which was cleared; with `wait` only when new output comes."""
+        """Forget the output, which was cleared; with `wait`, only when new output comes."""
         with self._lock:
-            self._clears = wait
+            self._clear_on_next = wait
             if not wait:
                 self._shown.clear()
 
     def _fits(self, size: int) -> bool:
-        """True if a piece of output still fits; the first one that does not ends the recording."""
-        if self._clears:
+        """True if some output still fits; the first one that does not fit ends the recording."""
+        if self._clear_on_next:
             self._shown.clear()
-            self._clears = False
-        if self._room <= 0:
+            self._clear_on_next = False
+        if self._space_left <= 0:
             return False
-        self._room -= size
-        if self._room <= 0:
+        self._space_left -= size
+        if self._space_left <= 0:
             self._shown.append(("stderr", _CUT))
-        return self._room > 0
+        return self._space_left > 0
 
     def _update(self, new: dict[str, Any]) -> bool:
         name = new.get("transient", {}).get("display_id")
@@ -152,8 +152,8 @@ class Recorder:
         return False
 
 
-def plain(bundle: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the storable part of a display: its mime-type data, texts and numbers."""
+def storable(bundle: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a display that can be stored: its data by mime type, texts and numbers."""
     data = {kind: what for kind, what in (bundle.get("data") or {}).items() if kind != _WIDGET}
     kept = {"data": {kind: what for kind, what in data.items() if _is_plain(what)}}
     for name in ("metadata", "transient", "update"):
@@ -184,14 +184,14 @@ _recorders: ContextVar[tuple[Recorder, ...]] = ContextVar("memo_recorders", defa
 """The recorders of the computations that the running code is part of, outermost first."""
 
 
-def current() -> tuple[Recorder, ...]:
+def current_recorders() -> tuple[Recorder, ...]:
     """Return the recorders that record the running code, outermost first."""
     return _recorders.get()
 
 
 @contextmanager
-def heard_by(recorders: tuple[Recorder, ...]) -> Iterator[None]:
-    """Let these recorders record the running code, which works for them in another thread."""
+def recorded_by(recorders: tuple[Recorder, ...]) -> Iterator[None]:
+    """Let these recorders record the code of this block, which runs in another thread."""
     token = _recorders.set(recorders)
     try:
         yield
@@ -201,7 +201,7 @@ def heard_by(recorders: tuple[Recorder, ...]) -> Iterator[None]:
 
 @contextmanager
 def recording(*, silent: bool = False) -> Iterator[Recorder]:
-    """Record what the code of this context shows, until the end of the `with` block."""
+    """Record the output of the `with` block, in its own context."""
     recorder = Recorder(silent=silent)
     token = _recorders.set((recorder,) if silent else (*_recorders.get(), recorder))
     _WRAPPING.begin()
@@ -213,8 +213,8 @@ def recording(*, silent: bool = False) -> Iterator[Recorder]:
         _recorders.reset(token)
 
 
-def _hearing() -> tuple[list[Recorder], bool]:
-    """Return the recorders of the running code, and True if its output is hidden."""
+def _active_recorders() -> tuple[list[Recorder], bool]:
+    """Return the recorders of the running code, and True if its output is not shown."""
     recorders = [recorder for recorder in _recorders.get() if not recorder.over]
     return recorders, any(recorder.silent for recorder in recorders)
 
@@ -223,13 +223,13 @@ def _hearing() -> tuple[list[Recorder], bool]:
 
 
 class Stream:
-    """A text stream that also passes what is written to the recorders."""
+    """A text stream that passes each text to the recorders as well."""
 
     def __init__(self, stream: Any, name: str) -> None:
         self._memo_stream, self._memo_name = stream, name
 
     def write(self, text: str) -> Any:
-        recorders, silent = _hearing()
+        recorders, silent = _active_recorders()
         for recorder in recorders:
             recorder.write(self._memo_name, text)
         return len(text) if silent else self._memo_stream.write(text)
@@ -246,7 +246,7 @@ class Stream:
 
 
 class _Wrapping:
-    """Wraps the streams and the publisher while at least one recorder records."""
+    """Wraps the streams and the display publisher while at least one recorder is active."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -261,7 +261,7 @@ class _Wrapping:
                 if stream is not None and type(stream) is not Stream:
                     setattr(sys, name, Stream(stream, name))
             if self._publisher is None:
-                self._publisher = _wrapped(_publisher())
+                self._publisher = _wrap_publisher(_publisher())
 
     def end(self) -> None:
         with self._lock:
@@ -285,22 +285,22 @@ def _publisher() -> Any:
     return module.InteractiveShell.instance().display_pub
 
 
-def _wrapped(publisher: Any) -> Any:
+def _wrap_publisher(publisher: Any) -> Any:
     if publisher is None:
         return None
     publish, clear = publisher.publish, publisher.clear_output
 
     def published(data: Any, metadata: Any = None, **more: Any) -> Any:
-        recorders, silent = _hearing()
+        recorders, silent = _active_recorders()
         for recorder in recorders:
             recorder.display({"data": data, "metadata": metadata, **more})
         if silent:
             return None
-        with heard_by(()):  # in a terminal it prints what `display` has recorded already
+        with recorded_by(()):  # in a terminal it prints the display, which is recorded already
             return publish(data, metadata, **more)
 
     def cleared(wait: bool = False) -> Any:
-        recorders, silent = _hearing()
+        recorders, silent = _active_recorders()
         for recorder in recorders:
             recorder.clear(wait=wait)
         return None if silent else clear(wait)
@@ -315,8 +315,8 @@ _WRAPPING = _Wrapping()
 # --- showing it again -----------------------------------------------------------------------------
 
 
-def replay(shown: Shown) -> None:
-    """Show the output again; closed streams are skipped."""
+def replay(shown: Output) -> None:
+    """Show recorded output; skip closed streams."""
     publisher = _publisher()
     for kind, what in shown:
         if kind == _DISPLAY:
@@ -336,7 +336,7 @@ def _write(stream: Any, text: str) -> None:
 
 
 def _after_fork() -> None:
-    """Renew the locks in the child process: another thread may have held one at the fork."""
+    """Replace the locks in the child process, since another thread may have held one."""
     _WRAPPING._lock = threading.Lock()
     for recorder in _recorders.get():
         recorder._lock = threading.Lock()

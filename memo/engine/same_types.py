@@ -1,15 +1,15 @@
-"""Make results load as what was returned: same type, and classes as they exist now.
+"""Make results load with the types that they were returned with.
 
 Rules of this module:
 
 1.  cloudpickle stores a class of a notebook, script or function by value, so in another process it
-    loads as a different class.  Here such a class is stored by name and code version too, and loads
-    as the class of that name if its code is unchanged.  If the code has changed, the entry is
+    loads as a different class.  Here such a class is stored by name and code version as well, and
+    loads as the class of that name if its code is unchanged.  If the code has changed, the entry is
     unreadable, and the function runs again.  If there is no class of that name (in a worker), the
     stored one is used.
 2.  A type whose objects load as another type (or do not load) is detected by loading its first
-    result once, when that is encoded.  The same goes for objects inside a result whose type has its
-    own way of pickling.
+    result once, when that is encoded.  The same holds for objects inside a result whose type
+    defines its own pickling.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from memo.records import codec
 _OURS = __name__.partition(".")[0]
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None), list, tuple, dict, set, frozenset})
 _ATOMS = frozenset({int, float, str, bytes, bool, type(None)})
-_FEW = 64
-"""Containers with at most this many members are checked for being all plain."""
+_MOST_CHECKED = 64
+"""Largest container whose members are all checked for being plain."""
 _AS_BASE = frozenset({"numpy.memmap"})
-"""Types whose objects are stored as their base class, as documented."""
+"""Types whose objects are stored as objects of their base class, as documented."""
 _NEW: tuple[Any, ...] = (copyreg.__newobj__, copyreg.__newobj_ex__)  # type: ignore[attr-defined]
 _loads_as: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
-"""Type -> why its objects load as something else; `""` if they load unchanged."""
-_met: weakref.WeakSet[type] = weakref.WeakSet()
+"""Type -> how its objects differ when loaded; `""` if they load unchanged."""
+_pickled_types: weakref.WeakSet[type] = weakref.WeakSet()
 """Types of objects that were pickled so far."""
 
 
@@ -47,26 +47,26 @@ def encode(value: Any, result: Any, compress: int | None) -> codec.Encoded:
     """Encode a result for storage.
 
     Args:
-        value: what is stored: the result, or the result with its output.
-        result: what the function returned.
+        value: the value to store: the result, or the result with its output.
+        result: the result itself.
         compress: see `codec.encode`.
 
     Raises:
         Exception: it cannot be pickled, or loads as another type.
     """
     if isinstance(value, codec.Encodable):
-        return value.encoded(packed(value.returned))
-    encoded = codec.encode(value, compress, _by_name)
+        return value.encoded(pickle_item(value.returned))
+    encoded = codec.encode(value, compress, _pickle_by_name)
     kind = type(result)
     if kind in _PLAIN or kind.__module__.partition(".")[0] == _OURS:
         return encoded
     if f"{kind.__module__}.{kind.__qualname__}" in _AS_BASE:
         return encoded
-    _check(result, kind)
+    _check_type(result, kind)
     return encoded
 
 
-def packed(value: Any) -> bytes:
+def pickle_item(value: Any) -> bytes:
     """Pickle one item of a stream.
 
     Raises:
@@ -74,9 +74,9 @@ def packed(value: Any) -> bytes:
     """
     if _is_plain(value, 3):
         return pickle.dumps(value, 5)
-    stream = codec.encode_inline(value, _by_name)
+    stream = codec.encode_inline(value, _pickle_by_name)
     if type(value) not in _PLAIN:
-        _check(value, type(value))
+        _check_type(value, type(value))
     return stream
 
 
@@ -85,22 +85,22 @@ def _is_plain(value: Any, depth: int) -> bool:
     kind = type(value)
     if kind in _ATOMS:
         return True
-    if not depth or len(value) > _FEW if kind in (list, tuple, dict) else True:
+    if not depth or len(value) > _MOST_CHECKED if kind in (list, tuple, dict) else True:
         return False
     inside = (*value, *value.values()) if kind is dict else value
     return all(_is_plain(one, depth - 1) for one in inside)
 
 
-def _check(value: Any, kind: type) -> None:
-    """Check that objects of a type load as that type; done once for each type.
+def _check_type(value: Any, kind: type) -> None:
+    """Check, once for each type, that its objects load as that type.
 
     Raises:
-        codec.AlteredError: they load as something else.
+        codec.AlteredError: they load as another type.
     """
     if kind not in _loads_as:
         _loads_as[kind] = ""  # prevents recursion, as its objects may contain each other
         try:
-            _loads_as[kind] = _type_change(codec.encode(value, None, _by_name), kind)
+            _loads_as[kind] = _type_change(codec.encode(value, None, _pickle_by_name), kind)
         except BaseException:
             del _loads_as[kind]
             raise
@@ -108,13 +108,13 @@ def _check(value: Any, kind: type) -> None:
         raise codec.AlteredError(kind, _loads_as[kind])
 
 
-def _is_remade(value: Any, kind: type) -> bool:
-    """True if pickle would not make an object by calling its own class."""
+def _is_made_by_other(value: Any, kind: type) -> bool:
+    """True if pickle would rebuild an object by calling something else than its own class."""
     if codec.has_default_reduce(kind):
         return False
     try:
         made = value.__reduce_ex__(5)
-    except Exception:  # pickling itself reports it, or uses another method
+    except Exception:  # pickling will report it, or uses another method
         return False
     if isinstance(made, str):
         return False
@@ -124,7 +124,7 @@ def _is_remade(value: Any, kind: type) -> bool:
 
 
 def _type_change(encoded: codec.Encoded, kind: type) -> str:
-    """Load an encoded object; return how it differs in type, or `""`."""
+    """Load an encoded object; describe how its type differs, `""` if it does not."""
     payload = encoded.payload
     view = None if payload is None else memoryview(bytearray(codec.aligned_bytes(payload)))
     table = () if payload is None else payload.table
@@ -137,7 +137,7 @@ def _type_change(encoded: codec.Encoded, kind: type) -> str:
     return f"would load as {back.__module__}.{back.__qualname__}"
 
 
-def only_once(value: Any) -> bool:
+def awaitable_once(value: Any) -> bool:
     """True if a value can be awaited only once: a coroutine, or a future of an event loop."""
     if isinstance(value, (Coroutine, types.GeneratorType)):
         return inspect.isawaitable(value)
@@ -148,7 +148,7 @@ def only_once(value: Any) -> bool:
 # --- classes of the program ----------------------------------------------------------------------
 
 
-def _by_name(value: Any) -> Any:
+def _pickle_by_name(value: Any) -> Any:
     """Pickle a class of `__main__` by name, code version and, for a worker, by value.
 
     Raises:
@@ -156,37 +156,37 @@ def _by_name(value: Any) -> Any:
     """
     kind = type(value)
     if not issubclass(kind, type):
-        if kind not in _met:
-            _met.add(kind)
-            if _is_remade(value, kind):
-                _check(value, kind)
+        if kind not in _pickled_types:
+            _pickled_types.add(kind)
+            if _is_made_by_other(value, kind):
+                _check_type(value, kind)
         elif fault := _loads_as.get(kind):
             raise codec.AlteredError(kind, fault)
         return NotImplemented
     if origin.of_type(value).kind != origin.USER:
         return NotImplemented
     place = (value.__module__, value.__qualname__)
-    if place[0] not in codec.modules_by_value() and _looked_up(*place) is value:
+    if place[0] not in codec.modules_by_value() and _find(*place) is value:
         return NotImplemented
     try:
         version = code_digest(value)
     except Exception:  # a class without a code version is stored by value only
         return NotImplemented
     token = _tokens.setdefault(value, os.urandom(16).hex())
-    _alive[token] = value
+    _classes_by_token[token] = value
     return loaded_class, (*place, version, token, codec.pickle_by_value(value))
 
 
 _tokens: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
-_alive: weakref.WeakValueDictionary[str, type] = weakref.WeakValueDictionary()
-"""Classes of this process that cannot be found by name.
+_classes_by_token: weakref.WeakValueDictionary[str, type] = weakref.WeakValueDictionary()
+"""Classes of this process by the token in their pickles.
 
-They must not be unpickled: cloudpickle would
-replace the methods of the living class by copies that have no source.
+They are looked up here rather than unpickled: cloudpickle would replace the methods of the existing
+class by copies that have no source.
 """
 
 
-def _looked_up(module: str, name: str) -> Any:
+def _find(module: str, name: str) -> Any:
     found: Any = sys.modules.get(module)
     for part in name.split("."):
         found = getattr(found, part, None)
@@ -199,9 +199,9 @@ def loaded_class(module: str, name: str, version: str, token: str, packed: bytes
     Raises:
         LookupError: the class has changed.
     """
-    found = _looked_up(module, name)
+    found = _find(module, name)
     if not isinstance(found, type):
-        found = _alive.get(token)
+        found = _classes_by_token.get(token)
     if found is None:
         return pickle.loads(packed)  # part of a sealed entry
     if code_digest(found) != version:

@@ -1,4 +1,4 @@
-"""Record the cached calls that a computation uses, also in threads that it starts."""
+"""Record the cached calls that a computation uses, in its own thread and in those it starts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Expiry(NamedTuple):
     Attributes:
         until: nanoseconds since the epoch.
         stale: it had already expired when it was used.
-        call: the call that it is the result of.
+        call: the call whose result it is.
         entry: the entry of that call.
     """
 
@@ -44,21 +44,22 @@ class Expiry(NamedTuple):
     entry: Entry
 
     def path(self) -> str:
-        """Name the call, and the call that its own lifetime comes from, if any."""
+        """Name the call and, if its lifetime comes from another call, that one too."""
         beyond = built_on(self.entry.header.summary)
         return self.call.shown if beyond is None else f"{self.call.shown}, that on {beyond[0]}"
 
 
 class UsedCalls:
-    """The stamps of every cached call that a computation has used; they become its own stamps.
+    """The stamps of all cached calls that a computation has used; they become its own stamps.
 
     Attributes:
         sound: no stamp is missing, and no stamp changed during the computation.
-        over: the computation has ended; what its threads still read is not part of it.
+        over: the computation has ended; calls that its threads still make are not part of it.
         background: no caller waits for the computation, so its hits save no caller any time.
         pauses: (begin, end) of the time spent in other cached calls, by `time.perf_counter`.
-        life: expiry of the used result that expires first (already stale ones before all), or None.
-        paused: additional seconds spent in streams, whose pauses are too many to list.
+        earliest_expiry: expiry of the used result that expires first (one that was stale already
+            comes before all others), or None.
+        stream_seconds: additional seconds spent in streams, whose pauses are too many to list.
     """
 
     __slots__ = (
@@ -67,26 +68,26 @@ class UsedCalls:
         "_results",
         "_states",
         "_wave",
-        "_wave_began",
+        "_wave_end",
         "background",
-        "life",
+        "earliest_expiry",
         "over",
-        "paused",
         "pauses",
         "sound",
+        "stream_seconds",
     )
 
     def __init__(self, *, background: bool = False) -> None:
         self.background = background
         self.pauses: list[tuple[float, float]] = []
-        self.paused = 0.0
+        self.stream_seconds = 0.0
         self._states: dict[Ref, State] = {}
         self._blocks: tuple[Block, ...] = ()
         self._others: dict[Stamp, None] = {}
         self._results: dict[tuple[str, str], UsedResult] = {}
-        self.life: Expiry | None = None
+        self.earliest_expiry: Expiry | None = None
         self._wave = 0
-        self._wave_began = math.inf
+        self._wave_end = math.inf
         self.sound = True
         self.over = False
 
@@ -94,29 +95,26 @@ class UsedCalls:
         """Add the stamps of an entry that was used.
 
         Args:
-            begun: when it was asked for, by `time.perf_counter`; infinity: just now.
+            begun: when its call began, by `time.perf_counter`; infinity: just now.
         """
         if new and type(new[-1]) is Result:
             own = own_result(new)
             wave = self._wave_of(begun)
             if own is not None:
-                self._read(UsedResult(own._replace(wave=wave), new[:-1]))
+                self._add_result(UsedResult(own._replace(wave=wave), new[:-1]))
                 return
             absolute, readings = unflatten(new)
             for reading in readings:
                 inner = reading.result
                 self._wave = max(self._wave, wave + inner.wave)
-                self._read(reading._replace(result=inner._replace(wave=wave + inner.wave)))
+                self._add_result(reading._replace(result=inner._replace(wave=wave + inner.wave)))
             new = tuple(absolute)
-        blocks = self._adopted(blocks_of(new))
+        blocks = self._add_blocks(blocks_of(new))
         for stamp in loose_of(new):
             self._add(stamp, blocks)
 
-    def _adopted(self, new: tuple[Block, ...]) -> tuple[Block, ...]:
-        """Add blocks.
-
-        Return those that the other stamps of the same entry must be compared with.
-        """
+    def _add_blocks(self, new: tuple[Block, ...]) -> tuple[Block, ...]:
+        """Add blocks; return those to compare the other stamps of the same entry with."""
         known = self._blocks
         if not known:
             for block in new:
@@ -130,7 +128,7 @@ class UsedCalls:
         return known
 
     def _add(self, stamp: Stamp, blocks: tuple[Block, ...]) -> None:
-        """Add one stamp, unless one of these blocks has it."""
+        """Add a stamp, unless one of these blocks has it."""
         if type(stamp) is not Generation:
             self._others.setdefault(stamp)
             return
@@ -149,21 +147,21 @@ class UsedCalls:
         inside = sum(len(block.packed_generations) for block in self._blocks)
         return len(self._states) + inside + len(self._others) + len(self._results)
 
-    def expires(self, life: Expiry) -> None:
+    def add_expiry(self, life: Expiry) -> None:
         """Add the expiry of a used result."""
-        own = self.life
+        own = self.earliest_expiry
         if own is None or (not life.stale, life.until) < (not own.stale, own.until):
-            self.life = life
+            self.earliest_expiry = life
 
     def _wave_of(self, begun: float) -> int:
-        """Return the number of a call's wave; a wave ends once one of its calls has ended."""
-        if begun >= self._wave_began:
+        """Return the number of the wave of a call: those that began before any of them ended."""
+        if begun >= self._wave_end:
             self._wave += 1
-            self._wave_began = math.inf
-        self._wave_began = min(self._wave_began, time.perf_counter())
+            self._wave_end = math.inf
+        self._wave_end = min(self._wave_end, time.perf_counter())
         return self._wave
 
-    def _read(self, reading: UsedResult) -> None:
+    def _add_result(self, reading: UsedResult) -> None:
         result = reading.result
         known = self._results.setdefault((result.function, result.key), reading)
         if known.result.digest != result.digest:
@@ -171,7 +169,7 @@ class UsedCalls:
         self._results[result.function, result.key] = reading
 
     def absolute(self) -> tuple[Stamp, ...]:
-        """Return the stamps that no `cutoff` result stands for."""
+        """Return the stamps that do not belong to results of `cutoff` functions."""
         states = self._states.copy()  # copied in one step, since threads may still add some
         loose = (*map(Generation, states.keys(), states.values()), *self._others.copy())
         return Stamps.of(loose, self._blocks) if self._blocks else loose
@@ -179,14 +177,14 @@ class UsedCalls:
     def readings(self) -> list[UsedResult]:
         """Return the results of `cutoff` functions, in the order of their first use.
 
-        Empty if there are more than `RESULTS`; their stamps are absolute then.
+        Empty if there are more than `MOST_RESULTS`; their stamps are absolute then.
         """
         found = list(self._results.copy().values())
-        return found if len(found) <= RESULTS else []
+        return found if len(found) <= MOST_RESULTS else []
 
-    def _flattened(self) -> Iterable[Stamp]:
+    def _stamps_of_results(self) -> Iterable[Stamp]:
         found = list(self._results.copy().values())
-        few = len(found) <= RESULTS
+        few = len(found) <= MOST_RESULTS
         return () if few else (s for r in found for s in r.stamps if type(s) is not Result)
 
     def all(self) -> tuple[Stamp, ...]:
@@ -195,7 +193,7 @@ class UsedCalls:
 
     def own_time(self, begun: float, ended: float) -> float:
         """Return the seconds between two moments that were not spent in other cached calls."""
-        left, until = ended - begun - self.paused, begun
+        left, until = ended - begun - self.stream_seconds, begun
         for begin, end in sorted(self.pauses):
             left -= max(0.0, min(end, ended) - max(begin, until))
             until = max(until, end)
@@ -206,25 +204,25 @@ class UsedCalls:
         whole = UsedCalls()
         whole.add(tuple(own))
         whole.add(self.absolute())
-        for stamp in self._flattened():
+        for stamp in self._stamps_of_results():
             whole._add(stamp, whole._blocks)
         for reading in self.readings():
-            whole._read(reading)
+            whole._add_result(reading)
         return whole, self.sound and whole.sound
 
 
-RESULTS = 1024
-"""Most results of `cutoff` functions that an entry compares; with more it compares their stamps."""
+MOST_RESULTS = 1024
+"""Most results of `cutoff` functions that an entry lists; if there are more, their stamps count."""
 
 
-async def bounded(port: Port, chain: Chain, known: tuple[Stamp, ...]) -> tuple[Stamp, ...]:
-    """Shorten the stamps: one on a whole group replaces more than `stamps.MOST_REFS` on parts.
+async def shortened(port: Port, chain: Chain, known: tuple[Stamp, ...]) -> tuple[Stamp, ...]:
+    """Replace more than `stamps.MOST_REFS` stamps on parts of a group by one on the whole group.
 
-    The group's state is read together with those it replaces, and replaces them only if they still
-    hold.
+    The state of the whole group is read together with those of its parts.  If a part has changed,
+    its stamp is kept, so that the entry is invalid.
 
     Raises:
-        TierError: no tier can be asked.
+        TierError: no tier can be reached.
     """
     in_one_group = len(loose_of(known)) + sum(block.most for block in blocks_of(known))
     if in_one_group <= stamps.MOST_REFS:
@@ -246,47 +244,48 @@ async def bounded(port: Port, chain: Chain, known: tuple[Stamp, ...]) -> tuple[S
 
 
 class ThreadContext(NamedTuple):
-    """The context of a computation that a thread it starts must inherit."""
+    """The part of a computation's context that its threads inherit."""
 
-    reads: UsedCalls
+    used_calls: UsedCalls
     path: tuple[Flight, ...]
     recorders: tuple[replay.Recorder, ...]
 
 
-def current_context() -> ThreadContext | None:
-    """Return the context for a thread that is started here; None if no computation runs here."""
-    reads = CURRENT.get()
+def context_for_thread() -> ThreadContext | None:
+    """Return the context for a thread started now; None if no computation runs here."""
+    reads = USED_CALLS.get()
     return (
         None
         if reads is None or reads.over
-        else ThreadContext(reads, current_path(), replay.current())
+        else ThreadContext(reads, current_path(), replay.current_recorders())
     )
 
 
 def run_in_context(
     given: ThreadContext, work: Callable[..., Any], /, *args: Any, **kwargs: Any
 ) -> Any:
-    """Call `work` in another thread as part of the computation that started the thread."""
-    token = CURRENT.set(given.reads)
+    """Call `work` as part of the computation that has started this thread."""
+    token = USED_CALLS.set(given.used_calls)
     try:
-        with on_path(given.path), replay.heard_by(given.recorders):
+        with on_path(given.path), replay.recorded_by(given.recorders):
             return work(*args, **kwargs)
     finally:
-        CURRENT.reset(token)
+        USED_CALLS.reset(token)
 
 
-CURRENT: ContextVar[UsedCalls | None] = ContextVar("memo_reads", default=None)
+USED_CALLS: ContextVar[UsedCalls | None] = ContextVar("memo_used_calls", default=None)
+"""The record of the innermost computation that the running code is part of."""
 
 
 def in_background() -> bool:
-    """True if a computation runs around this call and no caller waits for it."""
-    around = CURRENT.get()
+    """True if the running code is part of a computation for which no caller waits."""
+    around = USED_CALLS.get()
     return around is not None and not around.over and around.background
 
 
 def record_stamps(used: tuple[Stamp, ...] | None) -> None:
-    """Record in the computation around this call, if any, the stamps that it has just used."""
-    reads = CURRENT.get()
+    """Record stamps that the current computation, if any, has just used; None: unknown ones."""
+    reads = USED_CALLS.get()
     if reads is not None and not reads.over:
         if used is None:
             reads.sound = False
@@ -303,13 +302,13 @@ def record_entry(
     *,
     stale: bool = False,
 ) -> None:
-    """Record in the computation around this call, if any, which entry has answered it.
+    """Record, in the current computation if any, the entry that has answered a call of it.
 
     Args:
-        begun: when it was asked for, by `time.perf_counter`.
-        stale: count it as expired, regardless of its age.
+        begun: when the call began, by `time.perf_counter`.
+        stale: count the entry as expired, whatever its age.
     """
-    reads = CURRENT.get()
+    reads = USED_CALLS.get()
     if reads is None or reads.over:
         return
     reads.add(entry.stamps, begun)
@@ -321,11 +320,11 @@ def record_entry(
     if left is not None:
         until = chain.clock.wall_ns() + left
         beyond = built_on(entry.header.summary) if left <= 0 else None
-        reads.expires(Expiry(until if beyond is None else beyond[1], left <= 0, call, entry))
+        reads.add_expiry(Expiry(until if beyond is None else beyond[1], left <= 0, call, entry))
 
 
 def record_flight_result(job: Job, result: FlightResult, begun: float = math.inf) -> None:
-    """Record in the computation around this call, if any, the result that has answered it."""
+    """Record, in the current computation if any, the result that has answered a call of it."""
     if result.entry is None or result.stamps is None:
         record_stamps(result.stamps)
     else:
@@ -336,22 +335,22 @@ def record_flight_result(job: Job, result: FlightResult, begun: float = math.inf
 
 _wrapping = threading.RLock()
 _originals: list[tuple[type, str, Any, Any]] = []
-"""Wrapped methods: class, name, original, and ours."""
+"""The methods that are wrapped: class, name, original, wrapper."""
 _submitting: ContextVar[bool] = ContextVar("memo_submitting", default=False)
 
 
 def follow_threads() -> None:
-    """Let threads that a computation starts be part of it, unless `follow_threads` is off.
+    """Make the threads that a computation starts part of it, unless `follow_threads` is off.
 
-    A context variable gathers what a computation reads through other cached functions, since that
-    becomes part of its stamps.  But `threading.Thread` starts with an empty context, and so does
-    work submitted to a `ThreadPoolExecutor`, including `loop.run_in_executor`.  Both methods are
-    wrapped before the first computation, and behave as before unless a cached computation calls
-    them.  Only memo's own two variables are carried; the user's keep Python's rules.
+    A context variable records the cached calls that a computation uses, since their stamps become
+    its own.  But `threading.Thread` starts with an empty context, and so does work submitted to a
+    `ThreadPoolExecutor`, including `loop.run_in_executor`.  So `start` and `submit` are wrapped
+    before the first computation; they behave as before unless a cached computation calls them.
+    Only memo's own variables are carried over; Python's rules apply to those of the user.
     `stop_following_threads` restores the methods.
 
-    Other kinds of pools do not reveal which computation a thread works for, and other processes
-    have their own context: values read there are not part of the computation.
+    Other kinds of pools do not say for which computation a thread works, and other processes
+    have their own context: cached calls made there are not part of the computation.
     """
     wanted = configuration.current().follow_threads
     if wanted is bool(_originals):
@@ -362,18 +361,17 @@ def follow_threads() -> None:
     with _wrapping:
         if _originals:
             return
-        _wrap(threading.Thread, "start", _following_start)
-        with suppress(ImportError, RuntimeError):  # too late in the process's life to import a pool
+        _wrap(threading.Thread, "start", _start_in_context)
+        with suppress(ImportError, RuntimeError):  # the interpreter is shutting down
             from concurrent.futures.thread import ThreadPoolExecutor
 
-            _wrap(ThreadPoolExecutor, "submit", _following_submit)
+            _wrap(ThreadPoolExecutor, "submit", _submit_in_context)
 
 
 def stop_following_threads() -> None:
     """Restore `Thread.start` and `ThreadPoolExecutor.submit`.
 
-    If another library has wrapped ours since, its wrapper stays, and ours only passes calls
-    through.
+    If another library has wrapped our wrapper since, both stay, and ours only passes calls on.
     """
     with _wrapping:
         while _originals:
@@ -389,10 +387,10 @@ def _wrap(owner: type, name: str, made: Callable[[Any], Any]) -> None:
     _originals.append((owner, name, original, ours))
 
 
-def _following_start(original: Callable[[threading.Thread], None]) -> Callable[..., None]:
+def _start_in_context(original: Callable[[threading.Thread], None]) -> Callable[..., None]:
     @wraps(original)
     def start(self: threading.Thread) -> None:
-        given = current_context() if _originals else None
+        given = context_for_thread() if _originals else None
         # a pool's thread outlives the work it was started for: each submit carries its context
         if given is not None and not _submitting.get() and not self.name.startswith("memo-"):
             body = self.run
@@ -407,10 +405,10 @@ def _following_start(original: Callable[[threading.Thread], None]) -> Callable[.
     return start
 
 
-def _following_submit(original: Callable[..., Any]) -> Callable[..., Any]:
+def _submit_in_context(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def submit(self: Any, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        given = current_context() if _originals else None
+        given = context_for_thread() if _originals else None
         if given is None:
             return original(self, fn, *args, **kwargs)
         token = _submitting.set(True)

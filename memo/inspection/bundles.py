@@ -18,7 +18,7 @@ from typing import Any
 from memo.decorators import assembly, names
 from memo.decorators.cached_function import CachedFunction, functions
 from memo.engine.call import writer_name
-from memo.engine.explaining import listing
+from memo.engine.explaining import list_headers
 from memo.errors import BundleError, EntryError, OptionError, TierError, label, public
 from memo.inspection.inventory import Selection
 from memo.keys import summaries
@@ -149,7 +149,7 @@ async def _export(
         if prefix in searched:
             continue
         searched.add(prefix)
-        for header, _ in await listing(port, chain, prefix):
+        for header, _ in await list_headers(port, chain, prefix):
             if wanted.holds(header):
                 part = await _seal_part(port, chain, header, secret)
                 parts += [part] if part is not None else []
@@ -232,7 +232,9 @@ async def _compare_code(port: Port, chain: Chain, bundle: Bundle) -> dict[tuple[
         if known is not None and not known.keyer.method:
             code = known.keyer.identity.digest()
         if code is None:
-            stored = [header for header, _ in await listing(port, chain, chain.prefix(function))]
+            stored = [
+                header for header, _ in await list_headers(port, chain, chain.prefix(function))
+            ]
             latest = max(stored, key=lambda header: header.times.finished, default=None)
             code = None if latest is None else latest.code
         for item in items:

@@ -14,7 +14,7 @@ from typing import Any
 
 from memo.decorators import assembly
 from memo.engine.coordination.flights import FLIGHTS
-from memo.engine.explaining import LOOKED_AT, listing
+from memo.engine.explaining import MOST_SEARCHED, list_headers
 from memo.inspection import graph_drawing, inventory
 from memo.inspection.graph_drawing import RUNNING, STORED, Node, directed
 from memo.inspection.running_computations import COMPUTATIONS, Running
@@ -135,7 +135,7 @@ async def _graph(port: Port, everything: bool) -> Graph:
     wanted = {key for keys in outcomes.values() for key in keys}
     headers: dict[Ref, tuple[Header, int]] = {}
     if everything:
-        _add(headers, await listing(port, chain, f"{chain.namespace}:", LOOKED_AT))
+        _add(headers, await list_headers(port, chain, f"{chain.namespace}:", MOST_SEARCHED))
         chosen = list(headers)
     else:
         await _follow(port, headers, {*outcomes, *(ref.group[2:] for ref in running)})
@@ -164,7 +164,7 @@ async def _follow(
     while left:
         known |= left
         for name in left:
-            _add(headers, await listing(port, chain, chain.prefix(name), LOOKED_AT))
+            _add(headers, await list_headers(port, chain, chain.prefix(name), MOST_SEARCHED))
         left = {ref.group[2:] for header, _ in headers.values() for ref in _refs(header)} - known
 
 

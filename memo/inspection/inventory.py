@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from memo.decorators import assembly, names
 from memo.decorators.cached_function import CachedFunction, functions
 from memo.engine.call import Function
-from memo.engine.explaining import listing
+from memo.engine.explaining import list_headers
 from memo.engine.invalidating import own_refs
 from memo.errors import EntryError, TierError, label, public
 from memo.keys.encoding import atoms, canonical
@@ -146,7 +146,7 @@ async def _items(
     whole = f"{chain.namespace}:" if prefix is None else prefix
     if limit is not None and wanted.is_by_name:
         return await _newest(port, chain, wanted, limit, whole)
-    listed = await listing(port, chain, whole)
+    listed = await list_headers(port, chain, whole)
     here = {header.key for header, _ in listed}
     listed += [one for one in from_redis if one[0].key not in here]
     found = [Item(header, size) for header, size in listed if wanted.holds(header)]

@@ -99,7 +99,7 @@ class RunningComputations:
         path = current_path()
         flight = path[-1] if path else None
         call = event.function if flight is None or flight.call is None else flight.call.shown
-        expected = self._took.get(event.key, None if flight is None else flight.expected)
+        expected = self._took.get(event.key, None if flight is None else flight.expected_duration)
         background = bool(event.reason)
         if expected is None or expected >= LONG_COMPUTATION:
             publish_soon()  # publish the counts now, as the next event may be far off

@@ -326,7 +326,7 @@ class Recording:
 
     outputs: Mapping[str, Any]
     deleted: tuple[str, ...]
-    shown: output_replay.Shown
+    shown: output_replay.Output
     value: Any = None
     live: Any = None
 
@@ -564,7 +564,7 @@ class Cell:
             if type(value) not in _IMMUTABLE_TYPES and name not in self.names.assigned
         ]
 
-    def _record(self, shown: output_replay.Shown, value: Any, changed: list[str]) -> Recording:
+    def _record(self, shown: output_replay.Output, value: Any, changed: list[str]) -> Recording:
         wanted = changed if self._outputs is None else self._outputs
         missing = [name for name in self._outputs or () if name not in self._scope]
         if missing:
@@ -575,7 +575,7 @@ class Cell:
         if value is None or _may_keep(value, outputs):
             return Recording(outputs, deleted, shown, value)
         data, metadata = self._shell.display_formatter.format(value)
-        last = output_replay.plain({"data": data, "metadata": metadata})
+        last = output_replay.storable({"data": data, "metadata": metadata})
         return Recording(outputs, deleted, (*shown, ("display", last)), None, value)
 
 

@@ -319,8 +319,8 @@ def _parse_arguments(magic: Any, line: str) -> Any:
 def _not_found_text(patterns: list[str]) -> str:
     """Say that there are no entries, and which functions were probably intended."""
     here = [function.function_id for function in functions()]
-    known = drive(names.functions_known(BLOCKING, here)) if patterns else []
-    near = names.functions_meant(patterns, known)
+    known = drive(names.known_functions(BLOCKING, here)) if patterns else []
+    near = names.did_you_mean_functions(patterns, known)
     return f"No entries on this host{f'; {near}' if near else '.'}"
 
 
@@ -331,7 +331,7 @@ def _selected(found: Stats, patterns: list[str]) -> Stats:
     chosen = found.select(*patterns)
     if patterns and found.functions and not chosen.functions:
         there = ", ".join(map(label, found.functions))
-        near = names.functions_meant(patterns, found.functions)
+        near = names.did_you_mean_functions(patterns, found.functions)
         message = f"No cached function matches {' '.join(patterns)}{f'; {near}' if near else '.'}"
         raise UsageError(f"{message} There are: {there}")
     return chosen

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from memo.decorators.cached_function import CachedFunction, functions
 from memo.engine.coordination.flights import Flight, current_path
 from memo.engine.coordination.leases import Holder
-from memo.engine.explaining import headers
+from memo.engine.explaining import headers_of
 from memo.errors import MemoError, label
 from memo.metrics import rendering
 from memo.metrics.recorder import COUNTERS
@@ -437,7 +437,7 @@ async def _recorded(
         The latest ones, and True if they are the key's own.
     """
     try:
-        found = await headers(port, function._function.chain(), function.function_id)
+        found = await headers_of(port, function._function.chain(), function.function_id)
     except MemoError:  # a fault of the cache: no bar
         return [], False
     own = [header for header in found if header.key == key]

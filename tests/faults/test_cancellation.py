@@ -315,7 +315,7 @@ if sys.argv[2] == "followed":
         results.append(load(2.0))
     threading.Thread(target=later, daemon=True).start()
     def joined():
-        while not any(flight.joined for flight in FLIGHTS.joinable()): time.sleep(0.001)
+        while not any(flight.join_count for flight in FLIGHTS.joinable()): time.sleep(0.001)
         with lock:
             print("joined", flush=True)
     threading.Thread(target=joined, daemon=True).start()

@@ -51,8 +51,8 @@ def shield() -> None:
     from memo.engine.coordination.flights import Flights
 
     def remove_waiter(self: Flights, flight: Any, waiter: Any) -> None:
-        if waiter in flight.joiners:
-            flight.joiners.remove(waiter)
+        if waiter in flight.waiters:
+            flight.waiters.remove(waiter)
         if not flight.over and flight.handle is not None:
             flight.handle.cancel()
 
@@ -116,7 +116,7 @@ def arguments() -> None:
     async def same(port: Any, job: Any) -> bool:
         return True
 
-    computing.is_same_call = same
+    computing.has_same_key = same
 
 
 def silence() -> None:

@@ -167,7 +167,7 @@ def test_joining_threads_are_shown_it(capsys: pytest.CaptureFixture[str]) -> Non
     for thread in threads:
         thread.start()
     assert inside.wait(5)
-    until(lambda: sum(len(flight.joiners) for flight in FLIGHTS.joinable()) == 2)
+    until(lambda: sum(len(flight.waiters) for flight in FLIGHTS.joinable()) == 2)
     go.set()
     for thread in threads:
         thread.join()
@@ -320,7 +320,7 @@ def test_methods(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_is_kept_is_bounded(capsys: pytest.CaptureFixture[str]) -> None:
     """Past a limit nothing more is kept, which a replay says; the first caller saw all of it."""
-    many = replay.KEPT // 100_000 + 10
+    many = replay.MOST_KEPT // 100_000 + 10
 
     @cache(replay=True, version="1")
     def f(x: int) -> int:

@@ -16,7 +16,7 @@ from kernels import Kernel
 import memo
 from memo import cache, invalidate_cache
 from memo.decorators import assembly
-from memo.engine.explaining import listing
+from memo.engine.explaining import list_headers
 from memo.inspection.live_view import Model
 from memo.metrics import rendering
 from memo.runtime.blocking import BLOCKING, drive
@@ -81,7 +81,7 @@ def test_reprs_load_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
 def everything_shown(load: Any, *args: Any) -> str:
     """All that is shown of the entries of a function, and of what one does with them."""
     chain = assembly.default_chain()
-    found = drive(listing(BLOCKING, chain, f"{chain.namespace}:"))
+    found = drive(list_headers(BLOCKING, chain, f"{chain.namespace}:"))
     model = Model()
     (row,) = model.state()["entries"]["rows"]
     model.press({"do": "refresh", "key": row["key"]})

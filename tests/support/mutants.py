@@ -108,11 +108,11 @@ def digests() -> None:
 
     async def asked(port: Any, result: Any) -> Any:
         reads = refreshing.UsedCalls(background=True)
-        token = refreshing.CURRENT.set(reads)
+        token = refreshing.USED_CALLS.set(reads)
         try:
-            await refreshing.answered_again(port, result)
+            await refreshing.call_again(port, result)
         finally:
-            refreshing.CURRENT.reset(token)
+            refreshing.USED_CALLS.reset(token)
         return next(iter(reads.readings()), None)
 
     refreshing.ask_again = asked

@@ -2,14 +2,14 @@
 
 The first caller *leads*; the others *join* and wait.  Rules of this module:
 
-1.  A flight has no owner: a joiner that leaves (is cancelled, interrupted) affects no other.  When
-    the last one has left, the computation itself is cancelled, unless it is a refresh.
-2.  A flight ends once: it *finishes* with a `FlightResult`, or is *abandoned*; then one of the
+1.  A flight has no owner: a caller that leaves it (cancelled or interrupted) affects no other.
+    When the last one has left, the computation is cancelled, unless it is a refresh.
+2.  A flight ends once: it *finishes* with a `FlightResult`, or it is *abandoned*, and one of the
     waiting callers leads a new one.
 3.  An invalidation *detaches* a flight: no further caller joins it, and its result is not
     stored.  Its leader gets the result; the waiting callers look the entry up again.
-4.  A caller that would wait for a flight that waits for that caller, directly or through other
-    flights, gets a `ReentryError` at once.
+4.  A caller that would wait for a flight that is waiting for that caller, directly or through other
+    flights, gets a `ReentryError` immediately.
 """
 
 from __future__ import annotations
@@ -30,23 +30,24 @@ from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port, Waiter
 from memo.validity.stamps import Turn, affects_any
 
-RECENT = 4096
+MOST_RECENT = 4096
 """Number of ended flights whose names are remembered."""
 
 
 class FlightResult(NamedTuple):
-    """How a computation ended.
+    """The result of a computation.
 
     Attributes:
-        value: what the function returned.
-        error: what it raised, or None.
-        entry: what was stored of it, None where nothing could be.
-        encoded: the bytes from which each joiner makes its own copy; None: it cannot be copied.
-        valid: its stamps still held after the last caller joined.
-        stamps: the stamps of what the computation used; None: they are not known.
-        known_stamps: the stamps that are known, also where others are missing.
-        started: when the computation began, in nanoseconds; 0: it did not.
-        cache_failed: the cache itself failed before the function ran: each caller computes alone.
+        value: the value that the function returned.
+        error: the exception that it raised, or None.
+        entry: the entry that was stored, or None.
+        encoded: the bytes from which each caller that joined makes a copy; None: it cannot be
+            copied.
+        valid: its stamps still held after the last caller had joined.
+        stamps: the stamps of everything that the computation used; None if some are unknown.
+        known_stamps: the stamps that are known, even if others are not.
+        started: when the computation began, in nanoseconds; 0 if it did not.
+        cache_failed: the cache failed before the function ran: each caller computes alone.
         revalidated: an old value was confirmed: each caller looks it up.
     """
 
@@ -63,40 +64,57 @@ class FlightResult(NamedTuple):
 
 
 class Flight:
-    """A computation in progress, with the callers that wait for it."""
+    """A computation in progress, with the callers that wait for it.
+
+    Attributes:
+        name: the name under which the entry of its call is stored.
+        refs: the generations that its entry depends on.
+        background: it is a refresh that no caller has joined.
+        kept_running: it goes on even if no caller waits.
+        result: its result; None while it runs, and if it was abandoned.
+        over: it has ended.
+        detached: an invalidation has closed it, so its result is not stored.
+        join_count: number of callers that have joined.
+        waiters: the waiters of the callers that are waiting.
+        handle: the task or thread that computes; None: the leader itself does.
+        call: the call, once its computation has begun.
+        stream: the run of a generator, which consumers share.
+        expected_duration: seconds that its computation took last time, or None.
+        waits_for: the flights that its computation is waiting for.
+    """
 
     __slots__ = (
         "background",
         "call",
         "detached",
-        "expected",
+        "expected_duration",
         "handle",
-        "joined",
-        "joiners",
-        "kept",
+        "join_count",
+        "kept_running",
         "name",
         "over",
         "refs",
         "result",
         "stream",
-        "waits",
+        "waiters",
+        "waits_for",
     )
 
     def __init__(self, name: str, refs: Sequence[Ref], *, background: bool) -> None:
         self.name = name
         self.refs = refs
         self.background = background
-        self.kept = False
+        self.kept_running = False
         self.result: FlightResult | None = None
         self.over = False
         self.detached = False
-        self.joined = 0
-        self.joiners: list[Waiter] = []
+        self.join_count = 0
+        self.waiters: list[Waiter] = []
         self.handle: Handle | None = None
         self.call: Any = None
         self.stream: Any = None
-        self.expected: float | None = None
-        self.waits: list[Flight] = []
+        self.expected_duration: float | None = None
+        self.waits_for: list[Flight] = []
 
     def __repr__(self) -> str:
         return f"<Flight {self.name} {'over' if self.over else 'under way'}>"
@@ -113,7 +131,7 @@ def current_path() -> tuple[Flight, ...]:
 
 @contextmanager
 def on_path(path: tuple[Flight, ...]) -> Iterator[None]:
-    """Mark the running code, in another thread, as part of these flights' computations."""
+    """Mark the code of this block, which runs in another thread, as part of these flights."""
     token = _path.set(path)
     try:
         yield
@@ -125,32 +143,33 @@ class Flights:
     """The flights of this process."""
 
     def __init__(self) -> None:
-        self._elsewhere: Callable[[str], Turn | None] | None = None
+        self._search: Callable[[str], Turn | None] | None = None
         self._reset()
 
-    def listen(self, elsewhere: Callable[[str], Turn | None]) -> None:
-        """Let keys name computations of other processes of this host, too.
+    def search_other_processes(self, search: Callable[[str], Turn | None]) -> None:
+        """Let `find_in_other_processes` use a function.
 
         Args:
-            elsewhere: gives the turn that invalidates the call of a key which one of them computes.
+            search: takes a key, and returns the turn that invalidates its call if another process
+                of this host is computing it.
         """
-        self._elsewhere = elsewhere
+        self._search = search
 
-    def elsewhere(self, key: str) -> Turn | None:
-        """Return the turn that invalidates the call of a key that another process computes."""
-        return None if self._elsewhere is None else self._elsewhere(key)
+    def find_in_other_processes(self, key: str) -> Turn | None:
+        """Return the turn that invalidates a call that another process is computing, or None."""
+        return None if self._search is None else self._search(key)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._active: dict[str, Flight] = {}
         self._recent: dict[str, int] = {}
-        self.ended = 0
+        self.ended_count = 0
         """Number of flights that have ended."""
 
     def join(
         self, name: str, refs: Sequence[Ref], *, background: bool = False
     ) -> tuple[Flight, bool]:
-        """Join the flight of this name, or lead a new one; returns it and True for the leader.
+        """Join the flight of this name, or lead a new one; return it, and True for its leader.
 
         Raises:
             ReentryError: the flight waits, directly or not, for the caller.
@@ -158,28 +177,28 @@ class Flights:
         path = _path.get()
         with self._lock:
             flight = self._active.get(name)
-            if flight is not None and not background and path and _reaches(flight, path):
+            if flight is not None and not background and path and _waits_for_any(flight, path):
                 raise _reentry(name)
             leads = flight is None
             if flight is None:
                 flight = self._active[name] = Flight(name, refs, background=background)
             else:
-                flight.joined += not background
+                flight.join_count += not background
             if not background:
                 flight.background = False
                 if path:  # under the lock of the check above, so that crossing calls see each other
-                    path[-1].waits.append(flight)
+                    path[-1].waits_for.append(flight)
             return flight, leads
 
     def join_since(self, name: str, refs: Sequence[Ref], since: int) -> tuple[Flight | None, bool]:
-        """Join a flight or lead one; None: one may have ended since, so look up again.
+        """Join a flight or lead one; None if one may have ended since the look-up: look up again.
 
         Args:
-            since: `ended` before the caller looked for a stored value.
+            since: `ended_count` before the caller looked the entry up.
         """
         flight, leads = self.join(name, refs)
-        ended = self._recent.get(name, 0) > since or self.ended - since > RECENT
-        if leads and ended:
+        may_have_ended = self._recent.get(name, 0) > since or self.ended_count - since > MOST_RECENT
+        if leads and may_have_ended:
             self._withdraw(flight)
             self.forget_wait(flight)
             return None, False
@@ -190,16 +209,16 @@ class Flights:
         path = _path.get()
         if path:
             with self._lock:
-                if flight in path[-1].waits:
-                    path[-1].waits.remove(flight)
+                if flight in path[-1].waits_for:
+                    path[-1].waits_for.remove(flight)
 
     def abandon(self, flight: Flight) -> None:
-        """End a flight that has not finished, without a result."""
+        """End a flight without a result, unless it has ended."""
         if not flight.over:
             self.finish(flight, None)
 
     def abandon_if_lost(self, flight: Flight) -> bool:
-        """True if a flight can never finish, because its loop is closed; it is abandoned then."""
+        """Abandon a flight that can never finish because its loop is closed; True if it was."""
         handle = flight.handle
         if flight.over or handle is None or not handle.is_dead():
             return False
@@ -207,21 +226,23 @@ class Flights:
         return True
 
     def add_waiter(self, flight: Flight, port: Port) -> Waiter:
-        """Return a waiter that is set when the flight ends; pass it to `leave` afterwards."""
+        """Return a waiter that is set when the flight ends; pass it to `remove_waiter` later."""
         waiter = port.waiter()
         with self._lock:
             if flight.over:
                 waiter.set()
             else:
-                flight.joiners.append(waiter)
+                flight.waiters.append(waiter)
         return waiter
 
     def remove_waiter(self, flight: Flight, waiter: Waiter) -> None:
-        """Remove the waiter of a caller; the last one to leave cancels the computation."""
+        """Remove the waiter of a caller; if it was the last one, cancel the computation."""
         with self._lock:
-            if waiter in flight.joiners:
-                flight.joiners.remove(waiter)
-            unwanted = not (flight.over or flight.joiners or flight.background or flight.kept)
+            if waiter in flight.waiters:
+                flight.waiters.remove(waiter)
+            unwanted = not (
+                flight.over or flight.waiters or flight.background or flight.kept_running
+            )
             unwanted = unwanted and flight.handle is not None
             if unwanted and self._active.get(flight.name) is flight:
                 del self._active[flight.name]
@@ -229,30 +250,31 @@ class Flights:
             flight.handle.cancel()
 
     def keep_running(self, flight: Flight) -> None:
-        """Let a computation finish although no caller waits: its result is for later calls."""
-        flight.kept = True
+        """Let a computation finish even if no caller waits: later calls use its result."""
+        flight.kept_running = True
 
     def close(self, flight: Flight) -> int:
         """Close the flight to new callers, and return how many have joined."""
         with self._lock:
             if self._active.get(flight.name) is flight:
                 del self._active[flight.name]
-            self.ended += 1
+            self.ended_count += 1
             self._recent.pop(flight.name, None)
-            self._recent[flight.name] = self.ended
-            if len(self._recent) > RECENT:
+            self._recent[flight.name] = self.ended_count
+            if len(self._recent) > MOST_RECENT:
                 del self._recent[next(iter(self._recent))]
-            return flight.joined
+            return flight.join_count
 
     def finish(self, flight: Flight, result: FlightResult | None) -> None:
-        """End a flight and wake all waiting callers; None: it is abandoned."""
+        """End a flight, and wake the waiting callers; without a result it is abandoned."""
         self.close(flight)
         self._end(flight, result)
 
     def _withdraw(self, flight: Flight) -> None:
-        """End a flight whose leader has not begun and will look the entry up again.
+        """End a flight whose leader looks the entry up again instead of computing.
 
-        It does not count as ended; if it did, two callers could withdraw for each other forever.
+        It does not count as ended; otherwise two callers could withdraw because of each other
+        forever.
         """
         with self._lock:
             if self._active.get(flight.name) is flight:
@@ -263,12 +285,12 @@ class Flights:
         with self._lock:
             flight.result = result
             flight.over = True
-            joiners, flight.joiners = flight.joiners, []
-        for waiter in joiners:
+            waiters, flight.waiters = flight.waiters, []
+        for waiter in waiters:
             waiter.set()
 
     def detach(self, turns: Iterable[Turn]) -> int:
-        """Close the flights that an invalidation affects to new callers; return their number."""
+        """Close to new callers the flights that an invalidation concerns; return their number."""
         wanted = list(turns)
         with self._lock:
             names = [n for n, f in self._active.items() if affects_any(wanted, f.refs)]
@@ -307,7 +329,7 @@ def refuse_reentry(name: str) -> None:
         raise _reentry(name)
 
 
-def _reaches(flight: Flight, path: tuple[Flight, ...]) -> bool:
+def _waits_for_any(flight: Flight, path: tuple[Flight, ...]) -> bool:
     """True if `flight` waits for one of `path`, directly or through other flights."""
     seen: set[int] = set()
     todo = [flight]
@@ -317,29 +339,30 @@ def _reaches(flight: Flight, path: tuple[Flight, ...]) -> bool:
             return True
         if id(current) not in seen:
             seen.add(id(current))
-            todo.extend(current.waits)
+            todo.extend(current.waits_for)
     return False
 
 
 class inside:
-    """Mark the running code as part of a flight's computation: `with inside(flight): ...`.
+    """Mark the code of a block as part of a flight's computation: `with inside(flight): ...`.
 
-    With `alone` no caller waits for it, so it is not part of the computation that started it.
+    Args:
+        background: no caller waits for it, so it is not part of the computation that started it.
     """
 
-    __slots__ = ("_alone", "_flight", "_token")
+    __slots__ = ("_background", "_flight", "_token")
     FRAMES = 16
     """Python frames that one level of cached recursion adds to the user's own."""
 
-    def __init__(self, flight: Flight, *, alone: bool = False) -> None:
+    def __init__(self, flight: Flight, *, background: bool = False) -> None:
         self._flight = flight
-        self._alone = alone
+        self._background = background
 
     def __enter__(self) -> None:
-        path = (self._flight,) if self._alone else (*_path.get(), self._flight)
+        path = (self._flight,) if self._background else (*_path.get(), self._flight)
         self._token = _path.set(path)
         if len(path) % 16 == 0:
-            _make_room(len(path))
+            _raise_recursion_limit(len(path))
 
     def __exit__(self, *_: object) -> None:
         _path.reset(self._token)
@@ -348,8 +371,8 @@ class inside:
 _limit = sys.getrecursionlimit()
 
 
-def _make_room(depth: int) -> None:
-    """Raise the recursion limit by the number of memo's own frames: user code keeps its depth."""
+def _raise_recursion_limit(depth: int) -> None:
+    """Raise the recursion limit by the number of memo's frames, which leaves user code its own."""
     wanted = _limit + (depth + 32) * inside.FRAMES
     if sys.getrecursionlimit() < wanted:
         sys.setrecursionlimit(wanted)

@@ -6,15 +6,15 @@ Two locks, one inside the other:
     `flock` on a file of the key, in the cache directory.  The kernel frees it when its holder dies,
     so a waiter on the same host takes over at once.
 *cluster*
-    A record in the shared tier with `LEASE` seconds to live, renewed every third of that by a
-    thread and released by compare-and-delete.  If a process holds the host lock and finds that the
-    cluster lease names its own host, the lease holder must be dead, and it replaces the lease.
+    A record in the shared tier with `LEASE` seconds to live.  A thread renews it every third of
+    that time; it is released by compare-and-delete.  If a process has the host lock and finds that
+    the cluster lease names its own host, the lease holder must be dead, so it replaces the lease.
 
 So at most one process of each host waits for the cluster lease.  It is woken when the lease is
 released, and checks every second in case the holder has died.  The other processes of its host poll
 the host lock every 2 to 20 ms.
 Both locks carry a text with the holder, its start time and its expected duration: see `Holder`.
-If the shared tier is down, the host lock alone still limits this host to one computation.
+While the shared tier is down, the host lock alone limits this host to one computation.
 """
 
 from __future__ import annotations
@@ -36,28 +36,29 @@ from memo.stores.chain import Chain
 from memo.stores.protocols import LEASE, Leases, Lock, PendingLookup
 from memo.stores.transfers import Upload
 
-LOOK_AGAIN = 0.5
-"""Seconds after which a waiting caller checks that the computing event loop is still open."""
-POLL = (0.002, 0.02)
-"""Polling interval of a host lock in seconds: it starts at the first value and doubles up to the
-second while the holder stays the same."""
-PATIENCE = 2.0
-"""Seconds for which a lease holder waits for a locked cache file (others wait 0.25 s): if it gives
-up, every waiting process has to recompute."""
+LOOP_CHECK_SECONDS = 0.5
+"""Seconds after which a waiting caller checks that the event loop that computes is still open."""
+POLL_SECONDS = (0.002, 0.02)
+"""Polling interval of a host lock in seconds: it starts at the first value, and doubles up to the
+second as long as the holder stays the same."""
+LOCK_PATIENCE = 2.0
+"""How long in seconds a lease holder waits for a locked cache file (others wait 0.25 s).  If it
+gives up, every waiting process has to recompute."""
 _AFTER_EXPIRY = 0.01
-"""Seconds after the expiry of a lease at which a waiting process checks it again."""
-WAIT = 1.0
-"""Longest single wait for the cluster lease in seconds; after that its holder is checked."""
+"""Seconds that a waiting process adds to the remaining life of a lease before it checks again."""
+MAX_WAIT_SECONDS = 1.0
+"""Longest single wait for the cluster lease in seconds; then the waiting process checks its
+holder."""
 
 
 class Holder(NamedTuple):
-    """The holder of a lease, as parsed from the lease's text.
+    """The holder of a lease, parsed from the lease's text.
 
     Attributes:
         node: host name.
         process: process id.
         since: when its computation began, in Unix seconds by its own clock; None: not yet.
-        expected: seconds that the computation took last time; None if the holder does not know.
+        expected: seconds that the computation took last time; None if unknown.
     """
 
     node: str
@@ -67,7 +68,7 @@ class Holder(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> Holder | None:
-        """Parse the text of a lease; None if it names no holder."""
+        """Parse the text of a lease; return None if it names no holder."""
         parts = text.split("/")
         if len(parts) < 4:
             return None
@@ -82,94 +83,97 @@ def _number(text: str) -> float | None:
         return None
 
 
-Question = Callable[[], Coroutine[Any, Any, PendingLookup | None]]
-"""Makes a look-up that is not sent yet; None: it cannot be sent that way."""
+MakeLookup = Callable[[], Coroutine[Any, Any, PendingLookup | None]]
+"""Makes a look-up without sending it; None if it cannot be sent together with another command."""
 
 
 class Lease:
-    """Outcome of asking for a lease.
+    """The lease of one key, or a failed attempt to get it.
 
     Attributes:
         acquired: this process holds it.
-        waited: seconds that it took to get it.
-        asked: the look-up that was sent with the acquisition, answered after it; None: there was
-            none.
+        waited: seconds that acquiring it took.
+        pending_lookup: the look-up that was sent along with the acquisition, with its reply, or
+            None.
+        flight: the computation that it is for.
+        holder_name: the unique name of this holder.
+        text: the text of the lease: the holder's name and, once it computes, times.
     """
 
     __slots__ = (
-        "_announced",
+        "_announced_holder",
         "_expected",
         "_leases",
         "_lock",
-        "_look_at",
         "_name",
-        "_ticker",
+        "_next_check",
+        "_renewal",
         "acquired",
-        "asked",
         "flight",
-        "holder",
+        "holder_name",
+        "pending_lookup",
         "text",
         "waited",
     )
 
     def __init__(
-        self, name: str, holder: str, flight: Flight, expected: float | None = None
+        self, name: str, holder_name: str, flight: Flight, expected: float | None = None
     ) -> None:
         self._name = name
         self.flight = flight
         self._lock: Lock | None = None
         self._leases: Leases | None = None
-        self._ticker: Handle | None = None
-        self._announced: str | None = None
-        self._look_at = 0.0
+        self._renewal: Handle | None = None
+        self._announced_holder: str | None = None
+        self._next_check = 0.0
         self._expected = expected
-        self.asked: PendingLookup | None = None
-        self.holder = self.text = holder
+        self.pending_lookup: PendingLookup | None = None
+        self.holder_name = self.text = holder_name
         self.acquired = False
         self.waited = 0.0
 
-    def sign(self) -> str:
-        """Return the text for a lease that is acquired now: holder, time and expected duration."""
+    def new_text(self) -> str:
+        """Make the text for a lease acquired now: holder, time and expected duration."""
         expected = "" if self._expected is None else f"{self._expected:.3f}"
-        self.text = f"{self.holder}/{time.time():.3f}/{expected}"
+        self.text = f"{self.holder_name}/{time.time():.3f}/{expected}"
         return self.text
 
     def emit_waiting(self, holder: str) -> None:
-        """Emit the start of a wait with its holder; again when the holder changes."""
-        if self._announced is None or (holder and holder != self._announced):
-            self._announced = holder
+        """Emit the event of a wait that begins, or whose holder has changed."""
+        if self._announced_holder is None or (holder and holder != self._announced_holder):
+            self._announced_holder = holder
             self._emit(events.WAITING, holder)
 
     def is_check_due(self) -> bool:
-        """True if it is time to look at the holder."""
+        """True if the holder was not checked for `MAX_WAIT_SECONDS`."""
         now = time.monotonic()
-        due = now >= self._look_at
+        due = now >= self._next_check
         if due:
-            self._look_at = now + WAIT
+            self._next_check = now + MAX_WAIT_SECONDS
         return due
 
     def emit_wait_ended(self) -> None:
-        """Emit the end of the wait, if there was one."""
-        if self._announced is not None:
-            self._announced = None
+        """Emit the event that the wait has ended, if there was one."""
+        if self._announced_holder is not None:
+            self._announced_holder = None
             self._emit(events.WAIT_ENDED)
 
     def _emit(self, kind: str, holder: str = "") -> None:
         function = self._name.partition("{")[2].rpartition("}")[0]
-        events.emit(events.Event(kind, function, _key(self._name), detail=holder))
+        events.emit(events.Event(kind, function, _key_of(self._name), detail=holder))
 
-    def keep(self, port: Port, lock: Lock | None, leases: Leases | None) -> Lease:
-        """Keep the acquired lease: renew it until it is released."""
+    def hold(self, port: Port, lock: Lock | None, leases: Leases | None) -> Lease:
+        """Take possession of the locks; renew the lease until it is released."""
         self.acquired = True
         self._lock, self._leases = lock, leases
         HELD_LEASES.add(self)
         if leases is not None or port.native:
-            self._ticker = port.every(LEASE / 3, self._renew)
+            self._renewal = port.every(LEASE / 3, self._renew)
         return self
 
     async def _renew(self, port: Port) -> None:
         handle = self.flight.handle
-        if handle is not None and handle.is_dead():  # its event loop is closed, and no caller waits
+        if handle is not None and handle.is_dead():  # its event loop is closed
             await self.release(port)
         if self._leases is None:
             return
@@ -179,22 +183,22 @@ class Lease:
             return  # the next renewal may get through in time
         if not kept:
             self._leases = None
-            events.emit(events.Event(events.LEASE_LOST, key=_key(self._name)))
+            events.emit(events.Event(events.LEASE_LOST, key=_key_of(self._name)))
 
     async def release(self, port: Port, after: Upload | None = None) -> None:
-        """Release it; calling this twice is harmless.
+        """Release the lease; a second call does nothing.
 
         Args:
-            after: when this upload has ended, so that a waiting process finds the entry.
+            after: release it when this upload has ended, so that waiting processes find the entry.
         """
         if after is not None and after.run_after(self.release):
             return
         HELD_LEASES.discard(self)
-        ticker, self._ticker = self._ticker, None
+        renewal, self._renewal = self._renewal, None
         lock, self._lock = self._lock, None
         leases, self._leases = self._leases, None
-        if ticker is not None:
-            ticker.cancel()
+        if renewal is not None:
+            renewal.cancel()
         try:
             if leases is not None:
                 await leases.release(port, self._name, self.text)
@@ -206,12 +210,12 @@ class Lease:
 
 
 HELD_LEASES: set[Lease] = set()
-"""The leases that this process holds; released at interpreter exit."""
+"""The leases of this process; the interpreter releases them when it exits."""
 
 
 async def _release_all(port: Port) -> None:
-    for held in tuple(HELD_LEASES):
-        await held.release(port)
+    for lease in tuple(HELD_LEASES):
+        await lease.release(port)
 
 
 at_exit(_release_all)
@@ -227,86 +231,90 @@ async def acquire_lease(
     *,
     refresh: bool = False,
     expected: float | None = None,
-    question: Question | None = None,
+    make_lookup: MakeLookup | None = None,
 ) -> Lease | None:
-    """Acquire the lease of a key; None if the policy wants none.
+    """Acquire the lease of a key; return None if the policy needs none.
 
-    With `refresh` this only tries, and never waits.  Otherwise it waits for at most
-    `policy.lock_timeout` seconds; then the caller computes without the lease, with an event.
-    Waiting processes see that the computation takes `expected` seconds.
+    It waits at most `policy.lock_timeout` seconds; then, after an event, the caller computes
+    without the lease.
 
     Args:
-        question: makes the look-up to send in the same exchange: `Lease.asked`.
+        refresh: try once, without waiting.
+        expected: seconds that the computation took last time, for the waiting processes.
+        make_lookup: makes a look-up to send in the same exchange; see `Lease.pending_lookup`.
     """
     if not (policy.use_lock or refresh):
         return None
     begun = time.monotonic()
     limit = 0.0 if refresh else policy.lock_timeout
     end = None if limit is None else begun + limit
-    held = Lease(name, _holder_name(chain), flight, expected)
+    lease = Lease(name, _holder_name(chain), flight, expected)
     lock = _host_lock(chain, name)
     leases = chain.leases
     try:
         if lock is not None and not await _take_host_lock(
-            port, lock, held, end, first=leases is not None
+            port, lock, lease, end, lease_follows=leases is not None
         ):
-            return _gave_up(held, lock, begun, refresh)
+            return _give_up(lease, lock, begun, refresh)
         if leases is not None and not await _take_cluster_lease(
-            port, leases, name, held, end, question
+            port, leases, name, lease, end, make_lookup
         ):
             if lock is not None:
                 lock.release()
-            return _gave_up(held, None, begun, refresh)
+            return _give_up(lease, None, begun, refresh)
         if leases is not None and lock is not None:
-            lock.label(held.text)
+            lock.label(lease.text)
     except BaseException:
         if lock is not None:
             lock.release()
         raise
     finally:
-        held.emit_wait_ended()
-    held.waited = time.monotonic() - begun
-    return held.keep(port, lock, leases)
+        lease.emit_wait_ended()
+    lease.waited = time.monotonic() - begun
+    return lease.hold(port, lock, leases)
 
 
-def patience(policy: Policy) -> AbstractContextManager[None]:
-    """Let operations in this block wait for a lock of SQLite while a lease is held."""
-    return waiting_for_locks(PATIENCE) if policy.use_lock else nullcontext()
+def lock_patience(policy: Policy) -> AbstractContextManager[None]:
+    """With `use_lock`, let this block wait longer for locks of SQLite, up to `LOCK_PATIENCE`."""
+    return waiting_for_locks(LOCK_PATIENCE) if policy.use_lock else nullcontext()
 
 
 async def wait_until_over(
-    port: Port, flight: Flight, waiter: Waiter, every: float | None = LOOK_AGAIN
+    port: Port, flight: Flight, waiter: Waiter, check_every: float | None = LOOP_CHECK_SECONDS
 ) -> None:
-    """Wait until a flight is over; the lease of one that can never finish is freed.
+    """Wait until a flight is over; abandon it and free its lease if it can never finish.
 
     Args:
-        every: seconds between two looks at the loop that computes; None: it is the caller's.
+        check_every: seconds between checks of the event loop that computes; None: it is the
+            caller's own.
     """
-    while not await port.wait(waiter, every):
+    while not await port.wait(waiter, check_every):
         if FLIGHTS.abandon_if_lost(flight):
             await free_lost_lease(port, flight)
 
 
 async def free_lost_lease(port: Port, flight: Flight) -> None:
     """Free the lease of a flight that can never finish."""
-    for held in tuple(HELD_LEASES):
-        if held.flight is flight:
-            await held.release(port)
+    for lease in tuple(HELD_LEASES):
+        if lease.flight is flight:
+            await lease.release(port)
 
 
-def _gave_up(held: Lease, lock: Lock | None, begun: float, refresh: bool) -> Lease:
-    held.waited = time.monotonic() - begun
+def _give_up(lease: Lease, lock: Lock | None, begun: float, refresh: bool) -> Lease:
+    """Return the lease as not acquired; emit the timeout, unless it was for a refresh."""
+    lease.waited = time.monotonic() - begun
     if not refresh:
         holder = lock.holder() if lock is not None else ""
         events.emit(
             events.Event(
-                events.LOCK_TIMEOUT, key=_key(held._name), seconds=held.waited, detail=holder
+                events.LOCK_TIMEOUT, key=_key_of(lease._name), seconds=lease.waited, detail=holder
             )
         )
-    return held
+    return lease
 
 
 def _host_lock(chain: Chain, name: str) -> Lock | None:
+    """Return the host lock of a key; None, after an event, if it cannot be made."""
     if chain.host is None:
         return None
     try:
@@ -318,25 +326,30 @@ def _host_lock(chain: Chain, name: str) -> Lock | None:
 
 
 async def _take_host_lock(
-    port: Port, lock: Lock, held: Lease, end: float | None, *, first: bool
+    port: Port, lock: Lock, lease: Lease, end: float | None, *, lease_follows: bool
 ) -> bool:
-    """Acquire the host lock; `first`: the cluster lease follows, and no computation runs yet."""
-    shortest, longest = POLL
+    """Acquire the host lock; False if that took too long.
+
+    Args:
+        end: when to give up, in monotonic seconds; None: never.
+        lease_follows: the cluster lease is acquired next, so no computation begins yet.
+    """
+    shortest, longest = POLL_SECONDS
     pause, known = shortest, ""
     while True:
         try:
-            if lock.try_acquire(held.holder if first else held.sign()):
+            if lock.try_acquire(lease.holder_name if lease_follows else lease.new_text()):
                 return True
-        except TierError as error:  # compute without a lock rather than block on a fault
+        except TierError as error:  # better to compute without a lock than to wait for a fault
             events.emit(events.Event(events.ERROR, reason="lock", detail=str(error)))
             return True
         if end is not None and time.monotonic() >= end:
             return False
         holder = lock.holder()
-        if holder != known:  # another holder: the one before may have stored the result
+        if holder != known:  # the previous holder may have stored the result
             pause, known = shortest, holder
-        if held.is_check_due():
-            held.emit_waiting(holder)
+        if lease.is_check_due():
+            lease.emit_waiting(holder)
         await port.sleep(pause)
         pause = min(longest, pause * 2)
 
@@ -345,28 +358,33 @@ async def _take_cluster_lease(
     port: Port,
     leases: Leases,
     name: str,
-    held: Lease,
+    lease: Lease,
     end: float | None,
-    question: Question | None,
+    make_lookup: MakeLookup | None,
 ) -> bool:
-    """Take the cluster lease; True also if the cluster is down, as the host lock then suffices."""
+    """Take the cluster lease; False if that took too long.
+
+    True if the shared tier is down, too: the host lock is then enough.
+    """
     try:
         while True:
-            who = held.sign()
-            asked = None if question is None else await question()
-            lookup = None if asked is None else asked.lookup
-            held_by = await leases.acquire(port, name, who, lookup)
+            text = lease.new_text()
+            pending = None if make_lookup is None else await make_lookup()
+            lookup = None if pending is None else pending.lookup
+            held_by = await leases.acquire(port, name, text, lookup)
             if held_by is None:
-                held.asked = None if lookup is None or lookup.answer is None else asked
+                lease.pending_lookup = None if lookup is None or lookup.answer is None else pending
                 return True
             other, rest = held_by
-            if _host_of(other) == _host_of(who) and await leases.replace(port, name, other, who):
+            if _host_id(other) == _host_id(text) and await leases.replace(port, name, other, text):
                 return True
-            left = WAIT if end is None else min(WAIT, end - time.monotonic())
+            left = MAX_WAIT_SECONDS
+            if end is not None:
+                left = min(left, end - time.monotonic())
             if left <= 0:
                 return False
-            left = min(left, rest + _AFTER_EXPIRY)  # a holder that dies wakes no waiter
-            held.emit_waiting(other)
+            left = min(left, rest + _AFTER_EXPIRY)  # a holder that has died wakes no waiter
+            lease.emit_waiting(other)
             await leases.wait(port, name, left)
     except TierError as error:
         events.emit(events.Event(events.ERROR, reason="lease", detail=str(error)))
@@ -374,18 +392,18 @@ async def _take_cluster_lease(
 
 
 def _holder_name(chain: Chain) -> str:
-    """Return a new name for a holder: host id, host name, process, a random token."""
+    """Make a unique name for a holder: host id, host name, process, a random token."""
     host = ""
     if chain.host is not None:
-        with suppress(TierError):  # no host id: other processes will not treat us as of their host
+        with suppress(TierError):  # without a host id no other process takes us for one of its host
             host = chain.host.id
     host = host or os.urandom(8).hex()
     return f"{host}/{os.uname().nodename}/{os.getpid()}/{os.urandom(8).hex()}"
 
 
-def _host_of(holder: str) -> str:
+def _host_id(holder: str) -> str:
     return holder.partition("/")[0]
 
 
-def _key(name: str) -> str:
+def _key_of(name: str) -> str:
     return name.rpartition(":")[2]

@@ -2,16 +2,16 @@
 
 Rules of this module:
 
-1.  The entry of an element is that of a call with this element alone in place of the collection.
-    So its key, address, tags and dependencies do not depend on the type of the collection or on
-    its other elements.
+1.  The entry of an element is that of a call with this element in place of the collection.  So its
+    key, address, tags and dependencies do not depend on the type of the collection or on its other
+    elements.
 2.  All missing elements are computed in one run of the function, over a collection of the same
     type.
 3.  A call first leads the flights of all elements that are not being computed, runs, and only
     then waits for the others.  So two overlapping calls compute no element twice and never wait
     for each other.  With `use_lock` it never waits for a lease while it holds one.
-4.  What the function returns is split at once and assembled again for every answer, so an answer
-    looks the same whether it was computed or not.
+4.  The value that the function returns is split immediately, and assembled again for each answer,
+    so an answer looks the same whether it was computed or not.
 5.  A result that cannot be split reaches its caller, with one warning, and is not stored.
 """
 
@@ -30,18 +30,18 @@ from memo.engine import computing, never_hits
 from memo.engine.answering import (
     LOOK_UP_AGAIN,
     adopt_findings,
+    answer_after_lookup,
+    answer_from_first_tier,
     answer_from_flight,
-    at_hand,
     emit_hit,
     excluded_from_own_time,
     fall_back,
     look_up,
-    settled,
     stored_by_another,
 )
-from memo.engine.call import NOTHING, Function, Job, Raised, emit, error_text, read_live
+from memo.engine.call import NOTHING, Function, Job, Raised, emit, error_text, reload_live_if_due
 from memo.engine.computing import (
-    AT_ONCE,
+    MOST_AT_ONCE,
     BeforeRun,
     Run,
     before_run,
@@ -55,7 +55,7 @@ from memo.engine.computing import (
 )
 from memo.engine.coordination.flights import FLIGHTS, Flight, FlightResult
 from memo.engine.coordination.leases import Lease, acquire_lease, wait_until_over
-from memo.engine.loading import look_and_load
+from memo.engine.loading import look_up_and_load
 from memo.engine.refreshing import revalidate
 from memo.engine.replay import Wrapped
 from memo.engine.used_calls import record_entry, record_flight_result, record_stamps
@@ -69,7 +69,7 @@ from memo.stores.chain import Answer
 from memo.stores.protocols import PendingLookup
 from memo.validity.check import MISS, Verdict
 
-_PLAIN = (list, tuple, set, frozenset)
+_SEQUENCES = (list, tuple, set, frozenset)
 
 
 # --- collections ----------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ class Each:
         return self._keyer.plan.defaults[self.name] if value is NOT_GIVEN else value
 
     def find_value(self, args: Sequence[Any], kwargs: Mapping[str, Any], own: int = 0) -> Any:
-        """Return the parameter's value in some arguments, or `ABSENT`.
+        """Return the parameter's value in some arguments, or `NOT_GIVEN`.
 
         Args:
             own: number of leading positional arguments that are left out, such as `self`.
@@ -145,7 +145,7 @@ class Each:
             OptionError: it is not a collection that can be split and rebuilt.
         """
         kind = type(value)
-        if kind in _PLAIN:
+        if kind in _SEQUENCES:
             items = list(value)
             return Collection(items, lambda at: kind([items[i] for i in at]))
         if kind is range or isinstance(value, (type({}.keys()), type({}.values()))):
@@ -179,8 +179,8 @@ class Part(Wrapped):
 
     Attributes:
         value: the result; None if there is none.
-        kind: `LIST`, `TUPLE`, `DICT` or `TABLE`: what the function returned as a whole.
-        there: the function returned something for this element.
+        kind: the kind of the whole that the function returned: `LIST`, `TUPLE`, `DICT` or `TABLE`.
+        there: the function returned a result for this element.
     """
 
     __slots__ = ("kind", "there")
@@ -212,7 +212,7 @@ def split_result(answer: Any, elements: Sequence[Any], name: str) -> list[Part]:
         name: the parameter that holds the elements.
 
     Raises:
-        UnfitError: it cannot be split.
+        UnsplittableError: it cannot be split.
     """
     if isinstance(answer, (list, tuple)):
         if len(answer) != len(elements):
@@ -221,7 +221,7 @@ def split_result(answer: Any, elements: Sequence[Any], name: str) -> list[Part]:
         return [Part(kind, value) for value in answer]
     try:
         if isinstance(answer, dict):
-            _refuse_others(answer, elements, name)
+            _refuse_other_labels(answer, elements, name)
             return [
                 Part(DICT, answer[one]) if one in answer else Part(DICT, None, False)
                 for one in elements
@@ -230,14 +230,14 @@ def split_result(answer: Any, elements: Sequence[Any], name: str) -> list[Part]:
             at: dict[Any, list[int]] = {}
             for position, label in enumerate(answer.index.get_level_values(0).tolist()):
                 at.setdefault(label, []).append(position)
-            _refuse_others(at, elements, name)
+            _refuse_other_labels(at, elements, name)
             return [Part(TABLE, answer.iloc[at.get(one, [])], one in at) for one in elements]
     except TypeError as error:
         raise UnsplittableError(f"cannot be divided by element: {error}") from None
     raise UnsplittableError("cannot be divided by element")
 
 
-def _refuse_others(labels: Iterable[Any], elements: Sequence[Any], name: str) -> None:
+def _refuse_other_labels(labels: Iterable[Any], elements: Sequence[Any], name: str) -> None:
     """Refuse a result with a label that is not an element, since that part would be lost."""
     known = set(elements)
     other = next((label for label in labels if label not in known), NOT_GIVEN)
@@ -249,7 +249,7 @@ def join_parts(items: Sequence[Any], parts: Sequence[Part]) -> Any:
     """Assemble an answer in the order of the items; in a list, a repeated item is repeated.
 
     Raises:
-        UnfitError: the function has returned results of different kinds.
+        UnsplittableError: the function has returned results of different kinds.
     """
     kinds = {part.kind for part in parts}
     if kinds == {LIST}:
@@ -282,27 +282,26 @@ class ElementCall:
 
     Attributes:
         at: its first position in the collection.
-        job: the call with this element alone.
-        asked: the query to the shared tier that was made for it; None if there is none, or it is
-            used up.
-        since: `FLIGHTS.ended` before it was looked up.
-        missed: it was looked up, and a miss was emitted.
+        job: the call for this element alone.
+        pending_lookup: the look-up in the shared tier that was sent for it, or None.
+        since: `FLIGHTS.ended_count` before it was looked up.
+        missed: it was looked up, and the event of the miss was emitted.
     """
 
-    __slots__ = ("asked", "at", "flight", "found", "job", "missed", "since")
+    __slots__ = ("at", "flight", "found", "job", "missed", "pending_lookup", "since")
 
     flight: Flight
 
     def __init__(self, at: int, job: Job) -> None:
         self.at = at
         self.job = job
-        self.asked: PendingLookup | None = None
+        self.pending_lookup: PendingLookup | None = None
         self.since = 0
         self.missed = False
         self.found = Answer(Verdict(MISS, reasons.ABSENT))
 
     @property
-    def text(self) -> str:
+    def key(self) -> str:
         return self.job.call.text
 
 
@@ -313,10 +312,10 @@ class Batch:
         function: the function of the call; its `run` takes the whole collection.
         items: the elements in the caller's order.
         keys: the keys of the items, in the same order.
-        elements_by_key: by key, in the order of their first positions.
+        calls: the calls of the elements by key, in the order of their first positions.
         parts: the results known so far, by key.
         keep: store what is computed.
-        whole: a result over the whole collection that cannot be split; `NOTHING` if there is none.
+        whole: a result for the whole collection that cannot be split, or `NOTHING`.
     """
 
     def __init__(
@@ -346,23 +345,23 @@ class Batch:
                     at, Job(self.function, chain, call, args, kwargs)
                 )
 
-    def run_for(self, elements: Sequence[ElementCall]) -> Job:
-        """Return the call of the function over some elements."""
+    def job_for(self, elements: Sequence[ElementCall]) -> Job:
+        """Make the call of the function over some elements."""
         chosen = self.collection.chosen([element.at for element in elements])
         args, kwargs = self.each.with_value(self.args, self.kwargs, chosen)
         first = elements[0].job
         return Job(first.function, first.chain, first.call, args, kwargs)
 
-    def alone(self, element: ElementCall) -> Job:
-        """Return a job that computes one element alone, for a refresh in the background."""
+    def job_alone(self, element: ElementCall) -> Job:
+        """Make a job that computes one element alone, for a refresh in the background."""
         function = copy.copy(self.function)
-        run, chosen = function.run, self.run_for([element])
+        run, chosen = function.run, self.job_for([element])
         item, name = self.items[element.at], self.each.name
 
         def one(*_: Any, **__: Any) -> Any:
             answer = run(*chosen.args, **chosen.kwargs)
             if inspect.isawaitable(answer):
-                return _later(answer, item, name)
+                return _split_later(answer, item, name)
             return split_result(answer, [item], name)[0]
 
         function.run = one
@@ -385,24 +384,24 @@ class Batch:
         warn_not_stored(self.function, answer, str(fault), fix)
 
 
-async def _later(answer: Any, element: Any, name: str) -> Part:
+async def _split_later(answer: Any, element: Any, name: str) -> Part:
     return split_result(await answer, [element], name)[0]
 
 
-async def batch(
+async def make_batch(
     port: Port, function: Function, each: Each, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Batch:
-    """Return a call over a collection, with its keys made."""
+    """Make a call over a collection, with its keys."""
     function.keyer.check_call(args, kwargs)
-    await read_live(port, function)
-    made = await _keyed(port, Batch(function, each, args, kwargs))
+    await reload_live_if_due(port, function)
+    made = await _with_keys(port, Batch(function, each, args, kwargs))
     if made.calls and await adopt_findings(port, next(iter(made.calls.values())).job):
-        made = await _keyed(port, Batch(function, each, args, kwargs))
+        made = await _with_keys(port, Batch(function, each, args, kwargs))
     return made
 
 
-async def _keyed(port: Port, made: Batch) -> Batch:
-    if len(made.items) > AT_ONCE:
+async def _with_keys(port: Port, made: Batch) -> Batch:
+    if len(made.items) > MOST_AT_ONCE:
         await port.offload(made.make_keys)
     else:
         made.make_keys()
@@ -413,7 +412,7 @@ async def answer(
     port: Port, function: Function, each: Each, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
     """Answer a call over a collection; return its value, or `Raised`."""
-    return await answer_batch(port, await batch(port, function, each, args, kwargs))
+    return await answer_batch(port, await make_batch(port, function, each, args, kwargs))
 
 
 async def answer_batch(port: Port, made: Batch) -> Any:
@@ -426,26 +425,25 @@ async def _answer(port: Port, made: Batch) -> Any:
     if not made.items:
         return await _compute_whole(port, made)
     begun = time.perf_counter()
-    pending = await _answered_at_once(port, made)
-    while pending:
-        pending = await _looked_up(port, made, pending, begun)
-        led, joined, again = _joined(pending)
+    left = await _answer_from_first_tier(port, made)
+    while left:
+        missing = await _look_up_all(port, made, left, begun)
+        led, joined, left = _join_all(missing)
         try:
             ended = await _lead_and_wait(port, made, led, joined)
         finally:
             _forget_waits(*led, *joined)
-        mine = {element.text for element in led}
+        mine = {element.key for element in led}
         for element, result in ended:
-            value = await _value_of(port, element, result, element.text in mine, begun)
+            value = await _value_of(port, element, result, element.key in mine, begun)
             if value is NOTHING:
                 return await _compute_whole(port, made)
             if type(value) is Raised:
                 return value
             if value is LOOK_UP_AGAIN:
-                again.append(element)
+                left.append(element)
             else:
-                made.parts[element.text] = value
-        pending = again
+                made.parts[element.key] = value
     try:
         return made.answer()
     except UnsplittableError as fault:
@@ -473,7 +471,7 @@ async def _value_of(
 
 
 async def _compute_whole(port: Port, made: Batch) -> Any:
-    """Return the plain result of the function if it cannot be cached by element."""
+    """Return the result of the function itself, since it cannot be cached by element."""
     if made.whole is not NOTHING:
         record_stamps(None)
         return made.whole
@@ -487,52 +485,55 @@ async def _compute_whole(port: Port, made: Batch) -> Any:
 # --- looking up -----------------------------------------------------------------------------------
 
 
-async def _answered_at_once(port: Port, made: Batch) -> list[ElementCall]:
-    """Answer elements in few round trips, without a coroutine each; return the other elements."""
-    function, left = made.function, []
+async def _answer_from_first_tier(port: Port, made: Batch) -> list[ElementCall]:
+    """Answer elements from the first tier, in few round trips; return those without an answer."""
+    function, looked_up = made.function, []
     chain = function.chain()
     await chain.get_ready(port)
     with sharing_round_trips():
         for element in made.calls.values():
-            element.since = FLIGHTS.ended
+            element.since = FLIGHTS.ended_count
             begun = time.perf_counter()
-            value = at_hand(lambda: port, function, element.job.call, begun)
+            value = answer_from_first_tier(lambda: port, function, element.job.call, begun)
             if type(value) is Part:
-                made.parts[element.text] = value
+                made.parts[element.key] = value
                 continue
-            asked = value if type(value) is PendingLookup else None
-            element.asked = asked or chain.start_lookup(port, function.id, element.text)
-            left.append((element, asked, begun))
-    pending = []
-    for element, at_once, begun in left:
-        if (asked := element.asked) is not None:
-            asked.lookup.answer = await port.settle(asked.lookup.answer)
-        if at_once is not None:
-            value = settled(function, element.job.call, at_once, begun)
+            of_first = value if type(value) is PendingLookup else None
+            element.pending_lookup = of_first or chain.start_lookup(port, function.id, element.key)
+            looked_up.append((element, of_first, begun))
+    left = []
+    for element, of_first, begun in looked_up:
+        if (pending := element.pending_lookup) is not None:
+            pending.lookup.answer = await port.settle(pending.lookup.answer)
+        if of_first is not None:
+            value = answer_after_lookup(function, element.job.call, of_first, begun)
             if type(value) is Part:
-                made.parts[element.text] = value
+                made.parts[element.key] = value
                 continue
-        if asked is not None and (asked.chain is not element.job.chain or asked.entry is not None):
-            element.asked = None
-        pending.append(element)
-    return pending
+        if pending is not None and (
+            pending.chain is not element.job.chain or pending.entry is not None
+        ):
+            element.pending_lookup = None
+        left.append(element)
+    return left
 
 
-async def _looked_up(
-    port: Port, made: Batch, pending: Sequence[ElementCall], begun: float
+async def _look_up_all(
+    port: Port, made: Batch, elements: Sequence[ElementCall], begun: float
 ) -> list[ElementCall]:
     """Look elements up; return those that have to be computed."""
     left = []
-    for element in pending:
-        asked, element.asked = element.asked, None
-        if asked is None:
-            element.since = FLIGHTS.ended
-        again = partial(made.alone, element)
+    for element in elements:
+        pending, element.pending_lookup = element.pending_lookup, None
+        if pending is None:
+            element.since = FLIGHTS.ended_count
         found, value = await look_up(
-            *(port, element.job, begun, asked), shared=element.missed, refreshing=again
+            *(port, element.job, begun, pending),
+            was_missing=element.missed,
+            refresh_job=partial(made.job_alone, element),
         )
         if value is not NOTHING:
-            made.parts[element.text] = cast("Part", value)
+            made.parts[element.key] = cast("Part", value)
             continue
         element.found = found
         if not element.missed:
@@ -542,19 +543,19 @@ async def _looked_up(
     return left
 
 
-def _joined(
-    pending: Sequence[ElementCall],
+def _join_all(
+    elements: Sequence[ElementCall],
 ) -> tuple[list[ElementCall], list[ElementCall], list[ElementCall]]:
     """Join the flights of elements; return those led, those to wait for, those to look up again.
 
     Raises:
-        ReentryError: the computation of one of them runs around this call.
+        ReentryError: this call is part of the computation of one of them.
     """
     led: list[ElementCall] = []
     joined: list[ElementCall] = []
     again: list[ElementCall] = []
     try:
-        for element in pending:
+        for element in elements:
             refs = element.job.call.refs
             flight, leads = FLIGHTS.join_since(element.job.name, refs, element.since)
             if flight is None:
@@ -573,11 +574,8 @@ def _joined(
 # --- waiting --------------------------------------------------------------------------------------
 
 
-class _Shared:
-    """Handle of a flight among several that one task computes.
-
-    Cancelled once no flight is wanted.
-    """
+class _FlightShare:
+    """Handle of one of several flights that a task computes; the last cancelled one cancels it."""
 
     def __init__(self, name: str, wanted: set[str]) -> None:
         self._name = name
@@ -596,19 +594,19 @@ class _Shared:
 async def _lead_and_wait(
     port: Port, made: Batch, led: list[ElementCall], joined: list[ElementCall]
 ) -> list[tuple[ElementCall, FlightResult | None]]:
-    """Compute what is led here, then wait for the rest; return each element with its result."""
-    boarded: list[tuple[Flight, Waiter]] = []
+    """Compute the elements that are led here, then wait for the others; return all results."""
+    waiting: list[tuple[Flight, Waiter]] = []
     try:
         if led and port.native:
-            boarded = _add_waiters(port, led)
+            waiting = _add_waiters(port, led)
             _spawn(port, made, led)
         elif led:
-            await _lead(port, made, led)
-        boarded += _add_waiters(port, joined)
-        for flight, waiter in boarded:
+            await _lead_flights(port, made, led)
+        waiting += _add_waiters(port, joined)
+        for flight, waiter in waiting:
             await wait_until_over(port, flight, waiter)
     finally:
-        for flight, waiter in boarded:
+        for flight, waiter in waiting:
             FLIGHTS.remove_waiter(flight, waiter)
         for element in led:
             if element.flight.handle is None:
@@ -621,10 +619,10 @@ def _add_waiters(port: Port, elements: Sequence[ElementCall]) -> list[tuple[Flig
 
 
 def _spawn(port: Port, made: Batch, led: list[ElementCall]) -> None:
-    """Compute in a task of its own, which runs as long as a caller waits for an element."""
+    """Compute elements in a new task, which runs as long as a caller waits for one of them."""
     flights = [element.flight for element in led]
     wanted = {flight.name for flight in flights}
-    shares = [_Shared(flight.name, wanted) for flight in flights]
+    shares = [_FlightShare(flight.name, wanted) for flight in flights]
     for flight, share in zip(flights, shares, strict=True):
         flight.handle = share
 
@@ -632,7 +630,9 @@ def _spawn(port: Port, made: Batch, led: list[ElementCall]) -> None:
         for flight in flights:
             FLIGHTS.abandon(flight)
 
-    handle = port.spawn(lambda port: _lead(port, made, led), f"memo-{made.function.id}", ended)
+    handle = port.spawn(
+        lambda port: _lead_flights(port, made, led), f"memo-{made.function.id}", ended
+    )
     for share in shares:
         share.handle = handle
 
@@ -640,12 +640,12 @@ def _spawn(port: Port, made: Batch, led: list[ElementCall]) -> None:
 # --- computing ------------------------------------------------------------------------------------
 
 
-async def _lead(port: Port, made: Batch, led: list[ElementCall]) -> None:
-    """Compute the elements that are led here, and end their flights in any case."""
+async def _lead_flights(port: Port, made: Batch, led: list[ElementCall]) -> None:
+    """Compute the elements that are led here; whatever happens, end their flights."""
     fault = False
     try:
         await _compute_with_leases(port, made, led)
-    except Exception as error:  # an error of memo: the user's are in the results
+    except Exception as error:  # a fault in memo: errors of the user's function are in the results
         emit(led[0].job, events.ERROR, reason="engine", detail=error_text(error))
         fault = True
     finally:
@@ -655,9 +655,9 @@ async def _lead(port: Port, made: Batch, led: list[ElementCall]) -> None:
 
 
 async def _compute_with_leases(port: Port, made: Batch, led: list[ElementCall]) -> None:
-    """Compute what no other process computes, in as few runs as possible.
+    """Compute the elements that no other process computes, in as few runs as possible.
 
-    Elements that others compute are waited for one at a time, and only while no lease is held here.
+    It waits for the others one at a time, and only while it holds no lease.
     """
     policy = made.function.policy
     if not policy.use_lock:
@@ -667,18 +667,18 @@ async def _compute_with_leases(port: Port, made: Batch, led: list[ElementCall]) 
     end = None if limit is None else time.monotonic() + limit
     left = led
     while left:
-        async with AsyncExitStack() as leases:  # releases all of them in any case
-            held = await _try_leases(port, left, leases)
-            if not held:
-                await _wait_for_one(port, left[0], end, held, leases)
+        async with AsyncExitStack() as stack:  # releases all of them at its end
+            leases = await _try_leases(port, left, stack)
+            if not leases:
+                await _wait_for_one(port, left[0], end, leases, stack)
             late = end is not None and time.monotonic() >= end
-            flight_results = await _compute_missing(port, made, left, held, late=late)
+            flight_results = await _compute_missing(port, made, left, leases, late=late)
         await _finish_flights(port, flight_results)
         left = [element for element in left if not element.flight.over]
 
 
 async def _compute_missing(
-    port: Port, made: Batch, left: Sequence[ElementCall], held: Mapping[str, Lease], *, late: bool
+    port: Port, made: Batch, left: Sequence[ElementCall], leases: Mapping[str, Lease], *, late: bool
 ) -> list[tuple[ElementCall, FlightResult | None]]:
     """Compute the elements whose leases are held here, unless another process has stored them.
 
@@ -688,10 +688,10 @@ async def _compute_missing(
     flight_results: list[tuple[ElementCall, FlightResult | None]] = []
     wanted: list[ElementCall] = []
     for element in left:
-        one = held.get(element.text)
-        if one is not None and await stored_by_another(port, element.job, one, element.found):
+        lease = leases.get(element.key)
+        if lease is not None and await stored_by_another(port, element.job, lease, element.found):
             flight_results.append((element, None))
-        elif one is not None or late:
+        elif lease is not None or late:
             wanted.append(element)
     if wanted:
         flight_results += await _compute(port, made, wanted)
@@ -710,70 +710,70 @@ async def _finish_flights(
 
 
 async def _try_leases(
-    port: Port, elements: Sequence[ElementCall], leases: AsyncExitStack
+    port: Port, elements: Sequence[ElementCall], stack: AsyncExitStack
 ) -> dict[str, Lease]:
-    """Take the leases that are free, and return them."""
-    held: dict[str, Lease] = {}
+    """Take the leases that are free; return them by key."""
+    leases: dict[str, Lease] = {}
     for element in elements:
-        await _acquire(port, element, None, held, leases)
-    return held
+        await _acquire(port, element, None, leases, stack)
+    return leases
 
 
 async def _wait_for_one(
     port: Port,
     element: ElementCall,
     end: float | None,
-    held: dict[str, Lease],
-    leases: AsyncExitStack,
+    leases: dict[str, Lease],
+    stack: AsyncExitStack,
 ) -> None:
-    """Wait for the lease of one element, until it is released or the lock timeout has passed."""
+    """Wait for the lease of one element until it is free or the lock timeout has passed."""
     left = float("inf") if end is None else max(0.0, end - time.monotonic())
-    await _acquire(port, element, left, held, leases)
+    await _acquire(port, element, left, leases, stack)
 
 
 async def _acquire(
     port: Port,
     element: ElementCall,
     wait: float | None,
-    held: dict[str, Lease],
-    leases: AsyncExitStack,
+    leases: dict[str, Lease],
+    stack: AsyncExitStack,
 ) -> None:
     """Take a lease if it is free or becomes free within `wait` seconds; None: do not wait."""
     job, policy = element.job, element.job.function.policy
     if wait is not None:
         policy = policy._replace(lock_timeout=None if wait == float("inf") else wait)
-    one = await acquire_lease(
+    lease = await acquire_lease(
         *(port, job.chain, job.name, policy, element.flight),
         refresh=wait is None,
         expected=job.function.last_duration,
     )
-    if one is not None and (one.acquired or wait is not None):
-        held[element.text] = one
-        leases.push_async_callback(_release, port, one, job)
+    if lease is not None and (lease.acquired or wait is not None):
+        leases[element.key] = lease
+        stack.push_async_callback(_release, port, lease, job)
 
 
-async def _release(port: Port, one: Lease, job: Job) -> None:
-    await one.release(port, job.chain.uploads.get(job.name))
+async def _release(port: Port, lease: Lease, job: Job) -> None:
+    await lease.release(port, job.chain.uploads.get(job.name))
 
 
 async def _compute(
     port: Port, made: Batch, elements: list[ElementCall]
 ) -> list[tuple[ElementCall, FlightResult | None]]:
-    """Run the function once over some elements and store each result; return the results.
+    """Run the function over some elements and store each result; return the results.
 
-    Elements whose inputs come back equal are confirmed instead of computed.
+    Elements that can be revalidated are not computed.
     """
     renewed: list[tuple[ElementCall, FlightResult | None]] = []
     for element in elements:
         if element.found.verdict.renewable:
             result = await revalidate(port, element.job, element.flight, element.found)
             renewed += [] if result is None else [(element, result)]
-    done = {element.text for element, _ in renewed}
-    left = [element for element in elements if element.text not in done]
-    return [*renewed, *(await _computed(port, made, left) if left else ())]
+    done = {element.key for element, _ in renewed}
+    left = [element for element in elements if element.key not in done]
+    return [*renewed, *(await _compute_unconfirmed(port, made, left) if left else ())]
 
 
-async def _computed(
+async def _compute_unconfirmed(
     port: Port, made: Batch, elements: list[ElementCall]
 ) -> list[tuple[ElementCall, FlightResult | None]]:
     """Compute elements without revalidating any of them."""
@@ -781,8 +781,8 @@ async def _computed(
         before = await before_run(port, [element.job for element in elements])
     except DependencyError as missing:
         return [(element, FlightResult(error=missing)) for element in elements]
-    never_hits.check_looks(elements[0].job)
-    ran = await _run(port, made, elements)
+    never_hits.warn_if_keys_differ(elements[0].job)
+    ran = await _run_once(port, made, elements)
     if ran.outcome.error is not None:
         return await _failed_results(port, elements, before, ran)
     try:
@@ -792,21 +792,21 @@ async def _computed(
         if len(elements) == len(made.items):
             made.whole = ran.outcome.value
         return [(element, FlightResult(cache_failed=True)) for element in elements]
-    share = ran._replace(cost=ran.cost / len(elements))
+    share = ran._replace(seconds=ran.seconds / len(elements))
     ready = []
     for element, part, one in zip(elements, parts, before, strict=True):
-        emit(element.job, events.COMPUTED, seconds=share.cost)
+        emit(element.job, events.COMPUTED, seconds=share.seconds)
         ready.append(await prepare_result(port, element.flight, one, share, part, keep=made.keep))
     return list(zip(elements, await store_prepared(port, ready), strict=True))
 
 
-async def _run(port: Port, made: Batch, elements: Sequence[ElementCall]) -> Run:
-    """Run the function once for some elements."""
-    whole = made.run_for(elements)
+async def _run_once(port: Port, made: Batch, elements: Sequence[ElementCall]) -> Run:
+    """Run the function once over some elements."""
+    whole = made.job_for(elements)
     lead = Flight(whole.name, (), background=False)
     for element in elements:  # a run that asks for one of its own elements is refused
         element.flight.call = element.job.call
-        element.flight.waits.append(lead)
+        element.flight.waits_for.append(lead)
     try:
         return await run_once(port, whole, lead)
     finally:
@@ -816,9 +816,9 @@ async def _run(port: Port, made: Batch, elements: Sequence[ElementCall]) -> Run:
 async def _failed_results(
     port: Port, elements: Sequence[ElementCall], before: Sequence[BeforeRun], ran: Run
 ) -> list[tuple[ElementCall, FlightResult | None]]:
-    """Return the results of a run that raised: old values, where they still may answer."""
+    """Return the results of a run that raised: old values if they may answer, else its error."""
     flight_results: list[tuple[ElementCall, FlightResult | None]] = []
-    emit(elements[0].job, events.FAILED, reason=ran.outcome.raised, seconds=ran.cost)
+    emit(elements[0].job, events.FAILED, reason=ran.outcome.error_name, seconds=ran.seconds)
     for element, one in zip(elements, before, strict=True):
         result = await failed_result(port, one, ran)
         if element.found.verdict.fallback and element.found.entry is not None:
@@ -831,18 +831,15 @@ async def _failed_results(
 
 
 async def read_stored(port: Port, made: Batch) -> Any:
-    """Return the answer if every element may be used now.
-
-    Else `Raised`, or the first other element.
-    """
+    """Return the answer if all entries may be used now, else the first element that misses."""
     begun = time.perf_counter()
     for element in made.calls.values():
-        found, value = await look_and_load(port, element.job)
+        found, value = await look_up_and_load(port, element.job)
         if value is NOTHING:
             emit(element.job, events.MISS, reason=found.verdict.reason)
             return element
-        emit_hit(element.job, found, begun, shared=False)
-        made.parts[element.text] = value
+        emit_hit(element.job, found, begun, was_missing=False)
+        made.parts[element.key] = value
     return made.answer()
 
 
@@ -851,13 +848,13 @@ async def peek(port: Port, made: Batch, default: Any) -> Any:
     if not made.items:
         return default
     for element in made.calls.values():
-        found, value = await look_and_load(port, element.job)
+        found, value = await look_up_and_load(port, element.job)
         if value is NOTHING:
             return default
         assert found.entry is not None
-        element.job.chain.latest_answers.record(element.text, found.entry.times.started)
+        element.job.chain.latest_answers.record(element.key, found.entry.times.started)
         record_entry(element.job.function, element.job.chain, element.job.call, found.entry)
-        made.parts[element.text] = value
+        made.parts[element.key] = value
     return made.answer()
 
 
@@ -865,7 +862,7 @@ async def is_cached(port: Port, made: Batch) -> bool:
     """True if every element would be answered from the cache."""
     for element in made.calls.values():
         job = element.job
-        found = await job.chain.lookup(port, job.function.id, element.text, job.function.judge)
+        found = await job.chain.lookup(port, job.function.id, element.key, job.function.judge)
         if found.verdict.kind == MISS:
             return False
     return bool(made.calls)
@@ -888,7 +885,7 @@ async def refresh(port: Port, made: Batch, *, keep: bool = True) -> Any:
         record_flight_result(element.job, result)
         if result.error is not None:
             return Raised(result.error)
-        made.parts[element.text] = result.value
+        made.parts[element.key] = result.value
     return made.answer()
 
 
@@ -907,8 +904,8 @@ async def put(port: Port, made: Batch, value: Any) -> None:
     except UnsplittableError as fault:
         fix = f"{fault}; give one result per element."
         raise OptionError("value", value, fix) from None
-    keys = [element.text for element in elements] if whole else made.keys
+    keys = [element.key for element in elements] if whole else made.keys
     by_key = dict(zip(keys, parts, strict=True))
-    values = [by_key[element.text] for element in elements]
+    values = [by_key[element.key] for element in elements]
     if elements:
         await computing.put(port, [element.job for element in elements], values)

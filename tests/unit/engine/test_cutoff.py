@@ -220,7 +220,7 @@ def test_explain_and_entries_say_what_is_in_doubt(pipeline: Pipeline) -> None:
     pipeline()
     pipeline.raw.invalidate("EU")
     said = str(pipeline.report.explain())
-    assert "asks" in said
+    assert "first checks" in said
     assert "if equal, it stays valid" in said
     assert [entry.state for entry in memo.entries(pipeline.report)] == ["in doubt"]
     assert pipeline.report.invalidate().matched == 1

@@ -259,7 +259,7 @@ def test_explain_names_what_cannot_be_asked(way: Way, server: Server) -> None:
     way.call(load, "EU")
     server.fails = True
     said = str(load.explain("EU"))
-    assert f"depends on {server.url('EU')}, which cannot be asked; with stale_if_error" in said
+    assert f"depends on {server.url('EU')}, which cannot be reached; with stale_if_error" in said
 
 
 def test_a_silent_server_is_waited_for_once(way: Way) -> None:

@@ -920,7 +920,7 @@ def test_threads_outside_a_computation_are_left_alone() -> None:
     """A thread that no cached computation started runs as Python made it."""
     loads("raw")("EU")
     seen: list[Any] = []
-    thread = threading.Thread(target=lambda: seen.append(used_calls.current_context()))
+    thread = threading.Thread(target=lambda: seen.append(used_calls.context_for_thread()))
     thread.start()
     thread.join()
     assert "run" not in vars(thread)
@@ -936,7 +936,7 @@ def test_a_thread_that_outlives_its_computation_adds_nothing() -> None:
     def read_late() -> None:
         go_on.wait(5)
         raw("EU")
-        seen.append(used_calls.current_context())
+        seen.append(used_calls.context_for_thread())
 
     @cache(ttl=None, version="1", name="tests:outlived")
     def report() -> int:
@@ -1230,7 +1230,7 @@ def test_a_joiner_does_not_go_back() -> None:
 
 def _a_caller_waits() -> None:
     flight = next(iter(answering.FLIGHTS.joinable()))
-    until(lambda: flight.joiners)
+    until(lambda: flight.waiters)
 
 
 def test_a_refresh_that_another_process_invalidated_is_dropped() -> None:

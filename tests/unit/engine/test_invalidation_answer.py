@@ -314,7 +314,7 @@ def no_time_to_count(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_time_to_count")
 def test_counting_is_bounded() -> None:
     """When the time for counting is over the answer says "at least", and everything is dropped."""
-    load, many = loads(), 2 * invalidating.COUNT_AT_LEAST
+    load, many = loads(), 2 * invalidating.MIN_COUNTED
     for year in range(many):
         load("EU", year)
     done = load.invalidate()

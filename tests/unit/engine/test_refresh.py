@@ -799,7 +799,7 @@ def test_a_refresh_that_another_process_has_is_not_asked_for_at_every_call(
     style: Style, source: Source, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While another process refreshes, stale answers ask about that now and then only."""
-    monkeypatch.setattr(memo.engine.refreshing, "RECHECK", 5.0)
+    monkeypatch.setattr(memo.engine.refreshing, "RECHECK_SECONDS", 5.0)
     f = cached(style, source, ttl=10, stale_while_revalidate=1000)
     with isolated(clock=clock), recording() as seen:
         style.call(f)

@@ -19,7 +19,7 @@ from providers import InADict
 import memo
 from memo import cache
 from memo.decorators import assembly
-from memo.engine.explaining import Explanation, listing
+from memo.engine.explaining import Explanation, list_headers
 from memo.runtime import events
 from memo.testing import ManualClock, isolated, recording
 
@@ -264,7 +264,7 @@ def test_what_a_resolver_gives_is_named(clock: ManualClock) -> None:
         return 1
 
     order({"id": 1})
-    shows(order.explain({"id": 2}), "what key_resolver gives is '2'; the nearest entry has '1'")
+    shows(order.explain({"id": 2}), "the result of key_resolver is '2'; the nearest entry has '1'")
 
 
 def test_changed_code_shows_the_diff(code: Code) -> None:
@@ -613,5 +613,5 @@ def test_listing_stops_at_its_limit_over_all_tiers() -> None:
     many(last)  # this one is in memory as well
     chain = assembly.default_chain()
     for limit, wanted in ((None, 4), (3, 3), (1, 1)):
-        found = blocking(lambda port: listing(port, chain, chain.prefix("shop:many"), limit))  # noqa: B023
+        found = blocking(lambda port: list_headers(port, chain, chain.prefix("shop:many"), limit))  # noqa: B023
         assert len(found) == wanted

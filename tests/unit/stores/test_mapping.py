@@ -498,10 +498,10 @@ def test_voucher_goes_with_its_payload(files: Payloads, payload: Payload) -> Non
 @pytest.fixture
 def hashed() -> Iterator[list[int]]:
     """The payloads that are hashed in full, by their size."""
-    loading.KNOWN_GOOD.clear()
+    loading.VERIFIED_PAYLOADS.clear()
     with calls_of(codec.has_valid_digests, note=lambda given: len(given["payload"])) as seen:
         yield seen
-    loading.KNOWN_GOOD.clear()
+    loading.VERIFIED_PAYLOADS.clear()
 
 
 def test_big_payload_is_not_hashed_by_the_next_process(cache_home: Path, hashed: list[int]) -> None:
@@ -521,7 +521,7 @@ def test_payload_without_a_voucher_is_hashed_once(cache_home: Path, hashed: list
         voucher.unlink()
     for _ in range(2):
         reset()
-        loading.KNOWN_GOOD.clear()
+        loading.VERIFIED_PAYLOADS.clear()
         assert (big(n) == np.arange(n)).all()
     assert hashed == [n * 8]
 
