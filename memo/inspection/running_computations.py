@@ -81,7 +81,7 @@ class RunningComputations:
     def start_over(self) -> None:
         """Forget all computations: at first, and in the child of a fork."""
         self._lock = threading.Lock()
-        self._slots: dict[str, tuple[int, Running]] = {}
+        self._slots: dict[str, list[tuple[int, Running]]] = {}  # by key; refreshes run side by side
         self._free = list(range(MOST_SLOTS - 1, -1, -1))
         self._took: OrderedDict[str, float] = OrderedDict()
         self._map: mmap.mmap | None = None
@@ -112,7 +112,7 @@ class RunningComputations:
         )
         with self._lock:
             slot = self._free.pop() if self._free else -1
-            self._slots[event.key] = (slot, run)
+            self._slots.setdefault(event.key, []).append((slot, run))
             for facts in (run.arguments, None):  # many arguments do not fit into a slot
                 data = json.dumps((*run[:5], run.key, facts)).encode("utf-8", "replace")
                 if len(data) < SLOT_BYTES:
@@ -121,7 +121,10 @@ class RunningComputations:
 
     def _end(self, event: Event) -> None:
         with self._lock:
-            slot, run = self._slots.pop(event.key, (-1, None))
+            runs = self._slots.get(event.key)
+            slot, run = runs.pop(0) if runs else (-1, None)
+            if not runs:
+                self._slots.pop(event.key, None)
             if run is not None and not event.detail:  # it ended normally
                 self._took[event.key] = time.time() - run.since
                 self._took.move_to_end(event.key)
@@ -179,7 +182,8 @@ class RunningComputations:
     def here(self) -> list[Running]:
         """Return the computations of this process, the longest-running first."""
         with self._lock:
-            return sorted((run for _, run in self._slots.values()), key=lambda run: run.since)
+            runs = (run for several in self._slots.values() for _, run in several)
+            return sorted(runs, key=lambda run: run.since)
 
     def everywhere(self) -> list[Running]:
         """Return the computations of all processes that share the directory, longest first."""

@@ -279,6 +279,42 @@ def test_what_runs_in_other_processes_is_shown() -> None:
             one.kill(), one.communicate()
 
 
+TWICE = """
+import sys, threading
+from memo import cache
+@cache(name="twice", version="1")
+def twice(x):
+    print("running", flush=True)
+    assert go.wait(20)
+    return x
+go = threading.Event()
+threads = [threading.Thread(target=twice.refresh, args=(7,)) for _ in range(2)]
+[thread.start() for thread in threads]
+sys.stdin.readline()
+go.set()
+[thread.join() for thread in threads]
+print("over", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_two_computations_of_one_call_are_shown_until_both_have_ended() -> None:
+    """Two refreshes of one call at the same time are two lines, and neither is left behind."""
+    command, pipe = [sys.executable, "-c", TWICE], subprocess.PIPE
+    one = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+    model = Model(shared=True)
+    try:
+        assert one.stdout is not None
+        assert one.stdin is not None
+        assert [one.stdout.readline() for _ in range(2)] == ["running\n"] * 2
+        assert [run["call"] for run in looked(model)["running"]] == ["twice:7"] * 2
+        one.stdin.write("\n"), one.stdin.flush()
+        assert one.stdout.readline() == "over\n"
+        assert looked(model)["running"] == []
+    finally:
+        one.kill(), one.communicate()
+
+
 def test_a_process_is_counted_while_it_computes() -> None:
     """Its calls so far are in the figures of all processes, not only at the end of a long one."""
     quick = "quick = cache(abs, name='quick', version='1')\nquick(1), quick(1)\nfar(7)"
