@@ -85,6 +85,7 @@ class CachedFunction(Generic[P, R]):
 
     __wrapped__: Callable[P, R]
     _own_mode: Mode | None = None
+    _original: CachedFunction[P, R] | None = None
 
     def __init__(self, function: Callable[P, R], given: Mapping[str, Any]) -> None:
         options.function("function", function)
@@ -197,6 +198,7 @@ class CachedFunction(Generic[P, R]):
         """
         made = object.__new__(type(self))
         made.__dict__.update(self.__dict__)
+        made._original = self._original or self
         made._own_mode = modes.checked(mode, max_age).over(self._own_mode)
         if ttl is not MISSING:
             made._function = self._function.with_policy(

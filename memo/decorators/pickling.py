@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 def reduced(function: CachedFunction[Any, Any]) -> Any:
     """Return the result of `__reduce__` for a cached function."""
+    original = function._original
+    if original is not None:
+        return _used, (original, codec.pickle_by_value(_given_to_using(function, original)))
     module, name = function.__module__, getattr(function, "__qualname__", "")
     settings = _settings()
     if module != "__main__" and _look_up(module, name) is function:
@@ -28,6 +31,22 @@ def reduced(function: CachedFunction[Any, Any]) -> Any:
     given = {**function._options, "name": function.function_id}
     code = function._function.keyer.identity.digest()
     return _rebuilt, (type(function), function.__wrapped__, given, code, function.of_class)
+
+
+def _given_to_using(
+    function: CachedFunction[Any, Any], original: CachedFunction[Any, Any]
+) -> dict[str, Any]:
+    """Return the arguments with which `original.using` makes a function again."""
+    kind, max_age = function._own_mode or (None, None)
+    ttl = function._function.policy.ttl
+    own = {} if ttl is original._function.policy.ttl else {"ttl": ttl}
+    return {"mode": kind, "max_age": max_age, **own}
+
+
+def _used(original: CachedFunction[Any, Any], packed: bytes) -> CachedFunction[Any, Any]:
+    import pickle
+
+    return original.using(**pickle.loads(packed))
 
 
 def _settings() -> tuple[dict[str, Any], str]:

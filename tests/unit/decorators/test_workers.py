@@ -98,6 +98,23 @@ def test_round_trip(by: str, pickler: Any, log: Path) -> None:
     assert inside(again).policy == inside(f).policy
 
 
+@FUNCTIONS
+@pytest.mark.parametrize("pickler", [pickle, cloudpickle], ids=["pickle", "cloudpickle"])
+def test_what_using_changes_is_pickled(by: str, pickler: Any, log: Path) -> None:
+    """A function with a mode, an age or a ttl of its own keeps them, also as a method."""
+    used = function(by).using(ttl=lambda _: "5s").using(mode="only", max_age="1m")
+    again = pickler.loads(pickler.dumps(used))
+    with pytest.raises(memo.NotCachedError):
+        again(str(log), 1)
+    assert again.using(mode="refresh")(str(log), 1)
+    [stored] = memo.entries(again)
+    assert stored.ttl == 5
+    assert inside(again).policy._replace(ttl=None) == inside(used).policy._replace(ttl=None)
+    method = pickler.loads(pickler.dumps(worked.Service().method.using(mode="only")))
+    with pytest.raises(memo.NotCachedError):
+        method(5)
+
+
 def test_copies_are_the_function_itself() -> None:
     """`copy` treats a cached function as it treats functions."""
     f = local()
