@@ -286,8 +286,8 @@ class _NameFlow(ast.NodeVisitor):
         inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
         local = set().union(*self.local)
         for scanned in map(names_used.scan, inner):
-            found = {use.name for use in scanned.uses if use.root == names_used.GLOBAL} - local
-            rebound = (use.name for use in scanned.assigned if use.root == names_used.GLOBAL)
+            found = {use.name for use in scanned.uses if use.root == names_used.GLOBAL_NAME} - local
+            rebound = (use.name for use in scanned.assigned if use.root == names_used.GLOBAL_NAME)
             self.later.update(dict.fromkeys(sorted(found)))
             self.assigned.update(dict.fromkeys(rebound))
 

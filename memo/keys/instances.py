@@ -344,8 +344,8 @@ def encoded(
     except Unkeyable:
         pass
     shot = held_values.fingerprint_of(value, given=given)
-    lost += [(f"{name}{path}", why) for path, why in shot.lost]
-    if not shot.lost:
+    lost += [(f"{name}{path}", why) for path, why in shot.left_out]
+    if not shot.left_out:
         lost.append((name, f"{canonical.type_name(type(value))} has no sound key"))
     refs = [code_digest(ref) for ref in (*shot.refs, *(ref for _, ref in shot.noted))]
     return b"%" + atoms.with_length(b"".join(map(atoms.text, (shot.text, *refs))))

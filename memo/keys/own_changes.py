@@ -248,7 +248,7 @@ REGISTRY: Final = Registry()
 
 def _of(at: At, value: Any) -> Callable[[], Any]:
     """Return a weak reference to a value or, if that is impossible, to its holder."""
-    if not held_values.is_fixed(type(value)) and not isinstance(value, type):
+    if not held_values.is_immutable(type(value)) and not isinstance(value, type):
         try:
             return weakref.ref(value)
         except TypeError:

@@ -1,4 +1,4 @@
-"""Atoms: the encodings of plain values, and how encodings are combined.
+"""Atoms: encode plain values, and combine encodings.
 
 An encoding begins with a letter, its *kind*, which determines its length; so encodings in a row
 cannot be confused.  Content longer than `INLINE_BYTES` bytes is replaced by its digest.
@@ -140,7 +140,7 @@ def plain_sequence(pieces: Iterable[Any]) -> bytes | None:
 
 
 def _are_texts(values: Any) -> bool:
-    """True if all are instances of `str`: twice as fast as checking each type."""
+    """True if all values are instances of `str`: twice as fast as checking each type."""
     if type(values[0]) is not str:
         return False
     try:
@@ -156,4 +156,4 @@ SIMPLE: Final[dict[type, Callable[[Any], bytes]]] = {
     float: floating,
     bytes: binary,
 }
-"""The encodings of the values that most arguments are."""
+"""Type -> the encoder of its values, for the types of most arguments."""

@@ -92,20 +92,17 @@ def _positional(value: types.FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def _is_sentinel(value: Any) -> bool:
-    """True for a bare `object()`: a marker, whose meaning is in the code that compares with it."""
+    """True for a bare `object()`: a marker with which the code compares."""
     return type(value) is object
 
 
 def _code(value: types.FunctionType, walk: Walk, owner: type | None) -> bytes:
-    """Encode the code of a function.
-
-    The user's by `function_version`, others by name or bytecode.
-    """
+    """Encode the code of a function: a user's by version, any other by name or bytecode."""
     namespace, code = value.__globals__, value.__code__
     if origin.of_namespace(namespace, code.co_filename).kind == origin.USER:
         return atoms.text(canonical.code_of(value, owner))
     place = f"{value.__module__}:{value.__qualname__}"
-    if looked_up(value.__module__, value.__qualname__) is value:
+    if look_up(value.__module__, value.__qualname__) is value:
         return atoms.text(place)
     return atoms.text(place) + walk.sequence(_bytecode(code))
 
@@ -117,7 +114,7 @@ def _bytecode(code: types.CodeType) -> list[Any]:
     return [code.co_code, constants, names, counts]
 
 
-def looked_up(module: str | None, name: str) -> Any:
+def look_up(module: str | None, name: str) -> Any:
     """Look up a dotted name in a module; None if there is none."""
     found: Any = sys.modules.get(module or "")
     for part in name.split("."):
@@ -142,7 +139,7 @@ def builtin(value: types.BuiltinFunctionType, walk: Walk) -> bytes:
 
 def compiled(value: Any, walk: Walk) -> bytes:
     """Encode a function compiled by Cython: its module and name."""
-    found = looked_up(value.__module__, value.__qualname__)
+    found = look_up(value.__module__, value.__qualname__)
     if getattr(found, "__func__", found) is not value:
         raise walk.refuse(
             value, "its module has no function of its name; pass a function of your own."

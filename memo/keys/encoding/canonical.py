@@ -1,4 +1,4 @@
-"""Canonical encoding: values as bytes that are equal exactly if the values are; and their digests.
+"""Canonical encoding of values: equal bytes for equal values, different ones for others.
 
 Rules of this module:
 
@@ -44,14 +44,13 @@ from memo.keys.encoding.atoms import (
 )
 
 MAX_IN_CYCLES: Final = 1_000_000
-"""Most encodings inside of cycles in one value; a value with denser references to itself is
-refused."""
+"""Most encodings inside of cycles in one value; beyond it the value is refused."""
 DEEP_RECURSION: Final = 10_000
 """The recursion limit, in frames, for a value that is nested deeper than the present one allows."""
 SORTED_AT_ONCE: Final = 1 << 15
 """Most values that are sorted in one step: 20 ms, during which no other thread runs."""
 _STRIDE: Final = 4093
-"""Distance between sampled values; a prime, so that it matches no period in the values."""
+"""Distance between sampled values: a prime, so that no period in the values matches it."""
 _NEVER: Final = 1 << 62
 NO_REPLACEMENTS: Final[Mapping[int, Mapping[str, Any]]] = {}
 
@@ -75,7 +74,7 @@ class Unkeyable(Exception):  # noqa: N818 - a fact about a value; `KeyingError` 
         self.fix = fix
         self.path = path
 
-    def under(self, step: str) -> None:
+    def prepend_step(self, step: str) -> None:
         """Prepend a step to the path."""
         self.path = step + self.path
 
@@ -97,7 +96,7 @@ def key_step(key: Any) -> str:
 
 
 def sequence(values: Sequence[Any], walk: Walk, step: Callable[[int], str] = index_step) -> bytes:
-    """Encode the content of an ordered collection; `step` names its items in a path."""
+    """Encode the items of an ordered collection; `step` names an item in a path."""
     if len(values) >= ENCODED_IN_C:
         stream = plain_sequence(
             values[at : at + ITEMS_AT_ONCE] for at in range(0, len(values), ITEMS_AT_ONCE)
@@ -116,13 +115,13 @@ def _each(values: Iterable[Any], walk: Walk, step: Callable[[int], str]) -> list
             encoder = known(kind) or _found.get(kind) or _find(kind)
             encodings.append(encoder(value, walk))
     except Unkeyable as error:
-        error.under(step(len(encodings)))
+        error.prepend_step(step(len(encodings)))
         raise
     return encodings
 
 
 def mapping(value: dict[Any, Any], walk: Walk, step: Callable[[Any], str] = key_step) -> bytes:
-    """Encode the content of a mapping whose order does not matter."""
+    """Encode the items of a mapping whose order does not count."""
     keys = list(value)
     if set(map(type, keys)) == {str}:
         keys = sorted_encodings(keys)
@@ -139,7 +138,7 @@ def mapping(value: dict[Any, Any], walk: Walk, step: Callable[[Any], str] = key_
 
 
 def sorted_encodings(values: list[T]) -> list[T]:
-    """Sort values; many of them in parts, so that other threads can run in between."""
+    """Sort values; if they are many, in parts, so that other threads can run in between."""
     if len(values) <= SORTED_AT_ONCE:
         return sorted(values)  # type: ignore[type-var]
     from bisect import bisect
@@ -152,14 +151,14 @@ def sorted_encodings(values: list[T]) -> list[T]:
 
 
 def ordered(value: dict[Any, Any], walk: Walk) -> bytes:
-    """Encode the content of a mapping whose order matters."""
+    """Encode the items of a mapping whose order counts."""
     keys = list(value)
     codes = sequence(keys, walk, lambda i: f".keys(){key_step(keys[i])}")
     return with_length(codes) + sequence(list(value.values()), walk, lambda i: key_step(keys[i]))
 
 
 def unordered(values: Iterable[Any], walk: Walk) -> bytes:
-    """Encode the content of an unordered collection."""
+    """Encode the items of an unordered collection."""
     codes = _each(values, walk, lambda _: "{…}")
     codes = sorted_encodings(codes)
     return b"".join(codes)
@@ -175,33 +174,35 @@ class Walk:
         given: address of an object -> attributes that replace its own.
     """
 
-    __slots__ = ("_keyed", "_known", "_lowest", "_opened", "_stack", "given")
+    __slots__ = ("_being_keyed", "_in_cycles", "_known", "_lowest", "_stack", "given")
 
     def __init__(self, given: Mapping[int, Mapping[str, Any]] = NO_REPLACEMENTS) -> None:
         self.given = given
         self._stack: dict[int, int] = {}
         self._known: dict[int, tuple[Any, bytes]] = {}
-        self._keyed: set[int] = set()
+        self._being_keyed: set[int] = set()
         self._lowest = _NEVER
-        self._opened = 0
+        self._in_cycles = 0
 
     def encode(self, value: Any, step: str = "") -> bytes:
-        """Encode a part; `step` leads to it from the value that contains it."""
+        """Encode a part of a value; `step` names it in a path."""
         try:
             return encode(value, self)
         except Unkeyable as error:
-            error.under(step)
+            error.prepend_step(step)
             raise
 
     def sequence(self, values: Sequence[Any], step: Callable[[int], str] = index_step) -> bytes:
-        """Encode the content of an ordered collection."""
+        """Encode the items of an ordered collection."""
         return sequence(values, self, step)
 
     def refuse(self, value: Any, fix: str) -> Unkeyable:
         """Return the error for a value that has no sound key."""
         return Unkeyable(type_name(type(value)), fix)
 
-    def inside(self, value: Any, content: Encoder, letter: bytes, kind: bytes = b"") -> bytes:
+    def encode_container(
+        self, value: Any, content: Encoder, letter: bytes, kind: bytes = b""
+    ) -> bytes:
         """Encode a value with parts: `letter`, `kind`, and `content(value, walk)`.
 
         An object that was encoded before is not encoded again, unless it is in a cycle: then its
@@ -212,7 +213,7 @@ class Walk:
             return self._known[identity][1]
         depth = len(self._stack)
         if identity in self._stack:
-            return self._back(value, identity, depth)
+            return self._encode_back_reference(value, identity, depth)
         self._stack[identity] = depth
         outer, self._lowest = self._lowest, _NEVER
         try:
@@ -224,24 +225,24 @@ class Walk:
             self._lowest = outer
             self._known[identity] = (value, encoding)
         else:
-            self._count(value)
+            self._count_in_cycles(value)
         return encoding
 
-    def _back(self, value: Any, identity: int, depth: int) -> bytes:
-        if identity in self._keyed:
+    def _encode_back_reference(self, value: Any, identity: int, depth: int) -> bytes:
+        if identity in self._being_keyed:
             raise self.refuse(value, "its key contains the value itself; leave it out of the key.")
         at = self._stack[identity]
         self._lowest = min(self._lowest, at)
         return BACK_REFERENCE(b"^", depth - at)
 
-    def _count(self, value: Any) -> None:
-        self._opened += 1
-        if self._opened > MAX_IN_CYCLES:
+    def _count_in_cycles(self, value: Any) -> None:
+        self._in_cycles += 1
+        if self._in_cycles > MAX_IN_CYCLES:
             raise self.refuse(
                 value, "its parts refer to each other too densely; pass them one by one."
             )
 
-    def keyed(self, value: Any, function: Callable[[Any], Any], name: str) -> bytes:
+    def encode_key(self, value: Any, function: Callable[[Any], Any], name: str) -> bytes:
         """Encode the result of a user's key function for a value."""
         try:
             key = function(value)
@@ -250,15 +251,15 @@ class Walk:
         except Exception as error:
             message = f"{name} raised {type(error).__name__}: {shown(str(error))}"
             raise self.refuse(value, f"{message}.") from error
-        self._keyed.add(id(value))
+        self._being_keyed.add(id(value))
         try:
             return self.encode(key, f".{name}()")
         finally:
-            self._keyed.discard(id(value))
+            self._being_keyed.discard(id(value))
 
 
 def _contained(letter: bytes, content: Encoder) -> Encoder:
-    return lambda value, walk: walk.inside(value, content, letter)
+    return lambda value, walk: walk.encode_container(value, content, letter)
 
 
 _encoders: Final[dict[type, Encoder]] = {
@@ -279,7 +280,7 @@ BUILTIN: Final = frozenset(_encoders)
 
 
 def encode(value: Any, walk: Walk) -> bytes:
-    """Encode a value inside a walk."""
+    """Encode a value as part of a walk."""
     kind = type(value)
     encoder = _encoders.get(kind) or _found.get(kind) or _find(kind)
     return encoder(value, walk)
@@ -288,7 +289,7 @@ def encode(value: Any, walk: Walk) -> bytes:
 def encoding(
     value: Any, path: str = "", given: Mapping[int, Mapping[str, Any]] = NO_REPLACEMENTS
 ) -> bytes:
-    """Return the canonical encoding of a value: a few hundred bytes at most, whatever its size.
+    """Return the canonical encoding of a value, which takes a few hundred bytes at most.
 
     Args:
         value: any value.
@@ -305,16 +306,16 @@ def encoding(
         try:
             return encode(value, Walk(given))
         except RecursionError:
-            return _deeply(value)
+            return _encode_deeply_nested(value)
     except Unkeyable as error:
-        error.under(path)
+        error.prepend_step(path)
         raise
     except Exception as error:  # the value's own methods may raise anything
         fix = f"reading it raised {type(error).__name__}: {shown(str(error))}."
         raise Unkeyable(type_name(type(value)), fix, path) from error
 
 
-def _deeply(value: Any) -> bytes:
+def _encode_deeply_nested(value: Any) -> bytes:
     """Encode a value that is nested deeper than the recursion limit allows.
 
     The limit stays raised.  It applies to all threads, and lowering it while another one is deep in
@@ -380,10 +381,10 @@ class RefusingEncoder:
     """
 
     def __init__(self, fix: str) -> None:
-        self._mend = fix
+        self._fix = fix
 
     def __call__(self, value: Any, walk: Walk) -> bytes:
-        raise walk.refuse(value, self._mend)
+        raise walk.refuse(value, self._fix)
 
 
 def is_refused(kind: type) -> bool:
@@ -392,8 +393,8 @@ def is_refused(kind: type) -> bool:
 
 
 def _find(kind: type) -> Encoder:
-    """Return the encoder of a type; remembered for as long as the type lives."""
-    encoder = _by_the_user(kind)
+    """Find the encoder of a type, and remember it as long as the type lives."""
+    encoder = _user_encoder(kind)
     if encoder is None:
         from memo.keys.encoding import python_types  # most keys do not need it
 
@@ -402,24 +403,24 @@ def _find(kind: type) -> Encoder:
     return encoder
 
 
-def _by_the_user(kind: type) -> Encoder | None:
-    """Return the encoder from `register_key` or `__memo_key__`, whichever is nearer to the type."""
+def _user_encoder(kind: type) -> Encoder | None:
+    """Return the encoder of the nearest `register_key` or `__memo_key__`; None: neither."""
     for base in kind.__mro__:
         if base in _registered:
-            return _keyed(_registered[base], "register_key")
+            return _key_encoder(_registered[base], "register_key")
         if KEY_METHOD in vars(base):
             method = vars(base)[KEY_METHOD]
             if method is None:
                 return RefusingEncoder(f"its class says so by {KEY_METHOD} = None.")
-            return _keyed(lambda value: getattr(value, KEY_METHOD)(), KEY_METHOD)
+            return _key_encoder(lambda value: getattr(value, KEY_METHOD)(), KEY_METHOD)
     return None
 
 
-def _keyed(function: Callable[[Any], Any], name: str) -> Encoder:
+def _key_encoder(function: Callable[[Any], Any], name: str) -> Encoder:
     def content(value: Any, walk: Walk) -> bytes:
-        return class_of(value, walk) + walk.keyed(value, function, name)
+        return encode_class(value, walk) + walk.encode_key(value, function, name)
 
-    return lambda value, walk: walk.inside(value, content, b"K")
+    return lambda value, walk: walk.encode_container(value, content, b"K")
 
 
 # --- classes -------------------------------------------------------------------------------------
@@ -444,6 +445,6 @@ def module_of(kind: type) -> str:
     return module if isinstance(module, str) else ""
 
 
-def class_of(value: Any, walk: Walk) -> bytes:
+def encode_class(value: Any, walk: Walk) -> bytes:
     """Encode a value's class."""
     return walk.encode(type(value))

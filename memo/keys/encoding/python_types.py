@@ -24,7 +24,7 @@ from pathlib import PurePath
 from typing import Any, Final
 
 from memo.keys.encoding import atoms, callables, canonical, lookup
-from memo.keys.encoding.canonical import Encoder, Walk, class_of, mapping, ordered, unordered
+from memo.keys.encoding.canonical import Encoder, Walk, encode_class, mapping, ordered, unordered
 from memo.keys.fingerprint import origin
 from memo.records import codec
 
@@ -59,24 +59,24 @@ _NAMED: Final = (
 
 def _node(kind: str, content: Encoder) -> Encoder:
     prefix = atoms.with_length(kind.encode())
-    return lambda value, walk: walk.inside(value, content, b"~", prefix)
+    return lambda value, walk: walk.encode_container(value, content, b"~", prefix)
 
 
 # --- Python's own types --------------------------------------------------------------------------
 
 
 def _member(value: enum.Enum, walk: Walk) -> bytes:
-    return class_of(value, walk) + walk.encode(value.name) + walk.encode(value.value, ".value")
+    return encode_class(value, walk) + walk.encode(value.name) + walk.encode(value.value, ".value")
 
 
 def _path(value: PurePath, walk: Walk) -> bytes:
-    return class_of(value, walk) + atoms.text(str(value))
+    return encode_class(value, walk) + atoms.text(str(value))
 
 
 def _zone(value: zoneinfo.ZoneInfo, walk: Walk) -> bytes:
     if value.key is None:
         raise walk.refuse(value, "it has no key; make it by ZoneInfo(name).")
-    return class_of(value, walk) + atoms.text(value.key)
+    return encode_class(value, walk) + atoms.text(value.key)
 
 
 def _pattern(value: re.Pattern[Any], walk: Walk) -> bytes:
@@ -97,19 +97,25 @@ def _buffer(value: Any, walk: Walk) -> bytes:
     """Encode a file in memory: its content, and the position up to which it was read."""
     if value.closed:
         raise walk.refuse(value, "it is closed; pass its content.")
-    return class_of(value, walk) + walk.encode((value.getvalue(), value.tell()))
+    return encode_class(value, walk) + walk.encode((value.getvalue(), value.tell()))
 
 
 def _set(value: Any, walk: Walk) -> bytes:
     """Encode a subclass of set or frozenset: the items without order, and the state."""
     return (
-        class_of(value, walk) + atoms.with_length(unordered(value, walk)) + _own_state(value, walk)
+        encode_class(value, walk)
+        + atoms.with_length(unordered(value, walk))
+        + _own_state(value, walk)
     )
 
 
 def _ordered(value: Any, walk: Walk) -> bytes:
     """Encode an OrderedDict: the items in order, and the state of a subclass."""
-    return class_of(value, walk) + atoms.with_length(ordered(value, walk)) + _own_state(value, walk)
+    return (
+        encode_class(value, walk)
+        + atoms.with_length(ordered(value, walk))
+        + _own_state(value, walk)
+    )
 
 
 def _tuple(value: Any, walk: Walk) -> bytes:
@@ -118,7 +124,7 @@ def _tuple(value: Any, walk: Walk) -> bytes:
     items = walk.sequence(
         list(value), lambda i: f".{names[i]}" if i < len(names) else canonical.index_step(i)
     )
-    return class_of(value, walk) + atoms.with_length(items) + _own_state(value, walk)
+    return encode_class(value, walk) + atoms.with_length(items) + _own_state(value, walk)
 
 
 def _own_state(value: Any, walk: Walk) -> bytes:
@@ -173,7 +179,7 @@ def plain_object(value: Any, walk: Walk) -> bytes:
 
 
 def is_object(kind: type) -> bool:
-    """True if values of a type are encoded by their attributes, not by content of a known form."""
+    """True if values of a type are encoded by their attributes."""
     return find(kind) is _OBJECT
 
 
@@ -189,11 +195,11 @@ def find(kind: type) -> Encoder:
             return encoder
     if issubclass(kind, tuple) and _is_plain(kind):
         return _TUPLE
-    if origin.compiled(kind):
+    if origin.is_compiled(kind):
         return _COMPILED
     if hasattr(kind, "__call__") and origin.of_type(kind).kind == origin.MEMO:  # noqa: B004
         return _CACHED
-    fix = _why_not(kind)
+    fix = _why_refused(kind)
     if fix:
         return canonical.RefusingEncoder(fix)
     return _OBJECT
@@ -207,7 +213,7 @@ def _is_plain(kind: type) -> bool:
 _REGISTER: Final = "register a key with memo.register_key, or name the argument in ignore=[...]."
 
 
-def _why_not(kind: type) -> str:
+def _why_refused(kind: type) -> str:
     """Return the fix for a type whose values cannot have a key, or `""`."""
     if hasattr(kind, "__await__") or issubclass(kind, types.AsyncGeneratorType):
         return "await it first, and pass the result."
@@ -228,34 +234,34 @@ def _why_not(kind: type) -> str:
 
 def _object(value: Any, walk: Walk) -> bytes:
     """Encode an object by what pickle would save of it."""
-    reduced = _reduced(value, walk)
-    content = class_of(value, walk)
+    reduced = _reduce(value, walk)
+    content = encode_class(value, walk)
     if isinstance(reduced, str):
         return content + _global(value, reduced, walk)
     function, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
     if isinstance(value, functools.partial) and type(state) is tuple and state[-1:] == ({},):
         state = (*state[:-1], None)  # its `__dict__` is None until something has accessed it
     if id(value) in walk.given:
-        state = _instead(state, walk.given[id(value)])
+        state = _with_replacements(state, walk.given[id(value)])
     return (
         content
-        + atoms.with_length(_made(value, function, arguments, walk))
+        + atoms.with_length(_encode_construction(value, function, arguments, walk))
         + atoms.with_length(_state(type(value), state, walk))
         + atoms.with_length(b"" if items is None else walk.sequence(list(items)))
         + (b"" if pairs is None else ordered(dict(pairs), walk))
     )
 
 
-def _instead(state: Any, given: Mapping[str, Any]) -> Any:
+def _with_replacements(state: Any, given: Mapping[str, Any]) -> Any:
     """Return the state of an object, with some of its attributes replaced."""
     if type(state) is tuple:
-        return tuple(_instead(part, given) for part in state)
+        return tuple(_with_replacements(part, given) for part in state)
     if type(state) is not dict:
         return state
     return {name: given.get(name, part) for name, part in state.items()}
 
 
-def _reduced(value: Any, walk: Walk) -> Any:
+def _reduce(value: Any, walk: Walk) -> Any:
     try:
         # distributed registers reducers for exceptions that include their tracebacks
         theirs = isinstance(value, BaseException)
@@ -270,8 +276,8 @@ def _reduced(value: Any, walk: Walk) -> Any:
     raise walk.refuse(value, _REGISTER)
 
 
-def _made(value: Any, function: Any, arguments: Any, walk: Walk) -> bytes:
-    """Encode how an object is made; empty if by its own class, the usual case."""
+def _encode_construction(value: Any, function: Any, arguments: Any, walk: Walk) -> bytes:
+    """Encode the call that makes an object; empty if it is that of its class, as usual."""
     if function in (copyreg.__newobj__, copyreg.__newobj_ex__) and arguments[0] is type(value):  # type: ignore[attr-defined]
         return walk.sequence(list(arguments[1:]), lambda i: f".__getnewargs__()[{i}]")
     if function is type(value):
@@ -281,19 +287,19 @@ def _made(value: Any, function: Any, arguments: Any, walk: Walk) -> bytes:
 
 
 def _global(value: Any, name: str, walk: Walk) -> bytes:
-    """Encode an object that pickle finds by its name in a module, if it is really there."""
+    """Encode an object by its name in a module, if the object is really there."""
     places = [
         getattr(value, "__module__", None),
         canonical.module_of(type(value)).partition(".")[0],
     ]
     for place in (*places, "builtins"):
-        if place and callables.looked_up(place, name) is value:
+        if place and callables.look_up(place, name) is value:
             return atoms.text(f"{place}:{name}")
     raise walk.refuse(value, _REGISTER)
 
 
 def _state(kind: type, state: Any, walk: Walk) -> bytes:
-    """Encode the state of an object: its attributes, without those derived from others."""
+    """Encode the attributes of an object, without those that are derived from others."""
     if state is None:
         return b""
     if type(state) is tuple and len(state) == 2 and isinstance(state[1], dict):

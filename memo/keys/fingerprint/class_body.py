@@ -10,7 +10,7 @@ from memo.keys.fingerprint.held_values import fingerprint_of, innermost, qualifi
 
 SLOT_TYPES = (types.MemberDescriptorType, types.GetSetDescriptorType)
 """Attributes that only declare a slot of this name."""
-_UNTOLD = frozenset(
+_ADDED_BY_PYTHON = frozenset(
     [
         "__doc__",
         "__module__",
@@ -52,25 +52,25 @@ def attributes(cls: type) -> Iterator[tuple[str, Any]]:
     enumerated = getattr(cls, "_member_map_", {})
     for name, value in members.items():
         special = name.startswith("__") and name.endswith("__")
-        if name in _UNTOLD or isinstance(value, SLOT_TYPES) or name in enumerated:
+        if name in _ADDED_BY_PYTHON or isinstance(value, SLOT_TYPES) or name in enumerated:
             continue
-        if special and not _says(value, generated):
+        if special and not _is_users(value, generated):
             continue
         if enumerated and name.startswith("_") and not callable(value):
             continue
         yield name, value
 
 
-def _says(value: Any, generated: bool) -> bool:
-    """True if a `__special__` attribute was written by the user."""
+def _is_users(value: Any, generated: bool) -> bool:
+    """True if the user wrote a `__special__` attribute."""
     inner = innermost(value)
     if not isinstance(inner, types.FunctionType):
         return isinstance(value, (str, tuple))
-    return not (generated and _is_made(inner.__code__))
+    return not (generated and _is_generated(inner.__code__))
 
 
-def _is_made(code: types.CodeType) -> bool:
-    """True if `dataclasses` or attrs generated a method; a user's has the class in its name.
+def _is_generated(code: types.CodeType) -> bool:
+    """True if `dataclasses` or attrs generated a method: a user's has the class in its name.
 
     The file is not enough to tell, since cells of a terminal and unpickled code have none either.
     """

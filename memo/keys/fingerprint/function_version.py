@@ -65,8 +65,8 @@ class KnownVersion:
     """A digest, and everything that must stay unchanged for it to stay valid.
 
     Attributes:
-        slow: how often checking the values took longer than `SLOW_CHECK`.
-        quick: checks are so fast that they are not timed until something has changed.
+        slow: number of checks of the values that took longer than `SLOW_CHECK`.
+        quick: the last check was so fast that the next ones are not timed.
         places: (reader of a namespace, name, object).
         functions: (function, its code, its defaults, its keyword defaults).
         state: the state of `self` that is read; each object has its own values.
@@ -76,7 +76,17 @@ class KnownVersion:
     """
 
     __slots__ = (
-        *("changed", "digest", "functions", "lost", "parts", "places", "classes", "slow", "state"),
+        *(
+            "changed",
+            "digest",
+            "functions",
+            "left_out",
+            "parts",
+            "places",
+            "classes",
+            "slow",
+            "state",
+        ),
         *("learned", "quick", "unmatched", "watched"),
     )
 
@@ -84,7 +94,7 @@ class KnownVersion:
         self,
         digest: str,
         parts: dict[str, str],
-        lost: frozenset[str],
+        left_out: frozenset[str],
         places: list[tuple[Get, str, Any]],
         functions: list[tuple[types.FunctionType, Any, Any, Any]],
         classes: list[ClassAttributes | AttributeCount],
@@ -96,7 +106,7 @@ class KnownVersion:
     ) -> None:
         self.digest = digest
         self.parts = parts
-        self.lost = lost
+        self.left_out = left_out
         self.places = places
         self.functions = functions
         self.classes = classes
@@ -109,7 +119,7 @@ class KnownVersion:
         self.learned = learned
 
     def is_unchanged(self) -> bool:
-        """True if nothing changed since; identity comparisons, the quickest first."""
+        """True if nothing has changed since; the fastest comparisons come first."""
         for get, name, value in self.places:
             if get(name, NO_VALUE) is not value:
                 return False
@@ -123,7 +133,7 @@ class KnownVersion:
         for shape in self.classes:
             if not shape.is_unchanged():
                 return False
-        return not self.watched or self._values_stand()
+        return not self.watched or self._values_are_unchanged()
 
     def may_change(self) -> bool:
         """True if a computation may change something that was seen, or the state of `self`."""
@@ -131,7 +141,7 @@ class KnownVersion:
         seen = bool(self.changed or state.names or state.whole)
         return seen or any(may_change(watch.fingerprint, self.changed) for watch in self.watched)
 
-    def _values_stand(self) -> bool:
+    def _values_are_unchanged(self) -> bool:
         if self.quick:
             for watch in self.watched:
                 if not watch.is_same():
@@ -148,10 +158,10 @@ class KnownVersion:
         self.quick = taken < _QUICK_CHECK
         return True
 
-    def costliest(self, named: Collection[str] = ()) -> tuple[str, float]:
-        """Return the global whose check takes the longest, and the seconds; 0 if none takes long.
+    def slowest_global(self, named: Collection[str] = ()) -> tuple[str, float]:
+        """Return the label of the global whose check is slowest, and its seconds; 0: none is slow.
 
-        It is named by its label in `parts`, an attribute by the label of its class.
+        The label is the one in `parts`; for an attribute it is that of its class.
 
         Args:
             named: variables that a warning has named already.
@@ -162,7 +172,7 @@ class KnownVersion:
             if kind not in (
                 "global",
                 "attribute",
-            ):  # for other kinds there is no advice but to pass the value
+            ):  # for other kinds there is no fix but to pass the value
                 continue
             if watch.at.variable in named:
                 continue
@@ -215,8 +225,8 @@ class Identity:
         self._pinned_versions: dict[type, KnownVersion] = {}
         self._own_changes: dict[str, None] = {}
         self._others: dict[tuple[str, ...], int] = {}
-        self._heard: Mapping[str, str] = {}
-        self._said = False
+        self._adopted: Mapping[str, str] = {}
+        self._bytecode_text = False
         self._home: weakref.ref[type] | None = None
 
     def digest(self, owner: type | None = None) -> str:
@@ -233,18 +243,18 @@ class Identity:
             return self._pinned
         seen = self.versions.get(owner)
         if seen is not None and seen.is_unchanged():
-            if seen.slow >= _SLOW_CHECKS_BEFORE_WARNING and not self._said:
+            if seen.slow >= _SLOW_CHECKS_BEFORE_WARNING and not self._bytecode_text:
                 self._warn_of_slow_check(seen)
             return seen.digest
-        return self._look(owner).digest
+        return self._survey_again(owner).digest
 
     def _warn_of_slow_check(self, seen: KnownVersion) -> None:
         """Warn once about the global whose check takes the most time at every call."""
         seen.slow = 0  # a busy machine makes a check slow now and then
-        label, cost = seen.costliest(self._own_changes)
+        label, cost = seen.slowest_global(self._own_changes)
         if not cost:
             return
-        self._said = True
+        self._bytecode_text = True
         inner = innermost(self.function)
         kind, _, name = label.partition(":")
         fix = f'pass ignore=["{label}"] to leave it out of the key'
@@ -266,7 +276,7 @@ class Identity:
         """Return the state of `self` that the method reads, as `digest` last found it."""
         if self._pinned is None:
             seen = self.versions.get(owner)
-            return (seen if seen is not None else self._look(owner)).state
+            return (seen if seen is not None else self._survey_again(owner)).state
         known = self._pinned_versions.get(owner)
         if known is None:
             known = self._pinned_versions[owner] = self._survey(owner)
@@ -288,35 +298,35 @@ class Identity:
         return seen.digest, own_changes.begin(found, names), names
 
     def note_own_changes(self, changed: Iterable[str]) -> list[str]:
-        """Record what a computation changed itself, and return the names that are new."""
+        """Record the state that a computation has changed itself; return the names that are new."""
         new = [one for one in changed if one not in self._own_changes]
         self._own_changes.update(dict.fromkeys(new))
         return new
 
     def may_change_state(self, owner: type | None) -> bool:
-        """True if the function may change state, so that findings of others may apply to it."""
+        """True if the function may change state, so that findings of other hosts may apply."""
         seen = (self.versions if self._pinned is None else self._pinned_versions).get(owner)  # type: ignore[arg-type]
         return seen is not None and seen.may_change()
 
     def adopt_findings(self, findings: Mapping[str, str]) -> bool:
-        """Adopt what other hosts have found the function to change itself; True if that is new.
+        """Adopt the state that other hosts found the function to change; True if that is new.
 
         The findings of the first host count, so that all hosts make the same keys.
         """
-        if findings == self._heard:
+        if findings == self._adopted:
             return False
-        self._heard = dict(findings)
+        self._adopted = dict(findings)
         self.versions.clear()
         self._pinned_versions.clear()
         return True
 
     def adopted_changes(self, owner: type | None) -> list[str]:
-        """Return the adopted findings about state in reach of the function: `api.requests`."""
+        """Return the adopted findings that apply, as names such as `api.requests`."""
         seen = self._current(owner) if self._pinned is None else self._pinned_versions.get(owner)  # type: ignore[arg-type]
         return [] if seen is None else own_changes.shown(seen.learned)
 
     def changes_often(self, others: tuple[str, ...]) -> bool:
-        """Count a change of this state by other code; True at the third one."""
+        """Count a change of this state by other code; True at the one that calls for a warning."""
         times = self._others[others] = self._others.get(others, 0) + 1
         return times == _CHANGES_BEFORE_WARNING
 
@@ -331,19 +341,21 @@ class Identity:
         return dict(self._current(owner).parts)
 
     def untracked(self, owner: type | None = None) -> list[str]:
-        """Return what the digest leaves out, and why: `"global:c: app.Client has no sound key"`."""
+        """List the state that the digest leaves out: `"global:c: app.Client has no sound key"`."""
         name = getattr(innermost(self.function), "__name__", "the function")
         changed = sorted({*self._own_changes, *self.adopted_changes(owner)})
         left_out = [f"{name}() changes `{one}`: left out of its key" for one in changed]
         return (
-            left_out if self._pinned is not None else left_out + sorted(self._current(owner).lost)
+            left_out
+            if self._pinned is not None
+            else left_out + sorted(self._current(owner).left_out)
         )
 
     def _current(self, owner: type | None) -> KnownVersion:
         seen = self.versions.get(owner)
-        return seen if seen is not None and seen.is_unchanged() else self._look(owner)
+        return seen if seen is not None and seen.is_unchanged() else self._survey_again(owner)
 
-    def _look(self, owner: type | None) -> KnownVersion:
+    def _survey_again(self, owner: type | None) -> KnownVersion:
         try:
             seen = self._survey(owner or self._owner())
         except Exception as error:  # such as a class with hooks that raise
@@ -371,7 +383,7 @@ class Identity:
         )
 
     def _all_learned(self) -> Mapping[str, str]:
-        return {**self._learned(), **self._heard}
+        return {**self._learned(), **self._adopted}
 
     def _warn_of_unmatched_names(self, seen: KnownVersion) -> None:
         """Warn once about names of `ignore` that the function does not read."""
@@ -385,7 +397,7 @@ class Identity:
         )
 
     def _owner(self) -> type | None:
-        """Return the class that holds the function; remembered, as its name may be rebound."""
+        """Return the class of the function; remembered, since its name may be rebound."""
         known = None if self._home is None else self._home()
         if known is not None and _holds(known, self.function):
             return known
@@ -436,7 +448,7 @@ def code_digest(function: Any, owner: type | None = None) -> str:
 
 
 def changed_names(function: Any) -> frozenset[str]:
-    """Return the names that a function, or the methods of a class, assign, set or fill."""
+    """Return the names that the code of a function or class assigns, sets or fills."""
     return _identity_of(function)._current(None).changed
 
 

@@ -1,4 +1,4 @@
-"""Fingerprints: comparable texts of values that code holds (globals, defaults, captured variables).
+"""Fingerprints: comparable texts of the values in globals, defaults and captured variables.
 
 A fingerprint is a short text that is equal for equal values, together with the user's functions and
 classes in the value.  These are not part of the text, which has `@0`, `@1`, … in their place:
@@ -71,7 +71,7 @@ class ValueFingerprint(NamedTuple):
     text: str
     refs: tuple[Ref, ...] = ()
     mutable: bool = False
-    lost: tuple[tuple[str, str], ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
     packages: frozenset[tuple[str, str]] = frozenset()
     noted: tuple[tuple[str, Ref], ...] = ()
 
@@ -109,12 +109,12 @@ def fingerprint_of(
         text = walk.text(value, "")
     except RecursionError:
         text = "too deep"
-        walk.lost.append(("", "is nested too deeply"))
+        walk.left_out.append(("", "is nested too deeply"))
     return ValueFingerprint(
         text,
         tuple(walk.refs),
         walk.mutable,
-        () if quiet else tuple(walk.lost),
+        () if quiet else tuple(walk.left_out),
         frozenset(walk.packages),
         tuple(walk.noted.values()),
     )
@@ -155,7 +155,7 @@ _current = _Current()
 
 
 def note_reference(value: Ref) -> str | None:
-    """Return the text of a function or class by itself; None while no fingerprint is being made.
+    """Return the text of a function or class in a value; None while no fingerprint is made.
 
     `canonical` asks for it through `function_version`.  The fingerprint remembers what was asked
     for, so that the code it reaches is followed as well.
@@ -164,15 +164,16 @@ def note_reference(value: Ref) -> str | None:
     if walk is None:
         return None
     if vars(value).get(STABLE):
-        walk.lost.append(("", f"{qualified_name(value)} is marked stable"))
+        walk.left_out.append(("", f"{qualified_name(value)} is marked stable"))
         return qualified_name(value)
-    text = f"{qualified_name(value)} {short_digest(_said(value).encode('utf-8', 'surrogatepass'))}"
+    code = _bytecode_text(value).encode("utf-8", "surrogatepass")
+    text = f"{qualified_name(value)} {short_digest(code)}"
     walk.noted[id(value)] = (text, value)
     return text
 
 
 def snapshot(value: Any) -> bytes | None:
-    """Return bytes that differ whenever a small structure of plain values differs; None for others.
+    """Return bytes that differ if a small structure of plain values does; None for other values.
 
     Faster than a fingerprint by an order of magnitude.  The snapshots of equal values may differ
     (by the order of a set); those of different values always do.
@@ -241,7 +242,7 @@ _FUNCTIONS_IN_C = (
     types.MethodWrapperType,
     types.ClassMethodDescriptorType,
 )
-_OPEN = frozenset({"types.SimpleNamespace", "argparse.Namespace"})
+_TRANSPARENT = frozenset({"types.SimpleNamespace", "argparse.Namespace"})
 """Classes whose objects have no state besides their attributes."""
 _KEYED_WHOLE = frozenset({"numba"})
 """Distributions whose functions depend on nothing but their options and what they wrap."""
@@ -266,7 +267,7 @@ class FingerprintWalk:
         self.given = given
         self.refs: list[Ref] = []
         self.mutable = False
-        self.lost: list[tuple[str, str]] = []
+        self.left_out: list[tuple[str, str]] = []
         self.noted: dict[int, tuple[str, Ref]] = {}
         self.packages: set[tuple[str, str]] = set()
         self.done: dict[int, tuple[str, Any]] = {}
@@ -286,7 +287,7 @@ class FingerprintWalk:
             return f"cycle {len(self.open) - self.open[id(value)]}"
         self.left -= 1
         if self.left < 0:
-            self.lost.append((path, "is too large to be followed"))
+            self.left_out.append((path, "is too large to be followed"))
             return "…"
         self.open[id(value)] = len(self.open)
         try:
@@ -296,7 +297,7 @@ class FingerprintWalk:
         except Exception as error:  # the value's own methods may raise anything
             name = type(value).__qualname__
             self.mutable = True
-            self.lost.append((path, f"{name} raised {type(error).__name__} when it was read"))
+            self.left_out.append((path, f"{name} raised {type(error).__name__} when it was read"))
             text = f"unreadable {name}"
         finally:
             del self.open[id(value)]
@@ -326,7 +327,7 @@ class FingerprintWalk:
 
     def _code(self, value: Ref, path: str) -> str:
         if vars(value).get(STABLE):
-            self.lost.append((path, f"{qualified_name(value)} is marked stable"))
+            self.left_out.append((path, f"{qualified_name(value)} is marked stable"))
             return f"stable {qualified_name(value)}"
         if isinstance(value, type):
             return self._class(value)
@@ -355,7 +356,7 @@ class FingerprintWalk:
         whose = origin.of_module(value)
         self._package(whose)
         if whose.kind == origin.USER:
-            self.lost.append((path, f"module {value.__name__} is used as a value"))
+            self.left_out.append((path, f"module {value.__name__} is used as a value"))
         return f"module {value.__name__}"
 
     def _builtin(self, value: Any, path: str) -> str:
@@ -367,7 +368,7 @@ class FingerprintWalk:
         module = cls.__module__ if cls is not None else value.__module__
         whose = origin.find(module) if isinstance(module, str) else None
         if whose is None or whose.kind == origin.USER:
-            self.lost.append((path, f"{module}.{name} is a C function without a known version"))
+            self.left_out.append((path, f"{module}.{name} is a C function without a known version"))
         else:
             self._package(whose)
         return f"builtin {module}.{name}"
@@ -402,9 +403,9 @@ class FingerprintWalk:
 
     # containers
 
-    def _whole(self, value: Any) -> str | None:
+    def _plain_container_text(self, value: Any) -> str | None:
         """Return the text of a container of plain values in one step, or None."""
-        if not _dumps(value):
+        if not _is_plain_container(value):
             return None
         try:
             return f"{type(value).__name__} {self._canonical(value)}"
@@ -415,7 +416,7 @@ class FingerprintWalk:
 
     def _sequence(self, value: Any, path: str) -> str:
         self.mutable |= type(value) is not tuple
-        whole = self._whole(value)
+        whole = self._plain_container_text(value)
         if whole is not None:
             return whole
         items = [self.text(item, f"{path}[{at}]") for at, item in enumerate(list(value))]
@@ -423,20 +424,22 @@ class FingerprintWalk:
 
     def _set(self, value: Any, path: str) -> str:
         self.mutable |= type(value) is not frozenset
-        whole = self._whole(value)
+        whole = self._plain_container_text(value)
         if whole is not None:
             return whole
-        items = [self.text(item, path) for item in sorted(value, key=_rank)]
+        items = [self.text(item, path) for item in sorted(value, key=_sort_key)]
         return f"{type(value).__name__} {{{','.join(items)}}}"
 
     def _mapping(self, value: Any, path: str) -> str:
         self.mutable = True
-        whole = self._whole(value)
+        whole = self._plain_container_text(value)
         if whole is not None:
             return whole
         items = list(value.items())
         factory = self.text(getattr(value, "default_factory", None), path)
-        lines = [f"{self.text(k, path)}:{self.text(v, f'{path}[{_key(k)}]')}" for k, v in items]
+        lines = [
+            f"{self.text(k, path)}:{self.text(v, f'{path}[{_key_text(k)}]')}" for k, v in items
+        ]
         return f"{type(value).__name__} {{{','.join(lines)}}} {factory}"
 
     # everything else
@@ -447,7 +450,7 @@ class FingerprintWalk:
         mine = whose.kind == origin.USER
         if "_decorated_fun" in vars(kind):
             return self._task(kind, path)
-        if origin.compiled(kind):
+        if origin.is_compiled(kind):
             return self._builtin(value, path)
         inner = None if mine or whose.name in _KEYED_WHOLE else wrapped(value)
         if inner is not None:
@@ -455,19 +458,19 @@ class FingerprintWalk:
         if whose.kind == origin.MEMO:
             return f"memo {kind.__qualname__}"
         name = f"{kind.__module__}.{kind.__qualname__}"
-        self.mutable |= not is_fixed(kind)
+        self.mutable |= not is_immutable(kind)
         cls = self._code(kind, path)
-        if is_open(kind):
+        if is_transparent(kind):
             return f"{self._state(value, cls, path)} {self._content(value, path)}"
         try:
-            by_name = self.callables(value, path) if _is_remade(kind) else ""
+            by_name = self.callables(value, path) if _is_pickled_specially(kind) else ""
             return f"{cls} {self._canonical(value)}{by_name}"
         except RecursionError:
             raise
         except Exception as error:  # including an error in the value's own methods
             if mine and not any(map(_is_written_in_c, kind.__mro__)):
                 return self._state(value, cls, path)
-            self.lost.append((path + getattr(error, "path", ""), f"{name} has no sound key"))
+            self.left_out.append((path + getattr(error, "path", ""), f"{name} has no sound key"))
             return f"{cls} {self.callables(value, path)}"
 
     def _task(self, kind: type, path: str) -> str:
@@ -477,7 +480,7 @@ class FingerprintWalk:
         return f"task {','.join(self.text(part, path) for part in parts)}"
 
     def _content(self, value: Any, path: str) -> str:
-        """Return the content of an object whose class derives from a container."""
+        """Return the text of the items of an object whose class derives from a container."""
         for kinds, special in _CONTAINERS:
             if isinstance(value, kinds):
                 return special(self, value, path)
@@ -502,7 +505,7 @@ class FingerprintWalk:
         return f"{cls}({','.join(parts)})"
 
     def callables(self, value: Any, path: str) -> str:
-        """Return the functions held by a library's object (`numpy.vectorize(f)`)."""
+        """Return the text of the functions in a library's object (`numpy.vectorize(f)`)."""
         state = getattr(value, "__dict__", None)
         if not isinstance(state, dict):
             return ""
@@ -529,8 +532,8 @@ class _PartsWalk(FingerprintWalk):
             raise _TooManyError
         return text
 
-    def _whole(self, value: Any) -> str | None:
-        return None if len(value) <= MAX_DETAILS else super()._whole(value)
+    def _plain_container_text(self, value: Any) -> str | None:
+        return None if len(value) <= MAX_DETAILS else super()._plain_container_text(value)
 
     def _ref(self, value: Ref) -> str:
         return f"@{qualified_name(value)} {id(value)}"
@@ -548,15 +551,15 @@ def _is_wrapper(kind: type) -> bool:
     return isinstance(held, (types.GetSetDescriptorType, types.MemberDescriptorType))
 
 
-def _is_remade(kind: type) -> bool:
-    """True if pickle saves objects of a library's class in a special way, such as by name."""
+def _is_pickled_specially(kind: type) -> bool:
+    """True if objects of a library's class are pickled in a special way, such as by name."""
     from memo.keys.encoding import lookup
 
     return not codec.has_default_reduce(kind) and lookup.find(kind) is None
 
 
 def wrapped(value: Any) -> Any:
-    """Return the function under a decorator, as recorded by `functools.wraps` and by memo."""
+    """Return the function under a decorator, as `functools.wraps` and memo record it."""
     state = getattr(value, "__dict__", None)
     found = state.get("__wrapped__") if isinstance(state, Mapping) else None
     if found is None and origin.of_type(type(value)).kind == origin.MEMO:
@@ -591,14 +594,14 @@ def innermost(function: Any) -> Any:
     return last
 
 
-def is_fixed(kind: type) -> bool:
-    """True if no value of a type can change in place, nor anything it holds."""
+def is_immutable(kind: type) -> bool:
+    """True if values of a type, and all that they hold, never change in place."""
     return kind in _PLAIN_TYPES or f"{kind.__module__}.{kind.__qualname__}" in _IMMUTABLE
 
 
-def is_open(kind: type) -> bool:
-    """True if objects of a class have no state besides their attributes and items."""
-    if f"{kind.__module__}.{kind.__qualname__}" in _OPEN:
+def is_transparent(kind: type) -> bool:
+    """True if objects of a class have no state but their attributes and items."""
+    if f"{kind.__module__}.{kind.__qualname__}" in _TRANSPARENT:
         return True
     if hasattr(kind, "__memo_key__") or origin.of_type(kind).kind != origin.USER:
         return False
@@ -638,7 +641,7 @@ def _is_written_in_c(base: type) -> bool:
     )
 
 
-def _dumps(value: Any) -> bool:
+def _is_plain_container(value: Any) -> bool:
     """True if a container holds only plain values, at any depth."""
     if type(value) not in (list, tuple, dict, set, frozenset) or not value:
         return False
@@ -649,13 +652,13 @@ def _dumps(value: Any) -> bool:
     return True
 
 
-def _rank(value: Any) -> tuple[str, list[str]]:
-    """Return a sort key that does not depend on hashes and addresses."""
+def _sort_key(value: Any) -> tuple[str, list[str]]:
+    """Return a sort key that depends on no hash or address."""
     shot = fingerprint_of(value)
-    return shot.text, [qualified_name(ref) + _said(ref) for ref in shot.refs]
+    return shot.text, [qualified_name(ref) + _bytecode_text(ref) for ref in shot.refs]
 
 
-def _said(ref: Ref) -> str:
+def _bytecode_text(ref: Ref) -> str:
     if isinstance(ref, type):
         return ""
     from memo.keys.fingerprint import normalised_code
@@ -663,7 +666,7 @@ def _said(ref: Ref) -> str:
     return normalised_code.bytecode(ref.__code__)
 
 
-def _key(value: Any) -> str:
+def _key_text(value: Any) -> str:
     return repr(value) if isinstance(value, (str, int)) else type(value).__name__
 
 

@@ -1,4 +1,4 @@
-"""Patches: user functions and classes that were attached to those of a library.
+"""Patches: functions and classes that the user has attached to those of a library.
 
 `np.mean = mine`, `pd.DataFrame.tidy = tidy` and registered accessors (`frame.geo`) change what a
 function computes without appearing in its code.  They are found by the names that the code
@@ -23,7 +23,7 @@ _EXTENSIBLE = {
 """Classes whose objects are commonly arguments, and which libraries let users extend."""
 
 
-def extensible() -> Iterator[type]:
+def extensible_classes() -> Iterator[type]:
     """Yield the classes of loaded libraries that accessors are registered on."""
     for package, names in _EXTENSIBLE.items():
         held = vars(sys.modules.get(package, types)) if package in sys.modules else {}
@@ -34,7 +34,9 @@ def extensible() -> Iterator[type]:
 
 def is_user_defined(value: Any) -> bool:
     """True if an attribute of a library's module or class is the user's or holds one."""
-    return any(_is_code(one) or any(map(_is_code, _held(one))) for one in layers(value))
+    return any(
+        _is_user_code(one) or any(map(_is_user_code, _values_held_by(one))) for one in layers(value)
+    )
 
 
 def is_fixed(value: Any) -> bool:
@@ -42,7 +44,7 @@ def is_fixed(value: Any) -> bool:
     return callable(value) or issubclass(type(value), types.ModuleType)
 
 
-def _is_code(value: Any) -> bool:
+def _is_user_code(value: Any) -> bool:
     if type(value) is types.FunctionType:
         whose = origin.of_namespace(value.__globals__, value.__code__.co_filename)
         return whose.kind == origin.USER
@@ -51,7 +53,7 @@ def _is_code(value: Any) -> bool:
     return False
 
 
-def _held(value: Any) -> list[Any]:
+def _values_held_by(value: Any) -> list[Any]:
     """Return the values that an accessor or other object holds; a callable's class, too."""
     if isinstance(value, (types.FunctionType, type, types.ModuleType)):
         return []

@@ -1,4 +1,4 @@
-"""Find the names through which code reaches things outside of it.
+"""Find the names through which code reaches other code and state.
 
 Rules of this module:
 
@@ -27,7 +27,7 @@ from typing import Any
 
 from memo.runtime.named_tuple import NamedTuple
 
-GLOBAL = "global"
+GLOBAL_NAME = "global"
 FREE = "free"
 SELF = "self"
 SUPER = "super"
@@ -65,39 +65,39 @@ class TakenAttributes(NamedTuple):
     filled: frozenset[Path] = frozenset()
 
     @property
-    def fills(self) -> bool:
-        """True if a container of this name is only filled; without source, as far as is known."""
+    def is_only_filled(self) -> bool:
+        """True if a container of this name is only filled, as far as the code shows."""
         return () in self.filled or (
             bool(self.chains)
             and all(len(chain) == 1 and chain[0] in _RETURNING_NONE for chain in self.chains)
         )
 
-    def inside(self) -> dict[str, TakenAttributes]:
+    def by_attribute(self) -> dict[str, TakenAttributes]:
         """Return the attributes taken from each attribute."""
         names = {chain[0]: None for chain in self.chains if chain}
         return {
             name: TakenAttributes(
                 tuple(chain[1:] for chain in self.chains if chain[:1] == (name,)),
-                under(self.filled, name),
+                below(self.filled, name),
             )
             for name in names
         }
 
 
-def under(paths: frozenset[Path], name: str) -> frozenset[Path]:
-    """Return the rest of the paths that begin with a name."""
+def below(paths: frozenset[Path], name: str) -> frozenset[Path]:
+    """Return the paths below a name, without it."""
     return frozenset(path[1:] for path in paths if path[:1] == (name,))
 
 
 IGNORED_INSTRUCTIONS = frozenset({"CACHE", "NOP", "EXTENDED_ARG", "RESUME", "PRECALL"})
-"""Instructions that do nothing, or nothing by themselves."""
+"""Instructions without an effect of their own."""
 
 # --- uses -----------------------------------------------------------------------------------------
 
 _FAST = re.compile(r"(LOAD|STORE)_FAST")
 _GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
 _CELLS = {"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"}
-_SUPER = Use(GLOBAL, "super")
+_SUPER = Use(GLOBAL_NAME, "super")
 _SETTERS = ("setattr", "__setattr__")
 _VARIABLE = re.compile(r"(?<![\w.@])@([A-Za-z_]\w*)")
 _TABLE_NAME = re.compile(r"\b(?:from|join)\s+([A-Za-z_]\w*)\b(?!\s*[.(])", re.IGNORECASE)
@@ -110,7 +110,7 @@ _IMPLICIT = {"__name__", "__doc__", "__qualname__", "__module__", "__builtins__"
 
 
 class Scanned(NamedTuple):
-    """The names through which code reaches things outside of it.
+    """The names through which code reaches other code and state.
 
     Attributes:
         uses: sorted, without duplicates.
@@ -162,7 +162,7 @@ class _Scan:
             known: its variables that stand for something outside.  Imports add to it.
         """
         self.names.update(code.co_names)
-        self.uses.update(Use(GLOBAL, name) for name in _quoted(code))
+        self.uses.update(Use(GLOBAL_NAME, name) for name in _names_in_strings(code))
         scope = _Scope(self, code, known)
         for item in instructions(code):
             scope.step(item.opname, item.argval)
@@ -172,11 +172,8 @@ class _Scan:
                 self.run(inner, {n: known[n] for n in inner.co_freevars if n in known})
 
 
-def _quoted(code: CodeType) -> Iterator[str]:
-    """Yield the names of globals in strings that pandas, DuckDB or polars read.
-
-    See the module's rules.
-    """
+def _names_in_strings(code: CodeType) -> Iterator[str]:
+    """Yield the names of globals in strings that pandas, DuckDB or polars read (rule 4)."""
     names, patterns = set(code.co_names), []
     if names & {"query", "eval"}:
         patterns.append(_VARIABLE)
@@ -190,7 +187,7 @@ def _quoted(code: CodeType) -> Iterator[str]:
 
 
 def instructions(code: CodeType) -> Iterator[dis.Instruction]:
-    """Yield the effective instructions; one that combines two (depending on layout) as two."""
+    """Yield the instructions that have an effect; a combined one as the two it stands for."""
     for item in dis.get_instructions(code):
         verbs = _FAST.findall(item.opname)
         if len(verbs) == 2 and isinstance(item.argval, tuple):
@@ -248,7 +245,7 @@ class _Scope:
     def _load(self, name: str, value: Any) -> None:
         read = name in _GLOBALS and value not in self.stored
         if read and (value not in _IMPLICIT or (name, value) == ("LOAD_GLOBAL", "__name__")):
-            self.pending = Use(GLOBAL, value)
+            self.pending = Use(GLOBAL_NAME, value)
         elif name in _CELLS or (name == "LOAD_FAST" and value not in self.passed):
             self.pending = self.known.get(value)
 
@@ -270,7 +267,7 @@ class _Scope:
             self.stored.add(value)
         elif name in ("STORE_GLOBAL", "DELETE_GLOBAL"):
             self.end()
-            self.scan.assigned.add(Use(GLOBAL, value))
+            self.scan.assigned.add(Use(GLOBAL_NAME, value))
             self.scan.changed.add(value)
         elif name in ("STORE_FAST", "STORE_DEREF", "DELETE_DEREF"):
             self._store_variable(name, value)
@@ -337,7 +334,7 @@ _FILLING = _DISCARDED | {
 """Every method that changes a container in place."""
 
 
-class Fills(NamedTuple):
+class FilledNames(NamedTuple):
     """The names that a function fills.
 
     Attributes:
@@ -351,22 +348,22 @@ class Fills(NamedTuple):
     read: frozenset[str]
 
 
-def filled(node: ast.AST) -> Fills:
+def filled(node: ast.AST) -> FilledNames:
     """Return the names that a function fills, from its source."""
-    reader = _Filled()
+    reader = _FillVisitor()
     reader.visit(node)
     only = {path for path in reader.filled if not any(_overlap(path, read) for read in reader.read)}
     names = {path[-1] for path in reader.filled}
     attributes = {name for path in reader.read for name in path[1:]}
-    return Fills(frozenset(only), frozenset(names), frozenset(attributes | reader.others))
+    return FilledNames(frozenset(only), frozenset(names), frozenset(attributes | reader.others))
 
 
 def _overlap(one: Path, other: Path) -> bool:
-    """True if one of two dotted names is a part of the other."""
+    """True if two dotted names overlap: one is the other, or an attribute of it."""
     return one[: len(other)] == other[: len(one)]
 
 
-class _Filled(ast.NodeVisitor):
+class _FillVisitor(ast.NodeVisitor):
     """Divides the dotted names of a function into those read and those only filled."""
 
     def __init__(self) -> None:
@@ -379,7 +376,7 @@ class _Filled(ast.NodeVisitor):
         self._read((node.id,))
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        path = _dotted(node)
+        path = _dotted_name(node)
         if path:
             self._read(path)
         else:
@@ -411,7 +408,7 @@ class _Filled(ast.NodeVisitor):
         self._assign(node.targets, node.value)
 
     def visit_AugAssign(self, node: ast.AugAssign) -> None:
-        path = _dotted(node.target)
+        path = _dotted_name(node.target)
         if path is None:
             self._assign([node.target], node.value)
         else:
@@ -456,7 +453,7 @@ def _base(node: ast.expr) -> Path | None:
         elif isinstance(node, ast.Call) and _called(node) is not node:
             node = _called(node)
         else:
-            return _dotted(node)
+            return _dotted_name(node)
 
 
 def _called(node: ast.Call) -> ast.expr:
@@ -466,10 +463,10 @@ def _called(node: ast.Call) -> ast.expr:
     return node
 
 
-def _dotted(node: ast.expr) -> Path | None:
+def _dotted_name(node: ast.expr) -> Path | None:
     if isinstance(node, ast.Name):
         return (node.id,)
     if isinstance(node, ast.Attribute):
-        path = _dotted(node.value)
+        path = _dotted_name(node.value)
         return None if path is None else (*path, node.attr)
     return None

@@ -25,7 +25,7 @@ from types import CodeType
 from typing import Any
 
 from memo.keys.fingerprint import names_used
-from memo.keys.fingerprint.names_used import Fills, Path, Use, instructions
+from memo.keys.fingerprint.names_used import FilledNames, Path, Use, instructions
 from memo.runtime import fork
 from memo.runtime.named_tuple import NamedTuple
 
@@ -100,13 +100,13 @@ def _read(code: CodeType, namespace: dict[str, Any]) -> Code:
     )
 
 
-def _fills(code: CodeType) -> Fills:
+def _fills(code: CodeType) -> FilledNames:
     """Find the filled names without source: every name, if the code sets items of anything."""
     sets = any(i.opname in ("STORE_SUBSCR", "DELETE_SUBSCR") for i in instructions(code))
     inner = [_fills(part) for part in code.co_consts if isinstance(part, CodeType)]
     every = frozenset((*code.co_names, *code.co_freevars))
     names = (every if sets else frozenset()).union(*(one.names for one in inner))
-    return Fills(frozenset(), names, every.union(*(one.read for one in inner)))
+    return FilledNames(frozenset(), names, every.union(*(one.read for one in inner)))
 
 
 # --- source ---------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def source_node(code: CodeType, namespace: dict[str, Any]) -> _Node | None:
     if not lines:
         return None
     source, flags = "".join(lines), code.co_flags & _FUTURES
-    return _find(code, index_of(source, flags)) or _find(code, index_of(_written(source), flags))
+    return _find(code, index_of(source, flags)) or _find(code, index_of(_unparsed(source), flags))
 
 
 def _find(code: CodeType, index: _Index | None) -> _Node | None:
@@ -147,7 +147,7 @@ _parsing = threading.Lock()
 fork.in_child(_parsing._at_fork_reinit)  # type: ignore[attr-defined]
 
 
-def _parsed(source: str) -> ast.Module:
+def _parse(source: str) -> ast.Module:
     """As `ast.parse`, but safe while other threads parse.
 
     In older releases of Python 3.11 and 3.12 its recursion counter is shared by threads: one sees
@@ -163,13 +163,10 @@ def _parsed(source: str) -> ast.Module:
 
 
 @functools.lru_cache(maxsize=_PARSED_SOURCES)
-def _written(source: str) -> str:
-    """Return a source as Python unparses it.
-
-    `%autoreload` compiles that when it patches a function.
-    """
+def _unparsed(source: str) -> str:
+    """Return a source as `ast.unparse` writes it, which `%autoreload` compiles."""
     try:
-        return ast.unparse(_parsed(source))
+        return ast.unparse(_parse(source))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ""
 
@@ -178,7 +175,7 @@ def _written(source: str) -> str:
 def index_of(source: str, flags: int) -> _Index | None:
     """Return the functions of a source by their position; None if it cannot be parsed."""
     try:
-        tree = _parsed(source)
+        tree = _parse(source)
         flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
         module = compile(tree, "<source>", "exec", flags=flags, dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -188,7 +185,7 @@ def index_of(source: str, flags: int) -> _Index | None:
         index.codes.setdefault((found.co_name, found.co_firstlineno), []).append(found)
     for node in ast.walk(tree):
         if isinstance(node, _Node):
-            index.nodes.setdefault(_place(node), []).append(node)
+            index.nodes.setdefault(_position(node), []).append(node)
     return index
 
 
@@ -199,14 +196,14 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(constant)
 
 
-def _place(node: _Node) -> tuple[str, int]:
+def _position(node: _Node) -> tuple[str, int]:
     if isinstance(node, ast.Lambda):
         return "<lambda>", node.lineno
     return node.name, min([node.lineno, *(d.lineno for d in node.decorator_list)])
 
 
 def _matching_code(code: CodeType, index: _Index) -> CodeType | None:
-    """Return the code object of the source that is this one, or an equivalent one in the file."""
+    """Return the code object of a source that equals this one, or else an equivalent one."""
     for found in index.codes.get((code.co_name, code.co_firstlineno), ()):
         if found == code:
             return found
@@ -226,7 +223,7 @@ def _node(code: CodeType, index: _Index) -> _Node | None:
 
 
 def _encloses(node: _Node, code: CodeType) -> bool:
-    """True if all of a code object's positions are inside a node (innermost nodes come last)."""
+    """True if all positions of a code object are inside a node."""
     body = node.body if isinstance(node, ast.Lambda) else node
     first = (body.lineno, body.col_offset)
     last = (body.end_lineno or 0, body.end_col_offset or 0)
@@ -288,7 +285,7 @@ _UNREAD = {"__doc__", "__firstlineno__"}
 
 def bytecode(code: CodeType) -> str:
     """Return the bytecode of a code object as text, independent of its position and layout."""
-    kept = _kept(code)
+    kept = _kept_instructions(code)
     places = {item.offset: at for at, item in enumerate(kept)}
     places.update(_targets(code, kept))
     lines = [
@@ -305,7 +302,7 @@ def bytecode(code: CodeType) -> str:
     return "\n".join(lines)
 
 
-def _kept(code: CodeType) -> list[dis.Instruction]:
+def _kept_instructions(code: CodeType) -> list[dis.Instruction]:
     kept: list[dis.Instruction] = []
     for item in instructions(code):
         if item.opname == "STORE_NAME" and item.argval in _UNREAD and kept:

@@ -1,4 +1,4 @@
-"""Origins: a module belongs to Python, an installed distribution, memo, or the user.
+"""Origins: does a module belong to Python, an installed distribution, memo, or the user.
 
 The user's code is read; Python and installed distributions count by version.  A distribution
 installed in editable mode is outside `site-packages`, so it counts as the user's.
@@ -94,7 +94,7 @@ def _holds(module: ModuleType, kind: type) -> bool:
     return found is kind or "<locals>" in kind.__qualname__
 
 
-def compiled(kind: type) -> bool:
+def is_compiled(kind: type) -> bool:
     """True if the values of a class are functions compiled by Cython."""
     name = kind.__module__
     return isinstance(name, str) and name.startswith(_CYTHON) and hasattr(kind, "func_code")
@@ -116,10 +116,7 @@ def _file(module: ModuleType) -> str:
 
 
 def find(name: str) -> Origin | None:
-    """Return the origin of the module of a dotted name, without importing it.
-
-    None if there is none.
-    """
+    """Return the origin of a module without importing it; None if there is no such module."""
     top = name.partition(".")[0]
     if top in sys.modules:
         return of_module(sys.modules[top])
@@ -133,11 +130,8 @@ def find(name: str) -> Origin | None:
     return of_name(name, next((place for place in places if os.path.isabs(place)), ""))
 
 
-def absolute(name: str, namespace: Mapping[str, Any]) -> str | None:
-    """Return the full name of a module imported by code with these globals.
-
-    None if out of bounds.
-    """
+def absolute_name(name: str, namespace: Mapping[str, Any]) -> str | None:
+    """Return the full name of a module that code with these globals imports; None: it fails."""
     package = namespace.get("__package__") or str(namespace.get("__name__", "")).rpartition(".")[0]
     try:
         return importlib.util.resolve_name(name, package)
@@ -145,8 +139,8 @@ def absolute(name: str, namespace: Mapping[str, Any]) -> str | None:
         return None
 
 
-def imported(name: str) -> ModuleType | None:
-    """Import a user's module, as the user's code would when it runs."""
+def import_module(name: str) -> ModuleType | None:
+    """Import a user's module, as the user's code does when it runs; None if that fails."""
     if name in sys.modules:
         return sys.modules[name]
     try:

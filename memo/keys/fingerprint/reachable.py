@@ -1,4 +1,4 @@
-"""Find everything of the user's that a function reaches, and its present state.
+"""Survey a function: find the user's code and state that it reaches.
 
 Rules of this module:
 
@@ -47,14 +47,14 @@ from memo.keys.fingerprint.name_graph import Key, Node
 from memo.keys.fingerprint.names_used import (
     ANY_HOLDER,
     FREE,
-    GLOBAL,
+    GLOBAL_NAME,
     IMPORT,
     SELF,
     SUPER,
     Path,
     TakenAttributes,
     Use,
-    under,
+    below,
 )
 from memo.keys.fingerprint.normalised_code import Code
 from memo.keys.fingerprint.origin import Origin
@@ -63,9 +63,9 @@ from memo.keys.fingerprint.unchanged import (
     Location,
     Place,
     WatchedValue,
-    captured,
+    location_in_cell,
+    location_in_class,
     location_of,
-    member,
 )
 from memo.keys.own_changes import At, CurrentValue
 from memo.runtime.named_tuple import NamedTuple
@@ -169,13 +169,13 @@ class GraphBuilder:
         self.values_at: dict[Place, _ValueAt] = {}
         self.functions: dict[int, types.FunctionType] = {}
         self.classes: dict[int, ClassAttributes] = {}
-        self.of_cls: set[int] = set()
+        self.class_functions: set[int] = set()
         self.named: dict[Key, frozenset[str]] = {}
-        self.library: dict[type, None] = dict.fromkeys(library_patches.extensible())
-        self.lost: set[str] = set()
+        self.library: dict[type, None] = dict.fromkeys(library_patches.extensible_classes())
+        self.left_out: set[str] = set()
         self.home = "__main__"
-        self.of_self: set[str] = set()
-        self.escapes = False
+        self.self_attributes: set[str] = set()
+        self.self_escapes = False
         self.changed: set[str] = set()
         self.owner: type | None = None
 
@@ -186,8 +186,8 @@ class GraphBuilder:
         root = self.nodes[_ROOT] = Node("", "")
         root.facts.add(("python", _PYTHON))
         marked = isinstance(function, types.FunctionType) and STABLE in vars(function)
-        shot = ValueFingerprint("@0", (function,)) if marked else fingerprint_of(function)  # type: ignore[arg-type]
-        self.put(root, "function", shot, owner)
+        fingerprint = ValueFingerprint("@0", (function,)) if marked else fingerprint_of(function)  # type: ignore[arg-type]
+        self.add_fingerprint(root, "function", fingerprint, owner)
         while self.todo:
             key, found, of = self.todo.pop()
             if isinstance(found, type):
@@ -195,7 +195,7 @@ class GraphBuilder:
             else:
                 self._function(key, found, of)
             if not self.todo:
-                self._patched()
+                self._follow_patches()
 
     def version(self) -> KnownVersion:
         """Return the digest, with everything that it depends on."""
@@ -203,7 +203,7 @@ class GraphBuilder:
         return KnownVersion(
             name_graph.digest(self.nodes, _ROOT),
             name_graph.parts(self.nodes),
-            frozenset(self.lost),
+            frozenset(self.left_out),
             [(at.get, at.name, self.values[place]) for place, at in self.places.items()],
             [(f, f.__code__, f.__defaults__, f.__kwdefaults__) for f in self.functions.values()],
             [*self.classes.values(), *map(library_patches.AttributeCount, self.library)],
@@ -215,7 +215,7 @@ class GraphBuilder:
         )
 
     def only_filled(self) -> set[Place]:
-        """Return counters and containers of classes in reach that are filled and never read."""
+        """Return the counters and containers of classes in reach that are only filled."""
         names = self.filled_names - self.read_names
         return {
             (id(shape.cls), name)
@@ -225,53 +225,54 @@ class GraphBuilder:
         }
 
     def _watch_assigned(self) -> None:
-        """Compare what the code assigns by value, since the object there changes each time."""
+        """Compare by value what the code assigns, since it assigns another object each time."""
         for cls in self.classes:
             self.assigned.update((cls, name) for name in self.set_anywhere)
         for place in self.assigned & self.values_at.keys() - self.watched.keys():
-            shot, shape = self.values_at[place], self.classes.get(place[0])
-            if issubclass(type(shot.value), (types.FunctionType, type, types.ModuleType)):
+            known, shape = self.values_at[place], self.classes.get(place[0])
+            if issubclass(type(known.value), (types.FunctionType, type, types.ModuleType)):
                 continue
             self.places.pop(place, None)
             if shape is not None and place[1] in shape.names:
                 self.classes[place[0]] = shape.without(place[1])
-            self.watched[place] = shot.watch()
+            self.watched[place] = known.watch()
 
     def state(self) -> State:
         """Return the state of `self` that the followed methods read."""
         if self.owner is None:
             return State()
         slots = {slot.__name__: slot for slot in slots_of(self.owner)}
-        names, changed = tuple(sorted(self.of_self)), frozenset(self.changed)
+        names, changed = tuple(sorted(self.self_attributes)), frozenset(self.changed)
         learned = {k: t for k, t in self.learned.items() if k.startswith("self.")}
-        return State(names, self.escapes, slots, changed, learned)
+        return State(names, self.self_escapes, slots, changed, learned)
 
     def _learned(self) -> tuple[str, ...]:
         """Return the learned facts that apply to values in reach."""
-        met = {shot.at.label for shot in self.values_at.values()}
-        own = {f"self.{name}" for name in self.of_self}
+        met = {known.at.label for known in self.values_at.values()}
+        own = {f"self.{name}" for name in self.self_attributes}
         return tuple(
             key
             for key in self.learned
-            if own_changes.label_of(key) in met | own or (self.escapes and key.startswith("self."))
+            if own_changes.label_of(key) in met | own
+            or (self.self_escapes and key.startswith("self."))
         )
 
     # nodes
 
-    def put(
-        self, node: Node, label: str, shot: ValueFingerprint, owner: type | None = None
+    def add_fingerprint(
+        self, node: Node, label: str, fingerprint: ValueFingerprint, owner: type | None = None
     ) -> None:
         """Add the fingerprint of a value to a node."""
-        if shot.text != "@0":
-            node.facts.add((label, shot.text))
-        node.facts.update((f"package:{name}", version) for name, version in shot.packages)
-        self.lost.update(f"{label}{path}: {why}" for path, why in shot.lost)
-        for at, ref in enumerate(shot.refs):
-            node.edges.add((f"{label}@{at}", self._key(ref, owner)))
-        for note, ref in shot.noted:
-            node.edges.add((f"{label}@{note}", self._key(ref, None)))
+        if fingerprint.text != "@0":
+            node.facts.add((label, fingerprint.text))
+        node.facts.update((f"package:{name}", version) for name, version in fingerprint.packages)
+        self.left_out.update(f"{label}{path}: {why}" for path, why in fingerprint.left_out)
+        for at, ref in enumerate(fingerprint.refs):
+            node.edges.add((f"{label}@{at}", self._node_key(ref, owner)))
+        for note, ref in fingerprint.noted:
+            node.edges.add((f"{label}@{note}", self._node_key(ref, None)))
 
-    def _key(self, ref: Ref, owner: type | None) -> Key:
+    def _node_key(self, ref: Ref, owner: type | None) -> Key:
         of = None if isinstance(ref, type) else owner
         key = (id(ref), 0 if of is None else id(of))
         if key not in self.nodes:
@@ -289,12 +290,12 @@ class GraphBuilder:
 
     # places
 
-    def _keep(self, where: Location, value: Any) -> None:
+    def _watch_identity(self, where: Location, value: Any) -> None:
         """Record that the digest is valid only while this very object is at that location."""
         self.places[where.place] = where
         self.values[where.place] = value
 
-    def _name(
+    def _follow_name(
         self, node: Node, label: str, namespace: dict[str, Any], name: str, taken: TakenAttributes
     ) -> None:
         """Follow a name of a module or a function; if they lack it, it may be a builtin."""
@@ -302,19 +303,19 @@ class GraphBuilder:
         if where.value() is not NO_VALUE or name not in _BUILTINS:
             self._follow(node, label, where, taken)
             return
-        self._keep(where, NO_VALUE)
+        self._watch_identity(where, NO_VALUE)
         if name in _DYNAMIC:
-            self._dynamic(node, f"{name}()")
+            self._note_dynamic(node, f"{name}()")
         if isinstance(_BUILTINS[name], (types.FunctionType, types.MethodType)):
             self._follow(node, label, location_of(_BUILTINS, name), taken)
 
-    def _dynamic(self, node: Node, name: str) -> None:
-        self.lost.add(f"{node.name}: {name} reaches code that cannot be determined")
+    def _note_dynamic(self, node: Node, name: str) -> None:
+        self.left_out.add(f"{node.name}: {name} reaches code that cannot be determined")
 
-    def _dynamic_in(self, node: Node, module: str, chains: Iterable[Path]) -> None:
+    def _note_dynamic_in(self, node: Node, module: str, chains: Iterable[Path]) -> None:
         names = {chain[0] for chain in chains if chain} & _DYNAMIC_IN.get(module, set())
         for name in sorted(names):
-            self._dynamic(node, f"{module}.{name}")
+            self._note_dynamic(node, f"{module}.{name}")
 
     def _follow(
         self,
@@ -328,27 +329,27 @@ class GraphBuilder:
         value = where.value()
         if label in self.ignored:
             self.unmatched.discard(label)
-            self.lost.add(f"{label}: is ignored")
-        elif where.place in self.filled or (taken.fills and type(value) in _FILLED_TYPES):
-            self.lost.add(f"{label}: is filled by the code and never read")
+            self.left_out.add(f"{label}: is ignored")
+        elif where.place in self.filled or (taken.is_only_filled and type(value) in _FILLED_TYPES):
+            self.left_out.add(f"{label}: is filled by the code and never read")
         elif value is NO_VALUE:
-            self.put(node, label, self._shot(where, label, value))
+            self.add_fingerprint(node, label, self._fingerprint_at(where, label, value))
         elif issubclass(type(value), types.ModuleType):
-            self._keep(where, value)
+            self._watch_identity(where, value)
             self._module(node, label, value, taken)
         else:
             if value is importlib.import_module:
-                self._dynamic(node, "import_module()")
+                self._note_dynamic(node, "import_module()")
             if value is os.environ:  # its items are listed by name
-                self._keep(where, value)
+                self._watch_identity(where, value)
                 return
             if issubclass(type(value), type) and origin.of_type(value).kind != origin.USER:
                 self.library[value] = None
-            self.put(node, label, self._shot(where, label, value), owner)
-            self._attributes(node, label, value, taken)
+            self.add_fingerprint(node, label, self._fingerprint_at(where, label, value), owner)
+            self._follow_attributes(node, label, value, taken)
 
-    def _shot(self, where: Location, label: str, value: Any) -> ValueFingerprint:
-        """Return the fingerprint of the value at a location as it counts; it is made only once."""
+    def _fingerprint_at(self, where: Location, label: str, value: Any) -> ValueFingerprint:
+        """Return the fingerprint that counts for the value at a location; it is made only once."""
         known = self.values_at.get(where.place)
         if known is None or known.value is not value:
             fingerprint, at = fingerprint_of(value), At(where.of, where.name, label)
@@ -357,7 +358,7 @@ class GraphBuilder:
         if known.fingerprint.mutable:
             self.watched[where.place] = known.watch()
         else:
-            self._keep(where, value)
+            self._watch_identity(where, value)
         return known.base
 
     def _base(self, at: At, value: Any, fingerprint: ValueFingerprint) -> ValueFingerprint:
@@ -369,12 +370,14 @@ class GraphBuilder:
         assert isinstance(found, ValueFingerprint)
         return found
 
-    def _attributes(self, node: Node, label: str, value: Any, taken: TakenAttributes) -> None:
+    def _follow_attributes(
+        self, node: Node, label: str, value: Any, taken: TakenAttributes
+    ) -> None:
         """Follow attributes set on a function (`helper.table`); a class is followed as a whole."""
         if type(value) is types.FunctionType:
-            for name, inner in taken.inside().items():
+            for name, inner in taken.by_attribute().items():
                 if name in vars(value):
-                    self._name(node, f"{label}.{name}", vars(value), name, inner)
+                    self._follow_name(node, f"{label}.{name}", vars(value), name, inner)
 
     def _module(
         self, node: Node, label: str, module: types.ModuleType, taken: TakenAttributes
@@ -383,52 +386,52 @@ class GraphBuilder:
         self._package(node, whose)
         node.facts.add((label, f"module {module.__name__}"))
         if whose.kind != origin.USER:
-            self._dynamic_in(node, module.__name__, taken.chains)
-            self._taken(node, label, module, taken)
+            self._note_dynamic_in(node, module.__name__, taken.chains)
+            self._follow_taken(node, label, module, taken)
             return
         if () in taken.chains:
-            self.lost.add(f"{label}: module {module.__name__} is used as a value")
-        for name, inner in taken.inside().items():
+            self.left_out.add(f"{label}: module {module.__name__} is used as a value")
+        for name, inner in taken.by_attribute().items():
             if name not in vars(module) and hasattr(module, "__path__"):
-                origin.imported(f"{module.__name__}.{name}")
-            self._name(node, self._label(module.__name__, name), vars(module), name, inner)
+                origin.import_module(f"{module.__name__}.{name}")
+            self._follow_name(node, self._label(module.__name__, name), vars(module), name, inner)
             if name not in vars(module) and "__getattr__" in vars(module):
-                self._computed(node, module, name)
+                self._note_computed(node, module, name)
 
-    def _computed(self, node: Node, module: types.ModuleType, name: str) -> None:
+    def _note_computed(self, node: Node, module: types.ModuleType, name: str) -> None:
         """Note a name that a user's module provides by its `__getattr__`."""
         where = f"{module.__name__}.{name}"
-        self.lost.add(f"{where}: is computed by {module.__name__}.__getattr__ when it is read")
-        self._name(
+        self.left_out.add(f"{where}: is computed by {module.__name__}.__getattr__ when it is read")
+        self._follow_name(
             node, self._label(module.__name__, "__getattr__"), vars(module), "__getattr__", _ITSELF
         )
 
-    def _taken(
+    def _follow_taken(
         self, node: Node, label: str, module: types.ModuleType, taken: TakenAttributes
     ) -> None:
-        """Follow what is taken from a library's module, as the user may have put it there."""
-        for name, inner in taken.inside().items():
+        """Follow what is taken from a library's module, if the user may have put it there."""
+        for name, inner in taken.by_attribute().items():
             where = location_of(vars(module), name)
             value = where.value()
             if library_patches.is_user_defined(value):
                 self._follow(node, f"{label}.{name}", where, inner)
             elif library_patches.is_fixed(value):
-                self._keep(where, value)
+                self._watch_identity(where, value)
                 if issubclass(type(value), type):
                     self.library[value] = None
                 elif issubclass(type(value), types.ModuleType):
-                    self._taken(node, f"{label}.{name}", value, inner)
+                    self._follow_taken(node, f"{label}.{name}", value, inner)
 
-    def _patched(self) -> None:
-        """Follow what the user has attached to library classes, by the names that code uses."""
+    def _follow_patches(self) -> None:
+        """Follow what the user has attached to library classes, if the code uses its name."""
         classes = {base: None for cls in self.library for base in cls.__mro__ if base is not object}
         for cls, (key, names) in itertools.product(classes, list(self.named.items())):
             for name in names & vars(cls).keys():
-                where = member(cls, name)
+                where = location_in_class(cls, name)
                 if library_patches.is_user_defined(where.value()):
                     self._follow(self.nodes[key], f"attribute:{qualified_name(cls)}.{name}", where)
                 else:
-                    self._keep(where, where.value())
+                    self._watch_identity(where, where.value())
 
     # functions
 
@@ -445,12 +448,12 @@ class GraphBuilder:
                 self.changed |= read.changed
             self.read_names |= read.read
             self.filled_names.update(path[-1] for path in read.filled if len(path) == 2)
-            self._assigned(function, read, owner)
-            self._uses(node, function, read, owner)
-        else:  # by the names in its code, as its own name may be that of its last user
+            self._note_assigned(function, read, owner)
+            self._follow_uses(node, function, read, owner)
+        else:  # named by its code, since `wraps` gives it the name of a user's function
             home = function.__globals__.get("__name__", "")
             node.name, node.text = f"{home}:{function.__code__.co_qualname}", "installed"
-            self._inside(node, function)
+            self._follow_installed_closure(node, function)
             if home == "functools" and "registry" in vars(function):  # of a `singledispatch`
                 self._follow(node, f"registry:{node.name}", location_of(vars(function), "registry"))
         self._defaults(node, function)
@@ -458,12 +461,14 @@ class GraphBuilder:
             where = location_of(vars(function), "__wrapped__")
             self._follow(node, f"wrapped:{node.name}", where, owner=owner)
 
-    def _inside(self, node: Node, function: types.FunctionType) -> None:
-        """Follow what an installed decorator holds: the user's function and its configuration."""
+    def _follow_installed_closure(self, node: Node, function: types.FunctionType) -> None:
+        """Follow the closure of an installed decorator: the user's function, and options."""
         for name, cell in _cells(function).items():
-            value = captured(cell).value()
+            value = location_in_cell(cell).value()
             if value is not NO_VALUE:
-                self.put(node, f"closure:{node.name}.{name}", fingerprint_of(value, quiet=True))
+                self.add_fingerprint(
+                    node, f"closure:{node.name}.{name}", fingerprint_of(value, quiet=True)
+                )
 
     def _defaults(self, node: Node, function: types.FunctionType) -> None:
         names = function.__code__.co_varnames[: function.__code__.co_argcount]
@@ -472,37 +477,37 @@ class GraphBuilder:
             label, where = f"default:{node.name}.{name}", location_of({name: value}, name)
             fingerprint, at = fingerprint_of(value), At(function, name, label)
             base = self._base(at, value, fingerprint)
-            self.put(node, label, base)
+            self.add_fingerprint(node, label, base)
             if fingerprint.mutable:
                 self.watched[id(function), name] = WatchedValue(where, at, value, fingerprint, base)
         keywords = function.__kwdefaults__ or {}
         for name in list(keywords):
             self._follow(node, f"default:{node.name}.{name}", location_of(keywords, name))
 
-    def _uses(
+    def _follow_uses(
         self, node: Node, function: types.FunctionType, code: Code, owner: type | None
     ) -> None:
         home = function.__globals__
         module = str(home.get("__name__", "__main__"))
-        used = _by_name(code.uses)
+        used = _chains_by_name(code.uses)
         for (root, name), chains in used.items():
-            variable = _first(function) if root == SELF else name
-            taken = TakenAttributes(chains, under(code.filled, variable))
-            self._environment(node, function, code, (root, name))
-            if root == GLOBAL:
-                self._name(node, self._label(module, name), home, name, taken)
+            variable = _first_parameter(function) if root == SELF else name
+            taken = TakenAttributes(chains, below(code.filled, variable))
+            self._note_environment(node, function, code, (root, name))
+            if root == GLOBAL_NAME:
+                self._follow_name(node, self._label(module, name), home, name, taken)
             elif root == IMPORT:
-                self._import(node, home, name, chains)
+                self._follow_import(node, home, name, chains)
             elif root == SELF:
-                self._self(node, function, owner, taken)
+                self._follow_self(node, function, owner, taken)
             elif root == SUPER:
-                self._super(node, function, owner, taken)
-        self._hidden(function, owner)
+                self._follow_super(node, function, owner, taken)
+        self._note_variadic_self(function, owner)
         for name, cell in _cells(function).items():  # `super()` uses `__class__` implicitly
-            taken = TakenAttributes(used.get((FREE, name), ((),)), under(code.filled, name))
-            self._follow(node, f"closure:{node.name}.{name}", captured(cell), taken)
+            taken = TakenAttributes(used.get((FREE, name), ((),)), below(code.filled, name))
+            self._follow(node, f"closure:{node.name}.{name}", location_in_cell(cell), taken)
 
-    def _environment(
+    def _note_environment(
         self, node: Node, function: types.FunctionType, code: Code, name: tuple[str, str]
     ) -> None:
         """List the environment variables that a function reads through a name."""
@@ -510,48 +515,48 @@ class GraphBuilder:
             if (use.root, use.name) == name and _reads_environment(function, use):
                 items = sorted(item for held, item in code.items if held == use)
                 for item in [f"[{one!r}]" for one in items] or [""]:
-                    self.lost.add(f"os.environ{item}: is read by {node.name} when it runs")
+                    self.left_out.add(f"os.environ{item}: is read by {node.name} when it runs")
 
-    def _import(
+    def _follow_import(
         self, node: Node, home: dict[str, Any], name: str, chains: tuple[Path, ...]
     ) -> None:
         """Follow a module that the function imports itself."""
-        full = origin.absolute(name, home)
+        full = origin.absolute_name(name, home)
         whose = None if full is None else origin.find(full)
         if full is None or whose is None:
             node.facts.add((f"import:{name}", "absent"))
             return
         self._package(node, whose)
-        self._dynamic_in(node, full, chains)
+        self._note_dynamic_in(node, full, chains)
         module = sys.modules.get(full)
         if whose.kind != origin.USER:
             if module is not None:
-                self._taken(node, f"import:{full}", module, TakenAttributes(chains))
+                self._follow_taken(node, f"import:{full}", module, TakenAttributes(chains))
         else:
-            origin.imported(full)
+            origin.import_module(full)
             taken = TakenAttributes(tuple(chain for chain in chains if chain))
             self._follow(node, f"import:{full}", location_of(sys.modules, full), taken)
 
-    def _assigned(self, function: types.FunctionType, code: Code, owner: type | None) -> None:
+    def _note_assigned(self, function: types.FunctionType, code: Code, owner: type | None) -> None:
         """Note the names that a function rebinds."""
         cells = _cells(function)
         for use in code.assigned:
-            if use.root == GLOBAL:
-                self._assign(location_of(function.__globals__, use.name), use.chain)
+            if use.root == GLOBAL_NAME:
+                self._note_rebound(location_of(function.__globals__, use.name), use.chain)
             elif use.root == FREE and use.name in cells:
-                self._assign(captured(cells[use.name]), use.chain)
+                self._note_rebound(location_in_cell(cells[use.name]), use.chain)
             elif use.root == SELF and len(use.chain) == 1:
                 bases = owner.__mro__ if owner is not None else ()
                 self.assigned.update((id(base), use.chain[0]) for base in bases)
             elif use.root == ANY_HOLDER or use.chain[:-1] == ("__class__",):
                 self.set_anywhere.add(use.chain[-1])
 
-    def _assign(self, where: Location, chain: Path) -> None:
-        """Note what code rebinds: a name, or an attribute of the object under one."""
+    def _note_rebound(self, where: Location, chain: Path) -> None:
+        """Note that code rebinds a name, or an attribute of the object under it."""
         for step in chain:
             value = where.value()
             if issubclass(type(value), type):
-                where = member(value, step)
+                where = location_in_class(value, step)
             elif issubclass(type(value), (types.ModuleType, types.FunctionType)):
                 where = location_of(vars(value), step)
             else:
@@ -560,70 +565,70 @@ class GraphBuilder:
 
     # classes
 
-    def _self(
+    def _follow_self(
         self, node: Node, function: types.FunctionType, owner: type | None, taken: TakenAttributes
     ) -> None:
         """Follow what a method takes from `self` and `cls`, in the class if that is known."""
         if owner is None:
             return
         if () in taken.chains:
-            self.put(node, f"self:{node.name}", fingerprint_of(owner))
-        self.escapes |= () in taken.chains and id(function) not in self.of_cls
-        for name, inner in taken.inside().items():
-            if id(function) not in self.of_cls:
-                self._attribute(node, owner, name)
-            self._member(node, owner, owner.__mro__, name, inner)
+            self.add_fingerprint(node, f"self:{node.name}", fingerprint_of(owner))
+        self.self_escapes |= () in taken.chains and id(function) not in self.class_functions
+        for name, inner in taken.by_attribute().items():
+            if id(function) not in self.class_functions:
+                self._note_attribute(node, owner, name)
+            self._follow_member(node, owner, owner.__mro__, name, inner)
 
-    def _attribute(self, node: Node, owner: type, name: str) -> None:
+    def _note_attribute(self, node: Node, owner: type, name: str) -> None:
         """Note an attribute of `self`, unless the class has a property of that name."""
         found = next((vars(base)[name] for base in owner.__mro__ if name in vars(base)), NO_VALUE)
         if name == "__class__":
-            self.put(node, f"self:{node.name}", fingerprint_of(owner))
+            self.add_fingerprint(node, f"self:{node.name}", fingerprint_of(owner))
         elif name.startswith("__") and name.endswith("__") and found is not NO_VALUE:
-            self.escapes = True
+            self.self_escapes = True
         elif found is NO_VALUE:
-            self.of_self.add(name)
+            self.self_attributes.add(name)
             for hook in ("__getattr__", "__getattribute__"):
                 if any(hook in vars(base) for base in owner.__mro__[:-1]):
-                    self._member(node, owner, owner.__mro__[:-1], hook, _ITSELF)
+                    self._follow_member(node, owner, owner.__mro__[:-1], hook, _ITSELF)
         elif type(found) in (property, functools.cached_property):
             pass  # what its function reads counts
         elif _is_known(found) or not hasattr(type(found), "__get__"):
-            self.of_self.add(name)
+            self.self_attributes.add(name)
         else:  # a descriptor of another kind gets `self`
-            self.escapes = True
+            self.self_escapes = True
 
-    def _super(
+    def _follow_super(
         self, node: Node, function: types.FunctionType, owner: type | None, taken: TakenAttributes
     ) -> None:
         """Follow what a method takes from `super()`: from the next class that has it."""
         cell = _cells(function).get("__class__")
-        here = None if cell is None else captured(cell).value()
+        here = None if cell is None else location_in_cell(cell).value()
         if owner is None:
             return
         if here not in owner.__mro__ or () in taken.chains:
-            self.escapes = True
+            self.self_escapes = True
             return
         after = owner.__mro__[owner.__mro__.index(here) + 1 :]
-        for name, inner in taken.inside().items():
-            self._member(node, owner, after, name, inner)
+        for name, inner in taken.by_attribute().items():
+            self._follow_member(node, owner, after, name, inner)
 
-    def _hidden(self, function: types.FunctionType, owner: type | None) -> None:
-        """Let all of `self` count for a method that takes it among `*args`."""
+    def _note_variadic_self(self, function: types.FunctionType, owner: type | None) -> None:
+        """Let all of `self` count if a method takes it among `*args`."""
         variadic = function.__code__.co_flags & inspect.CO_VARARGS
         hides = not function.__code__.co_argcount and variadic
         if owner is not None and hides and "__wrapped__" not in vars(function):
-            self.escapes = True
+            self.self_escapes = True
 
-    def _member(
+    def _follow_member(
         self, node: Node, owner: type, bases: Iterable[type], name: str, taken: TakenAttributes
     ) -> None:
         """Follow an attribute of `self` in the first class that has it.
 
-        An object may have its own.
+        An object may also have an attribute of its own.
         """
         for base in bases:
-            where = member(base, name)
+            where = location_in_class(base, name)
             value = where.value()
             if origin.of_type(base).kind == origin.USER:
                 if isinstance(value, class_body.SLOT_TYPES):
@@ -631,14 +636,14 @@ class GraphBuilder:
                 if value is not NO_VALUE:
                     of = None if isinstance(value, staticmethod) else owner
                     if isinstance(value, classmethod) or getattr(value, "of_class", False) is True:
-                        self.of_cls.add(id(innermost(value)))
+                        self.class_functions.add(id(innermost(value)))
                     label = f"attribute:{qualified_name(base)}.{name}"
                     self._follow(node, label, where, taken, of)
                     return
-                self._keep(where, value)
+                self._watch_identity(where, value)
             elif value is not NO_VALUE:
-                self.put(node, f"base:{qualified_name(base)}", fingerprint_of(base))
-                self.escapes |= base is not object and hasattr(type(value), "__get__")
+                self.add_fingerprint(node, f"base:{qualified_name(base)}", fingerprint_of(base))
+                self.self_escapes |= base is not object and hasattr(type(value), "__get__")
                 return
 
     def _class(self, node: Node, cls: type) -> None:
@@ -646,17 +651,19 @@ class GraphBuilder:
         node.text = class_body.head(cls)
         for at, base in enumerate((*cls.__bases__, type(cls))):
             if base not in (object, type):
-                self.put(node, f"base:{node.name}.{at}", fingerprint_of(base))
+                self.add_fingerprint(node, f"base:{node.name}.{at}", fingerprint_of(base))
         kept: dict[str, Any] = {}
         for name, value in class_body.attributes(cls):
             if isinstance(value, classmethod) or getattr(value, "of_class", False) is True:
-                self.of_cls.add(id(innermost(value)))
-            where = member(cls, name)
+                self.class_functions.add(id(innermost(value)))
+            where = location_in_class(cls, name)
             self._follow(node, f"attribute:{node.name}.{name}", where)
             if self.places.pop(where.place, None) is not None:
                 kept[name] = self.values[where.place]
         for name, value in class_body.fields(cls):
-            self.put(node, f"field:{node.name}.{name}", fingerprint_of(value, quiet=True))
+            self.add_fingerprint(
+                node, f"field:{node.name}.{name}", fingerprint_of(value, quiet=True)
+            )
         self.classes[id(cls)] = ClassAttributes(
             cls, cls.__bases__, body, tuple(kept), tuple(kept.values()), len(body)
         )
@@ -669,10 +676,10 @@ def _cells(function: types.FunctionType) -> dict[str, types.CellType]:
 def _reads_environment(function: types.FunctionType, use: Use) -> bool:
     """True if a use is `os.environ`, `os.getenv` or similar."""
     found: Any = None
-    if use.root == GLOBAL:
+    if use.root == GLOBAL_NAME:
         found = function.__globals__.get(use.name)
     elif use.root == IMPORT:
-        found = sys.modules.get(origin.absolute(use.name, function.__globals__) or "")
+        found = sys.modules.get(origin.absolute_name(use.name, function.__globals__) or "")
     for step in ("", *use.chain):
         found = vars(found).get(step) if step and type(found) is types.ModuleType else found
         if any(found is one for one in _ENVIRONMENT):
@@ -681,18 +688,18 @@ def _reads_environment(function: types.FunctionType, use: Use) -> bool:
 
 
 def _is_known(value: Any) -> bool:
-    """True if an attribute of a class passes `self` only to functions that are followed."""
+    """True if an attribute of a class passes `self` only to code that is followed."""
     if type(value) in (*DESCRIPTORS, types.FunctionType, *class_body.SLOT_TYPES):
         return True
     return origin.of_type(type(value)).kind == origin.MEMO
 
 
-def _first(function: types.FunctionType) -> str:
+def _first_parameter(function: types.FunctionType) -> str:
     names = function.__code__.co_varnames
     return names[0] if names else ""
 
 
-def _by_name(uses: Iterable[Use]) -> dict[tuple[str, str], tuple[Path, ...]]:
+def _chains_by_name(uses: Iterable[Use]) -> dict[tuple[str, str], tuple[Path, ...]]:
     """Group the chains of attributes by the name that they are taken from."""
     found: dict[tuple[str, str], tuple[Path, ...]] = {}
     for use in uses:

@@ -1,4 +1,4 @@
-"""Manifests: files about functions for other processes of this host.
+"""Manifests: files with the source of code versions, for other processes of this host.
 
 Each code version has a small JSON file, `code/<digest>.json` in the cache directory, written once.
 It contains the source of the user's functions, so that `explain` can show edits; it is owner-only

@@ -80,22 +80,22 @@ class Location(NamedTuple):
         return id(self.of), self.name
 
     def value(self) -> Any:
-        """Return the present value there, or `MISSING`."""
+        """Return the present value there, or `NO_VALUE`."""
         return self.get(self.name, NO_VALUE)
 
 
 def location_of(namespace: Mapping[str, Any], name: str) -> Location:
-    """Return the location of a name of a module or a function."""
+    """Return the location of a name in a module or a function."""
     return Location(namespace, namespace.get, name)
 
 
-def member(cls: type, name: str) -> Location:
-    """Return the location of a name of a class."""
+def location_in_class(cls: type, name: str) -> Location:
+    """Return the location of a name in a class."""
     return Location(cls, vars(cls).get, name)
 
 
-def captured(cell: types.CellType) -> Location:
-    """Return the location of a variable of a closure."""
+def location_in_cell(cell: types.CellType) -> Location:
+    """Return the location of a captured variable."""
     return Location(cell, Cell(cell).get, "")
 
 
@@ -126,16 +126,16 @@ class WatchedValue:
 
     def _remember(self, value: Any) -> None:
         """Remember a value in the form that is fastest to compare: a snapshot, or else a probe."""
-        plain = not (self.fingerprint.refs or self.fingerprint.noted or self.fingerprint.lost)
+        plain = not (self.fingerprint.refs or self.fingerprint.noted or self.fingerprint.left_out)
         self.snapshot = snapshot(value) if plain else None
         self.probe = probe(value) if self.snapshot is None else None
 
     def read(self) -> Any:
-        """Return the present value there, or `MISSING`."""
+        """Return the present value there, or `NO_VALUE`."""
         return self._get(self._name, NO_VALUE)
 
     def is_same(self) -> bool:
-        """True if the value is the remembered one, by the fast comparison only.
+        """True if the fast comparison shows that the value is the remembered one.
 
         Comparing snapshots is enough: values that `marshal` confuses with each other (`bytes` and
         other buffers) get none.
@@ -176,7 +176,7 @@ class ClassAttributes(NamedTuple):
     size: int
 
     def without(self, name: str) -> ClassAttributes:
-        """Return the same without one attribute, which is checked in another way."""
+        """Return a copy without one attribute, which is checked in another way."""
         pairs = [p for p in zip(self.names, self.values, strict=True) if p[0] != name]
         return self._replace(names=tuple(n for n, _ in pairs), values=tuple(v for _, v in pairs))
 
@@ -232,7 +232,7 @@ class Probe:
         self._parts = parts
 
     def is_unchanged(self, value: Any) -> bool:
-        """True if a value is this structure, and all its parts hold what they held."""
+        """True if a value is this structure, and each part holds the same objects."""
         if value is not self._value:
             return False
         try:
@@ -253,20 +253,20 @@ def probe(value: Any) -> Probe | None:
     """Return the probe of a structure as it is now; None if it cannot be probed."""
     prober = _ProbeBuilder()
     try:
-        prober.take(value)
+        prober.add(value)
     except Exception:  # opaque, too deep, or an error in the value's own methods
         return None
     return Probe(value, prober.parts)
 
 
 class _ProbeBuilder:
-    """Makes one probe."""
+    """Collects the parts of a structure for its probe."""
 
     def __init__(self) -> None:
         self.parts: list[Part] = []
         self.seen: dict[int, Any] = {}
 
-    def take(self, value: Any) -> None:
+    def add(self, value: Any) -> None:
         """Add a value and everything that it holds."""
         if id(value) in self.seen:
             return
@@ -277,56 +277,56 @@ class _ProbeBuilder:
         ):
             raise _Opaque
         if kind in _IMMUTABLE_CONTAINERS:
-            self._all(value)
+            self._add_all(value)
         elif kind in _SEQUENCES:
-            self._part(functools.partial(list, value))
+            self._add_part(functools.partial(list, value))
         elif kind in _MAPPINGS:
             read = _defaulted if kind is defaultdict else _items
-            self._part(functools.partial(read, value))
-        elif not (held_values.is_fixed(kind) or issubclass(kind, _LEAVES)):
-            self._object(value, kind)
+            self._add_part(functools.partial(read, value))
+        elif not (held_values.is_immutable(kind) or issubclass(kind, _LEAVES)):
+            self._add_object(value, kind)
 
-    def _all(self, values: Iterable[Any]) -> None:
+    def _add_all(self, values: Iterable[Any]) -> None:
         for value in values:
-            self.take(value)
+            self.add(value)
 
-    def _part(self, read: Callable[[], Sequence[Any]]) -> None:
+    def _add_part(self, read: Callable[[], Sequence[Any]]) -> None:
         held = read()
         self.parts.append((read, held))
-        self._all(held)
+        self._add_all(held)
 
-    def _object(self, value: Any, kind: type) -> None:
+    def _add_object(self, value: Any, kind: type) -> None:
         if kind in _C_FUNCTIONS:
-            self.take(getattr(value, "__self__", None))
+            self.add(getattr(value, "__self__", None))
         elif kind is types.MethodType:
-            self._all((value.__self__, value.__func__))
+            self._add_all((value.__self__, value.__func__))
         elif kind is functools.partial:
-            self._all((value.func, *value.args, value.keywords))
+            self._add_all((value.func, *value.args, value.keywords))
         elif issubclass(kind, enum.Enum):
-            self.take(value.value)
-        elif held_values.is_open(kind):
-            self._state(value, kind)
+            self.add(value.value)
+        elif held_values.is_transparent(kind):
+            self._add_state(value, kind)
         elif origin.of_type(kind).kind == origin.MEMO:
-            self.take(held_values.wrapped(value))
+            self.add(held_values.wrapped(value))
         elif not _is_refused(value, kind):
             raise _Opaque
 
-    def _state(self, value: Any, kind: type) -> None:
+    def _add_state(self, value: Any, kind: type) -> None:
         """Add an object of a user's class: its attributes, and its content."""
         slots = held_values.slots_of(kind)
         if getattr(value, "__dict__", None) is not None:
-            self._part(functools.partial(_attributes, value))
+            self._add_part(functools.partial(_attributes, value))
         if slots:
-            self._part(functools.partial(_slotted, value, slots))
+            self._add_part(functools.partial(_slotted, value, slots))
         if issubclass(kind, Mapping):
             if kind.items is not dict.items or kind.__iter__ is not dict.__iter__:
                 raise _Opaque
-            self._part(functools.partial(_items, value))
+            self._add_part(functools.partial(_items, value))
         for base in _CONTAINER_BASES:
             if issubclass(kind, base):
                 if kind.__iter__ is not base.__iter__:
                     raise _Opaque
-                self._part(functools.partial(list, value))
+                self._add_part(functools.partial(list, value))
 
 
 def _items(value: dict[Any, Any]) -> list[Any]:

@@ -1069,4 +1069,4 @@ def test_pieces_are_what_is_hashed() -> None:
     for size in (0, 1, 199, 200, 201, 65_535, 65_536, len(data)):
         cuts = sorted(chance.randrange(size + 1) for _ in range(5))
         pieces = [data[a:b] for a, b in zip([0, *cuts], [*cuts, size], strict=True)]
-        assert for_arrays.concatenated(pieces) == for_arrays.concatenated([data[:size]])
+        assert for_arrays.encode_bytes(pieces) == for_arrays.encode_bytes([data[:size]])

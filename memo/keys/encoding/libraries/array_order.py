@@ -1,4 +1,4 @@
-"""Bands: non-contiguous arrays, copied into C order one band at a time, for hashing.
+"""Copy non-contiguous arrays into C order for hashing, one band at a time.
 
 Rules of this module:
 
@@ -70,7 +70,7 @@ def in_c_order(parts: Iterable[Any]) -> Iterator[memoryview]:
 
 
 def threads_per_row(rows: int) -> int:
-    """Return how many threads may hash one row while `feed_rows` serves `rows` of them."""
+    """Return how many threads may hash each of `rows` rows in `feed_rows`."""
     return max(1, THREADS // rows)
 
 
@@ -106,7 +106,7 @@ def _feed_some(takers: Sequence[Callable[[Any], object]], rows: Any) -> None:
 
 
 def _run(work: Sequence[Callable[[], None]], pool: ThreadPoolExecutor) -> None:
-    """Run work in threads, the first in this one; all of it here if no thread can be started."""
+    """Run jobs in threads, the first one here; all of them here if no thread can be started."""
     others = []
     mine = list(work[:1])
     for one in work[1:]:
@@ -121,7 +121,7 @@ def _run(work: Sequence[Callable[[], None]], pool: ThreadPoolExecutor) -> None:
 
 
 def make_pool() -> ThreadPoolExecutor:
-    """Return the threads that copy and hash the parts of a big array."""
+    """Return a pool of threads that copy and hash the parts of a big array."""
     from concurrent import futures
 
     return futures.ThreadPoolExecutor(THREADS - 1, thread_name_prefix="memo-bands")

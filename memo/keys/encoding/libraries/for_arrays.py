@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from memo.keys.encoding import atoms, canonical
-from memo.keys.encoding.canonical import Encoder, Walk, class_of
+from memo.keys.encoding.canonical import Encoder, Walk, encode_class
 from memo.keys.encoding.libraries import array_order
 
 COPIED_WHOLE: Final = 2 << 20
@@ -33,16 +33,16 @@ def node(kind: str, content: Encoder) -> Encoder:
     prefix = atoms.with_length(kind.encode())
 
     def whole(value: Any, walk: Walk) -> bytes:
-        return class_of(value, walk) + content(value, walk)
+        return encode_class(value, walk) + content(value, walk)
 
-    return lambda value, walk: walk.inside(value, whole, b"~", prefix)
+    return lambda value, walk: walk.encode_container(value, whole, b"~", prefix)
 
 
 # --- bytes in place ------------------------------------------------------------------------------
 
 
-def concatenated(views: Iterable[Any]) -> bytes:
-    """Return the encoding of bytes in several pieces: that of their concatenation.
+def encode_bytes(views: Iterable[Any]) -> bytes:
+    """Encode bytes in several pieces, as if they were joined.
 
     Args:
         views: contiguous buffers of unsigned bytes.
@@ -64,18 +64,18 @@ def concatenated(views: Iterable[Any]) -> bytes:
         if not little:
             hasher.update(view)
     if hasher is None:
-        return _little(pending)
+        return _encode_short(pending)
     hasher.update(pending)
     return b"\xfd" + hasher.digest()
 
 
-def rows(array: Any) -> bytes:
-    """Return the encodings of the bytes of each row of a 2-D array, one after another.
+def encode_rows(array: Any) -> bytes:
+    """Encode the bytes of each row of a 2-D array, one after another.
 
     Rows that are not contiguous are copied and hashed together, in one pass over the array.
     """
     if len(array) == 1 or array.strides[1] == array.dtype.itemsize or array.nbytes <= COPIED_WHOLE:
-        return b"".join(concatenated(raw_bytes(line)) for line in array)
+        return b"".join(encode_bytes(raw_bytes(line)) for line in array)
     from blake3 import blake3
 
     hashers = [blake3(max_threads=array_order.threads_per_row(len(array))) for _ in array]
@@ -83,7 +83,7 @@ def rows(array: Any) -> bytes:
     return b"".join(b"\xfd" + hasher.digest() for hasher in hashers)
 
 
-def _little(content: bytearray) -> bytes:
+def _encode_short(content: bytearray) -> bytes:
     from blake3 import blake3
 
     if len(content) <= atoms.INLINE_BYTES:
@@ -123,12 +123,12 @@ def elements(array: Any, walk: Walk, step: Callable[[int], str] | None = None) -
         return b"O" + atoms.with_length(
             _objects(array.ravel(), walk, step or _indices(array.shape))
         )
-    if kind.names is not None and not _packed(kind):
+    if kind.names is not None and not _is_packed(kind):
         parts = [elements(array[name], walk) for name in kind.names]
         return b"V" + atoms.with_length(b"".join(parts))
     if kind.char in "gG":
         array = _without_padding(array)
-    return concatenated(raw_bytes(array))
+    return encode_bytes(raw_bytes(array))
 
 
 def _objects(flat: Any, walk: Walk, step: Callable[[int], str]) -> bytes:
@@ -148,15 +148,15 @@ def _indices(shape: tuple[int, ...]) -> Callable[[int], str]:
     return lambda i: f"[{', '.join(str(int(n)) for n in numpy().unravel_index(i, shape))}]"
 
 
-def _packed(kind: Any) -> bool:
+def _is_packed(kind: Any) -> bool:
     """True if every byte of an element belongs to exactly one field and is significant."""
     if kind.subdtype is not None:
-        return _packed(kind.subdtype[0])
+        return _is_packed(kind.subdtype[0])
     if kind.names is None:
         return kind.kind not in "OT" and kind.char not in "gG"
     at = 0
     for part, offset, *_ in sorted(kind.fields.values(), key=lambda field: field[1]):
-        if offset != at or not _packed(part):
+        if offset != at or not _is_packed(part):
             return False
         at += part.itemsize
     return bool(at == kind.itemsize)
@@ -236,15 +236,15 @@ def _sparse(value: Any, walk: Walk) -> bytes:
     head = walk.encode((value.format, tuple(value.shape), getattr(value, "blocksize", None)))
     if value.ndim != 2:
         return head + _coordinates(value, walk)
-    rows = value.T.tocsr() if value.format == "csc" else value.tocsr()
-    if not rows.has_canonical_format:
-        rows = rows.copy()
-        rows.sum_duplicates()
+    encode_rows = value.T.tocsr() if value.format == "csc" else value.tocsr()
+    if not encode_rows.has_canonical_format:
+        encode_rows = encode_rows.copy()
+        encode_rows.sum_duplicates()
     return head + b"".join(
         [
-            ndarray(_narrow(rows.indptr), walk),
-            ndarray(_narrow(rows.indices), walk),
-            ndarray(rows.data, walk),
+            ndarray(_narrow(encode_rows.indptr), walk),
+            ndarray(_narrow(encode_rows.indices), walk),
+            ndarray(encode_rows.data, walk),
         ]
     )
 
@@ -276,7 +276,7 @@ def _tensor(value: Any, walk: Walk) -> bytes:
         plain = plain.to_sparse_coo().coalesce()
         parts = [plain.indices(), plain.values()]
         return walk.encode((*facts, str(value.layout))) + b"".join(walk.encode(p) for p in parts)
-    return walk.encode(facts) + concatenated(_tensor_bytes(torch, plain))
+    return walk.encode(facts) + encode_bytes(_tensor_bytes(torch, plain))
 
 
 def _tensor_bytes(torch: Any, plain: Any) -> Iterator[Any]:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from memo.keys.encoding import atoms
 from memo.keys.encoding.canonical import Encoder, Walk
-from memo.keys.encoding.libraries.for_arrays import concatenated, node
+from memo.keys.encoding.libraries.for_arrays import encode_bytes, node
 
 SHIFTED_AT_ONCE: Final = 1 << 17
 """Offsets that are shifted at a time."""
@@ -42,7 +42,7 @@ def chunks(parts: Sequence[Any], kind: Any, walk: Walk) -> bytes:
         values = itertools.chain.from_iterable(part.to_pylist() for part in parts)
         return head + b"L" + atoms.with_length(walk.sequence(list(values)))
     if any(part.null_count for part in parts):
-        head += concatenated(_bytes_of(part.is_valid()) for part in parts)
+        head += encode_bytes(_bytes_of(part.is_valid()) for part in parts)
         parts = [part.drop_null() if part.null_count else part for part in parts]
     return head + b"A" + atoms.with_length(reader(parts, kind, walk))
 
@@ -77,7 +77,7 @@ def _nothing(_parts: Sequence[Any], _kind: Any, _walk: Walk) -> bytes:
 
 
 def _booleans(parts: Sequence[Any], _kind: Any, _walk: Walk) -> bytes:
-    return concatenated(map(_bytes_of, parts))
+    return encode_bytes(map(_bytes_of, parts))
 
 
 def _bytes_of(part: Any) -> memoryview:
@@ -87,7 +87,7 @@ def _bytes_of(part: Any) -> memoryview:
 
 
 def _fixed(parts: Sequence[Any], kind: Any, _walk: Walk) -> bytes:
-    return concatenated(_slice(part, kind.bit_width // 8) for part in parts)
+    return encode_bytes(_slice(part, kind.bit_width // 8) for part in parts)
 
 
 def _slice(part: Any, width: int, values: int = 1) -> memoryview:
@@ -114,7 +114,7 @@ def _strings(wide: bool, parts: Sequence[Any], _kind: Any, _walk: Walk) -> bytes
         before += places[-1] - places[0]
         if values is not None:
             data.append(memoryview(values).cast("B")[places[0] : places[-1]])
-    return atoms.with_length(concatenated(ends)) + concatenated(data)
+    return atoms.with_length(encode_bytes(ends)) + encode_bytes(data)
 
 
 def _shifted(places: memoryview, by: int) -> Iterator[memoryview]:
@@ -139,7 +139,7 @@ def _lists(parts: Sequence[Any], kind: Any, walk: Walk) -> bytes:
     lengths = [part.value_lengths() for part in parts]
     width = 8 if "large" in str(kind) else 4
     inner = chunks([part.flatten() for part in parts], kind.value_type, walk)
-    return atoms.with_length(concatenated(_slice(part, width) for part in lengths)) + inner
+    return atoms.with_length(encode_bytes(_slice(part, width) for part in lengths)) + inner
 
 
 def _fixed_lists(parts: Sequence[Any], kind: Any, walk: Walk) -> bytes:
@@ -204,7 +204,7 @@ def _arrow_scalar(value: Any, walk: Walk) -> bytes:
 
 
 def _arrow_buffer(value: Any, _walk: Walk) -> bytes:
-    return concatenated([memoryview(value).cast("B")])
+    return encode_bytes([memoryview(value).cast("B")])
 
 
 # --- polars --------------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ _ArrowStream._fields_ = [
 ]
 
 
-def _in_place(series: Any, width: int) -> Iterator[memoryview]:
+def _bytes_in_place(series: Any, width: int) -> Iterator[memoryview]:
     """Yield the bytes of a fixed-width polars series without nulls, in place."""
     capsule = series.__arrow_c_stream__()
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
@@ -287,7 +287,7 @@ def _numbers(series: Any) -> bytes:
     if str(physical.dtype) == "Boolean":
         physical = physical.cast(sys.modules["polars"].UInt8)
     digits = "".join(filter(str.isdigit, str(physical.dtype)))
-    return concatenated(_in_place(physical, int(digits) // 8))
+    return encode_bytes(_bytes_in_place(physical, int(digits) // 8))
 
 
 def _plain(series: Any, walk: Walk) -> bytes:
@@ -299,14 +299,14 @@ def _plain(series: Any, walk: Walk) -> bytes:
 
 def _texts(series: Any, _walk: Walk) -> bytes:
     text = series.str.join("").item() if len(series) else ""
-    return atoms.with_length(_numbers(series.str.len_bytes())) + concatenated(
+    return atoms.with_length(_numbers(series.str.len_bytes())) + encode_bytes(
         [memoryview(text.encode())]
     )
 
 
 def _binaries(series: Any, _walk: Walk) -> bytes:
     data = b"".join(series.to_list())
-    return atoms.with_length(_numbers(series.bin.size())) + concatenated([memoryview(data)])
+    return atoms.with_length(_numbers(series.bin.size())) + encode_bytes([memoryview(data)])
 
 
 def _categories(series: Any, walk: Walk) -> bytes:

@@ -30,14 +30,14 @@ _READING_FUNCTIONS: Final = re.compile(
 
 def _collection(value: Any, walk: Walk) -> bytes:
     for task in dict(value.__dask_graph__()).values():
-        if any(map(_is_elsewhere, _held(task))):
+        if any(map(_is_external, _parts_of_task(task))):
             raise walk.refuse(value, DATA_ELSEWHERE)
     dask = sys.modules["dask"]
     with dask.config.set({"tokenize.ensure-deterministic": True}):
         return atoms.text(sys.modules["dask.base"].tokenize(value))
 
 
-def _held(task: Any) -> Iterator[Any]:
+def _parts_of_task(task: Any) -> Iterator[Any]:
     """Yield the function and the arguments of a task; for one that needs others only its value."""
     if getattr(task, "dependencies", None):
         yield getattr(task, "value", task)
@@ -57,7 +57,7 @@ def _held(task: Any) -> Iterator[Any]:
             yield part
 
 
-def _is_elsewhere(part: Any) -> bool:
+def _is_external(part: Any) -> bool:
     """True if a part of a task is a file, or reads one."""
     kind = type(part)
     if canonical.module_of(kind).partition(".")[0] in _STORES or isinstance(part, os.PathLike):

@@ -65,7 +65,7 @@ def _columns(value: Any, walk: Walk) -> bytes:
     group = (
         np.array([order.index(kind) for kind in kinds], dtype=np.int32)[owner] if blocks else owner
     )
-    content = atoms.with_length(b"".join(order)) + for_arrays.concatenated(
+    content = atoms.with_length(b"".join(order)) + for_arrays.encode_bytes(
         for_arrays.raw_bytes(group)
     )
     for number, kind in enumerate(order):
@@ -84,7 +84,7 @@ def _kind(values: Any, walk: Walk) -> bytes:
     """Return the dtype of a block, as bytes that can be compared."""
     if type(values) is numpy().ndarray:
         return atoms.with_length(for_arrays.dtype(values.dtype, walk))
-    return atoms.with_length(canonical.class_of(values, walk) + _dtype(values.dtype, walk))
+    return atoms.with_length(canonical.encode_class(values, walk) + _dtype(values.dtype, walk))
 
 
 def _group(value: Any, blocks: Any, owner: Any, row: Any, members: Any, walk: Walk) -> bytes:
@@ -120,12 +120,12 @@ def _strips(blocks: Any, owner: Any, row: Any, plain: Any) -> bytes:
     """
     column = max(1, plain.shape[1] * plain.dtype.itemsize)
     if column >= LONG_COLUMN:
-        return b"".join(for_arrays.rows(run) for run in _runs(blocks, owner, row))
+        return b"".join(for_arrays.encode_rows(run) for run in _runs(blocks, owner, row))
     many = STRIP_BYTES // column
     content = b""
     for at in range(0, len(owner), many):
         runs = _runs(blocks, owner[at : at + many], row[at : at + many])
-        content += for_arrays.concatenated(
+        content += for_arrays.encode_bytes(
             piece for run in runs for piece in for_arrays.raw_bytes(run)
         )
     return content
@@ -148,7 +148,7 @@ def _column(values: Any, row: int, step: str, walk: Walk) -> bytes:
     try:
         return for_arrays.elements(plain[row], walk)
     except canonical.Unkeyable as error:
-        error.under(step)
+        error.prepend_step(step)
         raise
 
 

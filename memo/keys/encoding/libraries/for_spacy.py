@@ -9,14 +9,14 @@ from __future__ import annotations
 import sys
 from typing import Any, Final
 
-from memo.keys.encoding.canonical import Encoder, Walk, class_of
+from memo.keys.encoding.canonical import Encoder, Walk, encode_class
 from memo.keys.encoding.libraries.for_arrays import node
 
 _SETS: Final = ("strings", "punct_chars")
 """Parts that spaCy writes as a list in the order of a set."""
 
 
-def _written(value: Any, walk: Walk) -> bytes:
+def _serialize(value: Any, walk: Walk) -> bytes:
     """Encode a part of a pipeline by its serialized form, or as a plain object if it has none."""
     if not hasattr(value, "to_bytes"):
         return walk.encode(value)
@@ -24,7 +24,7 @@ def _written(value: Any, walk: Walk) -> bytes:
     for name in _SETS:
         if isinstance(facts, dict) and name in facts:
             facts[name] = sorted(facts[name])
-    return class_of(value, walk) + walk.encode(facts)
+    return encode_class(value, walk) + walk.encode(facts)
 
 
 def _pipeline(value: Any, walk: Walk) -> bytes:
@@ -33,9 +33,9 @@ def _pipeline(value: Any, walk: Walk) -> bytes:
     vectors = vocab.vectors
     words = (vectors.mode, vectors.data, sorted(vectors.key2row.items()), vocab.lookups.to_bytes())
     facts = (value.config.to_str(interpolate=False), value.lang, value.disabled)
-    content = walk.encode(facts) + walk.encode(words) + _written(value.tokenizer, walk)
+    content = walk.encode(facts) + walk.encode(words) + _serialize(value.tokenizer, walk)
     for name, part in value.components:
-        content += walk.encode(name) + _written(part, walk)
+        content += walk.encode(name) + _serialize(part, walk)
     return content
 
 
@@ -50,7 +50,7 @@ def _token(value: Any, walk: Walk) -> bytes:
 
 ADAPTERS: Final[dict[str, Encoder]] = {
     "spacy.Language": node("pipeline", _pipeline),
-    "spacy.Doc": node("document", _written),
+    "spacy.Doc": node("document", _serialize),
     "spacy.Span": node("span", _span),
     "spacy.Token": node("token", _token),
 }

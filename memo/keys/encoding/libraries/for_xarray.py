@@ -38,7 +38,7 @@ def _variables(variables: Mapping[Any, Any], walk: Walk) -> bytes:
 
 
 def _indexes(value: Any, walk: Walk) -> bytes:
-    """Encode the kinds of the indexes; what they index are the coordinates."""
+    """Encode the types of the indexes; their values are the coordinates."""
     return walk.encode({name: type(index) for name, index in value.xindexes.items()})
 
 
