@@ -312,7 +312,8 @@ def examine(as_json: bool) -> None:
 
 def _suggest_names(patterns: tuple[str, ...]) -> None:
     """Name the functions that were probably intended by patterns that matched none."""
-    near = names.did_you_mean_functions(patterns, drive(names.known_functions(BLOCKING, [])))
+    known = drive(names.known_functions(BLOCKING, []))
+    near = names.did_you_mean_functions(names.without_match(patterns, known), known)
     if near:
         click.echo(near, err=True)
 

@@ -150,6 +150,13 @@ def did_you_mean_functions(names: Iterable[str], known: Iterable[str]) -> str:
     )
 
 
+def without_match(patterns: Iterable[str], identities: Sequence[str]) -> list[str]:
+    """Return the names or patterns that fit none of some functions."""
+    from memo.metrics.snapshots import matches
+
+    return [one for one in patterns if not any(matches(identity, one) for identity in identities)]
+
+
 def nearest(name: str, known: Iterable[str]) -> list[str]:
     """Return the names nearest to a misspelled one, best first; none for a very long one."""
     if len(name) > LONGEST_NAME:

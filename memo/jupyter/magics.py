@@ -46,7 +46,7 @@ from memo.jupyter.progress_view import WATCHER, Line
 from memo.metrics import rendering
 from memo.metrics.recorder import Span, open_span, reset, stats
 from memo.metrics.recorder import publish as leave_for_others
-from memo.metrics.snapshots import Stats
+from memo.metrics.snapshots import Stats, matches
 from memo.records.seal import Header
 from memo.runtime.blocking import BLOCKING, drive
 
@@ -215,6 +215,7 @@ class CacheMagics(Magics):
         if given.frame:
             return _frame(table)
         if not count:
+            _check_where(given.patterns, where)
             return _display_text(_not_found_text(given.patterns))
         footer = rendering.shown_of(len(shown), count, "entry", "entries", "--limit 0")
         text = f"{rendering.table_text(table)}\n\n{footer}"
@@ -320,8 +321,26 @@ def _not_found_text(patterns: list[str]) -> str:
     """Say that there are no entries, and which functions were probably intended."""
     here = [function.function_id for function in functions()]
     known = drive(names.known_functions(BLOCKING, here)) if patterns else []
-    near = names.did_you_mean_functions(patterns, known)
+    near = names.did_you_mean_functions(names.without_match(patterns, known), known)
     return f"No entries on this host{f'; {near}' if near else '.'}"
+
+
+def _check_where(patterns: list[str], where: dict[str, Any]) -> None:
+    """Check that a function of this kernel has the arguments that entries were selected by.
+
+    Raises:
+        UsageError: none of those that match the patterns has them.
+    """
+    refused: OptionError | None = None
+    for function in functions() if where else ():
+        if matches(function.function_id, *patterns):
+            try:
+                function._function.keyer.check_names("--where", where)
+                return
+            except OptionError as error:
+                refused = error
+    if refused is not None:
+        raise UsageError(str(refused))
 
 
 # --- %cache_stats -------------------------------------------------------------------------------
@@ -385,8 +404,8 @@ def _clear(pattern: str, where: dict[str, Any], tag: str | None) -> list[str]:
 def _clear_one(
     function: CachedFunction[..., Any] | None, identity: str, where: dict[str, Any], reason: str
 ) -> Invalidation:
-    if function is not None:
-        return function.invalidate(**where, reason=reason)
+    if function is not None:  # its helper would take `reason` as an argument of this name
+        return drive(function._invalidation((), where, reason)(BLOCKING))
     if where:
         fix = "selects entries of a function that is defined in this kernel."
         raise OptionError("--where", label(identity), fix)

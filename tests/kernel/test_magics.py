@@ -254,6 +254,18 @@ def test_clear_by_function_and_argument(kernel: Kernel) -> None:
     assert kernel.run("use()").stdout.count("(") == 4
 
 
+def test_clear_of_a_function_that_takes_a_reason(kernel: Kernel) -> None:
+    """An argument called `reason` is selected by `--where` as any other, and otherwise left out."""
+    kernel.run("""
+        @cache
+        def excused(name, reason="none"): return name
+        excused("ann"), excused("bob", reason="ill")
+    """)
+    by_reason = kernel.run("%cache_clear excused --where reason=ill").text
+    assert "excused(name='bob', reason='ill')" in by_reason
+    assert "excused: 1 entry on this host" in kernel.run("%cache_clear excused").text
+
+
 def test_clear_by_tag(kernel: Kernel) -> None:
     """`%cache_clear --tag t` drops the entries with that tag, of whatever function."""
     kernel.run("""
@@ -276,6 +288,7 @@ def test_clear_by_tag(kernel: Kernel) -> None:
         ("%cache_clear known --where colour=red", "colour"),
         ("%cache_clear known --where colour", "--where region=EU"),
         ("%cache_clear known --tag t", "--tag cannot be combined"),
+        ("%cache_ls known --where colour=red", "colour"),
         ("%cache_explain known", "Write a call"),
         ("%cache_explain known(", "Write a call"),
         ("%cache_explain len([])", "not a cached function"),
@@ -337,6 +350,8 @@ def test_ls_lists_entries(kernel: Kernel) -> None:
     assert frame.stdout == "2 True True\n"
     assert "No entries on this host." in kernel.run("%cache_ls nothing_like_it").text
     assert "No entries on this host; did you mean 'listed'" in kernel.run("%cache_ls lisetd").text
+    kernel.run("not_called = cache(lambda x: x, name='not_called')")
+    assert kernel.run("%cache_ls not_called").text == "No entries on this host."
 
 
 def test_ls_filters_and_orders(kernel: Kernel) -> None:
