@@ -38,31 +38,33 @@ def class_for(function: Any, given: Mapping[str, Any]) -> type[CachedFunction[An
     """
     for name, why in _NOT_WITH_EACH.items():
         if given[name]:
-            raise OptionError(name, given[name], f"does not go with each=: {why}.")
+            raise OptionError(name, given[name], f"cannot be combined with each=: {why}.")
     return ElementwiseCoroutine if options.is_async(function) else ElementwiseFunction
 
 
 _NOT_WITH_EACH = {
-    "replay": "what a run shows belongs to no single element",
+    "replay": "the output of a run belongs to no single element",
     "cache_errors": "a run that raises says nothing about a single element",
-    "soft_timeout": "an answer is made of many entries, old and new",
+    "soft_timeout": "an answer is assembled from many entries, old and new",
 }
 """Options that cannot be combined with `each`, and why."""
 
 
 class _Elementwise(CachedFunction[P, R]):
-    """The common part of both kinds."""
+    """The common part of both classes."""
 
     def __init__(self, function: Callable[P, R], given: Mapping[str, Any]) -> None:
         super().__init__(function, given)
         each = self._each = Each(given["each"], self._function.keyer)
 
-        def ask(port: Any, function: Function, _: Call, args: tuple[Any, ...], kwargs: Any) -> Any:
-            """Answer a call for one element, given in place of the collection."""
+        def answer_one(
+            port: Any, function: Function, _: Call, args: tuple[Any, ...], kwargs: Any
+        ) -> Any:
+            """Answer the call of a single element, given in place of the collection."""
             args, kwargs = each.with_value(args, kwargs, [each.value_in(args, kwargs)])
             return elements.answer(port, function, each, args, kwargs)
 
-        self._function.answer = ask
+        self._function.answer = answer_one
 
     def _make_batch(
         self, port: Any, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -70,7 +72,7 @@ class _Elementwise(CachedFunction[P, R]):
         return elements.make_batch(port, function, self._each, args, kwargs)
 
     async def _answer(self, port: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return the answer of a call in the mode in force, or `Raised`."""
+        """Answer a call in the current mode; return the value or `Raised`."""
         mode = self._mode()
         function = with_max_age(self._function, mode)
         if self._bypasses_cache(mode):
@@ -102,10 +104,10 @@ class _Elementwise(CachedFunction[P, R]):
     # --- helpers ---------------------------------------------------------------------------------
 
     def _single_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        """Return the call for one element, given by itself or in a collection of one.
+        """Return the call of one element, given by itself or in a collection of one.
 
         Raises:
-            OptionError: there are several.
+            OptionError: it is a collection of none or several.
         """
         value = self._each.value_in(args, kwargs)
         if self._each.is_collection(value):
@@ -129,7 +131,7 @@ class _Elementwise(CachedFunction[P, R]):
         return self._single_call(args, kwargs).address
 
     def _turns(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], own: Any) -> list[Turn]:
-        """Return the turns that invalidate the entries of one element, or of a collection's."""
+        """Return the turns that invalidate the entries of an element, or of a whole collection."""
         before = int(self._function.keyer.method)  # `self` is not part of the arguments here
         value = self._each.find_value(args, kwargs, before)
         if value is NOT_GIVEN or not self._each.is_collection(value):
@@ -167,19 +169,20 @@ class _Elementwise(CachedFunction[P, R]):
         function = self._function_in_mode()
         made = await self._make_batch(port, function, args, kwargs)
         if not made.calls:
-            fix = "has no elements, so nothing is looked up: the function itself answers."
+            fix = "has no elements, so nothing is looked up: the function itself is called."
             raise OptionError(self._each.name, self._each.value_in(args, kwargs), fix)
         first, *others = [element.job for element in made.calls.values()]
-        found, asked = await self._explain_call(port, function, first.args, first.kwargs), first
+        found = await self._explain_call(port, function, first.args, first.kwargs)
+        explained = first
         for job in others if found.hit else ():
             one = await self._explain_call(port, function, job.args, job.kwargs)
             if not one.hit:
-                found, asked = one, job
+                found, explained = one, job
                 break
         found = self._with_mode(found)
         if not plan:
             return found
-        return await self._with_plan(port, function, found, asked.args, asked.kwargs)
+        return await self._with_plan(port, function, found, explained.args, explained.kwargs)
 
 
 class ElementwiseFunction(_Elementwise[P, R]):

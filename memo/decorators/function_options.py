@@ -1,4 +1,4 @@
-"""The options of `cache`: their types, their checks, and the function that they describe."""
+"""The options of `cache`: their types, their checks, and the engine's function made from them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Dependency: TypeAlias = "str | os.PathLike[str] | File | Callable[..., Any]"
 if TYPE_CHECKING:
 
     class Options(TypedDict, total=False):
-        """The options of `cache`, for `cache(f, ttl=5)`; see there."""
+        """The options of `cache` as keywords, for `cache(f, ttl=5)`."""
 
         ttl: Ttl
         key_prefix: str | None
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 
 
 def check(given: Mapping[str, Any]) -> None:
-    """Check what can be checked before there is a function.
+    """Check the options as far as possible without the function.
 
     Raises:
         OptionError: an option is wrong.
@@ -87,7 +87,7 @@ def check(given: Mapping[str, Any]) -> None:
 def make_function(
     function: Callable[..., Any], identity: str, given: Mapping[str, Any]
 ) -> Function:
-    """Make the engine's view of a function.
+    """Make the `Function` that the engine works with.
 
     Args:
         given: every option of `cache`.
@@ -159,7 +159,7 @@ def _tags(tags: Any) -> Any:
 
 
 def _is_method(function: Callable[..., Any]) -> bool:
-    """True if a function is being decorated in a class body and takes `self` or `cls`."""
+    """True if a function is decorated in a class body and takes `self` or `cls`."""
     outer, _, _ = getattr(function, "__qualname__", "").rpartition(".")
     if not outer or outer.endswith("<locals>"):
         return False

@@ -1,6 +1,6 @@
 """Helpers: methods of a cached function, such as `f.peek`, with the function's own signature.
 
-So completion and tooltips show its arguments, and errors are raised at the line that called the
+So completion and tooltips show its arguments, and errors are raised at the line that calls the
 helper.
 """
 
@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class NotGiven:
-    """The default of an optional argument, with the text that its signature shows."""
+    """The default of an optional argument; signatures show it as the given text."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -36,8 +36,8 @@ class _Helper:
 
     Args:
         method: the method.
-        partial: each argument may be left out.
-        options: the method's own options, as they are shown.
+        partial: each argument of the function may be left out.
+        options: the method's own options, as parameters of its signature.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class _Helper:
         return MethodType(made, instance)
 
     def _method_for(self, function: Callable[..., Any]) -> Any:
-        """Return the method for one function: with another signature, and without the instance."""
+        """Make the method for one function, with its signature."""
         method = self._method
         made: Any = (_awaiting if inspect.iscoroutinefunction(method) else _calling)(self._name)
         made.__name__, made.__qualname__ = self._name, method.__qualname__
@@ -94,7 +94,7 @@ def is_helper(kind: type, name: str) -> bool:
 
 
 def _calling(name: str) -> Any:
-    """Return a method that calls one of its class by name, so that it can be pickled."""
+    """Make a method that calls the method of its class by name."""
 
     def called(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
@@ -105,7 +105,7 @@ def _calling(name: str) -> Any:
 
 
 def _awaiting(name: str) -> Any:
-    """Return an awaitable method that calls one of its class by name."""
+    """Make a coroutine method that calls the method of its class by name."""
 
     async def awaited(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
@@ -123,8 +123,8 @@ def helper(*, partial: bool = False, **options: Any) -> Callable[[F], F]:
 
     Args:
         partial: each of them may be left out.
-        options: the method's own options, with their defaults; one that is `Parameter.empty` comes
-            first, by position.
+        options: the method's own options with their defaults; an option whose default is
+            `Parameter.empty` is the first one, given by position.
     """
     shown = tuple(
         Parameter(name, Parameter.POSITIONAL_ONLY)
@@ -158,7 +158,7 @@ def takes_any_arguments(method: F) -> F:
 
 
 class OwnDoc:
-    """A docstring that is the class's on the class, and the function's on an instance.
+    """A docstring that belongs to the class on the class, and to the function on an instance.
 
     Args:
         text: the docstring of the class.
@@ -172,9 +172,9 @@ class OwnDoc:
 
 
 class OwnAnnotations(dict[str, Any]):
-    """Annotations that are none on the class, and the function's on an instance.
+    """Annotations that are empty on the class, and the function's on an instance.
 
-    Python gives a class without annotations an empty dict once something asks for them, which then
+    When the annotations of a class without any are read, Python gives it an empty dict, which then
     hides those of its instances.
     """
 
@@ -184,7 +184,7 @@ class OwnAnnotations(dict[str, Any]):
 
 
 def without_parameter(signature: Signature, at: int) -> Signature:
-    """Return the signature of a bound method: without the argument at `at`, its object."""
+    """Return a method's signature without the parameter of its object, which is at a position."""
     parameters = list(signature.parameters.values())
     if at < len(parameters) and parameters[at].kind is not Parameter.VAR_POSITIONAL:
         del parameters[at]

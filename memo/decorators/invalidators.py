@@ -1,4 +1,4 @@
-"""Invalidation: the decorator `invalidate_cache`, and the functions at module level."""
+"""The decorator `invalidate_cache`, and the functions `invalidate` and `expire`."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def _all_chains() -> list[Chain]:
 
 
 def address_turns(address: str) -> list[Turn]:
-    """Return the turns that invalidate the entries of one address, under each possible prefix."""
+    """Return the turns that invalidate an address, one for each prefix that it may have."""
     pair = (ADDRESS, address_digest(address))
     return [Turn(stamps.group("p", one), (pair,), whole=True) for one in prefixes(address)]
 
 
 class _Target(NamedTuple):
-    """The target that one of the options `prefix`, `tag`, `function`, `key` names.
+    """The target named by one of the options `prefix`, `tag`, `function` and `key`.
 
     Attributes:
         turns: the turns that invalidate it.
@@ -109,12 +109,12 @@ def _ids_here() -> list[str]:
 
 
 async def _names_of(port: Port, kind: str) -> list[str]:
-    """Return the prefixes or tags of functions of this process and of this host."""
+    """Return the prefixes or tags of the functions of this process and this host."""
     return [*await names.names_on_host(port, assembly.default_chain(), kind), *_names_here(kind)]
 
 
 def _names_here(kind: str) -> list[str]:
-    """Return the prefixes or tags of functions of this process."""
+    """Return the prefixes or tags of the functions of this process."""
     keyers = [function._function.keyer for function in functions()]
     if kind == names.PREFIX:
         return [keyer.prefix for keyer in keyers]
@@ -122,12 +122,12 @@ def _names_here(kind: str) -> list[str]:
 
 
 def _nearest_hint(kind: str, name: str) -> Hint:
-    """Return a hint that names the prefix or tag that was probably intended."""
+    """Return a hint with the prefix or tag that was probably intended."""
     return functools.partial(_did_you_mean, kind, name)
 
 
 def _did_you_mean(kind: str, name: str, found: Matches) -> str:
-    """Return the prefix or tag that was probably intended: of an entry, or of a function here.
+    """Ask for the prefix or tag that was probably intended: of an entry or of a function here.
 
     Generations of this host are not searched, since an earlier typo may have created one.
     """
@@ -140,12 +140,14 @@ def _did_you_mean(kind: str, name: str, found: Matches) -> str:
 
 
 async def _key_target(port: Port, text: str) -> _Target:
-    """Return the target of an address, or of a key returned by `f.key(...)`."""
+    """Return the target for an address, or for a key from `f.key(...)`."""
     if "*" in text:
         head = text.partition("*")[0]
         prefix = head.rpartition(":")[0] or head
         rest = f"write prefix={prefix!r}" if prefix else "write prefix="
-        fix = f"is not a pattern: it names one address; {rest} to invalidate all below a prefix."
+        fix = (
+            f"names one address and is no pattern; {rest} to invalidate all addresses of a prefix."
+        )
         raise OptionError("key", text, fix)
     if re.fullmatch(_KEY, text):
         turns = await _turns_of_key(port, text)
@@ -158,7 +160,7 @@ async def _key_target(port: Port, text: str) -> _Target:
 
 
 def _elsewhere_hint(_: Matches) -> str:
-    """Return the hint that a key does not find calls that only other hosts know."""
+    """Return the hint that a key does not find calls which only other hosts know."""
     return ELSEWHERE if assembly.default_chain().authorities.shared is not None else ""
 
 
@@ -170,10 +172,7 @@ ELSEWHERE: Final = (
 
 
 async def _turns_of_key(port: Port, key: str) -> list[Turn]:
-    """Return the turns that invalidate the call with a key.
-
-    Known here, in progress here, or stored.
-    """
+    """Return the turns that invalidate the call of a key; none if this host does not know it."""
     given = turn_of_key(key)
     if given is not None:
         return [given]
@@ -298,12 +297,12 @@ async def aexpire(
 
 
 CHECKED_CALLS: Final = 5
-"""Number of calls of a decorated function whose matches are counted until one of them matches."""
-SIMILAR: Final = "entries there are named like"
+"""Calls of a decorated function whose matches are counted, unless one matches earlier."""
+SIMILAR: Final = "there are entries such as"
 
 
 class InvalidationAfterCall:
-    """The invalidation that a function decorated by `invalidate_cache` carries out."""
+    """The invalidation that follows each call of a function decorated by `invalidate_cache`."""
 
     def __init__(
         self,
@@ -339,7 +338,7 @@ class InvalidationAfterCall:
     async def carry_out(
         self, port: Port, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
-        """Carry the invalidation out; nothing is raised, since the function has returned.
+        """Carry out the invalidation; raise nothing, since the function has returned.
 
         If the exact entries cannot be determined, all candidates are dropped, with an event and a
         warning.
@@ -362,7 +361,7 @@ class InvalidationAfterCall:
                     hint=self._hint(turns, unknown),
                 )
                 self._check_match(done)
-            except TierError as refused:  # it can never be written
+            except TierError as refused:  # a tier refuses it for good
                 wrong.append(refused)
         if self.resolver_gave_none and self.checks_left:
             self._warn_resolver_gave_none()
@@ -373,12 +372,12 @@ class InvalidationAfterCall:
             self._warn_of_fallback(error, tagged=tags is not None)
 
     def _warn_resolver_gave_none(self) -> None:
-        """Warn once that the resolver returned None in each of the first calls."""
+        """Warn once if the resolver returned None in each of the first calls."""
         self.checks_left -= 1
         if not self.checks_left:
             warnings.warn(
-                f"invalidate_cache of {self.function_name}: its key_resolver gave None in "
-                f"{CHECKED_CALLS} calls, so it named nothing to invalidate; return an address, "
+                f"invalidate_cache of {self.function_name}: its key_resolver returned None in "
+                f"{CHECKED_CALLS} calls, so nothing was invalidated; return an address, "
                 "or [] for none.",
                 stacklevel=2,
             )
@@ -401,7 +400,7 @@ class InvalidationAfterCall:
     async def _unknown_names(
         self, port: Port, turns: Sequence[Turn], tags: Sequence[str]
     ) -> list[tuple[str, str]]:
-        """Return prefixes or tags that are unknown here, so that nothing can match them."""
+        """Return the prefixes or tags that are unknown, so that no entry can match them."""
         if not self.checks_left:
             return []
         groups = [turn.group.partition(":") for turn in turns]
@@ -415,7 +414,7 @@ class InvalidationAfterCall:
         return [(names.TAG, tag) for tag in tags if tag not in known]
 
     def _hint(self, turns: Sequence[Turn], unknown: Sequence[tuple[str, str]]) -> Hint:
-        """Explain why nothing matched: an unknown prefix or tag, or addresses of another form."""
+        """Return a hint why nothing matched: an unknown prefix or tag, or addresses that differ."""
 
         def cause(found: Matches) -> str:
             for kind, name in unknown:
@@ -431,10 +430,7 @@ class InvalidationAfterCall:
         return cause
 
     def _check_match(self, done: Invalidation) -> None:
-        """Note whether an invalidation matched, until one did.
-
-        If none did, warn once with the reason.
-        """
+        """Count the first calls that matched nothing; if all did, warn once and say why."""
         if not self.checks_left:
             return
         if not done.missed:
@@ -510,13 +506,13 @@ class InvalidationAfterCall:
 
 
 def _address_list(resolved: Any, who: str) -> list[str]:
-    """Return the addresses that a resolver returned, one or several; numbers as in a template."""
+    """Return the addresses in a resolver's result; a number is formatted as in a template."""
     if resolved is None:
         return []
     many = isinstance(resolved, (list, tuple, set, frozenset, Iterator))
     found = [_address(one) for one in (resolved if many else [resolved])]
     if not all(found):
-        raise OptionError("key_resolver", resolved, f"of {who} gave an empty address")
+        raise OptionError("key_resolver", resolved, f"of {who} returned an empty address")
     return found
 
 
@@ -527,13 +523,13 @@ def _address(value: Any) -> str:
 
 
 def _placeholders(signature: inspect.Signature) -> tuple[list[str], str]:
-    """Return the names that may be placeholders, with `result`, and the name of `**kwargs`."""
+    """Return the names that placeholders may have, with `result`, and the name of `**kwargs`."""
     named = [p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     return [*named, "result"], "".join(signature.parameters.keys() - named)
 
 
 def _template(text: str, signature: inspect.Signature) -> resolvers.Template:
-    """Return a template of `result` and of the function's arguments, checked.
+    """Parse a template with placeholders for `result` and the function's arguments.
 
     Raises:
         OptionError: it has another placeholder, or none.
@@ -542,7 +538,7 @@ def _template(text: str, signature: inspect.Signature) -> resolvers.Template:
 
 
 def _tag(text: str, signature: inspect.Signature) -> str | resolvers.Template:
-    """Return a tag, or the template of one, checked.
+    """Parse a tag, which may be a template.
 
     Raises:
         OptionError: it has a placeholder that is neither `result` nor an argument.
@@ -553,16 +549,16 @@ def _tag(text: str, signature: inspect.Signature) -> str | resolvers.Template:
 def _resolver_arguments(
     resolver: Callable[..., Any], signature: inspect.Signature
 ) -> tuple[str, ...] | None:
-    """Return the names that a resolver takes; None: all, since it takes `**kwargs`.
+    """Return the names of the arguments that a resolver takes; None if it takes `**kwargs`.
 
     Raises:
-        OptionError: it takes a name that is neither `result` nor an argument of the function.
+        OptionError: it takes one that is neither `result` nor an argument of the function.
     """
     return resolvers.declared("key_resolver", resolver, *_placeholders(signature), "")
 
 
 def _by_name(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return bound arguments by name, with those of `**kwargs` under their own names."""
+    """Return bound arguments by name; those in `**kwargs` by their own names."""
     flat = dict(arguments)
     for parameter in signature.parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -573,7 +569,7 @@ def _by_name(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict
 def _checked_functions(option: str, value: Any) -> list[CachedFunction[Any, Any]]:
     one_only = isinstance(value, CachedFunction) or not isinstance(value, Iterable)
     many: list[Any] = [value] if one_only else list(cast("Iterable[Any]", value))
-    many = [getattr(one, "__func__", one) for one in many]  # for methods, the function itself
+    many = [getattr(one, "__func__", one) for one in many]  # for a method, its function
     for one in many:
         if not isinstance(one, CachedFunction):
             raise OptionError(option, one, "must be functions that @cache decorates.")
@@ -599,21 +595,21 @@ def invalidate_cache(
     If it raises, nothing is invalidated.
 
     Args:
-        key_prefix: an address prefix; without `key_resolver` all of it goes.
-        key_resolver: a template such as `"products:{product_id}"` of the bound arguments and of
-            `result`; or a function that gets them by name, takes those that it declares, and
-            returns an address or a list of them (what is no text is written as in a template).
-            A prefix that is missing is put in front.
-        provider: whose entries; default: every chain in use.
-        functions: cached functions whose entries go.
-        match: names of arguments of the decorated function; the entries of `functions` whose
-            arguments of these names have the same values go.  None: all entries of them.
-        tags: tags whose entries go, also templates such as `"user:{uid}"` of the bound arguments
-            and of `result`.
-        soft: let the entries expire, as `memo.expire` does, instead of dropping them.
+        key_prefix: an address prefix; without `key_resolver`, all its entries are invalidated.
+        key_resolver: the addresses to invalidate: a template such as `"products:{product_id}"` of
+            the bound arguments and `result`, or a function that takes some of them by name and
+            returns an address or a list of addresses (numbers and dates are formatted as in a
+            template).  `key_prefix` is put in front of an address without it.
+        provider: invalidate its entries only; default: those of every chain in use.
+        functions: cached functions whose entries are invalidated.
+        match: names of arguments of the decorated function: only those entries of `functions` are
+            invalidated whose arguments of these names have the same values.  Default: all.
+        tags: tags whose entries are invalidated, also templates such as `"user:{uid}"` of the bound
+            arguments and `result`.
+        soft: let the entries expire, as `memo.expire` does, instead of invalidating them.
 
     Raises:
-        OptionError: nothing is named, or an option is wrong.
+        OptionError: no target is given, or an option is wrong.
     """
     if callable(key_prefix):
         raise OptionError("key_prefix", key_prefix, f"is a function; write {_EXAMPLE}.")
@@ -621,16 +617,14 @@ def invalidate_cache(
     targets = _checked_functions("functions", functions)
     matched, tagged = options.texts("match", match), options.texts("tags", tags)
     if key_resolver is not None and not (callable(key_resolver) or isinstance(key_resolver, str)):
-        raise OptionError(
-            "key_resolver", key_resolver, "must be a template, or a function that gives addresses."
-        )
+        fix = "must be a template, or a function that returns addresses."
+        raise OptionError("key_resolver", key_resolver, fix)
     options.flag("soft", soft)
     if matched and not targets:
         raise OptionError("match", matched, "selects entries of functions=, which is missing.")
     if prefix is None and key_resolver is None and not targets and not tagged:
-        raise OptionError(
-            "key_prefix", None, "name what to drop: key_prefix, key_resolver, functions or tags."
-        )
+        fix = "leaves nothing to invalidate; give key_prefix, key_resolver, functions or tags."
+        raise OptionError("key_prefix", None, fix)
     for target in targets:
         target._function.keyer.check_names("match", matched)
     assembly.chain_getter(provider)
@@ -682,7 +676,7 @@ async def _await_and_invalidate(
     kwargs: Mapping[str, Any],
 ) -> Any:
     try:
-        port = native()  # checked before the function runs, since what has run must be invalidated
+        port = native()  # fails before the function runs: after a run, it has to invalidate
     except EventLoopError:
         if inspect.iscoroutine(work):
             work.close()
@@ -697,7 +691,7 @@ async def _await_and_invalidate(
 
 
 async def _run_uncancelled(port: Port, work: Callable[[Port], Coroutine[Any, Any, None]]) -> None:
-    """Wait for work that continues even if its waiter is cancelled."""
+    """Run work that goes on even if its caller is cancelled, and wait for it."""
     over = port.waiter()
     failed: list[Exception] = []
 

@@ -1,6 +1,6 @@
-"""Names: find the function, prefix or tag that a displayed name stands for.
+"""Find the function, prefix or tag that a displayed name stands for.
 
-Known are the functions of this process, and everything that this host has generations of.  A
+Names are known from the functions of this process, and from the generations of this host.  A
 function can be named by its id, by the label that tables show, by its qualified name or by its bare
 name, as long as only one function fits.
 """
@@ -26,10 +26,7 @@ FUNCTION, PREFIX, TAG = "f", "p", "t"
 
 
 async def names_on_host(port: Port, chain: Chain, kind: str) -> list[str]:
-    """Return the names of one kind that this host has generations of.
-
-    None if they cannot be read.
-    """
+    """Return the names of one kind in this host's generations; none if those cannot be read."""
     if chain.host is None:
         return []
     try:
@@ -45,7 +42,7 @@ async def known_functions(port: Port, here: Iterable[str]) -> list[str]:
 
 
 def best_fits(name: str, identities: Iterable[str]) -> list[str]:
-    """Return the functions that a name fits best: by id, else label, qualified name, bare name."""
+    """Return the functions that a name fits by id, else by label, qualified name or bare name."""
     known = list(dict.fromkeys(identities))
     for shown in (str, label, _qualified, _bare):
         found = [identity for identity in known if shown(identity) == name]
@@ -64,7 +61,7 @@ def _bare(identity: str) -> str:
 
 
 async def function_named(port: Port, option: str, given: Any, here: Sequence[str]) -> str:
-    """Return the id of a function, from a cached function or from any name that is shown.
+    """Return the id of a function, given as a cached function or by any of its displayed names.
 
     Args:
         here: the ids of the functions of this process.
@@ -86,7 +83,7 @@ async def function_named(port: Port, option: str, given: Any, here: Sequence[str
 
 
 def only_fit(option: str, name: str, known: Sequence[str]) -> str:
-    """Return the one id of several that a name fits.
+    """Return the only id that a name fits.
 
     Raises:
         OptionError: it fits none, or several.
@@ -101,19 +98,19 @@ def only_fit(option: str, name: str, known: Sequence[str]) -> str:
 
 
 def _distinguishing(identities: Sequence[str]) -> Any:
-    """Return the shortest names that distinguish some ids: their labels, else the ids."""
+    """Return the function that shortens some ids: to labels if those differ, else not at all."""
     return label if len(set(map(label, identities))) == len(identities) else str
 
 
 async def is_known(port: Port, kind: str, name: str, known: Iterable[str]) -> bool:
-    """True if anything may have a prefix or tag: by the known names, else by a shared tier."""
+    """True if a prefix or tag is known here or in a shared tier, or that tier cannot be reached."""
     if name in known:
         return True
     return await _is_in_shared_tier(port, Ref(f"{kind}:{name}"), otherwise=True)
 
 
 async def _is_known_elsewhere(port: Port, identity: str) -> bool:
-    """True if a shared tier knows a function, or cannot be asked."""
+    """True if a shared tier knows a function; if it cannot be reached, for any full id."""
     return await _is_in_shared_tier(port, Ref(f"f:{identity}"), otherwise=":" in identity)
 
 
@@ -130,7 +127,7 @@ async def _is_in_shared_tier(port: Port, ref: Ref, *, otherwise: bool) -> bool:
 
 
 def unknown_function(option: str, name: str, known: Iterable[str]) -> OptionError:
-    """Return the error for a name that no function has, with the nearest or other names."""
+    """Make the error for a name that no function has; it lists the nearest names, or a few."""
     labels = list(map(label, known))
     near = did_you_mean_functions([name], labels)
     if near:
@@ -140,7 +137,7 @@ def unknown_function(option: str, name: str, known: Iterable[str]) -> OptionErro
 
 
 def did_you_mean_functions(names: Iterable[str], known: Iterable[str]) -> str:
-    """Ask about the functions probably intended by misspelled names; `""` if there are none."""
+    """Ask for the functions that misspelled names probably mean; `""` if there are none."""
     labels = dict.fromkeys(map(label, known))
     shown = [*labels, *map(_qualified, labels), *map(_bare, labels)]
     near = [one for name in names for one in nearest(name, shown)]
@@ -158,7 +155,7 @@ def without_match(patterns: Iterable[str], identities: Sequence[str]) -> list[st
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Return the names nearest to a misspelled one, best first; none for a very long one."""
+    """Return the names that are nearest to a misspelled one, best first."""
     if len(name) > LONGEST_NAME:
         return []
     import difflib  # needed only for an error
@@ -167,7 +164,7 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
 
 
 def did_you_mean(names: Iterable[str]) -> str:
-    """Return a question that lists names: `did you mean 'a' or 'b'?`; `""` for none."""
+    """Return the question `did you mean 'a' or 'b'?`; `""` without names."""
     listed = " or ".join(map(repr, dict.fromkeys(names)))
     return f"did you mean {listed}?" if listed else ""
 
@@ -175,10 +172,10 @@ def did_you_mean(names: Iterable[str]) -> str:
 async def functions_matching(
     port: Port, option: str, pattern: str, here: Sequence[str]
 ) -> list[str]:
-    """Return the functions that a name or a pattern (`lo*`, or a module) stands for.
+    """Return the functions that a name, a module or a pattern such as `lo*` stands for.
 
     Raises:
-        OptionError: there is none, or a name without `*` fits several.
+        OptionError: there is none, or a name fits several.
     """
     known = await known_functions(port, here)
     if not set(pattern).isdisjoint("*?["):

@@ -1,4 +1,4 @@
-"""Pickling cached functions: by reference where a worker can import them, else by value."""
+"""Pickle cached functions: by reference if a worker can import them, else by value."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def reduced(function: CachedFunction[Any, Any]) -> Any:
-    """Return the result of `__reduce__` for a cached function."""
+    """Return the value that `__reduce__` returns for a cached function."""
     original = function._original
     if original is not None:
         return _used, (original, codec.pickle_by_value(_given_to_using(function, original)))
@@ -50,7 +50,7 @@ def _used(original: CachedFunction[Any, Any], packed: bytes) -> CachedFunction[A
 
 
 def _settings() -> tuple[dict[str, Any], str]:
-    """Return settings to send to a worker, and the process that sends them."""
+    """Return the settings to send to a worker, and this process; for a stored pickle neither."""
     return (
         ({}, "")
         if codec.storing.get()
@@ -63,7 +63,7 @@ _by_value: ContextVar[bool] = ContextVar("memo_whole", default=False)
 
 
 def _pickled_by_value(function: CachedFunction[Any, Any]) -> bytes:
-    """Pickle a function by value, so that a pickler without support for functions can carry it."""
+    """Pickle a function by value, for picklers that cannot do that themselves."""
     token = _by_value.set(True)
     try:
         return codec.pickle_by_value(function)

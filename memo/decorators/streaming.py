@@ -30,19 +30,17 @@ def class_for(function: Any, given: Mapping[str, Any]) -> type[CachedFunction[An
     """
     for name, why in _NOT_WITH_GENERATORS.items():
         if given[name]:
-            raise OptionError(name, given[name], f"does not go with a generator: {why}.")
+            raise OptionError(name, given[name], f"cannot be combined with a generator: {why}.")
     for name in ("ttl", "cache_if"):
         if callable(given[name]):
-            raise OptionError(
-                name, given[name], "asks for a result, which a generator does not have."
-            )
+            raise OptionError(name, given[name], "needs a result, which a generator does not have.")
     return AsyncStreaming if options.generates(function) == "async" else Streaming
 
 
 _NOT_WITH_GENERATORS = {
-    "each": "it has no answer that could be divided",
-    "replay": "what it shows belongs to no single item",
-    "cache_errors": "it may raise after its first items were seen",
+    "each": "it has no result that could be split",
+    "replay": "its output belongs to no single item",
+    "cache_errors": "it may raise after callers have seen its first items",
     "soft_timeout": "its items come one by one",
     "cutoff": "its items are used before there is a value to compare; return a list instead",
 }
@@ -50,12 +48,12 @@ _NOT_WITH_GENERATORS = {
 
 
 class _Streaming(CachedFunction[P, R]):
-    """The common part of both kinds."""
+    """The common part of both classes."""
 
     def __init__(self, function: Callable[P, R], given: Mapping[str, Any]) -> None:
         super().__init__(function, given)
         if self._function.keyer.has_late_tags:
-            fix = "ask for a result, which a generator does not have; make them from the arguments."
+            fix = "need a result, which a generator does not have; make them from the arguments."
             raise OptionError("tags", given["tags"], fix)
         self.is_async = isinstance(self, AsyncStreaming)
         self._function.run = streams.returning_spool(function, self._spool, self.is_async)
@@ -64,10 +62,11 @@ class _Streaming(CachedFunction[P, R]):
         return streams.spool_for(self._function)
 
     def _as_generator(self, items: Any) -> Any:
-        """Return items in the form the function returns: a generator, or an async one."""
+        """Return items as the function would: as a generator, or as an async one."""
         raise NotImplementedError
 
     def _items_of(self, reader: Reader) -> Any:
+        """Return a generator, or an async one, over the items of a reader."""
         raise NotImplementedError
 
     @takes_any_arguments
@@ -109,7 +108,7 @@ class _Streaming(CachedFunction[P, R]):
         return done if type(done) is Raised else self._as_generator(cast("Spool", done).items())
 
     async def _put(self, port: Any, value: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        """Store the items of an iterable; on an event loop, of an async one as well."""
+        """Store the items of an iterable; on an event loop it may be an async one."""
         if not assembly.enabled():
             return
         spool = self._spool()

@@ -736,9 +736,9 @@ def test_a_wrong_call_raises_as_the_function_would(way: Way) -> None:
         ({"each": "y"}, "each='y': is not a parameter of its own; the parameters are: x"),
         ({"each": ""}, "must be a text"),
         ({"each": "x", "ignore": ["x"]}, "is ignored"),
-        ({"each": "x", "replay": True}, "replay=True: does not go with each="),
-        ({"each": "x", "cache_errors": {KeyError: 1}}, "does not go with each="),
-        ({"each": "x", "soft_timeout": 1, "stale_if_error": 1}, "does not go with each="),
+        ({"each": "x", "replay": True}, "replay=True: cannot be combined with each="),
+        ({"each": "x", "cache_errors": {KeyError: 1}}, "cannot be combined with each="),
+        ({"each": "x", "soft_timeout": 1, "stale_if_error": 1}, "cannot be combined with each="),
     ],
 )
 def test_wrong_options(options: Any, said: str) -> None:

@@ -503,7 +503,7 @@ def test_a_decorator_whose_addresses_fit_nothing_says_so_once() -> None:
     load = cached_products()
     load(1)
     update = products("products", lambda product, **_: f"products:id={product}")
-    with pytest.warns(UserWarning, match="named like 'products:1'") as told:
+    with pytest.warns(UserWarning, match="such as 'products:1'") as told:
         [update(1) for _ in range(8)]
     assert len(told) == 1
 
@@ -513,7 +513,7 @@ def test_a_resolver_that_gives_none_is_told_of_once() -> None:
     load = cached_products()
     load(1)
     update = products("products", lambda product, **_: None)
-    with pytest.warns(UserWarning, match="gave None in 5 calls") as told:
+    with pytest.warns(UserWarning, match="returned None in 5 calls") as told:
         [update(1) for _ in range(8)]
     assert len(told) == 1
     update = products("products", lambda product, **_: [])

@@ -729,18 +729,18 @@ def test_it_is_a_generator(way: Way) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"each": "n"}, "each='n': does not go with a generator"),
-        ({"replay": True}, "does not go with a generator"),
-        ({"cache_errors": {KeyError: 1}}, "does not go with a generator"),
-        ({"soft_timeout": 1, "stale_if_error": 1}, "does not go with a generator"),
+        ({"each": "n"}, "each='n': cannot be combined with a generator"),
+        ({"replay": True}, "cannot be combined with a generator"),
+        ({"cache_errors": {KeyError: 1}}, "cannot be combined with a generator"),
+        ({"soft_timeout": 1, "stale_if_error": 1}, "cannot be combined with a generator"),
         ({"cutoff": True}, "return a list instead"),
-        ({"ttl": lambda result: 5}, "asks for a result"),
-        ({"cache_if": bool}, "asks for a result"),
-        ({"tags": ["x:{result}"]}, "ask for a result"),
+        ({"ttl": lambda result: 5}, "needs a result"),
+        ({"cache_if": bool}, "needs a result"),
+        ({"tags": ["x:{result}"]}, "need a result"),
     ],
 )
 def test_wrong_options(options: Any, said: str) -> None:
-    """An option that does not go with a generator is an error at decoration."""
+    """An option that cannot be combined with a generator is an error at decoration."""
     with pytest.raises(OptionError, match=said):
         cache(**options)(counting)
 
