@@ -341,13 +341,14 @@ class InvalidationAfterCall:
         """Carry out the invalidation; raise nothing, since the function has returned.
 
         If the exact entries cannot be determined, all candidates are dropped, with an event and a
-        warning.
+        warning.  Warnings come last, since a warning may be an error.
         """
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         arguments = _by_name(self.signature, bound.arguments)
         everything = {**arguments, "result": result}
         wrong: list[Exception] = []
+        messages: list[str] = []
         tags = self._tags(everything, wrong)
         turns, target = self._turns(everything, tags, wrong)
         if turns:
@@ -360,42 +361,50 @@ class InvalidationAfterCall:
                     count=bool(self.checks_left),
                     hint=self._hint(turns, unknown),
                 )
-                self._check_match(done)
+                messages += self._unmatched(done)
             except TierError as refused:  # a tier refuses it for good
-                wrong.append(refused)
+                messages.append(self._failed(refused, "nothing was invalidated"))
         if self.resolver_gave_none and self.checks_left:
-            self._warn_resolver_gave_none()
+            messages += self._unresolved()
         chosen = {name: arguments[name] for name in self.match}
         for function in self.targets:
-            await self._invalidate_function(port, function, chosen, wrong)
-        for error in wrong:
-            self._warn_of_fallback(error, tagged=tags is not None)
+            messages += await self._invalidate_function(port, function, chosen)
+        messages += [self._fallback(error, tagged=tags is not None) for error in wrong]
+        for message in messages:
+            warnings.warn(message, stacklevel=2)
 
-    def _warn_resolver_gave_none(self) -> None:
-        """Warn once if the resolver returned None in each of the first calls."""
+    def _unresolved(self) -> list[str]:
+        """Return the warning that the resolver returned None in each of the first calls."""
         self.checks_left -= 1
-        if not self.checks_left:
-            warnings.warn(
-                f"invalidate_cache of {self.function_name}: its key_resolver returned None in "
-                f"{CHECKED_CALLS} calls, so nothing was invalidated; return an address, "
-                "or [] for none.",
-                stacklevel=2,
-            )
+        if self.checks_left:
+            return []
+        message = (
+            f"invalidate_cache of {self.function_name}: its key_resolver returned None in "
+            f"{CHECKED_CALLS} calls, so nothing was invalidated; return an address, "
+            "or [] for none."
+        )
+        return [message]
 
     async def _invalidate_function(
         self,
         port: Port,
         function: CachedFunction[Any, Any],
         chosen: Mapping[str, Any],
-        wrong: list[Exception],
-    ) -> None:
+    ) -> list[str]:
+        """Invalidate the entries of a function with some arguments; return warnings."""
         reason, count = f"after {self.function_name}", bool(self.checks_left)
+        messages: list[str] = []
         try:
             drop = function._invalidation((), chosen, reason, soft=self.soft, count=count)
         except Exception as error:  # an argument has no key
-            wrong.append(error)
+            every = f"all entries of {label(function.function_id)} were invalidated instead"
+            messages.append(self._failed(error, every))
             drop = function._invalidation((), {}, reason, soft=self.soft, count=False)
-        self._check_match(await drop(port))
+        try:
+            messages += self._unmatched(await drop(port))
+        except TierError as refused:
+            messages.append(self._failed(refused, "nothing was invalidated"))
+        return messages
 
     async def _unknown_names(
         self, port: Port, turns: Sequence[Turn], tags: Sequence[str]
@@ -429,21 +438,22 @@ class InvalidationAfterCall:
 
         return cause
 
-    def _check_match(self, done: Invalidation) -> None:
-        """Count the first calls that matched nothing; if all did, warn once and say why."""
+    def _unmatched(self, done: Invalidation) -> list[str]:
+        """Return the warning that the first calls matched nothing, with a hint why."""
         if not self.checks_left:
-            return
+            return []
         if not done.missed:
             self.checks_left = 0
-            return
+            return []
         self.checks_left -= 1
-        if done.hint and (not self.checks_left or SIMILAR not in done.hint):
-            self.checks_left = 0
-            warnings.warn(
-                f"invalidate_cache of {self.function_name}: nothing matched "
-                f"{done.target}{done.uncounted_caveat}; {done.hint}.",
-                stacklevel=2,
-            )
+        if not done.hint or (self.checks_left and SIMILAR in done.hint):
+            return []
+        self.checks_left = 0
+        message = (
+            f"invalidate_cache of {self.function_name}: nothing matched "
+            f"{done.target}{done.uncounted_caveat}; {done.hint}."
+        )
+        return [message]
 
     def _tags(self, everything: Mapping[str, Any], wrong: list[Exception]) -> list[str] | None:
         """Return the tags of a call; None if they cannot be determined."""
@@ -479,13 +489,17 @@ class InvalidationAfterCall:
             named.append("everything")
         return turns, ", ".join(named)
 
-    def _warn_of_fallback(self, error: Exception, tagged: bool) -> None:
-        what = "the whole prefix" if self.prefix is not None else "everything"
-        what = what if self.has_resolver else "all entries of its functions"
-        what = what if tagged else "everything"
-        message = f"invalidate_cache of {self.function_name}: {type(error).__name__}: {error}"
+    def _fallback(self, error: Exception, tagged: bool) -> str:
+        """Report an error because of which more was invalidated; return the warning."""
+        what = "the whole prefix" if tagged and self.prefix is not None else "everything"
+        return self._failed(error, f"{what} was invalidated instead")
+
+    def _failed(self, error: Exception, consequence: str) -> str:
+        """Emit the event of an error; return the warning."""
+        fault = f"{type(error).__name__}: {str(error).rstrip('.')}"
+        message = f"invalidate_cache of {self.function_name}: {fault}"
         events.emit(events.Event(events.ERROR, reason="key_resolver", detail=message))
-        warnings.warn(f"{message}; so {what} was invalidated instead", stacklevel=2)
+        return f"{message}; so {consequence}"
 
     def _addresses(self, everything: Mapping[str, Any]) -> list[str]:
         if self.template is not None:

@@ -6,7 +6,9 @@ import asyncio
 import re
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -521,6 +523,30 @@ def test_a_resolver_that_gives_none_is_told_of_once() -> None:
     assert load.is_cached(1)
 
 
+def test_an_argument_without_a_key_drops_all_entries_of_the_function() -> None:
+    """The warning says so, whatever the decorator's other targets are."""
+    load = cached_products()
+    load(1), load(2)
+    update = memo.invalidate_cache(
+        "products", lambda result: "1", functions=[load], match=["product"]
+    )(lambda product: None)
+    with pytest.warns(UserWarning, match="so all entries of shop:product were invalidated"):
+        update(threading.Lock())
+    assert not load.is_cached(2)
+
+
+def test_a_warning_that_is_an_error_comes_last() -> None:
+    """It is raised only when the entries of `functions`, too, are invalidated."""
+    load = cached_products()
+    load(1)
+    update = memo.invalidate_cache("product", functions=[load])(lambda: 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="nothing here has the prefix 'product'"):
+            update()
+    assert not load.is_cached(1)
+
+
 def test_an_earlier_typo_is_not_suggested() -> None:
     """The names that were probably meant are those of entries and functions."""
     load = loads(key_prefix="products", tags=["sales"])
@@ -546,7 +572,9 @@ def test_clearing_a_function_that_has_no_entries_says_where_they_are() -> None:
     """`cache_clear` of a function whose namesake has the entries."""
     one, other = loads("shop:cleared"), loads("store:cleared")
     one("EU")
-    with pytest.warns(UserWarning, match="nothing: no entry of it .* are of shop:cleared") as told:
+    with pytest.warns(
+        UserWarning, match="nothing: this host has no entry .* name: shop:cleared"
+    ) as told:
         other.cache_clear(), other.cache_clear()
     assert len(told) == 1
     one.cache_clear()
