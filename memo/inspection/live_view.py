@@ -163,9 +163,7 @@ class Model:
         if what == "explain":
             return _explained(item)
         if what == "invalidate":
-            return self._invalidate_and_list(
-                lambda: invalidate(key=header.address, reason="live view")
-            )
+            return self._invalidate_and_list(lambda: invalidate(key=header.key, reason="live view"))
         return ""
 
     def _invalidate_and_list(self, work: Callable[[], Any]) -> str:
@@ -273,6 +271,8 @@ def _why_not_refreshed(header: Header) -> str:
     """Explain why an entry cannot be refreshed from here."""
     if not _functions_named(header.function):
         return "its function is not in this process"
+    if any(function._options["each"] for function in _functions_named(header.function)):
+        return "it is one element of a collection; call its refresh() by hand"
     return "its arguments cannot be read back; call its refresh() by hand"
 
 
@@ -291,6 +291,8 @@ def call_of(header: Header) -> tuple[CachedFunction[Any, Any], dict[str, Any]] |
     except (ValueError, SyntaxError, TypeError, LookupError, AttributeError):
         return None
     for function in reversed(_functions_named(header.function)):
+        if function._options["each"]:
+            continue  # it takes a collection of the caller's type
         with suppress(ValueError, TypeError, MemoError):
             if function.key(**given) == header.key:
                 return function, given

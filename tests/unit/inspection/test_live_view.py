@@ -370,6 +370,23 @@ def test_buttons_invalidate_and_say_what_goes_with_it() -> None:
     assert "No entry here was still valid" in model.said["load"]
 
 
+@pytest.mark.parametrize("path", ["data/*.csv", "x" * 50_000, "0" * 40])
+def test_the_button_invalidates_an_entry_whatever_its_address_is(path: str) -> None:
+    """An address may contain a `*`, be shortened in the header, or look like a key."""
+
+    @cache(key_resolver="{path}")
+    def load(path: str) -> int:
+        return 1
+
+    load(path), load("another")
+    model = Model()
+    entry = next(r for r in model.state()["entries"]["rows"] if "another" not in str(r["cells"]))
+    model.press({"do": "invalidate", "key": entry["key"]})
+    assert model.said[entry["key"]].startswith("Invalidated")
+    assert not load.is_cached(path)
+    assert load.is_cached("another")
+
+
 def test_the_filter_narrows_the_entries_down() -> None:
     """Words of the filter are looked for in names, arguments, states and tiers."""
 
@@ -443,6 +460,21 @@ def test_what_cannot_be_read_back_is_not_refreshed() -> None:
     assert call_of(known) == (load, {"rows": [], "name": "x"})
     assert call_of(known._replace(key="0" * 40)) is None
     assert call_of(header._replace(summary='{"rows": ["__import__(\'os\')", ""]}')) is None
+
+
+def test_an_element_is_not_refreshed_alone() -> None:
+    """The button is off for an element of a collection, and says why."""
+
+    @cache(name="load", each="ids")
+    def load(ids: list[int]) -> list[int]:
+        return ids
+
+    load([1, 2])
+    model = Model()
+    entry = row(model.state(), "ids=1")
+    assert "one element of a collection" in entry["why"]
+    model.press({"do": "refresh", "key": entry["key"]})
+    assert "one element of a collection" in model.said[entry["key"]]
 
 
 @pytest.mark.parametrize(
