@@ -287,6 +287,8 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
     async def awaited(*args: P.args, **kwargs: P.kwargs) -> Any:
         __tracebackhide__ = True
         with ending_at_the_call():
+            if kwargs:
+                check(kwargs)
             return await cast("Awaitable[Any]", function(*args, **kwargs))
 
     return cast("Callable[P, R]", awaited) if inspect.iscoroutinefunction(function) else called

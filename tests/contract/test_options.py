@@ -236,6 +236,12 @@ def test_unknown_option_is_a_type_error() -> None:
         cache(*range(1, 14))  # type: ignore[call-overload]
 
 
+async def test_unknown_option_of_an_async_helper_is_a_type_error() -> None:
+    """It is the same error as for the sync twin, and names the nearest option."""
+    with pytest.raises(TypeError, match="prefx='p': there is no such option; .*'prefix'"):
+        await memo.ainvalidate(prefx="p")  # type: ignore[call-arg]
+
+
 # --- the effect of each option that no other file tests -------------------------------------------
 
 
