@@ -263,7 +263,8 @@ class _NameFlow(ast.NodeVisitor):
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         self.block(node.decorator_list)
         arguments = node.args
-        annotated = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
+        annotated = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+        annotated += filter(None, (arguments.vararg, arguments.kwarg))
         self.block(filter(None, (*arguments.defaults, *arguments.kw_defaults, node.returns)))
         self.block(filter(None, (argument.annotation for argument in annotated)))
         self._inner([node])

@@ -86,6 +86,7 @@ def twice(kernel: Kernel, cell: str) -> tuple[Shown, Shown]:
         ("try:\n  x = f()\nexcept E:\n  x = 0\nprint(x)", "f E print", "x", ""),
         ("try:\n  x\nexcept NameError:\n  x = 0\nx += 1", "x NameError", "x", ""),
         ("def f(a, b=d):\n  return a + g\ny = f(1)", "d g", "f y", ""),
+        ("def f(*a: A, **k: B) -> R:\n  pass", "A B R", "f", ""),
         ("def f():\n  return g\ng = 1\nf()", "", "f g", "g"),
         ("def f(n):\n  return n and f(n - 1)", "", "f", "f"),
         ("def f():\n  global n\n  n = 1", "", "n f", ""),
