@@ -17,7 +17,7 @@ from memo.decorators.cached_function import (
 from memo.decorators.helpers import helper, takes_any_arguments
 from memo.engine.call import Function, Raised, report_if_resource_failure
 from memo.engine.sequences import elements
-from memo.engine.sequences.elements import Batch, Each, ElementCall
+from memo.engine.sequences.elements import Batch, Each, ElementCall, UnsplittableError
 from memo.errors import NotCachedError, OptionError, at_the_call, cut_to_user_frames
 from memo.keys.bindings import NOT_GIVEN
 from memo.keys.call_keys import Call
@@ -90,8 +90,21 @@ class _Elementwise(CachedFunction[P, R]):
             if type(result) is ElementCall:
                 job = result.job
                 raise NotCachedError(await self._explain_call(port, function, job.args, job.kwargs))
+            if isinstance(result, UnsplittableError):
+                raise NotCachedError(await self._explain_unjoined(port, function, made, result))
             return result
         return await elements.refresh(port, made, keep=mode.kind == modes.REFRESH)
+
+    async def _explain_unjoined(
+        self, port: Any, function: Function, made: Batch, fault: UnsplittableError
+    ) -> engine.Explanation:
+        """Explain that all elements are stored, and make no answer together."""
+        import dataclasses
+
+        job = next(iter(made.calls.values())).job
+        found = await self._explain_call(port, function, job.args, job.kwargs)
+        facts = (f"each element is stored, and what is stored {fault}",)
+        return dataclasses.replace(found, hit=False, reason="other elements", facts=facts)
 
     async def _call_uncached(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the result of the function itself, or `Raised`."""

@@ -238,8 +238,13 @@ def split_result(answer: Any, elements: Sequence[Any], name: str) -> list[Part]:
 
 
 def _refuse_other_labels(labels: Iterable[Any], elements: Sequence[Any], name: str) -> None:
-    """Refuse a result with a label that is not an element, since that part would be lost."""
-    known = set(elements)
+    """Refuse a result whose parts cannot be told apart, or with a label that is not an element."""
+    known: dict[Any, Any] = {}
+    for one in elements:
+        first = known.setdefault(one, one)
+        if first is not one:  # 1 and True, say: different keys here, the same key of a dict
+            both = f"{shown(first)} and {shown(one)}"
+            raise UnsplittableError(f"has one result for the equal elements {both}")
     other = next((label for label in labels if label not in known), NOT_GIVEN)
     if other is not NOT_GIVEN:
         raise UnsplittableError(f"has the key {shown(other)}, which is no element of `{name}`")
@@ -831,7 +836,10 @@ async def _failed_results(
 
 
 async def read_stored(port: Port, made: Batch) -> Any:
-    """Return the answer if all entries may be used now, else the first element that misses."""
+    """Return the answer if all entries may be used now, else the first element that misses.
+
+    If their results do not go together, return the `UnsplittableError` that says so.
+    """
     begun = time.perf_counter()
     for element in made.calls.values():
         found, value = await look_up_and_load(port, element.job)
@@ -840,7 +848,10 @@ async def read_stored(port: Port, made: Batch) -> Any:
             return element
         emit_hit(element.job, found, begun, was_missing=False)
         made.parts[element.key] = value
-    return made.answer()
+    try:
+        return made.answer()
+    except UnsplittableError as fault:
+        return fault
 
 
 async def peek(port: Port, made: Batch, default: Any) -> Any:
@@ -855,7 +866,10 @@ async def peek(port: Port, made: Batch, default: Any) -> Any:
         element.job.chain.latest_answers.record(element.key, found.entry.times.started)
         record_entry(element.job.function, element.job.chain, element.job.call, found.entry)
         made.parts[element.key] = value
-    return made.answer()
+    try:
+        return made.answer()
+    except UnsplittableError:
+        return default
 
 
 async def is_cached(port: Port, made: Batch) -> bool:

@@ -46,6 +46,14 @@ def table(x: Any) -> Any:
     return pd.DataFrame({"square": [one * one for one in rows]}, index=pd.Index(rows, name="x"))
 
 
+def by_text(x: Any) -> Any:
+    return {one: str(one) for one in x}
+
+
+def table_by_text(x: Any) -> Any:
+    return pd.Series([str(one) for one in x], index=pd.Index(x, dtype=object)).drop_duplicates()
+
+
 def series(x: Any) -> Any:
     RUNS.append(list(x))
     return pd.Series({one: one * one for one in x if one >= 0}, name="square")
@@ -225,6 +233,30 @@ def test_answers_of_different_kinds() -> None:
     load([1])
     with pytest.warns(UserWarning, match="was a dict and a list for different elements"):
         assert load([1, 2]) == {1: 1, 2: 2}
+
+
+def test_stored_answers_of_different_kinds(way: Way) -> None:
+    """Results that do not go together are no answer: not for `peek`, not in the mode "only"."""
+    load = way.cached(lambda x: type(x)(one * one for one in x), each="x")
+    way.call(load, [1]), way.call(load, (2,))
+    assert load.peek([1, 2], default="none") == "none"
+    with (
+        memo.mode("only"),
+        pytest.raises(NotCachedError, match="was a list and a tuple for different elements"),
+    ):
+        way.call(load, [1, 2])
+
+
+@pytest.mark.parametrize("by", [by_text, table_by_text])
+@pytest.mark.parametrize("x", [[1, True], [0.0, -0.0], [2, 2.0]], ids=str)
+def test_elements_that_are_equal_have_one_label(by: Any, x: list[Any]) -> None:
+    """A dict or a table has one result for two elements that are equal: none of them is stored."""
+    load = Way("sync").cached(by, each="x")
+    with pytest.warns(UserWarning, match="has one result for the equal elements"):
+        load(x)
+    assert not load.is_cached([x[0]])
+    assert [str(load([one])) for one in x] == [str(by([one])) for one in x]
+    assert [str(load([one])) for one in x] == [str(by([one])) for one in x], "from the cache"
 
 
 def test_results_are_copies(way: Way) -> None:
