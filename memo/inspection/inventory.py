@@ -108,10 +108,18 @@ class Selection(NamedTuple):
 
     def _has(self, header: Header) -> bool:
         given = json.loads(header.summary) if self.where else {}
-        return all(
-            name in given and given[name][1] == atoms.short_digest(canonical.encoding(value, name))
+        return self.where.keys() <= given.keys() and all(
+            given[name][1] == atoms.short_digest(_encoding(header.function, name, value))
             for name, value in self.where.items()
         )
+
+
+def _encoding(function_id: str, name: str, value: Any) -> bytes:
+    """Return the encoding of an argument as its function makes it, such as of an annotated path."""
+    known = next((one for one in functions() if one.function_id == function_id), None)
+    if known is None:
+        return canonical.encoding(value, name)
+    return known._function.keyer.encode_argument(name, value)
 
 
 def items(wanted: Selection, limit: int | None = None) -> tuple[list[Item], int]:

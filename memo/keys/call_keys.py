@@ -592,7 +592,7 @@ class Keyer:
         except KeyError:
             if light:
                 refuse_heavy(args, kwargs)
-            encodings = [self._encode(n, v) for n, v in zip(self.names, args, strict=True)]
+            encodings = [self.encode_argument(n, v) for n, v in zip(self.names, args, strict=True)]
         head = self._head(mine, state, code)
         text = blake2b(head + b"".join(encodings), digest_size=atoms.DIGEST_BYTES).hexdigest()
         return Call(text, self, self.names, args, encodings, None, self._tags, mine, code)
@@ -769,10 +769,12 @@ class Keyer:
                 return [SIMPLE[type(value)](value) for value in values]
             except KeyError:
                 pass
-        return [self._encode(name, value) for name, value in zip(names, values, strict=True)]
+        return [
+            self.encode_argument(name, value) for name, value in zip(names, values, strict=True)
+        ]
 
-    def _encode(self, name: str, value: Any) -> bytes:
-        """Return the encoding of one argument."""
+    def encode_argument(self, name: str, value: Any) -> bytes:
+        """Return the encoding of one argument, as it is in keys."""
         if name in self._converters:
             value = self._converters[name](value)
         try:
@@ -887,7 +889,9 @@ class Keyer:
         chosen += [(self._ref_name(n), n, v) for n, v in self._counted_keywords(extra).items()]
         if not chosen:
             raise _not_selecting({**extra, **given})
-        pairs = [(safe, atoms.short_digest(self._encode(name, v))) for safe, name, v in chosen]
+        pairs = [
+            (safe, atoms.short_digest(self.encode_argument(name, v))) for safe, name, v in chosen
+        ]
         counts = self.plan.extra and self.plan.extra not in self._ignore
         whole = given.keys() >= set(self.names) and not counts
         return tuple(sorted((*mine, *pairs))), whole and bool(mine or not self._method)
@@ -947,7 +951,7 @@ class Keyer:
         names = self._resolver.names
         wanted = [n for n in given if n != self.plan.own] if names is None else names
         return {
-            name: self._encode(name, given[name])
+            name: self.encode_argument(name, given[name])
             for name in wanted
             if name in given and self._selects(given[name])
         }

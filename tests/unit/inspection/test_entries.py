@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from observed import calls_of
@@ -62,6 +62,22 @@ def test_of_a_function_and_of_arguments() -> None:
         memo.entries("shop:laod_rows")
     with pytest.raises(OptionError, match="did you mean 'shop:load_rows'"):
         memo.entries(function="shop:laod_rows")
+
+
+def test_of_a_path_that_is_annotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An `Annotated[str, memo.File]` is found by any way to write it, as in `invalidate`."""
+
+    @cache(name="shop:read", version="1")
+    def read(path: Annotated[str, memo.File], year: int = 2024) -> str:
+        return Path(path).read_text()
+
+    monkeypatch.chdir(tmp_path)
+    Path("rows.csv").write_text("1")
+    read("rows.csv")
+    for path in ("rows.csv", "./rows.csv", str(tmp_path / "rows.csv")):
+        assert len(memo.entries(read, path=path)) == 1
+    assert memo.export_bundle("rows.memo", read, where={"path": "rows.csv"}).entries == 1
+    assert memo.entries(read, path="other.csv") == []
 
 
 def test_states() -> None:
