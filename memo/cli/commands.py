@@ -157,10 +157,10 @@ def list_entries(pattern: tuple[str, ...], limit: int, as_json: bool, as_html: b
         return
     table = inventory.table(shown)
     if as_html:
-        click.echo(rendering.page("memo ls", rendering.boxed(rendering.table_html(table))))
+        click.echo(rendering.page("memo ls", rendering.with_style(rendering.table_html(table))))
         return
     _show(rendering.table_lines(table, _width()))
-    click.echo(rendering.shown_of(len(shown), count, "entry", "entries", "--limit 0"))
+    click.echo(rendering.shown_part(len(shown), count, "entry", "entries", "--limit 0"))
 
 
 @main.command("graph")
@@ -326,7 +326,9 @@ def _clear_all(namespace: str) -> None:
     freed = drive(chain.clear(BLOCKING))
     for tier, how in freed.items():
         outcome = (
-            f"{rendering.counted(how, 'entry', 'entries')} dropped" if isinstance(how, int) else how
+            f"{rendering.quantity(how, 'entry', 'entries')} dropped"
+            if isinstance(how, int)
+            else how
         )
         click.echo(f"{tier}: {outcome}")
     if done.missed and not any(freed.values()):

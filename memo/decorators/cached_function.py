@@ -255,8 +255,8 @@ class CachedFunction(Generic[P, R]):
             "signature": inspect.signature(self.__wrapped__),
             "fresh for": _ttl_text(self._function.policy.ttl),
             "addresses": f"{self._function.keyer.prefix}:…",
-            "here": f"{rendering.counted(info.hits, 'hit')}, "
-            f"{rendering.counted(info.misses, 'miss', 'misses')}",
+            "here": f"{rendering.quantity(info.hits, 'hit')}, "
+            f"{rendering.quantity(info.misses, 'miss', 'misses')}",
         }
         return rendering.facts_html(f"cached {label(self.function_id)}", facts)
 

@@ -134,7 +134,7 @@ class Explanation:
         )
         diff = "".join(map(_diff_line_html, self.diff))
         colour = rendering.PLOT_COLOURS["hits" if self.hit else "misses"]
-        return rendering.boxed(
+        return rendering.with_style(
             f"<p><b>{escape(self.call)}</b>: "
             f'<b style="color:{colour}">{"hit" if self.hit else "miss"}</b> '
             f"({escape(self.reason)})</p>"
@@ -319,7 +319,7 @@ async def _unconfirmed_facts(port: Port, chain: Chain, header: Header) -> list[s
     _, readings = results.unflatten(header.stamps)
     whys = await chain.authorities.why_changed(port, readings)
     names = [label(one.result.function) for one, why in zip(readings, whys, strict=True) if why]
-    many = rendering.counted(len(names), "result")
+    many = rendering.quantity(len(names), "result")
     listed = _counted_names(names)
     return [
         (

@@ -75,8 +75,8 @@ class Exported(NamedTuple):
 
     def __repr__(self) -> str:
         """Omit the key."""
-        entries = rendering.counted(self.entries, "entry", "entries")
-        of = rendering.counted(self.functions, "function")
+        entries = rendering.quantity(self.entries, "entry", "entries")
+        of = rendering.quantity(self.functions, "function")
         key_hint = "; importing it needs its .key" if self.generated else ""
         return f"exported {entries} of {of}, {rendering.size(self.size)}, to {self.path}{key_hint}"
 
@@ -208,7 +208,7 @@ def describe_bundle(bundle: Bundle) -> list[str]:
     lines += [f"  note: {origin.note}"] if origin.note else []
     codes = drive(_compare_code(BLOCKING, assembly.default_chain(), bundle))
     for function, items in bundle.functions():
-        entries = rendering.counted(len(items), "entry", "entries")
+        entries = rendering.quantity(len(items), "entry", "entries")
         size = rendering.size(sum(item.size for item in items))
         newest = time.time() - max(item.computed for item in items)
         versions = sorted({codes[item.function, item.code] for item in items})
@@ -267,7 +267,7 @@ class Imported(NamedTuple):
 
     def lines(self) -> list[str]:
         """Describe the outcome in lines of text."""
-        made = rendering.counted(len(self.stored), "entry", "entries")
+        made = rendering.quantity(len(self.stored), "entry", "entries")
         lines = [f"imported {made} from {self.bundle.path.name}, made by {self.bundle.origin.by}"]
         left_out = (
             (self.other_code, "not imported: the function's code is different here"),

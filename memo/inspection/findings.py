@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from memo.decorators.assembly import default_chain, home_of, host_of
 from memo.errors import MemoError, SettingError, public
 from memo.metrics import rendering
-from memo.metrics.rendering import Cell, Table, counted, number, size
+from memo.metrics.rendering import Cell, Table, number, quantity, size
 from memo.runtime import VERSION, ownership
 from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SYSTEM
@@ -107,7 +107,7 @@ class Health(tuple[Finding, ...]):
     def _repr_html_(self) -> str:
         rows = ([Cell(word) for word in finding] for finding in self)
         table = Table(("", "checked", "found", "what to do"), list(rows), texts=4)
-        return rendering.boxed(rendering.table_html(table))
+        return rendering.with_style(rendering.table_html(table))
 
 
 def _lines(finding: Finding) -> str:
@@ -395,5 +395,5 @@ def _journal(settings: Settings) -> Findings:
     fix = f"Nothing: they are replayed before the next read from {to}."
     if not settings.redis_url and display_name(REDIS) in to:
         fix = f"Set redis_url again: they are replayed before the next read from {to}."
-    text = f"{counted(len(rows), 'invalidation')} not yet in {to}"
+    text = f"{quantity(len(rows), 'invalidation')} not yet in {to}"
     yield Finding(WARN, "journal", text, fix)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from memo.errors import label
 from memo.metrics import rendering
-from memo.metrics.rendering import Styled, cell_len, cut
+from memo.metrics.rendering import Styled, cell_len, cut_to_width
 from memo.runtime.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Node:
     @property
     def facts(self) -> str:
         """Return time and size, and the number of calls."""
-        many = [rendering.counted(self.calls, "call")] if self.calls > 1 else []
+        many = [rendering.quantity(self.calls, "call")] if self.calls > 1 else []
         known = [rendering.duration(self.seconds)] if self.seconds else []
         held = [rendering.size(self.size)] if self.size else []
         return rendering.SEPARATOR.join([*many, *known, *held])
@@ -177,7 +177,7 @@ def svg(graph: Graph) -> str:
     lines = "".join(_edge_svg(places[a], places[b]) for a, b in graph.edges)
     boxes = "".join(map(_box_svg, places.values()))
     legend = "".join(_legend_svg(state, at, high) for at, state in enumerate(present))
-    many = rendering.counted(len(graph.nodes), "node")
+    many = rendering.quantity(len(graph.nodes), "node")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high + 26}" '
         f'width="{wide}" height="{high + 26}" style="max-width:100%;height:auto" role="img" '
@@ -222,13 +222,13 @@ def _box_svg(place: Placed) -> str:
 
 def _short(name: str) -> str:
     """Shorten a name to fit in bold: without its module if there is no space for both."""
-    return cut(
+    return cut_to_width(
         name if cell_len(name) <= BOLD_CHARACTERS else name.rpartition(":")[2], BOLD_CHARACTERS
     )
 
 
 def _fitting(text: str) -> str:
-    return cut(text, 27)
+    return cut_to_width(text, 27)
 
 
 def _legend_svg(state: str, at: int, high: int) -> str:
@@ -245,7 +245,7 @@ def tooltip(node: Node) -> str:
     call = f"{node.label}({node.arguments})" if node.calls == 1 else node.label
     lines = [call, f"{node.state}: {STATE_MEANINGS.get(node.state, node.state)}"]
     if node.calls > 1:
-        lines.append(f"{rendering.counted(node.calls, 'call')}: {node.arguments}")
+        lines.append(f"{rendering.quantity(node.calls, 'call')}: {node.arguments}")
     if node.seconds:
         lines.append(f"computing took {rendering.duration(node.seconds)}")
     if node.size:
@@ -283,7 +283,7 @@ def tree(graph: Graph, width: int = 80) -> list[Styled]:
         )
         room = width - cell_len(lead + mark) - cell_len(facts) - 2
         call = f"{node.label}({node.arguments})" if node.calls == 1 else node.label
-        text = f"{lead}{mark}{cut(call, max(12, room))}  {facts}"
+        text = f"{lead}{mark}{cut_to_width(call, max(12, room))}  {facts}"
         lines.append(Styled(text, STYLES.get(node.state, "")))
         if not again:
             below = lead + {"": "", "├─ ": "│  ", "└─ ": "   "}[mark]

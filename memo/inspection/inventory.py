@@ -392,7 +392,7 @@ class Entries(list[Stored]):
 
     def _repr_html_(self) -> str:
         shown = rendering.table_html(table(self._items)) if self else "No entries. "
-        return rendering.boxed(shown + escape(self.missing))
+        return rendering.with_style(shown + escape(self.missing))
 
 
 def _as_record(item: Item, clock: Clock) -> Stored:

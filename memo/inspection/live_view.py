@@ -244,7 +244,7 @@ def preview(item: Item) -> str:
     parts = [str(shape[0])] if shape else []
     if header.buffers:
         held = rendering.size(sum(buffer.size for buffer in header.buffers))
-        parts.append(f"{rendering.counted(len(header.buffers), 'buffer')}, {held}")
+        parts.append(f"{rendering.quantity(len(header.buffers), 'buffer')}, {held}")
     parts.append(f"written with {header.codec}")
     return rendering.SEPARATOR.join(parts)
 
@@ -331,7 +331,7 @@ def static_mimebundle(model: Model) -> dict[str, str]:
     text = [rendering.text(now), *running]
     if model.items:
         table = inventory.table(model.items)
-        parts.append(rendering.boxed(rendering.table_html(table)))
+        parts.append(rendering.with_style(rendering.table_html(table)))
         text += ["", rendering.table_text(table)]
     parts.append(state["graph"].get("svg", ""))
     return {"text/html": "".join(parts), "text/plain": "\n".join(text)}

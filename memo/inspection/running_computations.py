@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from memo.engine.coordination.flights import current_path
 from memo.errors import MemoError, label
-from memo.metrics.recorder import COUNTERS, nothing_runs, publish_soon
+from memo.metrics.recorder import COUNTERS, cancel_publish_soon, publish_soon
 from memo.runtime import events, fork, private_files
 from memo.runtime.events import Event
 from memo.runtime.named_tuple import NamedTuple
@@ -136,7 +136,7 @@ class RunningComputations:
                     self._map[slot * SLOT_BYTES] = 0
             idle = not self._slots
         if idle:
-            nothing_runs()
+            cancel_publish_soon()
 
     def _write(self, slot: int, data: bytes) -> None:
         if slot < 0 or len(data) > SLOT_BYTES - 1:

@@ -150,7 +150,7 @@ class CacheMagics(Magics):
             UsageError: this kernel cannot ask.
         """
         names = list(dict.fromkeys(label(f.function_id) for f in functions()))
-        what = rendering.counted(len(names), "function")
+        what = rendering.quantity(len(names), "function")
         question = f"This invalidates every entry of {what}: {', '.join(names)}."
         kernel = getattr(self.shell, "kernel", None)
         if not getattr(kernel, "_allow_stdin", True):
@@ -217,9 +217,9 @@ class CacheMagics(Magics):
         if not count:
             _check_where(given.patterns, where)
             return _display_text(_not_found_text(given.patterns))
-        footer = rendering.shown_of(len(shown), count, "entry", "entries", "--limit 0")
+        footer = rendering.shown_part(len(shown), count, "entry", "entries", "--limit 0")
         text = f"{rendering.table_text(table)}\n\n{footer}"
-        return _display(text, rendering.boxed(f"{rendering.table_html(table)}<p>{footer}</p>"))
+        return _display(text, rendering.with_style(f"{rendering.table_html(table)}<p>{footer}</p>"))
 
     @magic_arguments()
     @argument("--group", action="store_true", help="one node for each function")
@@ -502,7 +502,7 @@ class Reporter:
             handle = publish(_bundle(span), raw=True, display_id=True)
         else:  # the lines of progress become the report
             handle.update(_bundle(span), raw=True)
-        if span.settled or not self._live or handle is None:
+        if span.is_complete or not self._live or handle is None:
             span.close()
         else:
             self._keep(span, handle)
@@ -518,7 +518,7 @@ class Reporter:
                 # Without this thread's or task's context the message belongs to the cell that runs
                 # now; otherwise clients that execute cell by cell would treat it as late.
                 Context().run(handle.update, _bundle(span), raw=True)
-                if span.settled:
+                if span.is_complete:
                     self._open.remove((known, handle))
 
     def close(self) -> None:

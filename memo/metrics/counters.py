@@ -176,13 +176,13 @@ def _failed(tally: Tally, event: Event) -> None:
 
 
 def _coalesced(tally: Tally, event: Event) -> None:
-    """Count a look-up that missed and then shared another computation as no miss."""
+    """Count an answer from a shared computation, and take its miss back."""
     tally.coalesced += 1
     _answered_after_all(tally, event)
 
 
 def _revalidated(tally: Tally, event: Event) -> None:
-    """Count a look-up whose doubtful value was confirmed as no miss."""
+    """Count a confirmed value, and take the miss of its look-up back."""
     if event.reason == events.BY_REFRESH:  # no caller waited for it
         return
     tally.revalidated += 1

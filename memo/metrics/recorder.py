@@ -98,7 +98,7 @@ class Counters:
         passed, so that each costs one append and one check of the clock.
         """
         if event[0] != "hit":
-            self._slow(event)
+            self._count_now(event)
             return
         if self._now() >= self._until:
             self._roll()
@@ -126,7 +126,7 @@ class Counters:
             by_tier, times, bucket, seen = tally.hits, tally.times, tally.bucket, tally.seen
             for _, function, key, tier, _, seconds, size, saved, _ in hits:
                 if function is not last:
-                    last, tally = function, self._present(function)
+                    last, tally = function, self._present_tally(function)
                     by_tier, times, bucket, seen = tally.hits, tally.times, tally.bucket, tally.seen
                 if len(seen) < MOST_OUTCOMES:
                     seen[key] = "hit"
@@ -142,7 +142,7 @@ class Counters:
                 if saved > seconds:
                     tally.saved += saved - seconds
 
-    def _present(self, function: str) -> Tally:
+    def _present_tally(self, function: str) -> Tally:
         """Return the tally of a function, with its timeline at the present second."""
         tally = self._tallies.get(function)
         if tally is None:
@@ -151,7 +151,7 @@ class Counters:
             tally.roll(self._second)
         return tally
 
-    def _slow(self, event: Event) -> None:
+    def _count_now(self, event: Event) -> None:
         if not self._second <= self._now() < self._until:  # the clock may have been set back
             self._roll()
         with self._lock:
@@ -160,7 +160,7 @@ class Counters:
                     tier.up = None
             count = COUNTERS_BY_KIND.get(event.kind)
             if count:
-                count(self._present(event.function), event)
+                count(self._present_tally(event.function), event)
             if event.tier and event.kind in TIER_KINDS:
                 self._count_tier(event)
         for listener, kinds in self.listeners:
@@ -237,7 +237,7 @@ class Counters:
         with self._lock:
             self._drain()
             parts = {
-                name: snapshots.frozen(tally, explained) for name, tally in self._tallies.items()
+                name: snapshots.freeze(tally, explained) for name, tally in self._tallies.items()
             }
             tiers = {
                 name: snapshots.TierStats(errors=t.errors, downs=t.downs, up=t.up)
@@ -350,10 +350,10 @@ class Span:
         elif event.kind == events.MISS and len(self.misses) < MOST_MISSES:
             self.misses.append(event)
         elif event.kind in (events.COALESCED, events.REVALIDATED):
-            self._take_back(event.key)
+            self._drop_miss(event.key)
 
-    def _take_back(self, key: str) -> None:
-        """Count a look-up that shared another computation as no miss."""
+    def _drop_miss(self, key: str) -> None:
+        """Drop the miss of a look-up that was answered after all."""
         for index in reversed(range(len(self.misses))):
             if self.misses[index].key == key:
                 del self.misses[index]
@@ -368,7 +368,7 @@ class Span:
         self.refreshes[event.key] = event.reason if elsewhere else _REFRESH_STATES[event.kind]
         if self._ended is None:
             return
-        if self.settled:
+        if self.is_complete:
             self.close()
         if self._changed:
             self._changed(self)
@@ -378,7 +378,7 @@ class Span:
         if self._ended is not None:
             return
         self._ended = self._difference()
-        if self.settled:
+        if self.is_complete:
             self.close()
 
     def close(self) -> None:
@@ -386,13 +386,13 @@ class Span:
         self._remove()
 
     @property
-    def settled(self) -> bool:
-        """True if no refresh of the span is still to begin or to end."""
+    def is_complete(self) -> bool:
+        """True if every refresh of the span has ended."""
         return not any(state in ("", REFRESHING) for state in self.refreshes.values())
 
     @property
     def stats(self) -> metrics.Stats:
-        """Return the numbers of the span, up to now or to its end."""
+        """The numbers of the span, up to now or to its end."""
         return self._difference() if self._ended is None else self._ended
 
     def _difference(self) -> metrics.Stats:
@@ -422,7 +422,7 @@ def _no_directory() -> Path | None:
 
 
 def _explain_nothing() -> None:
-    """Explain nothing: the default."""
+    """Do nothing: the default."""
 
 
 _directory: Callable[[], Path | None] = _no_directory
@@ -446,13 +446,13 @@ def publish() -> None:
 
 
 def publish_soon() -> None:
-    """Write it within a fraction of a second, unless `nothing_runs` is called first."""
-    _get_publisher().soon()
+    """Write it within a fraction of a second, unless `cancel_publish_soon` is called first."""
+    _get_publisher().publish_soon()
 
 
-def nothing_runs() -> None:
-    """Note that the last running computation has ended, and that its end was counted."""
-    _get_publisher().not_later()
+def cancel_publish_soon() -> None:
+    """Cancel `publish_soon`: the last running computation has ended, and its end was counted."""
+    _get_publisher().cancel_soon()
 
 
 def _explain_misses() -> None:

@@ -28,7 +28,7 @@ from memo.metrics.snapshots import (
     Point,
     Stats,
     TierStats,
-    merged_points,
+    merge_points,
 )
 from memo.records.seal import COMPRESSED, Header
 from memo.records.stamp_types import ADDRESS, Generation
@@ -51,7 +51,7 @@ NO_VALUE, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"  # en dash, minus sign, mu
 
 
 def duration(seconds: float | None) -> str:
-    """A time as text: `14 µs`, `3.2 ms`, `41.8 s`, `2 min 05 s`, `3 h 20 min`."""
+    """Return a time as text: `14 µs`, `3.2 ms`, `41.8 s`, `2 min 05 s`, `3 h 20 min`."""
     if seconds is None:
         return NO_VALUE
     if seconds < 0:
@@ -81,7 +81,7 @@ def _long_duration(seconds: int) -> str:
 
 
 def size(count: float | None) -> str:
-    """Bytes as text, in powers of 1024: `512 B`, `3.2 KiB`, `1.2 GiB`."""
+    """Return a number of bytes as text, in powers of 1024: `512 B`, `3.2 KiB`, `1.2 GiB`."""
     if count is None:
         return NO_VALUE
     if abs(count) < 1024:
@@ -94,12 +94,12 @@ def size(count: float | None) -> str:
 
 
 def number(count: int) -> str:
-    """A count as text: `1 234 567`, with narrow spaces that do not break."""
+    """Return a count as text: `1 234 567`, with narrow spaces that do not break."""
     return f"{count:,}".replace(",", "\u202f")
 
 
-def counted(count: int, noun: str, plural: str = "") -> str:
-    """`1 hit`, `2 hits`, `3 misses`."""
+def quantity(count: int, noun: str, plural: str = "") -> str:
+    """Return a count with its noun: `1 hit`, `2 hits`, `3 misses`."""
     return f"{number(count)} {noun if count == 1 else plural or noun + 's'}"
 
 
@@ -111,7 +111,7 @@ def percent(share: float | None) -> str:
 
 
 def counts_text(counts: Counts) -> str:
-    """`disk 3 · memory 5`, the largest first."""
+    """Return counts with their names, the largest first: `memory 5 · disk 3`."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return SEPARATOR.join(f"{name or 'unknown'} {number(count)}" for name, count in ordered)
 
@@ -171,7 +171,7 @@ def table_lines(table: Table, width: int = 80) -> list[Styled]:
     """
     gone = []
     for title in table.spare:
-        if _needed(table) <= width:
+        if _needed_width(table) <= width:
             break
         if title in table.titles:
             gone.append(title)
@@ -187,11 +187,11 @@ def table_lines(table: Table, width: int = 80) -> list[Styled]:
     if table.total:
         lines += [rule, *_row_lines(table.total, table, widths, width)]
     if gone:
-        lines += [Styled(line, "dim") for line in wrapped(f"Not shown: {', '.join(gone)}.", width)]
+        lines += [Styled(line, "dim") for line in wrap(f"Not shown: {', '.join(gone)}.", width)]
     return lines
 
 
-def wrapped(text: str, width: int, indent: str = "") -> list[str]:
+def wrap(text: str, width: int, indent: str = "") -> list[str]:
     """Wrap a text into lines of at most `width` columns."""
     return textwrap.wrap(
         text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
@@ -205,7 +205,7 @@ def cell_len(text: str) -> int:
     return cells.cell_len(text)
 
 
-def cut(text: str, width: int) -> str:
+def cut_to_width(text: str, width: int) -> str:
     """Cut a text to `width` columns, with `…` in place of the rest."""
     if cell_len(text) <= width:
         return text
@@ -219,7 +219,7 @@ def _widths(table: Table) -> list[int]:
     return [max(map(cell_len, column)) for column in zip(table.titles, *rows, strict=True)]
 
 
-def _needed(table: Table) -> int:
+def _needed_width(table: Table) -> int:
     """Return the columns that a table needs if its texts are cut to a third of a line."""
     widths = [min(w, 26) if at < table.texts else w for at, w in enumerate(_widths(table))]
     return sum(widths) + 2 * (len(widths) - 1)
@@ -231,13 +231,13 @@ def _row_lines(
     pairs = zip(table.titles, row, strict=True)
     notes = [f"{title}: {cell.note}" for title, cell in pairs if cell.note]
     line = Styled(_line([cell.text for cell in row], widths, table.texts))
-    return [line, *(Styled(one, "dim") for one in wrapped("; ".join(notes), width, "  "))]
+    return [line, *(Styled(one, "dim") for one in wrap("; ".join(notes), width, "  "))]
 
 
 def _line(parts: Sequence[str], widths: Sequence[int], texts: int) -> str:
     padded = []
     for index, (part, width) in enumerate(zip(parts, widths, strict=True)):
-        text = cut(part, width)
+        text = cut_to_width(part, width)
         space = " " * (width - cell_len(text))
         padded.append(f"{text}{space}" if index < texts else f"{space}{text}")
     return "  ".join(padded).rstrip()
@@ -305,8 +305,8 @@ def static_file(package: str, name: str) -> str:
     return resources.files(package).joinpath("static", name).read_text("utf-8")
 
 
-def boxed(content: str) -> str:
-    """Wrap HTML in memo's own style."""
+def with_style(content: str) -> str:
+    """Wrap HTML in a block with memo's own style."""
     return (
         f'<style>{static_file(__package__, "tables.css")}</style><div class="memo">{content}</div>'
     )
@@ -323,7 +323,7 @@ def page(title: str, content: str) -> str:
 
 def lines_html(text: str) -> str:
     """Return plain lines as HTML."""
-    return boxed("".join(f"<p>{escape(line)}</p>" for line in text.splitlines()))
+    return with_style("".join(f"<p>{escape(line)}</p>" for line in text.splitlines()))
 
 
 def facts_html(title: str, facts: Mapping[str, object]) -> str:
@@ -333,7 +333,7 @@ def facts_html(title: str, facts: Mapping[str, object]) -> str:
         f'<td class="memo-text">{escape(str(value))}</td></tr>'
         for name, value in facts.items()
     )
-    return boxed(f"<p><b>{escape(title)}</b></p><table><tbody>{rows}</tbody></table>")
+    return with_style(f"<p><b>{escape(title)}</b></p><table><tbody>{rows}</tbody></table>")
 
 
 # --- Statistics ---------------------------------------------------------------------------------
@@ -457,7 +457,7 @@ def table(stats: Stats, limit: int = 0) -> Table:
 def headline(stats: Stats) -> str:
     """Return the most important numbers in one line."""
     total = stats.total
-    parts = [f"{counted(total.hits, 'hit')}", f"{counted(total.misses, 'miss', 'misses')}"]
+    parts = [f"{quantity(total.hits, 'hit')}", f"{quantity(total.misses, 'miss', 'misses')}"]
     if total.stale:
         parts.insert(1, f"{number(total.stale)} stale")
     if total.coalesced:
@@ -467,7 +467,7 @@ def headline(stats: Stats) -> str:
     if total.calls:
         parts.append(f"{percent(total.hit_rate)} answered")
     if total.refreshes_running:
-        parts.append(f"{counted(total.refreshes_running, 'refresh', 'refreshes')} running")
+        parts.append(f"{quantity(total.refreshes_running, 'refresh', 'refreshes')} running")
     parts.append(f"saved {duration(total.saved)}")
     parts.append(_period(stats))
     return SEPARATOR.join(part for part in parts if part)
@@ -481,7 +481,7 @@ def _period(stats: Stats) -> str:
     since = f"since {time.strftime(form, time.localtime(stats.since))}"
     if stats.processes == 1:
         return since
-    return f"{since} in {counted(stats.processes, 'process', 'processes')}"
+    return f"{since} in {quantity(stats.processes, 'process', 'processes')}"
 
 
 def tiers(stats: Stats) -> list[tuple[str, str, bool]]:
@@ -496,12 +496,12 @@ def _is_well(tier: TierStats) -> bool:
 
 
 def _tier_line(tier: TierStats) -> str:
-    parts = [counted(tier.hits, "hit")] if tier.hits else []
+    parts = [quantity(tier.hits, "hit")] if tier.hits else []
     parts += [f"{number(tier.stale)} stale"] if tier.stale else []
-    parts += [counted(tier.errors, "error")] if tier.errors else []
+    parts += [quantity(tier.errors, "error")] if tier.errors else []
     if tier.up is not None:
         parts.append("up" if tier.up else "down")
-    parts += [counted(tier.downs, "outage")] if tier.downs else []
+    parts += [quantity(tier.downs, "outage")] if tier.downs else []
     return SEPARATOR.join([*parts, *_health(tier.health)])
 
 
@@ -519,13 +519,13 @@ def _health(facts: Mapping[str, Any]) -> list[str]:
         parts.append(size(used) + (f" of {size(budget)}" if budget else ""))
     if journal := left.pop("journal", 0):
         to = left.pop("to", "a shared tier")
-        parts.append(f"{counted(journal, 'invalidation')} on the way to {to}")
+        parts.append(f"{quantity(journal, 'invalidation')} on the way to {to}")
     if left.pop("breaker", "") == "open":
         parts.append("not asked until it answers again")
     if names := left.pop("names", 0):
-        parts.append(f"{counted(names, 'key')} in this database")
+        parts.append(f"{quantity(names, 'key')} in this database")
     if (entries := left.pop("entries", None)) is not None:
-        parts.append(counted(entries, "entry", "entries"))
+        parts.append(quantity(entries, "entry", "entries"))
     if left.get("state") == "writable":  # the normal state
         del left["state"]
     if policy := left.pop("policy", ""):
@@ -544,10 +544,10 @@ def _fact(name: str, fact: object) -> str:
     return f"{words} {fact}"
 
 
-def shown_of(shown: int, count: int, noun: str, plural: str, more: str) -> str:
+def shown_part(shown: int, count: int, noun: str, plural: str, more: str) -> str:
     """Return `2 entries`, or `50 of 300 entries` and how to see the others."""
     if shown >= count:
-        return counted(count, noun, plural)
+        return quantity(count, noun, plural)
     return f"{number(shown)} of {number(count)} {plural}; {more} shows all."
 
 
@@ -557,10 +557,10 @@ def _left_out(stats: Stats, limit: int, more: str) -> str:
     if not limit or count <= limit:
         return ""
     lead = "Those that saved most: "
-    return lead + shown_of(limit, count, "function", "functions", more)
+    return lead + shown_part(limit, count, "function", "functions", more)
 
 
-def _nothing(stats: Stats) -> str:
+def _nothing_text(stats: Stats) -> str:
     return (
         f"No function named {' or '.join(stats.patterns)} was called."
         if stats.patterns
@@ -601,16 +601,16 @@ def stats_lines(
         limit: most functions; 0: all.
         more: tells how to see those that are left out.
     """
-    lines = [Styled(line, "bold") for line in wrapped(f"memo: {headline(stats)}", width)]
+    lines = [Styled(line, "bold") for line in wrap(f"memo: {headline(stats)}", width)]
     lines.append(Styled(""))
     shown = table(stats, limit)
-    lines += table_lines(shown, width) if stats.functions else [Styled(_nothing(stats))]
-    lines += [Styled(line, "dim") for line in wrapped(_left_out(stats, limit, more), width)]
+    lines += table_lines(shown, width) if stats.functions else [Styled(_nothing_text(stats))]
+    lines += [Styled(line, "dim") for line in wrap(_left_out(stats, limit, more), width)]
     facts = tiers(stats)
     lines += [Styled("")] if facts else []
     first = max((len(name) for name, _, _ in facts), default=0)
     for name, text, well in facts:
-        head, *rest = wrapped(text, width - first - 2)
+        head, *rest = wrap(text, width - first - 2)
         style = "" if well else "red"
         lines.append(Styled(f"{name.ljust(first)}  {head}", style))
         lines += [Styled(f"{' ' * first}  {line}", style) for line in rest]
@@ -623,14 +623,14 @@ def html(
 ) -> str:
     """Return statistics as HTML; `limit` and `more` as for `stats_lines`."""
     if not stats.functions and not stats.total.invalidations:
-        return boxed(f"<p>{_code(_nothing(stats))}</p>{_tiers_html(stats)}")
+        return with_style(f"<p>{_code(_nothing_text(stats))}</p>{_tiers_html(stats)}")
     parts = [f"<p><b>memo</b> {escape(headline(stats))}</p>"]
     parts += [svg(stats)] if plot else []
     found = bool(stats.functions)
-    parts += [table_html(table(stats, limit)) if found else f"<p>{_code(_nothing(stats))}</p>"]
+    parts += [table_html(table(stats, limit)) if found else f"<p>{_code(_nothing_text(stats))}</p>"]
     left_out = _left_out(stats, limit, more)
     parts += [f'<p class="memo-dim">{escape(left_out)}</p>'] if left_out else []
-    return boxed("".join(parts) + _tiers_html(stats))
+    return with_style("".join(parts) + _tiers_html(stats))
 
 
 def _code(sentence: str) -> str:
@@ -734,7 +734,7 @@ def bars(stats: Stats) -> tuple[float, list[Point]]:
     width, points = total.width, list(total.timeline)
     while points and (points[-1].start - points[0].start) / width >= MOST_BARS:
         width *= 2
-        points = merged_points(points, width)
+        points = merge_points(points, width)
     if not points:
         return width, []
     known = {point.start: point for point in points}
@@ -821,13 +821,13 @@ def report(span: Span) -> str:
     if total.stale or span.refreshes:
         parts.append(_stale_part(total.stale, span.refreshes.values()))
     if total.misses:
-        parts.append(f"{counted(total.misses, 'miss', 'misses')}{_reasons(span, total)}")
+        parts.append(f"{quantity(total.misses, 'miss', 'misses')}{_reasons(span, total)}")
     parts += [f"{number(total.coalesced)} shared"] if total.coalesced else []
     parts += [f"{number(total.revalidated)} revalidated"] if total.revalidated else []
     parts += [f"{number(total.failed)} raised"] if total.failed else []
     if total.errors:
         kinds = ", ".join(total.errors_by_reason)
-        parts.append(f"{counted(total.errors, 'cache error')} ({kinds})")
+        parts.append(f"{quantity(total.errors, 'cache error')} ({kinds})")
     parts += [f"saved {duration(total.saved)}"] if total.saved > 0 else []
     return SEPARATOR.join(parts)
 
@@ -836,7 +836,7 @@ def _answers(hits: int, by_tier: Counts) -> str:
     names = (
         " ".join(by_tier) if len(by_tier) == 1 else counts_text(by_tier).replace(SEPARATOR, ", ")
     )
-    return f"{counted(hits, 'hit')} ({names})"
+    return f"{quantity(hits, 'hit')} ({names})"
 
 
 def _stale_part(stale: int, states: Iterable[str]) -> str:
@@ -864,7 +864,9 @@ def _reasons(span: Span, total: FunctionStats) -> str:
 
 def report_html(line: str) -> str:
     """Return the lines of a report as HTML."""
-    return boxed("".join(f'<p class="memo-dim">{escape(one)}</p>' for one in line.splitlines()))
+    return with_style(
+        "".join(f'<p class="memo-dim">{escape(one)}</p>' for one in line.splitlines())
+    )
 
 
 def progress_html(lines: Iterable[tuple[str, float | None, int]]) -> str:
@@ -879,7 +881,7 @@ def progress_html(lines: Iterable[tuple[str, float | None, int]]) -> str:
         f"{escape(text)}</p>"
         for text, share, depth in lines
     )
-    return boxed("".join(parts))
+    return with_style("".join(parts))
 
 
 def _bar_html(share: float | None) -> str:

@@ -222,31 +222,31 @@ class Publisher:
         self._is_long = False
         self._lock = threading.Lock()
         self._began = False
-        self._complained = False
-        self._later: threading.Timer | None = None
+        self._has_reported = False
+        self._timer: threading.Timer | None = None
 
     def __call__(self) -> None:
         """Publish if it is due."""
         if time.monotonic() >= self._due:
             self._publish_due()
 
-    def soon(self) -> None:
-        """Publish now, or soon if it was just done: a computation has begun."""
+    def publish_soon(self) -> None:
+        """Publish now, or shortly if that was just done; called when a computation begins."""
         left = self._due_soon - time.monotonic()
         if left <= 0:
             self._publish_due()
-        elif self._later is None or not self._later.is_alive():
-            later = threading.Timer(left, self.publish)
-            later.daemon, later.name = True, TIMER_THREAD
+        elif self._timer is None or not self._timer.is_alive():
+            timer = threading.Timer(left, self.publish)
+            timer.daemon, timer.name = True, TIMER_THREAD
             with contextlib.suppress(RuntimeError):  # no thread: the next event publishes
-                later.start()
-                self._later = later
+                timer.start()
+                self._timer = timer
 
-    def not_later(self) -> None:
-        """Cancel a delayed write: the next event publishes."""
-        later, self._later = self._later, None
-        if later is not None:
-            later.cancel()
+    def cancel_soon(self) -> None:
+        """Cancel a delayed `publish_soon`: the next event publishes."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
 
     def _publish_due(self) -> None:
         if self._is_long:
@@ -289,8 +289,8 @@ class Publisher:
             shared_snapshots.prune()
 
     def _report_fault(self, error: Exception) -> None:
-        if not self._complained:
-            self._complained = True
+        if not self._has_reported:
+            self._has_reported = True
             events.emit(Event(events.ERROR, reason="statistics", detail=repr(error)))
 
     def shared_snapshots(self) -> SharedSnapshots | None:
@@ -303,5 +303,5 @@ class Publisher:
         global _started
         _started = time.time_ns()
         self._lock = threading.Lock()
-        self._later = None
+        self._timer = None
         self._due = self._due_soon = 0.0

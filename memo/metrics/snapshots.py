@@ -156,17 +156,17 @@ class FunctionStats:
         return median(self.hit_times)
 
     def __add__(self, other: FunctionStats) -> FunctionStats:
-        return combined((self, other))
+        return combine((self, other))
 
     def __sub__(self, earlier: FunctionStats) -> FunctionStats:
         """Return the difference to an earlier snapshot of the same function.
 
         Without the timeline.
         """
-        return _subtracted(self, earlier)
+        return _subtract(self, earlier)
 
 
-def frozen(tally: Tally, explained: bool = True) -> FunctionStats:
+def freeze(tally: Tally, explained: bool = True) -> FunctionStats:
     """Return the present numbers of a function.
 
     Args:
@@ -251,7 +251,7 @@ class Stats:
     @property
     def total(self) -> FunctionStats:
         """The sum of all functions, and of events of no function."""
-        return combined((*self.functions.values(), self.other))
+        return combine((*self.functions.values(), self.other))
 
     def select(self, *patterns: str) -> Stats:
         """Return the functions that match one of the patterns, as `matches` does; none: all."""
@@ -292,7 +292,7 @@ class Stats:
         Raises:
             ValueError: the text is not such a snapshot.
         """
-        return _parsed(text)
+        return _parse(text)
 
     def to_frame(self) -> pd.DataFrame:
         """Return a pandas DataFrame, one row per function.
@@ -347,11 +347,11 @@ def median(histogram: Mapping[int, int]) -> float | None:
 # --- Adding and subtracting ---------------------------------------------------------------------
 
 
-def combined(parts: Iterable[FunctionStats]) -> FunctionStats:
+def combine(parts: Iterable[FunctionStats]) -> FunctionStats:
     """Add up several snapshots and their timelines."""
     parts = tuple(parts)
     sums: dict[str, Any] = {name: _sum([getattr(p, name) for p in parts]) for name in _FIELDS}
-    width, timeline = _merged_timelines([(p.width, p.timeline) for p in parts])
+    width, timeline = _merge_timelines([(p.width, p.timeline) for p in parts])
     if not parts:
         return FunctionStats()
     return FunctionStats(**sums, width=width, timeline=timeline)
@@ -367,7 +367,7 @@ def _sum(values: list[Any]) -> Any:
     return counts
 
 
-def _subtracted(now: FunctionStats, earlier: FunctionStats) -> FunctionStats:
+def _subtract(now: FunctionStats, earlier: FunctionStats) -> FunctionStats:
     differences: dict[str, Any] = {}
     for name in _FIELDS:
         a, b = getattr(now, name), getattr(earlier, name)
@@ -378,21 +378,21 @@ def _subtracted(now: FunctionStats, earlier: FunctionStats) -> FunctionStats:
     return FunctionStats(**{**differences, "refreshes_running": now.refreshes_running})
 
 
-def _merged_timelines(
+def _merge_timelines(
     lines: list[tuple[float, tuple[Point, ...]]],
 ) -> tuple[float, tuple[Point, ...]]:
     lines = [line for line in lines if line[1]]
     if not lines:
         return 1.0, ()
     width = max(width for width, _ in lines)
-    points = merged_points([point for _, timeline in lines for point in timeline], width)
+    points = merge_points([point for _, timeline in lines for point in timeline], width)
     while len(points) > MOST_POINTS:
         width *= 2
-        points = merged_points(points, width)
+        points = merge_points(points, width)
     return width, tuple(points)
 
 
-def merged_points(points: Iterable[Point], width: float) -> list[Point]:
+def merge_points(points: Iterable[Point], width: float) -> list[Point]:
     """Merge the points of a timeline into steps of `width` seconds."""
     sums: dict[float, list[int]] = {}
     for start, *counts in points:
@@ -413,8 +413,8 @@ def total_of(parts: Iterable[Stats]) -> Stats:
         for name, tier in part.tiers.items():
             tiers[name] = tiers.get(name, TierStats()) + tier
     return Stats(
-        {n: combined(p.functions[n] for p in parts if n in p.functions) for n in names},
-        combined(part.other for part in parts),
+        {n: combine(p.functions[n] for p in parts if n in p.functions) for n in names},
+        combine(part.other for part in parts),
         tiers,
         min(part.since for part in parts),
         max(part.until for part in parts),
@@ -444,7 +444,7 @@ def _with_derived(stats: FunctionStats) -> dict[str, Any]:
     return {**asdict(stats), **{name: getattr(stats, name) for name in _DERIVED}}
 
 
-def _parsed(text: str | bytes) -> Stats:
+def _parse(text: str | bytes) -> Stats:
     document = json.loads(text)
     if not isinstance(document, dict) or document.get("format") != JSON_FORMAT:
         raise ValueError("not a snapshot of memo's statistics")

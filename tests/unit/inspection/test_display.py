@@ -200,7 +200,7 @@ def test_everything_is_escaped(found: Stats) -> None:
     table = Table(["<s>x", "y"], [[Cell("<s>a", '"><s>'), Cell("<s>b", '"><s>', "<s>note")]])
     for html in (
         rendering.html(odd, plot=True),
-        rendering.boxed(rendering.table_html(table)),
+        rendering.with_style(rendering.table_html(table)),
         rendering.facts_html("<b>title", {"<i>name": "<u>value"}),
         rendering.report_html("<b>line"),
         rendering.lines_html("<b>line"),

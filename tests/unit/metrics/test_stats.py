@@ -435,7 +435,7 @@ def test_span_has_what_happened_in_it(counters: Counters) -> None:
     assert span.stats.total.hits_by_tier == {"memory": 1}
     assert [miss.reason for miss in span.misses] == ["expired"]
     assert span.used
-    assert span.settled
+    assert span.is_complete
 
 
 def test_span_follows_refreshes_after_its_end(counters: Counters) -> None:
@@ -444,13 +444,13 @@ def test_span_follows_refreshes_after_its_end(counters: Counters) -> None:
     span = Span(counters, lambda span: seen.append(span.refreshes["k"]))
     counters(Event(events.STALE, LOAD, "k", "disk", "ahead"))
     span.end()
-    assert not span.settled
+    assert not span.is_complete
     counters(Event(events.REFRESH_STARTED, LOAD, "k"))
     counters(Event(events.REFRESH_STARTED, LOAD, "another"))
     counters(Event(events.REFRESH_DONE, LOAD, "k"))
     counters(Event(events.REFRESH_DONE, LOAD, "k"))
     assert seen == [REFRESHING, REFRESHED]
-    assert span.settled
+    assert span.is_complete
     assert not counters.listeners
 
 
@@ -470,7 +470,7 @@ def test_span_waits_for_no_refresh_of_a_fallback(counters: Counters) -> None:
     span = Span(counters)
     counters(Event(events.STALE, LOAD, "k", "disk", "error: OSError"))
     span.end()
-    assert span.settled
+    assert span.is_complete
     assert span.stats.total.stale == 1
 
 
@@ -590,15 +590,15 @@ def published_before(directory: Path) -> Publisher:
 def test_a_snapshot_is_left_while_a_computation_runs(tmp_path: Path) -> None:
     """What was counted is told soon after a computation has begun, though no event follows."""
     publisher = published_before(tmp_path)
-    publisher.soon()
+    publisher.publish_soon()
     until(lambda: SharedSnapshots(tmp_path).gather().total.hits == 2)
 
 
 def test_no_snapshot_is_left_after_a_short_computation(tmp_path: Path) -> None:
     """If the computation has ended before, the next event tells it; no thread goes on waiting."""
     publisher = published_before(tmp_path)
-    publisher.soon()
-    publisher.not_later()
+    publisher.publish_soon()
+    publisher.cancel_soon()
     until(lambda: all(thread.name != TIMER_THREAD for thread in threading.enumerate()))
     assert SharedSnapshots(tmp_path).gather().total.hits == 1
 
