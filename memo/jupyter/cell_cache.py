@@ -283,7 +283,8 @@ class _NameFlow(ast.NodeVisitor):
 
     def _inner(self, body: list[ast.stmt]) -> None:
         """Collect what nested code of the cell reads and rebinds, whenever it runs."""
-        code = compile(ast.fix_missing_locations(ast.Module(body, [])), "<cell>", "exec")
+        module = ast.fix_missing_locations(ast.Module(body, []))
+        code = compile(module, "<cell>", "exec", dont_inherit=True)
         inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
         local = set().union(*self.local)
         for scanned in map(names_used.scan, inner):
@@ -422,7 +423,8 @@ class Cell:
         self.names = names(tree)
         self._given = inputs
         self._outputs = outputs
-        self._codes = [compile(part, file, mode, _AWAIT) for part, mode in _split(tree)]
+        flags = shell.compile.compiler_flags | _AWAIT  # those of `from __future__ import ...`
+        self._codes = [compile(part, file, mode, flags, True) for part, mode in _split(tree)]
         self.awaits = any(code.co_flags & inspect.CO_COROUTINE for code in self._codes)
         self._quiet = _is_quiet(source)
         self.identity = CellIdentity(_normalized(tree, self._quiet), outputs)

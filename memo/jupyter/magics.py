@@ -440,7 +440,7 @@ def _parse_call(line: str) -> ast.Call:
 
 def _evaluate(node: ast.expr, scope: dict[str, Any]) -> Any:
     tree = ast.fix_missing_locations(ast.Expression(node))
-    code = compile(tree, "<cache_explain>", "eval")
+    code = compile(tree, "<cache_explain>", "eval", dont_inherit=True)
     return eval(code, scope)  # noqa: S307 - the user's own line, in the user's own kernel
 
 

@@ -91,6 +91,7 @@ def twice(kernel: Kernel, cell: str) -> tuple[Shown, Shown]:
         ("def f(n):\n  return n and f(n - 1)", "", "f", "f"),
         ("def f():\n  global n\n  n = 1", "", "n f", ""),
         ("@d\nclass A(B):\n  x = y\n  def m(self):\n    return z", "d B y z", "A", ""),
+        ("class A:\n  x: T\n  def m(self, a: U) -> V:\n    y: W = 1", "T U V", "A", ""),
         ("k = lambda q=w: q + v", "w v", "k", ""),
         ("(n := f()) + n", "f", "n", ""),
         ("match v:\n  case {'a': x, **r} if x > m:\n    print(x, r)", "v m print", "x r", ""),
@@ -138,6 +139,20 @@ def test_a_cell_runs_once_and_is_replayed(kernel: Kernel) -> None:
     stats = kernel.run("%cache_stats").text
     assert "1 hit · 1 miss" in stats
     assert "cell(y)" in stats
+
+
+def test_the_annotations_of_a_cell_are_evaluated_as_in_any_other(kernel: Kernel) -> None:
+    """They are texts only after `from __future__ import annotations`, in any earlier cell."""
+    cell = """
+        %%cache
+        def double(n: int) -> int: return 2 * n
+        print(double.__annotations__["n"])
+    """
+    assert kernel.run(cell).stdout == "<class 'int'>\n"
+    kernel.run("from __future__ import annotations")
+    shown = kernel.attempt(cell.replace("double", "twice"))
+    kernel.run("get_ipython().compile.reset_compiler_flags()")
+    assert shown.stdout == "int\n"
 
 
 def test_cells_with_top_level_await(kernel: Kernel) -> None:
