@@ -6,7 +6,7 @@
     ├── OptionError        (ValueError, TypeError)   a bad option of a decorator or of a call
     ├── SettingError       (ValueError)              a bad setting, with where it came from
     │   └── SecretError                              a secret that cannot be trusted
-    ├── BundleError        (ValueError)              a file that is no bundle, or cannot be trusted
+    ├── BundleError        (ValueError)              not a bundle, or not one to be trusted
     ├── KeyingError        (TypeError)               an argument that has no sound key
     ├── ReentryError       (RecursionError)          a computation that waits for itself
     ├── EventLoopError     (RuntimeError)            an async call where asyncio does not run
@@ -167,12 +167,12 @@ def shown(value: object, limit: int = 80) -> str:
 
 
 def encodable(text: str) -> str:
-    r"""A text as it is, with lone surrogates, which have no encoding, as `\ud800`."""
+    r"""Return a text with lone surrogates, which cannot be encoded, written as `\ud800`."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def type_named(kind: type) -> str:
-    """Name a type as in a sentence: `an int`, `a list`."""
+    """Return the name of a type with its article: `an int`, `a list`."""
     return f"{'an' if kind.__name__[:1].lower() in set('aeiou') else 'a'} {kind.__name__}"
 
 
@@ -182,8 +182,8 @@ _FOLDER_DIGEST = r"~[0-9a-f]+(?=:)"
 def label(function: str) -> str:
     """Return the readable name of a function: `load`, `etl:load`, `tour.ipynb:load`.
 
-    Its id without `__main__:`, and without the digest that distinguishes notebooks in different
-    directories.
+    This is its id without `__main__:` and without the digest that tells apart notebooks of the
+    same name in different directories.
     """
     return re.sub(_FOLDER_DIGEST, "", function, count=1).removeprefix("__main__:")
 
@@ -220,10 +220,10 @@ _HIDDEN_PACKAGES = frozenset({"memo", "asyncio", "concurrent"})
 
 
 def at_the_call(error: E) -> E:
-    """As `cut_to_user_frames`, for an exception about the call itself.
+    """Cut the traceback of an error that a public function raises; see `cut_to_user_frames`.
 
-    Its traceback may have no frame of the user's: then a mistake in a call is shown at the call,
-    and any other error keeps memo's frames.
+    If no frame is the user's, a mistake in the call is shown without any of memo's frames, and any
+    other error keeps them all.
     """
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
@@ -241,7 +241,7 @@ def _is_argument_error(last: TracebackType | None) -> bool:
 
 
 class ending_at_the_call:  # noqa: N801 - a context manager, which reads as one
-    """Let errors end at the line that called a public function."""
+    """Let the tracebacks of errors end at the line that called a public function."""
 
     def __enter__(self) -> None:
         pass
@@ -254,10 +254,10 @@ class ending_at_the_call:  # noqa: N801 - a context manager, which reads as one
 
 
 def public(function: Callable[P, R]) -> Callable[P, R]:
-    """Make errors of memo end at the line that called a public function, `async def` or `def`.
+    """Let the traceback of an error end at the line that called a public function.
 
-    The traceback then shows the mistake instead of memo's own frames, and an unknown option is an
-    `OptionError` that names the nearest one.
+    It then shows the mistake instead of memo's own frames.  An unknown option is an `OptionError`
+    that names the nearest one.
     """
 
     @functools.cache

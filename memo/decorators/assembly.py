@@ -91,7 +91,7 @@ def release() -> None:
     """Close the chains that the settings no longer use, each when its uploads have ended."""
     with _lock:
         try:
-            named = configuration.named()
+            named = configuration.settings_in_use()
         except SettingError:  # the next call reports it
             return
         wanted = {_chain_key(settings) for settings in named}
@@ -377,7 +377,7 @@ def _publish(key: str, text: str | None) -> None:
 
 
 _detach_live: Callable[[], None] = live.attach(None, _publish)
-configuration.ended = release
+configuration.on_block_end = release
 
 
 def chains() -> list[stores.Chain]:

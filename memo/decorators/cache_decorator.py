@@ -119,7 +119,7 @@ def cache(*args: Any, **kwargs: Any) -> Any:
     if len(args) == 1 and (callable(args[0]) or _is_wrapper(args[0])):
         return cache(**kwargs)(args[0])
     if len(args) == 1:
-        options.no_property(args[0])
+        options.refuse_property(args[0])
     bound = _SIGNATURE.bind(*args, **kwargs)
     bound.apply_defaults()
     given = dict(bound.arguments)
@@ -154,7 +154,7 @@ def _decorate(function: Any, given: Mapping[str, Any]) -> Any:
 
 def _class_for(function: Any, given: Mapping[str, Any]) -> type[CachedFunction[Any, Any]]:
     """Return the class of the cached function to create."""
-    if options.generates(function):
+    if options.generator_kind(function):
         from memo.decorators import streaming
 
         return streaming.class_for(function, given)

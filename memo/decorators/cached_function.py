@@ -199,7 +199,7 @@ class CachedFunction(Generic[P, R]):
         made = object.__new__(type(self))
         made.__dict__.update(self.__dict__)
         made._original = self._original or self
-        made._own_mode = modes.checked(mode, max_age).over(self._own_mode)
+        made._own_mode = modes.check_mode(mode, max_age).over(self._own_mode)
         if ttl is not MISSING:
             made._function = self._function.with_policy(
                 self._function.policy._replace(ttl=options.given_ttl("ttl", ttl))

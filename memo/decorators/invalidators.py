@@ -322,7 +322,7 @@ class InvalidationAfterCall:
         self.chain = assembly.chain_getter(provider)
         self.own_chain = provider is not None
         self.signature = inspect.signature(function)
-        options.known("match", match, self.signature.parameters)
+        options.check_names("match", match, self.signature.parameters)
         self.template, self.resolver, self.resolver_arguments = None, None, None
         if isinstance(key_resolver, str):
             self.template = _template(key_resolver, self.signature)

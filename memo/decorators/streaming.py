@@ -34,7 +34,7 @@ def class_for(function: Any, given: Mapping[str, Any]) -> type[CachedFunction[An
     for name in ("ttl", "cache_if"):
         if callable(given[name]):
             raise OptionError(name, given[name], "needs a result, which a generator does not have.")
-    return AsyncStreaming if options.generates(function) == "async" else Streaming
+    return AsyncStreaming if options.generator_kind(function) == "async" else Streaming
 
 
 _NOT_WITH_GENERATORS = {

@@ -85,7 +85,7 @@ def _wrong(given: Any, fix: str) -> OptionError:
 
 
 def _check(given: Any, name: str, names: Collection[str], extra: str) -> None:
-    options.no_keywords("key_resolver", given, name, extra)
+    options.refuse_whole_keywords("key_resolver", given, name, extra)
     if name not in names and not extra:
         listed = ", ".join(names) or "none"
         raise _wrong(given, f"{name!r} is not an argument of the function, which has: {listed}.")
@@ -284,7 +284,7 @@ def declared(
     for parameter in wanted:
         known = parameter.name in names or parameter.name == own or bool(extra)
         if parameter.default is parameter.empty:
-            options.no_keywords(option, function, parameter.name, extra)
+            options.refuse_whole_keywords(option, function, parameter.name, extra)
         if not known and parameter.default is parameter.empty:
             listed = ", ".join(names) or "none"
             fix = f"takes {parameter.name!r}, which is not an argument; there are: {listed}."

@@ -232,7 +232,7 @@ async def drain(timeout: float | None = None) -> bool:
         True when everything ended by itself.
 
     Raises:
-        OptionError: `timeout` is no number.
+        OptionError: `timeout` is not a number.
     """
     import asyncio
 

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from memo.errors import OptionError, SettingError, shown, type_named
 from memo.runtime.named_tuple import NamedTuple
-from memo.settings import options
-from memo.settings import secret_keys as secret_room
+from memo.settings import options, secret_keys
 from memo.settings.durations import seconds
 from memo.settings.modes import KINDS
 from memo.settings.secret_keys import Secret
@@ -100,7 +99,7 @@ def _redis_options(value: Any, place: SettingSource) -> Options | None:
     from memo.settings import redis_urls
 
     try:
-        return Options(redis_urls.options(value))
+        return Options(redis_urls.check_options(value))
     except ValueError as error:
         raise place.wrong(str(error)) from None
 
@@ -256,15 +255,15 @@ def _secret(value: Any, place: SettingSource) -> tuple[Secret, ...] | None:
     if value is None:
         return None
     if place.base is not None:
-        secret_room.read_private(place.base / "pyproject.toml", place.source)
+        secret_keys.read_private(place.base / "pyproject.toml", place.source)
     if isinstance(value, os.PathLike):
-        return secret_room.from_file(_path(value, place), place.source)
-    return secret_room.from_value(value, place.source)
+        return secret_keys.from_file(_path(value, place), place.source)
+    return secret_keys.from_value(value, place.source)
 
 
 def _secret_file(value: Any, place: SettingSource) -> tuple[Secret, ...] | None:
     path = _path_or_none(value, place)
-    return None if path is None else secret_room.from_file(path, place.source, mounted=True)
+    return None if path is None else secret_keys.from_file(path, place.source, mounted=True)
 
 
 CHECKS: Final[dict[str, tuple[Check, Any]]] = {

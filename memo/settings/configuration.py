@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypedDict, Unpack, cast
 from memo.errors import SettingError, public
 from memo.runtime import fork
 from memo.runtime.named_tuple import NamedTuple
-from memo.settings import durations
-from memo.settings import secret_keys as secret_room
+from memo.settings import durations, secret_keys
 from memo.settings.checks import CHECKS, NAMES, SettingSource
 from memo.settings.secret_keys import Secret
 
@@ -199,7 +198,7 @@ def _default_directory() -> Path:
     import platformdirs
 
     try:
-        path = platformdirs.user_cache_path(secret_room.APPLICATION, appauthor=False)
+        path = platformdirs.user_cache_path(secret_keys.APPLICATION, appauthor=False)
     except (KeyError, RuntimeError, OSError):
         path = Path("~")
     if path.is_absolute():
@@ -207,7 +206,7 @@ def _default_directory() -> Path:
     import tempfile
 
     user = os.getuid() if hasattr(os, "getuid") else "user"
-    return Path(tempfile.gettempdir()) / f"{secret_room.APPLICATION}-{user}"
+    return Path(tempfile.gettempdir()) / f"{secret_keys.APPLICATION}-{user}"
 
 
 _lock = threading.RLock()
@@ -270,7 +269,7 @@ def _settings(given: Layer) -> Settings:
     if values["directory"] is None:
         values["directory"] = _default_directory()
     secrets = values.pop("secret")
-    values["secrets"] = secret_room.generated() if secrets is None else secrets
+    values["secrets"] = secret_keys.generated() if secrets is None else secrets
     sources["secrets"] = sources["secret"]
     if values["redis_url"] is None and "redis" in (values["tiers"] or ()):
         fix = 'names "redis", and there is no redis_url; set redis_url as well.'
@@ -282,7 +281,7 @@ _suspended: list[Settings] = []
 """Settings that come back when a `with` block ends."""
 
 
-def named() -> list[Settings]:
+def settings_in_use() -> list[Settings]:
     """Return the settings in force, and those that come back when a `with` block ends.
 
     Raises:
@@ -292,11 +291,11 @@ def named() -> list[Settings]:
         return [current(), *_suspended]
 
 
-def nothing() -> None:
-    """Do nothing: the default of `ended`."""
+def _do_nothing() -> None:
+    """Do nothing: the default of `on_block_end`."""
 
 
-ended: Callable[[], None] = nothing
+on_block_end: Callable[[], None] = _do_nothing
 """Called after a `with configure(...)` block; `assembly` sets it to `release`."""
 
 
@@ -327,7 +326,7 @@ class Restore:
             if self._hidden is not None and self._hidden in _suspended:
                 _suspended.remove(self._hidden)
             _changed()
-        ended()
+        on_block_end()
 
     def __repr__(self) -> str:
         return f"<configured {', '.join(self._before) or 'nothing'}>"

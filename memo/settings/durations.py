@@ -24,12 +24,12 @@ LONGEST_LIFETIME = 4.6e9
 def seconds(
     option: str, value: Any, *, zero: bool = False, fix: str = "write None for no limit"
 ) -> float | None:
-    """Seconds from a number, a `timedelta`, a text such as `"1h30m"`, or None for no limit.
+    """Return the seconds of a number, a `timedelta` or a text such as `"1h30m"`; None for None.
 
     Args:
         option: the name to use in the error.
         value: what the user wrote.  Units in a text: ms, s, m, h, d, w.
-        zero: whether 0 is allowed.
+        zero: 0 is allowed.
         fix: what to write instead of a number that is out of range.
 
     Raises:
@@ -61,7 +61,9 @@ def _number_of_seconds(option: str, value: Any, fix: str) -> float:
     if isinstance(value, str):
         if not re.fullmatch(_WHOLE, value):
             bare = re.fullmatch(r"(?a)\s*[-+]?\d*\.?\d+\s*", value)
-            wrong = "has no units" if bare else f"is no duration; the units are {', '.join(_UNITS)}"
+            wrong = (
+                "has no units" if bare else f"is not a duration; the units are {', '.join(_UNITS)}"
+            )
             raise OptionError(option, value, f'{wrong}; write for instance "90s" or "1h30m".')
         return sum(float(number) * _UNITS[unit] for number, unit in re.findall(_PART, value))
     from datetime import timedelta

@@ -42,8 +42,8 @@ class Mode(NamedTuple):
         )
 
 
-def checked(kind: Any, max_age: Any) -> Mode:
-    """Return the mode that a caller asked for.
+def check_mode(kind: Any, max_age: Any) -> Mode:
+    """Return the mode for these arguments of a caller.
 
     Raises:
         OptionError: there is no such mode, or the age is not a duration.
@@ -79,7 +79,7 @@ class mode:  # noqa: N801 - a context manager, which reads as one
     def __init__(
         self, mode: Kind | None = None, max_age: float | str | durations.timedelta | None = None
     ) -> None:
-        self._mode = checked(mode, max_age)
+        self._mode = check_mode(mode, max_age)
         self._tokens: list[Token[Mode | None]] = []
 
     def __enter__(self) -> None:

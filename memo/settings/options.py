@@ -290,17 +290,17 @@ def function(
     Raises:
         OptionError: it is not callable, or a generator function where that is not allowed.
     """
-    no_property(value)
+    refuse_property(value)
     if not callable(value):
         raise OptionError(option, value, f"must be a function; write {example}.")
-    if not generators and generates(value):
+    if not generators and generator_kind(value):
         fix = "is a generator function, which has not run when it returns; decorate its caller."
         raise OptionError(option, value, fix)
     made: Callable[..., Any] = value
     return made
 
 
-def no_property(value: Any) -> None:
+def refuse_property(value: Any) -> None:
     """Refuse a property in place of a function, naming the order that works."""
     if isinstance(value, (property, functools.cached_property)):
         kind = type(value).__name__
@@ -308,7 +308,7 @@ def no_property(value: Any) -> None:
         raise OptionError("function", value, fix)
 
 
-def generates(function: Any) -> str:
+def generator_kind(function: Any) -> str:
     """Return `"sync"` or `"async"` for a generator function, else `""`."""
     inner = inspect.unwrap(function)
     while isinstance(inner, functools.partial):
@@ -318,7 +318,7 @@ def generates(function: Any) -> str:
     return "sync" if inspect.isgeneratorfunction(inner) else ""
 
 
-def known(option: str, names: Sequence[str], allowed: Iterable[str]) -> None:
+def check_names(option: str, names: Sequence[str], allowed: Iterable[str]) -> None:
     """Check that every name is one of `allowed`."""
     pool = tuple(allowed)
     for name in names:
@@ -328,7 +328,7 @@ def known(option: str, names: Sequence[str], allowed: Iterable[str]) -> None:
             )
 
 
-def no_keywords(option: str, value: Any, name: str, extra: str) -> None:
+def refuse_whole_keywords(option: str, value: Any, name: str, extra: str) -> None:
     """Refuse the name of `**kwargs` itself (`extra`): its keywords have names of their own."""
     if extra and name == extra:
         fix = (

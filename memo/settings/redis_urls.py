@@ -175,7 +175,7 @@ def _query(query: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in _QUERY:
-            raise ValueError(unknown(name, _QUERY, "query parameter"))
+            raise ValueError(unknown_name_text(name, _QUERY, "query parameter"))
         options[name] = _database(value) if name == "db" else _boolean(value)
     return options
 
@@ -190,8 +190,8 @@ def _boolean(text: str) -> Any:
     return {"true": True, "yes": True, "false": False, "no": False}.get(text.lower(), text)
 
 
-def unknown(name: str, known: tuple[str, ...], what: str) -> str:
-    """Return the reason why a name is refused, with the nearest valid one."""
+def unknown_name_text(name: str, known: tuple[str, ...], what: str) -> str:
+    """Return the text of the error about an unknown name, with the nearest known one."""
     if name in _NOT_OPTIONS:
         return f"{name!r} cannot be set: {_NOT_OPTIONS[name]}."
     import difflib  # needed only for an error
@@ -201,8 +201,8 @@ def unknown(name: str, known: tuple[str, ...], what: str) -> str:
     return f"there is no {what} {name!r}; {hint}"
 
 
-def options(given: Any) -> dict[str, Any]:
-    """Return the arguments of redis-py's clients in `redis_options`.
+def check_options(given: Any) -> dict[str, Any]:
+    """Check `redis_options`, and return them: arguments of redis-py's clients.
 
     Raises:
         ValueError: it contains something else; the text says what.
@@ -211,7 +211,7 @@ def options(given: Any) -> dict[str, Any]:
         raise ValueError(f"{shown(given)} is not a mapping of redis-py's connection arguments.")  # noqa: TRY004
     for name in given:
         if name not in OPTIONS:
-            raise ValueError(unknown(str(name), OPTIONS, "argument"))
+            raise ValueError(unknown_name_text(str(name), OPTIONS, "argument"))
     if given.get("credential_provider") and (given.get("username") or given.get("password")):
         raise ValueError("give either credential_provider, or username and password.")
     return dict(given)

@@ -304,7 +304,7 @@ class Dependencies:
             remote.check_url(file.path)
         parameters = self.signature.parameters
         for name in _placeholders(file.path):
-            options.no_keywords("depends_on", file.path, name, self._extra)
+            options.refuse_whole_keywords("depends_on", file.path, name, self._extra)
             if name not in parameters and not (self._extra and name.isidentifier()):
                 raise OptionError(
                     "depends_on",
@@ -325,7 +325,7 @@ class Dependencies:
             if parameter.kind is parameter.VAR_KEYWORD:
                 return None
             if parameter.default is parameter.empty:
-                options.no_keywords("depends_on", one, name, self._extra)
+                options.refuse_whole_keywords("depends_on", one, name, self._extra)
             if name in own and parameter.kind is not parameter.POSITIONAL_ONLY:
                 names.append(name)
             elif parameter.default is parameter.empty and parameter.kind is not (
