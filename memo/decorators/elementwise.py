@@ -57,14 +57,13 @@ class _Elementwise(CachedFunction[P, R]):
         super().__init__(function, given)
         each = self._each = Each(given["each"], self._function.keyer)
 
-        def answer_one(
+        def answer(
             port: Any, function: Function, _: Call, args: tuple[Any, ...], kwargs: Any
         ) -> Any:
-            """Answer the call of a single element, given in place of the collection."""
-            args, kwargs = each.with_value(args, kwargs, [each.value_in(args, kwargs)])
             return elements.answer(port, function, each, args, kwargs)
 
-        self._function.answer = answer_one
+        self._function.answer = answer
+        self._function.key_arguments = each.of_one_element
 
     def _make_batch(
         self, port: Any, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -122,13 +121,7 @@ class _Elementwise(CachedFunction[P, R]):
         Raises:
             OptionError: it is a collection of none or several.
         """
-        value = self._each.value_in(args, kwargs)
-        if self._each.is_collection(value):
-            items = self._each.split(value).items
-            if len(items) != 1:
-                fix = "must be a single element: each has a key and an address of its own."
-                raise OptionError(self._each.name, value, fix)
-            args, kwargs = self._each.with_value(args, kwargs, items[0])
+        args, kwargs = self._each.of_one_element(args, kwargs)
         return self._function.keyer.call(args, kwargs)
 
     @helper()

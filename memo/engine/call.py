@@ -37,6 +37,14 @@ AnswerCall: TypeAlias = Callable[  # takes the port, the function, the call, its
 ]
 
 
+Arguments: TypeAlias = tuple[tuple[Any, ...], Mapping[str, Any]]
+KeyArguments: TypeAlias = Callable[[tuple[Any, ...], Mapping[str, Any]], Arguments]
+
+
+def _as_given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
+    return args, kwargs
+
+
 class Function:
     """A cached function as the engine sees it.
 
@@ -53,6 +61,7 @@ class Function:
         dependencies: takes the file and call stamps of one call, if the function has `depends_on`.
         replay: what it prints and displays is stored with its results, and shown again on a hit.
         answer: answers one of its calls, as a coroutine over the port.
+        key_arguments: returns the arguments that make the key of a call, from those that repeat it.
         backoff: key -> (monotonic time before which no refresh is tried, length of that pause).
         publish_own_changes: tells other processes which state the function changes itself.
         last_duration: seconds that its latest computation in this process took, or None.
@@ -73,6 +82,7 @@ class Function:
         "dependencies",
         "id",
         "is_async",
+        "key_arguments",
         "keyer",
         "keys_by_appearance",
         "last_duration",
@@ -118,6 +128,7 @@ class Function:
         self.publish_own_changes = publish_own_changes
         self.cutoff = cutoff
         self.answer = answer
+        self.key_arguments: KeyArguments = _as_given
         self.is_async = is_async
         if cutoff:
             _CUTOFFS[function_id] = self
@@ -179,9 +190,19 @@ class Job:
     Attributes:
         name: the name under which its entry is stored.
         pending_lookup: a look-up that has read its stamps, for `take_stamps`, or None.
+        repeated: the arguments that repeat the call, if they are not those that make its key.
     """
 
-    __slots__ = ("args", "call", "chain", "function", "kwargs", "name", "pending_lookup")
+    __slots__ = (
+        "args",
+        "call",
+        "chain",
+        "function",
+        "kwargs",
+        "name",
+        "pending_lookup",
+        "repeated",
+    )
 
     def __init__(
         self,
@@ -198,6 +219,7 @@ class Job:
         self.kwargs = kwargs
         self.name = chain.name(function.id, call.text)
         self.pending_lookup: PendingLookup | None = None
+        self.repeated: Arguments | None = None
 
 
 class Raised:

@@ -284,8 +284,9 @@ def pickled_arguments(job: Job) -> str:
     """
     if not job.function.cutoff:
         return ""
+    args, kwargs = job.repeated or (job.args, job.kwargs)
     try:
-        encoded = codec.encode((job.args, dict(job.kwargs)))
+        encoded = codec.encode((args, dict(kwargs)))
     except Exception:  # pickling may raise anything; such a call just cannot be repeated
         return ""
     if encoded.payload is not None or len(encoded.stream) > MOST_ARGUMENT_BYTES:

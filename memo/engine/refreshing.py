@@ -162,7 +162,7 @@ async def call_again(port: Port, result: Result) -> bool:
         return False
     args, kwargs = arguments
     try:
-        call = await make_call(port, function, args, kwargs)
+        call = await make_call(port, function, *function.key_arguments(args, kwargs))
         if call.text != result.key:  # the code or the state of `self` has changed
             return False
         if function.is_async == port.native:

@@ -131,6 +131,23 @@ class Each:
             return (*args[:at], value, *args[at + 1 :]), dict(kwargs)
         return args, {**kwargs, self.name: value}
 
+    def of_one_element(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """Return the arguments with the element alone in place of a collection of one.
+
+        Raises:
+            OptionError: it is a collection of none or several.
+        """
+        value = self.value_in(args, kwargs)
+        if not self.is_collection(value):
+            return args, kwargs
+        items = self.split(value).items
+        if len(items) != 1:
+            fix = "must be a single element: each has a key and an address of its own."
+            raise OptionError(self.name, value, fix)
+        return self.with_value(args, kwargs, items[0])
+
     def _position(self) -> int | None:
         """Return the parameter's position, counting `self`; None if it is keyword-only."""
         positional = self._keyer.plan.positional
@@ -346,9 +363,11 @@ class Batch:
             call = self.function.keyer.call(args, kwargs)
             self.keys.append(call.text)
             if call.text not in self.calls:
-                self.calls[call.text] = ElementCall(
-                    at, Job(self.function, chain, call, args, kwargs)
-                )
+                job = Job(self.function, chain, call, args, kwargs)
+                if self.function.cutoff:
+                    alone = self.collection.chosen([at])
+                    job.repeated = self.each.with_value(self.args, self.kwargs, alone)
+                self.calls[call.text] = ElementCall(at, job)
 
     def job_for(self, elements: Sequence[ElementCall]) -> Job:
         """Make the call of the function over some elements."""

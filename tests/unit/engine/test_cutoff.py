@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from checkout import ROOT
 from redis_server import RedisServer
@@ -553,3 +555,24 @@ def test_slow_functions_that_are_asked_again_hold_up_no_other_call() -> None:
             await reports
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("x", [[1, 2], (1, 2), {1, 2}, np.array([1, 2]), pd.Index([1, 2])], ids=str)
+def test_an_element_is_asked_for_in_a_collection_of_the_callers_type(x: Any) -> None:
+    """With `each`, a function gets no other type of collection than its callers gave it."""
+    kinds: list[type] = []
+
+    @memo.cache(each="x", cutoff=True, ttl=None, version="1", name="tests:elements")
+    def elements(x: Any) -> dict[int, int]:
+        kinds.append(type(x))
+        return {int(one): 2 * int(one) for one in x}
+
+    @memo.cache(ttl=None, version="1", name="tests:outer")
+    def outer() -> int:
+        kinds.append(int)
+        return sum(elements(x).values())
+
+    assert outer() == 6
+    elements.invalidate(x=1)
+    assert outer() == 6
+    assert kinds == [int, type(x), type(x)]
