@@ -150,7 +150,7 @@ async def _export(
             continue
         searched.add(prefix)
         for header, _ in await list_headers(port, chain, prefix):
-            if wanted.holds(header):
+            if wanted.matches_entry(header):
                 part = await _seal_part(port, chain, header, secret)
                 parts += [part] if part is not None else []
     if not parts:
@@ -276,7 +276,7 @@ class Imported(NamedTuple):
             (self.changed, "will not be used: what it depends on is different here"),
         )
         for items, why in left_out:
-            lines += [f"  {call_text(item)}: {why}" for item in items[:10]]
+            lines += [f"  {_item_text(item)}: {why}" for item in items[:10]]
             lines += [f"  and {len(items) - 10} more"] if len(items) > 10 else []
         return lines
 
@@ -284,7 +284,7 @@ class Imported(NamedTuple):
         return "\n".join(self.lines())
 
 
-def call_text(item: Item) -> str:
+def _item_text(item: Item) -> str:
     """Return an entry as a call, for display."""
     given = {
         n: p[0] for n, p in json.loads(item.arguments).items() if n[0] != summaries.SPECIAL_PREFIX
@@ -350,7 +350,7 @@ async def _store(port: Port, chain: Chain, bundle: Bundle, item: Item) -> list[s
     record = seal.pack(header, entry.stream, chain.secrets[0])
     name = chain.name(item.function, item.key)
     if not await chain.writer.store(port, name, record, payload, times):
-        raise TierError(f"no tier could store {call_text(item)}")
+        raise TierError(f"no tier could store {_item_text(item)}")
     changed = await chain.authorities.why_invalid(port, header.stamps)
     return ["stored", "changed"] if changed else ["stored"]
 

@@ -16,7 +16,7 @@ from memo.decorators import assembly
 from memo.engine.coordination.flights import FLIGHTS
 from memo.engine.explaining import MOST_SEARCHED, list_headers
 from memo.inspection import graph_drawing, inventory
-from memo.inspection.graph_drawing import RUNNING, STORED, Node, directed
+from memo.inspection.graph_drawing import RUNNING, STORED, Node, to_networkx
 from memo.inspection.running_computations import COMPUTATIONS, Running
 from memo.metrics import rendering
 from memo.metrics.recorder import COUNTERS
@@ -249,7 +249,7 @@ def _node(header: Header, size: int, state: str) -> Node:
 
 def _direct(nodes: Mapping[Ref, Node], edges: list[tuple[Ref, Ref]]) -> tuple[tuple[str, str], ...]:
     """Return the edges that do not follow from others, as an entry names indirect inputs too."""
-    made = directed([(nodes[a].id, nodes[b].id) for a, b in edges])
+    made = to_networkx([(nodes[a].id, nodes[b].id) for a, b in edges])
     import networkx as nx
 
     if nx.is_directed_acyclic_graph(made):

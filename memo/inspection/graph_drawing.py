@@ -45,7 +45,7 @@ STATE_MEANINGS = {
     "outdated": "its code or a dependency has changed: the next call computes it",
     "unknown": "no tier can tell now whether it is valid",
 }
-"""State -> what it means."""
+"""State -> its explanation in the legend."""
 WIDTH, HEIGHT = 188, 58
 BOLD_CHARACTERS = 23
 """Most characters of bold text that fit into a box."""
@@ -110,8 +110,8 @@ class Graph(Protocol):
         ...
 
 
-def directed(edges: Iterable[tuple[str, str]]) -> nx.DiGraph[str]:
-    """Return the edges as a graph of networkx."""
+def to_networkx(edges: Iterable[tuple[str, str]]) -> nx.DiGraph[str]:
+    """Return the edges as a directed graph of networkx."""
     import networkx as nx
 
     return nx.DiGraph(list(edges))
@@ -129,7 +129,7 @@ def layers(graph: Graph) -> list[list[str]]:
     """Return the ids of the nodes, layer by layer, each after everything that it was built on."""
     import networkx as nx
 
-    made = directed(graph.edges)
+    made = to_networkx(graph.edges)
     made.add_nodes_from(node.id for node in graph.nodes)
     while not nx.is_directed_acyclic_graph(made):  # functions that call each other
         made.remove_edge(*nx.find_cycle(made)[-1][:2])
@@ -152,7 +152,7 @@ def layers(graph: Graph) -> list[list[str]]:
     return found
 
 
-def placed(graph: Graph) -> tuple[dict[str, Placed], int, int]:
+def place_nodes(graph: Graph) -> tuple[dict[str, Placed], int, int]:
     """Return the position of each node, and the width and height of the drawing."""
     nodes = {node.id: node for node in graph.nodes}
     found = layers(graph)
@@ -171,7 +171,7 @@ def svg(graph: Graph) -> str:
     """Return the drawing; `""` for an empty graph."""
     if not graph.nodes:
         return ""
-    places, wide, high = placed(graph)
+    places, wide, high = place_nodes(graph)
     present = dict.fromkeys(place.node.state for place in places.values())
     wide = max(wide, 2 * _EDGE + 96 * len(present))
     lines = "".join(_edge_svg(places[a], places[b]) for a, b in graph.edges)
@@ -221,7 +221,7 @@ def _box_svg(place: Placed) -> str:
 
 
 def _short(name: str) -> str:
-    """Shorten a name to fit in bold: without its module if there is no space for both."""
+    """Shorten a name so that it fits in bold: without its module, if both are too long."""
     return cut_to_width(
         name if cell_len(name) <= BOLD_CHARACTERS else name.rpartition(":")[2], BOLD_CHARACTERS
     )

@@ -100,13 +100,13 @@ class Selection(NamedTuple):
         """True if names alone determine which entries are selected, the newest first."""
         return not (self.where or self.tag or self.tier) and self.by == "newest"
 
-    def holds(self, header: Header) -> bool:
+    def matches_entry(self, header: Header) -> bool:
         """True if an entry matches, in whichever tier it is."""
         groups = {s.ref.group for s in header.stamps if type(s) is Generation}
         tagged = self.tag is None or stamps.group("t", self.tag) in groups
-        return tagged and matches(header.function, *self.patterns) and self._has(header)
+        return tagged and matches(header.function, *self.patterns) and self._has_arguments(header)
 
-    def _has(self, header: Header) -> bool:
+    def _has_arguments(self, header: Header) -> bool:
         given = json.loads(header.summary) if self.where else {}
         return self.where.keys() <= given.keys() and all(
             given[name][1] == atoms.short_digest(_encoding(header.function, name, value))
@@ -157,7 +157,7 @@ async def _items(
     listed = await list_headers(port, chain, whole)
     here = {header.key for header, _ in listed}
     listed += [one for one in from_redis if one[0].key not in here]
-    found = [Item(header, size) for header, size in listed if wanted.holds(header)]
+    found = [Item(header, size) for header, size in listed if wanted.matches_entry(header)]
     found.sort(key=ORDERS[wanted.by], reverse=True)
     shown = found if wanted.tier else found[:limit]
     places = await _holding_tiers(port, chain, [item.header for item in shown])

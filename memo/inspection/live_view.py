@@ -179,7 +179,7 @@ class Model:
         how = ", ".join(f"{tier}: {what}" for tier, what in done.tiers.items())
         if not gone:
             return f"No entry here was still valid ({how})."
-        calls = ", ".join(_called(header) for header in gone[:MOST_NAMED])
+        calls = ", ".join(rendering.call_text(header) for header in gone[:MOST_NAMED])
         more = f" and {len(gone) - MOST_NAMED} more" if len(gone) > MOST_NAMED else ""
         return f"Invalidated {calls}{more} ({how})."
 
@@ -189,11 +189,6 @@ def _text(item: Item) -> str:
     header = item.header
     given = " ".join(f"{name}={text}" for name, text in rendering.arguments(header).items())
     return f"{label(header.function)} {given} {item.state} {' '.join(item.tiers)}".lower()
-
-
-def _called(header: Header) -> str:
-    given = ", ".join(f"{name}={text}" for name, text in rendering.arguments(header).items())
-    return f"{label(header.function)}({given})"
 
 
 def _running(run: Running) -> dict[str, Any]:
@@ -256,7 +251,7 @@ def _explained(item: Item) -> str:
     cost = rendering.duration(header.times.cost / SECOND)
     what = graph_drawing.STATE_MEANINGS.get(item.state, "stored, and valid: the next call is a hit")
     origin = f"Computed {at} by {header.writer} in {cost}: {preview(item)}."
-    return f"{_called(header)} is {item.state}: {what}. {origin}"
+    return f"{rendering.call_text(header)} is {item.state}: {what}. {origin}"
 
 
 # --- refreshing an entry --------------------------------------------------------------------------
@@ -314,7 +309,7 @@ def _refresh(header: Header) -> str:
 
     port: Port = native() if function.is_async else BLOCKING
     port.spawn(work, f"memo-live-view-{function.function_id}")
-    return f"Refreshing {_called(header)} in the background."
+    return f"Refreshing {rendering.call_text(header)} in the background."
 
 
 def page_file(name: str) -> str:

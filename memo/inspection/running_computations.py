@@ -79,14 +79,14 @@ class RunningComputations:
         self.start_over()
 
     def start_over(self) -> None:
-        """Forget all computations: at first, and in the child of a fork."""
+        """Forget all computations: at creation, and in the child of a fork."""
         self._lock = threading.Lock()
         self._slots: dict[str, list[tuple[int, Running]]] = {}  # by key; refreshes run side by side
         self._free = list(range(MOST_SLOTS - 1, -1, -1))
-        self._took: OrderedDict[str, float] = OrderedDict()
+        self._durations: OrderedDict[str, float] = OrderedDict()
         self._map: mmap.mmap | None = None
         self._path: Path | None = None
-        self._home: Path | None = None
+        self._mapped_directory: Path | None = None
 
     def handle(self, event: Event) -> None:
         """Handle an event."""
@@ -99,7 +99,9 @@ class RunningComputations:
         path = current_path()
         flight = path[-1] if path else None
         call = event.function if flight is None or flight.call is None else flight.call.shown
-        expected = self._took.get(event.key, None if flight is None else flight.expected_duration)
+        expected = self._durations.get(
+            event.key, None if flight is None else flight.expected_duration
+        )
         background = bool(event.reason)
         if expected is None or expected >= LONG_COMPUTATION:
             publish_soon()  # publish the counts now, as the next event may be far off
@@ -126,10 +128,10 @@ class RunningComputations:
             if not runs:
                 self._slots.pop(event.key, None)
             if run is not None and not event.detail:  # it ended normally
-                self._took[event.key] = time.time() - run.since
-                self._took.move_to_end(event.key)
-                if len(self._took) > MOST_DURATIONS:
-                    self._took.popitem(last=False)
+                self._durations[event.key] = time.time() - run.since
+                self._durations.move_to_end(event.key)
+                if len(self._durations) > MOST_DURATIONS:
+                    self._durations.popitem(last=False)
             if slot >= 0:
                 self._free.append(slot)
                 if self._map is not None:
@@ -141,19 +143,19 @@ class RunningComputations:
     def _write(self, slot: int, data: bytes) -> None:
         if slot < 0 or len(data) > SLOT_BYTES - 1:
             return
-        file = self._opened()
+        file = self._open_map()
         if file is not None:
             file[slot * SLOT_BYTES : slot * SLOT_BYTES + len(data) + 1] = data + b"\0"
 
-    def _opened(self) -> mmap.mmap | None:
+    def _open_map(self) -> mmap.mmap | None:
         from memo.metrics.shared_counters import process_name
 
         with suppress(OSError, MemoError):  # if it fails, other processes do not see it
             directory = self.directory()
-            if directory == self._home or directory is None:
+            if directory == self._mapped_directory or directory is None:
                 return self._map
             self._unmap()
-            self._home = directory
+            self._mapped_directory = directory
             self._path = directory / "stats" / f"{process_name()}{SUFFIX}"
             with private_files.open_folder(self._path.parent, make=True) as folder:
                 descriptor = private_files.open_or_create(self._path.name, folder)
@@ -177,7 +179,7 @@ class RunningComputations:
             # an error means that the file is missing, or the directory has become read-only
             with suppress(OSError), private_files.open_folder(self._path.parent) as folder:
                 os.unlink(self._path.name, dir_fd=folder)
-        self._map = self._path = self._home = None
+        self._map = self._path = self._mapped_directory = None
 
     def here(self) -> list[Running]:
         """Return the computations of this process, the longest-running first."""

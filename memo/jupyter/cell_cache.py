@@ -65,7 +65,7 @@ class Names(NamedTuple):
     imported: frozenset[str]
 
 
-def names(tree: ast.Module) -> Names:
+def find_names(tree: ast.Module) -> Names:
     """Find the names that a cell reads and assigns."""
     flow = _NameFlow()
     flow.block(tree.body)
@@ -168,26 +168,26 @@ class _NameFlow(ast.NodeVisitor):
 
     def visit_For(self, node: ast.For | ast.AsyncFor) -> None:
         self.visit(node.iter)
-        self._perhaps([node.target, *node.body])
-        self._perhaps(node.orelse)
+        self._visit_uncertain([node.target, *node.body])
+        self._visit_uncertain(node.orelse)
 
     visit_AsyncFor = visit_For
 
     def visit_While(self, node: ast.While) -> None:
         self.visit(node.test)
-        self._perhaps(node.body)
-        self._perhaps(node.orelse)
+        self._visit_uncertain(node.body)
+        self._visit_uncertain(node.orelse)
 
     def visit_With(self, node: ast.With | ast.AsyncWith) -> None:
         for item in node.items:
             self.visit(item.context_expr)
             if item.optional_vars is not None:
                 self.visit(item.optional_vars)
-        self._perhaps(node.body)
+        self._visit_uncertain(node.body)
 
     visit_AsyncWith = visit_With
 
-    def _perhaps(self, body: Sequence[ast.AST]) -> None:
+    def _visit_uncertain(self, body: Sequence[ast.AST]) -> None:
         """Visit a body that may not run, or not to its end."""
         before = set(self.sure)
         self.block(body)
@@ -195,11 +195,11 @@ class _NameFlow(ast.NodeVisitor):
 
     def visit_If(self, node: ast.If) -> None:
         self.visit(node.test)
-        self._branches([node.body, node.orelse])
+        self._visit_branches([node.body, node.orelse])
 
     def visit_Match(self, node: ast.Match) -> None:
         self.visit(node.subject)
-        self._branches([*([case] for case in node.cases), []])
+        self._visit_branches([*([case] for case in node.cases), []])
 
     def visit_match_case(self, node: ast.match_case) -> None:
         for part in ast.walk(node.pattern):
@@ -240,7 +240,7 @@ class _NameFlow(ast.NodeVisitor):
         if not known:
             del self.assigned[node.name]
 
-    def _branches(self, bodies: Sequence[Sequence[ast.AST]]) -> None:
+    def _visit_branches(self, bodies: Sequence[Sequence[ast.AST]]) -> None:
         before, ends = set(self.sure), []
         for body in bodies:
             self.sure = set(before)
@@ -267,21 +267,21 @@ class _NameFlow(ast.NodeVisitor):
         annotated += filter(None, (arguments.vararg, arguments.kwarg))
         self.block(filter(None, (*arguments.defaults, *arguments.kw_defaults, node.returns)))
         self.block(filter(None, (argument.annotation for argument in annotated)))
-        self._inner([node])
+        self._scan_nested([node])
         self.assign(node.name)
 
     visit_AsyncFunctionDef = visit_FunctionDef
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
         self.block([*node.decorator_list, *node.bases, *node.keywords])
-        self._inner([node])
+        self._scan_nested([node])
         self.assign(node.name)
 
     def visit_Lambda(self, node: ast.Lambda) -> None:
         self.block(filter(None, (*node.args.defaults, *node.args.kw_defaults)))
-        self._inner([ast.Expr(node)])
+        self._scan_nested([ast.Expr(node)])
 
-    def _inner(self, body: list[ast.stmt]) -> None:
+    def _scan_nested(self, body: list[ast.stmt]) -> None:
         """Collect what nested code of the cell reads and rebinds, whenever it runs."""
         module = ast.fix_missing_locations(ast.Module(body, []))
         code = compile(module, "<cell>", "exec", dont_inherit=True)
@@ -420,7 +420,7 @@ class Cell:
         self._shell = shell
         self._scope: dict[str, Any] = shell.user_ns
         tree = ast.parse(source, file)
-        self.names = names(tree)
+        self.names = find_names(tree)
         self._given = inputs
         self._outputs = outputs
         flags = shell.compile.compiler_flags | _AWAIT  # those of `from __future__ import ...`
@@ -430,7 +430,7 @@ class Cell:
         self.identity = CellIdentity(_normalized(tree, self._quiet), outputs)
         name = options.pop("name", None) or _name(self._scope, self.names, self.identity)
         run = self._run_awaited if self.awaits else self._run
-        made: Any = cache(name=name, **options)(_named(run, name))
+        made: Any = cache(name=name, **options)(_with_name(run, name))
         made._function.keyer.identity = self.identity
         made._function.warned = True  # reported below, name by name
         self.function: CachedFunction[Any, Any] = made
@@ -616,7 +616,7 @@ def _name(scope: dict[str, Any], found: Names, identity: CellIdentity) -> str:
     return function_id(here)
 
 
-def _named(run: Any, name: str) -> Any:
+def _with_name(run: Any, name: str) -> Any:
     """Wrap the bound method `run` in a function with this name."""
     if inspect.iscoroutinefunction(run):
 

@@ -47,7 +47,6 @@ from memo.metrics import rendering
 from memo.metrics.recorder import Span, open_span, reset, stats
 from memo.metrics.recorder import publish as leave_for_others
 from memo.metrics.snapshots import Stats, matches
-from memo.records.seal import Header
 from memo.runtime.blocking import BLOCKING, drive
 
 if TYPE_CHECKING:
@@ -109,7 +108,7 @@ class CacheMagics(Magics):
         found = stats(shared=given.all)
         if given.reset:
             reset()
-        chosen = _selected(found, given.patterns)
+        chosen = _select_functions(found, given.patterns)
         if given.frame:
             return chosen.to_frame()
         if given.json:
@@ -263,7 +262,7 @@ class CacheMagics(Magics):
         nothing is stored.  Top-level `await` works.
         """
         __tracebackhide__ = True
-        made, given = self._made(line, cell)
+        made, given = self._make_cell(line, cell)
         if given.explain:
             return publish(made.explain())
         return made.answer(force=given.force)
@@ -271,12 +270,12 @@ class CacheMagics(Magics):
     async def cache_awaited(self, line: str, cell: str) -> Any:
         """Run `%%cache` over a cell with top-level `await`."""
         __tracebackhide__ = True
-        made, given = self._made(line, cell)
+        made, given = self._make_cell(line, cell)
         if given.explain:
             return publish(made.explain())
         return await made.awaited(force=given.force)
 
-    def _made(self, line: str, cell: str) -> tuple[Cell, Any]:
+    def _make_cell(self, line: str, cell: str) -> tuple[Cell, Any]:
         shell: Any = self.shell
         given = _parse_arguments(self.cache, line)
         source = shell.transform_cell(cell)
@@ -346,7 +345,7 @@ def _check_where(patterns: list[str], where: dict[str, Any]) -> None:
 # --- %cache_stats -------------------------------------------------------------------------------
 
 
-def _selected(found: Stats, patterns: list[str]) -> Stats:
+def _select_functions(found: Stats, patterns: list[str]) -> Stats:
     chosen = found.select(*patterns)
     if patterns and found.functions and not chosen.functions:
         there = ", ".join(map(label, found.functions))
@@ -417,12 +416,7 @@ def _outcome_text(done: Invalidation) -> Iterator[str]:
     yield repr(done)
     if done.first:
         more = ", …" * (done.matched > len(done.first) or done.at_least)
-        yield f"  {', '.join(map(_called, done.first))}{more}"
-
-
-def _called(header: Header) -> str:
-    given = ", ".join(f"{name}={text}" for name, text in rendering.arguments(header).items())
-    return f"{label(header.function)}({given})"
+        yield f"  {', '.join(map(rendering.call_text, done.first))}{more}"
 
 
 # --- %cache_explain -----------------------------------------------------------------------------

@@ -40,7 +40,7 @@ class FaultLog:
         self.start_over()
 
     def start_over(self) -> None:
-        """Forget all faults: at first, and in the child of a fork."""
+        """Forget all faults: at creation, and in the child of a fork."""
         self._lock = threading.Lock()
         self._latest: dict[tuple[str, str], float] = {}
 

@@ -658,6 +658,12 @@ def arguments(header: Header) -> dict[str, str]:
     }
 
 
+def call_text(header: Header) -> str:
+    """Return an entry as a call, for display: `load(region='EU')`."""
+    given = ", ".join(f"{name}={text}" for name, text in arguments(header).items())
+    return f"{label(header.function)}({given})"
+
+
 def _summary(header: Header) -> dict[str, tuple[str, str]]:
     try:
         summary = json.loads(header.summary)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from kernels import Kernel, Shown
 
-from memo.jupyter.cell_cache import names
+from memo.jupyter.cell_cache import find_names
 
 SETUP = """
 import asyncio, time, threading, sys, memo
@@ -103,7 +103,7 @@ def twice(kernel: Kernel, cell: str) -> tuple[Shown, Shown]:
 )
 def test_names_of_a_cell(source: str, reads: str, assigned: str, hidden: str) -> None:
     """Inputs are what a cell may read before it assigned it, outputs what it may assign."""
-    found = names(ast.parse(source))
+    found = find_names(ast.parse(source))
     assert set(found.reads) == set(reads.split())
     assert set(found.assigned) == set(assigned.split())
     assert found.hidden == set(hidden.split())
