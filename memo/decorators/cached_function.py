@@ -707,6 +707,10 @@ def turn_of_key(key: str) -> Turn | None:
     return _turns_by_key.get(key)
 
 
+_FUNCTIONS = (functools.partial, CachedFunction, BoundFunction)
+"""Types of functions besides those that `inspect.isroutine` knows."""
+
+
 def _refuse_predicates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Refuse functions as arguments of an invalidation, since they would select nothing.
 
@@ -714,7 +718,7 @@ def _refuse_predicates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         OptionError: an argument is a function.
     """
     for name, value in (*enumerate(args, 1), *kwargs.items()):
-        if inspect.isroutine(value):
+        if inspect.isroutine(value) or isinstance(value, _FUNCTIONS):
             which = name if isinstance(name, str) else f"argument {name}"
             fix = (
                 "is a function, and predicates are not supported: give the values one by one or, "

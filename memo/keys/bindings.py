@@ -80,7 +80,8 @@ def bind(
 
     Args:
         missing: with `NOT_GIVEN`, mark arguments that are not given with it (and leave out
-            defaults) instead of raising.
+            defaults) instead of raising.  Positional-only arguments may be named then, if no
+            `**kwargs` takes their names.
 
     Raises:
         BindingError: the arguments do not fit.
@@ -90,10 +91,11 @@ def bind(
     if len(args) > count and not plan.rest:
         raise BindingError
     left = dict(kwargs)
+    nameable = missing is not None and not plan.extra
     if left and not left.keys().isdisjoint(plan.positional[plan.only : len(values)]):
         raise BindingError
     values += [
-        _taken(plan, plan.positional[index], left, index >= plan.only, missing)
+        _taken(plan, plan.positional[index], left, index >= plan.only or nameable, missing)
         for index in range(len(values), count)
     ]
     if plan.rest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import subprocess
 import sys
@@ -137,6 +138,44 @@ def test_a_function_is_no_predicate() -> None:
         with pytest.raises(OptionError, match=r"region=.*predicates are not supported"):
             how(region=lambda region: region == "EU")
     assert load.is_cached("EU")
+
+
+class Predicates:
+    """A class with a cached method."""
+
+    @cache
+    def holds(self, region: str) -> bool:
+        return region == "EU"
+
+
+def test_a_partial_function_is_no_predicate_either() -> None:
+    """What is made of a function is refused as well: a `partial`, a cached function or method."""
+    load = loads()
+    load("EU")
+    for predicate in (functools.partial(str.startswith, "E"), loads(), Predicates().holds):
+        with pytest.raises(OptionError, match=r"region=.*predicates are not supported"):
+            load.invalidate(region=predicate)
+    assert load.is_cached("EU")
+
+
+def test_a_positional_only_argument_is_named() -> None:
+    """Arguments that a call gives by position only select entries by name, as all others do."""
+
+    @cache(name="shop:prices", version="1")
+    def prices(region: str, year: int, /, unit: str = "EUR") -> str:
+        return f"{region} {year} {unit}"
+
+    prices("EU", 2023), prices("EU", 2024), prices("US", 2024)
+    assert prices.invalidate(year=2024).matched == 2
+    assert prices.is_cached("EU", 2023)
+    prices("US", 2024)
+
+    @invalidate_cache(functions=[prices], match=["region"])
+    def update(region: str) -> None: ...
+
+    update("EU")
+    assert not prices.is_cached("EU", 2023)
+    assert prices.is_cached("US", 2024), "of another region"
 
 
 # --- names ---------------------------------------------------------------------------------------
