@@ -202,9 +202,17 @@ class CachedFunction(Generic[P, R]):
         made._own_mode = modes.check_mode(mode, max_age).over(self._own_mode)
         if ttl is not MISSING:
             made._function = self._function.with_policy(
-                self._function.policy._replace(ttl=options.given_ttl("ttl", ttl))
+                self._function.policy._replace(ttl=self._checked_ttl(ttl))
             )
         return made
+
+    def _checked_ttl(self, ttl: Any) -> Any:
+        """Return a ttl for `using` in the form that a policy has.
+
+        Raises:
+            OptionError: it is not a ttl for this kind of function.
+        """
+        return options.given_ttl("ttl", ttl)
 
     # The first parameter of the function selects the overload: a class method takes the class, a
     # method the instance, and a static method neither.

@@ -32,9 +32,13 @@ def class_for(function: Any, given: Mapping[str, Any]) -> type[CachedFunction[An
         if given[name]:
             raise OptionError(name, given[name], f"cannot be combined with a generator: {why}.")
     for name in ("ttl", "cache_if"):
-        if callable(given[name]):
-            raise OptionError(name, given[name], "needs a result, which a generator does not have.")
+        _refuse_function_of_result(name, given[name])
     return AsyncStreaming if options.generator_kind(function) == "async" else Streaming
+
+
+def _refuse_function_of_result(name: str, value: Any) -> None:
+    if callable(value):
+        raise OptionError(name, value, "needs a result, which a generator does not have.")
 
 
 _NOT_WITH_GENERATORS = {
@@ -57,6 +61,10 @@ class _Streaming(CachedFunction[P, R]):
             raise OptionError("tags", given["tags"], fix)
         self.is_async = isinstance(self, AsyncStreaming)
         self._function.run = streams.returning_spool(function, self._spool, self.is_async)
+
+    def _checked_ttl(self, ttl: Any) -> Any:
+        _refuse_function_of_result("ttl", ttl)
+        return super()._checked_ttl(ttl)
 
     def _spool(self) -> Spool:
         return streams.spool_for(self._function)

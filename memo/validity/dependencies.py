@@ -41,6 +41,7 @@ _URL = "[a-z][a-z0-9+.-]+(://|::)"
 _READ = 1 << 20
 ARGUMENTS = 64 * 1024
 """Most bytes of pickled arguments of a callable that an entry stores."""
+_AT_EACH_CALL = "0 asks at each call"
 _MISSING = "missing"
 """The version of a path that does not exist."""
 
@@ -265,7 +266,10 @@ class Dependencies:
         self.identity = identity
         self.signature = signature
         self._digest = digest
-        self.every = seconds("check_every", check_every, zero=True) or 0.0
+        every = seconds("check_every", check_every, zero=True, fix=_AT_EACH_CALL)
+        if every is None:
+            raise OptionError("check_every", None, f"must be seconds; {_AT_EACH_CALL}.")
+        self.every = every
         extra = (p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD)
         self._extra = next(extra, "")
         self.files: list[File] = []

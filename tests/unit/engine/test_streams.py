@@ -745,6 +745,14 @@ def test_wrong_options(options: Any, said: str) -> None:
         cache(**options)(counting)
 
 
+def test_a_ttl_of_the_result_is_refused_by_using_too() -> None:
+    """There is no result, so `using` takes no function of it, either."""
+    rows = cache(ttl=60)(counting)
+    with pytest.raises(OptionError, match="needs a result, which a generator does not have"):
+        rows.using(ttl=lambda _: 5)
+    assert list(rows.using(ttl="5s")(1)) == [[0]]
+
+
 LONG = bool(os.environ.get("MEMO_TEST_LONG"))
 
 
