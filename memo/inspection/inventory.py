@@ -25,7 +25,7 @@ from memo.records import seal
 from memo.records.seal import Header
 from memo.records.stamp_types import Call, File, Generation, Ref, Stamp, State
 from memo.runtime.blocking import BLOCKING, drive
-from memo.runtime.clock import SECOND, Clock
+from memo.runtime.clock import SECOND
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.runtime.reasons import SOURCE_UNREACHABLE
@@ -48,12 +48,14 @@ class Item(NamedTuple):
         size: bytes of its record and its payload.
         tiers: names of the tiers that hold it now.
         state: one of the words below.
+        age: seconds since it was computed; None: unknown.
     """
 
     header: Header
     size: int
     tiers: tuple[str, ...] = ()
     state: str = ""
+    age: float | None = None
 
 
 FRESH = "fresh"
@@ -135,7 +137,8 @@ def table(shown: Sequence[Item]) -> rendering.Table:
     """Return a table of entries, with the tiers that hold each."""
     listed = [(item.header, item.size) for item in shown]
     tiers = [", ".join(item.tiers) for item in shown]
-    return rendering.entries(listed, time.time(), tiers, list(map(_state_text, shown)))
+    ages = [item.age for item in shown]
+    return rendering.entries(listed, ages, tiers, list(map(_state_text, shown)))
 
 
 def _state_text(item: Item) -> str:
@@ -223,8 +226,14 @@ async def _count(port: Port, lists: Sequence[tuple[Listable, dict[str, int]]]) -
 
 
 async def _with_states(port: Port, chain: Chain, shown: Sequence[Item]) -> list[Item]:
-    present = await states(port, chain, [item.header for item in shown])
-    return [item._replace(state=one) for item, one in zip(shown, present, strict=True)]
+    """Add to some entries their states, and their ages by the clock that the states go by."""
+    headers = [item.header for item in shown]
+    ages = [age(header.times, chain.clock) for header in headers]
+    present = await states(port, chain, headers)
+    return [
+        item._replace(state=one, age=None if old is None else old / SECOND)
+        for item, one, old in zip(shown, present, ages, strict=True)
+    ]
 
 
 async def states(port: Port, chain: Chain, headers: Sequence[Header]) -> list[str]:
@@ -369,8 +378,8 @@ class Stored(NamedTuple):
 class Entries(list[Stored]):
     """Entries in a list, newest first; a table in a notebook and in a terminal."""
 
-    def __init__(self, found: Sequence[Item], clock: Clock, missing: str = "") -> None:
-        super().__init__(_as_record(item, clock) for item in found)
+    def __init__(self, found: Sequence[Item], missing: str = "") -> None:
+        super().__init__(map(_as_record, found))
         self._items = found
         self.missing = missing
 
@@ -395,15 +404,14 @@ class Entries(list[Stored]):
         return rendering.with_style(shown + escape(self.missing))
 
 
-def _as_record(item: Item, clock: Clock) -> Stored:
-    header, size, tiers, state = item
-    old = age(header.times, clock)
+def _as_record(item: Item) -> Stored:
+    header, size, tiers, state, old = item
     groups = [ref.group for ref in own_refs(header)]
     return Stored(
         label(header.function),
         rendering.arguments(header),
         state,
-        None if old is None else old / SECOND,
+        old,
         None if header.times.ttl < 0 else header.times.ttl / SECOND,
         size,
         header.times.cost / SECOND,
@@ -445,4 +453,4 @@ def entries(
     wanted = Selection(where=arguments)
     from_redis, missing = drive(_in_redis(BLOCKING, chain, prefix))
     found, _ = drive(_items(BLOCKING, chain, wanted, None, prefix, from_redis))
-    return Entries(found, chain.clock, missing)
+    return Entries(found, missing)

@@ -685,7 +685,7 @@ def address(header: Header) -> str:
 
 def entries(
     headers: Iterable[tuple[Header, int]],
-    now: float,
+    ages: Sequence[float | None],
     places: Sequence[str] | None = None,
     states: Sequence[str] | None = None,
 ) -> Table:
@@ -693,11 +693,16 @@ def entries(
 
     Args:
         headers: the header and the size in bytes of each.
-        now: Unix seconds.
+        ages: seconds since each was computed; None: unknown.
         places: the tiers that hold each; None: omit that column.
         states: the state of each, in a word; None: omit that column.
     """
-    rows = [_entry_row(header, held, now) for header, held in headers]
+    listed = list(headers)
+    over = [state.startswith("expired") for state in states or [""] * len(listed)]
+    rows = [
+        _entry_row(header, held, age, expired)
+        for (header, held), age, expired in zip(listed, ages, over, strict=True)
+    ]
     titles = ["function", "arguments", "age", "expires in", "size", "cost", "by"]
     spare = ("by", "tier", "cost", "age")
     if places is not None:
@@ -712,16 +717,16 @@ def entries(
     return Table(titles, rows, texts=texts, spare=spare)
 
 
-def _entry_row(header: Header, held: int, now: float) -> list[Cell]:
+def _entry_row(header: Header, held: int, age: float | None, expired: bool) -> list[Cell]:
     times = header.times
-    age = max(0.0, now - times.finished / SECOND)
-    left = math.inf if times.ttl < 0 else times.ttl / SECOND - age
+    left = math.inf if times.ttl < 0 else times.ttl / SECOND - (age or 0.0)
+    left = 0.0 if expired and left > 0 else left  # by `memo.expire`, or by a ttl that has changed
     cost = times.cost / SECOND
     given = ", ".join(f"{name}={text}" for name, text in arguments(header).items())
     return [
         Cell(label(header.function), header.function),
         Cell(given, given),
-        Cell(duration(age), age),
+        Cell(duration(age), age or 0.0),
         Cell("never" if left == math.inf else duration(left) if left > 0 else "expired", left),
         Cell(f"{size(held)}{' zstd' if header.flags & COMPRESSED else ''}", held),
         Cell(duration(cost), cost),

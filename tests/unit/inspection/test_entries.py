@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from memo import OptionError, cache
 from memo.inspection import inventory
 from memo.metrics import rendering
 from memo.records import seal
+from memo.testing import ManualClock, isolated
 
 
 def loads(name: str = "shop:load_rows", **options: Any) -> Any:
@@ -90,6 +92,20 @@ def test_states() -> None:
         "shop:load_rows": "expired",
         "shop:swr": "stale",
     }
+
+
+def test_the_table_goes_by_the_clock_of_the_records() -> None:
+    """Ages in the table are those of the records, also after the wall clock has stepped."""
+    load, clock = loads(ttl="1h"), ManualClock()
+    with isolated(clock=clock):
+        load("EU")
+        clock.advance(30)
+        clock.step(86_400)
+        found = memo.entries(load)
+        assert found[0].age == pytest.approx(30, abs=1)
+        assert re.search(r"fresh .*30\.\d s +59 min", str(found)), str(found)
+        load.expire()
+        assert re.search(r"expired .*30\.\d s +expired", str(memo.entries(load)))
 
 
 def test_as_a_frame_and_as_text() -> None:
