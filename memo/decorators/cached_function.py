@@ -394,7 +394,7 @@ class CachedFunction(Generic[P, R]):
         from memo.engine import invalidating
 
         keyer = self._function.keyer
-        given = f"({keyer.described(args, kwargs)})" if args or kwargs else ""
+        given = f"({keyer.arguments_text(args, kwargs)})" if args or kwargs else ""
         return functools.partial(
             invalidating.invalidate,
             chains=[self._function.chain()],
@@ -403,13 +403,13 @@ class CachedFunction(Generic[P, R]):
             reason=reason,
             soft=soft,
             count=count,
-            hint=lambda _: keyer.mistyped(args, kwargs),
+            hint=lambda _: keyer.type_mismatches(args, kwargs),
         )
 
     def _turns(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], own: Any) -> list[Turn]:
         """Return the turns that invalidate the entries whose arguments include the given ones."""
         state = self._function.keyer.state(own)
-        pairs, whole = self._function.keyer.partial(args, kwargs, own, state)
+        pairs, whole = self._function.keyer.argument_digests(args, kwargs, own, state)
         return [Turn(f"f:{self.function_id}", pairs, whole)]
 
     async def _refresh(self, port: Port, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -170,8 +170,8 @@ def _is_method(function: Callable[..., Any]) -> bool:
 def _dependencies(
     function: Callable[..., Any], identity: str, given: Mapping[str, Any]
 ) -> Dependencies | None:
-    signature = bindings.signature(function)
-    annotations = bindings.hints(function, signature)
+    signature = bindings.signature_of(function)
+    annotations = bindings.annotations_of(function, signature)
     made = Dependencies(
         *(identity, given["depends_on"], signature, annotations, canonical.digest),
         check_every=given["check_every"],

@@ -33,7 +33,7 @@ from memo.errors import (
     shown,
 )
 from memo.keys import resolvers
-from memo.keys.call_keys import address_digest, normal_prefix, prefixes
+from memo.keys.call_keys import address_digest, normal_prefix, possible_prefixes
 from memo.keys.encoding import canonical
 from memo.records.stamp_types import ADDRESS, Ref
 from memo.runtime import events
@@ -60,7 +60,7 @@ def _all_chains() -> list[Chain]:
 def address_turns(address: str) -> list[Turn]:
     """Return the turns that invalidate an address, one for each prefix that it may have."""
     pair = (ADDRESS, address_digest(address))
-    return [Turn(stamps.group("p", one), (pair,), whole=True) for one in prefixes(address)]
+    return [Turn(stamps.group("p", one), (pair,), whole=True) for one in possible_prefixes(address)]
 
 
 class _Target(NamedTuple):
@@ -533,7 +533,7 @@ def _address_list(resolved: Any, who: str) -> list[str]:
 def _address(value: Any) -> str:
     if isinstance(value, str):
         return value
-    return resolvers.words(value, canonical.encoding(value, "key_resolver()"))
+    return resolvers.address_text(value, canonical.encoding(value, "key_resolver()"))
 
 
 def _placeholders(signature: inspect.Signature) -> tuple[list[str], str]:
@@ -557,7 +557,7 @@ def _tag(text: str, signature: inspect.Signature) -> str | resolvers.Template:
     Raises:
         OptionError: it has a placeholder that is neither `result` nor an argument.
     """
-    return resolvers.tag(text, *_placeholders(signature), "")
+    return resolvers.parse_tag(text, *_placeholders(signature), "")
 
 
 def _resolver_arguments(
@@ -568,7 +568,7 @@ def _resolver_arguments(
     Raises:
         OptionError: it takes one that is neither `result` nor an argument of the function.
     """
-    return resolvers.declared("key_resolver", resolver, *_placeholders(signature), "")
+    return resolvers.declared_arguments("key_resolver", resolver, *_placeholders(signature), "")
 
 
 def _by_name(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict[str, Any]:

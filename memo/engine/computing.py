@@ -26,9 +26,9 @@ from memo.engine.used_calls import USED_CALLS, Expiry, UsedCalls, shortened
 from memo.errors import DependencyError, TierError, cut_to_user_frames, label, type_named
 from memo.keys import instances, own_changes
 from memo.keys.encoding import canonical
-from memo.keys.instances import OwnBefore
+from memo.keys.instances import ObjectBefore
 from memo.keys.own_changes import BeforeComputation, Changes
-from memo.keys.summaries import with_built, with_result
+from memo.keys.summaries import with_built_on, with_result
 from memo.records import codec, seal
 from memo.records.codec import Encoded
 from memo.records.seal import Header
@@ -327,7 +327,7 @@ class InputWatch:
         self._job = job
         self._code_before: list[BeforeComputation] = []
         self._names: frozenset[str] = frozenset()
-        self._self_before: OwnBefore | None = None
+        self._self_before: ObjectBefore | None = None
         self._watching = False
         self.unchanged = False
 
@@ -336,9 +336,9 @@ class InputWatch:
         try:
             owner = keyer.owner(job.args)
             code, self._code_before, self._names = keyer.identity.begin(owner)
-            if job.call.own_state.names:
+            if job.call.self_state.names:
                 own = job.args[0]
-                self._self_before = instances.begin(own, keyer.state(own))
+                self._self_before = instances.record_before(own, keyer.state(own))
             self.unchanged = not job.call.code or code == job.call.code
             self._watching = True
         except Exception as error:  # the values' own methods may raise anything
@@ -366,8 +366,10 @@ class InputWatch:
         State that the computation changed itself is left out of the key from now on.
         """
         function, identity = self._job.function, self._job.function.keyer.identity
-        code = own_changes.end(self._code_before, self._names)
-        mine = Changes() if self._self_before is None else instances.end(self._self_before)
+        code = own_changes.changes_since(self._code_before, self._names)
+        mine = (
+            Changes() if self._self_before is None else instances.changes_since(self._self_before)
+        )
         others = code.others + mine.others
         new = identity.note_own_changes((*code.own, *mine.own))
         warning = ""
@@ -652,7 +654,7 @@ async def seal_result(port: Port, job: Job, made: Computed) -> FlightResult | Se
     header = _header(job, encoded, used, started, cost, ttl)
     summary = with_result(header.summary, result)
     if life is not None and (ttl == BORN_STALE or function.policy.ttl == INHERIT):
-        summary = with_built(summary, life.path(), life.until)
+        summary = with_built_on(summary, life.path(), life.until)
     header = header._replace(summary=summary)
     return await _seal(port, job, header, encoded)
 

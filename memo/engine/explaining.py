@@ -483,7 +483,7 @@ def _hidden_difference_text(call: Call, code: str, nearest: Header) -> str:
     """Explain why an entry with equal argument summaries has another key."""
     if nearest.code != code:
         return "its arguments are the same; the code or something that it reads has changed"
-    if call.takes_order:
+    if call.depends_on_order:
         return "its arguments are the same, in another order of its keyword arguments"
     return "its arguments are the same; the entry was stored with another choice of replay"
 

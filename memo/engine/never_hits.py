@@ -56,7 +56,7 @@ def _visible_call(job: Job) -> tuple[str, list[str]]:
     """Return the visible parts of a call as text, and the arguments that have hidden parts too."""
     parts: list[str] = [job.call.code]
     names: list[str] = []
-    for name, value, encoding in job.call.encoded():
+    for name, value, encoding in job.call.encoded_arguments():
         visible = _visible_parts(value, MAX_DEPTH)
         parts.append(f"{name} {encoding.hex() if visible is None else visible}")
         if visible is not None:

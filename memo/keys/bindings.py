@@ -1,4 +1,4 @@
-"""Bindings: a signature prepared at decoration, and the values of a call bound by it."""
+"""Bind the arguments of calls by a plan, which is made from the signature at decoration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 from memo.runtime.named_tuple import NamedTuple
 
 ARGUMENT: Final = "__memo_argument__"
-"""Method of an annotation that returns what represents the argument in the key."""
+"""Method of an annotation that converts the argument to the value that counts for the key."""
 NOT_GIVEN: Final[Any] = object()
 """Marks an argument that is not given."""
 
@@ -18,28 +18,28 @@ class Plan(NamedTuple):
     """A signature, prepared for binding.
 
     Attributes:
-        own: the name of `self` or `cls`, or `""`; not among the other names.
-        positional: parameters that may be given by position, in order.
-        only: how many of them are positional-only.
-        rest: the name of `*args`, or `""`.
-        keyword: keyword-only parameters.
-        extra: the name of `**kwargs`, or `""`.
+        self_name: the name of `self` or `cls`, or `""`; the other attributes leave it out.
+        positional: the parameters that may be given by position, in order.
+        positional_only_count: how many of them are positional-only.
+        var_positional: the name of `*args`, or `""`.
+        keyword_only: the keyword-only parameters.
+        var_keyword: the name of `**kwargs`, or `""`.
         defaults: default values by name.
-        names: every parameter but `**kwargs`, in the order of the values from `bind`.
+        names: all parameters but `**kwargs`, in the order of the values that `bind` returns.
     """
 
-    own: str
+    self_name: str
     positional: tuple[str, ...]
-    only: int
-    rest: str
-    keyword: tuple[str, ...]
-    extra: str
+    positional_only_count: int
+    var_positional: str
+    keyword_only: tuple[str, ...]
+    var_keyword: str
     defaults: Mapping[str, Any]
     names: tuple[str, ...]
 
 
-def plan(signature: inspect.Signature, method: bool) -> Plan:
-    """Prepare a signature for binding; that of a method without its `self` or `cls`."""
+def make_plan(signature: inspect.Signature, method: bool) -> Plan:
+    """Prepare a signature for binding; for a method, without its `self` or `cls`."""
     parameters = list(signature.parameters.values())
     own = ""
     if method and parameters and parameters[0].kind in _BY_POSITION:
@@ -74,86 +74,82 @@ class BindingError(Exception):
 
 
 def bind(
-    plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any], missing: Any = None
+    plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any], not_given: Any = None
 ) -> tuple[list[Any], dict[str, Any]]:
     """Return the values of `plan.names` for a call, and the entries of `**kwargs` in their order.
 
     Args:
-        missing: with `NOT_GIVEN`, mark arguments that are not given with it (and leave out
-            defaults) instead of raising.  Positional-only arguments may be named then, if no
-            `**kwargs` takes their names.
+        not_given: value of arguments that are not given; None: take their default, or raise.  With
+            it, positional-only arguments may be named, if no `**kwargs` takes their names.
 
     Raises:
         BindingError: the arguments do not fit.
     """
     count = len(plan.positional)
     values = list(args[:count])
-    if len(args) > count and not plan.rest:
+    if len(args) > count and not plan.var_positional:
         raise BindingError
     left = dict(kwargs)
-    nameable = missing is not None and not plan.extra
-    if left and not left.keys().isdisjoint(plan.positional[plan.only : len(values)]):
+    nameable = not_given is not None and not plan.var_keyword
+    positional_only = plan.positional_only_count
+    if left and not left.keys().isdisjoint(plan.positional[positional_only : len(values)]):
         raise BindingError
     values += [
-        _taken(plan, plan.positional[index], left, index >= plan.only or nameable, missing)
+        _take(plan, plan.positional[index], left, index >= positional_only or nameable, not_given)
         for index in range(len(values), count)
     ]
-    if plan.rest:
+    if plan.var_positional:
         rest = tuple(args[count:])
-        values.append(rest if rest or missing is None else missing)
-    values += [_taken(plan, name, left, True, missing) for name in plan.keyword]
-    if left and not plan.extra:
+        values.append(rest if rest or not_given is None else not_given)
+    values += [_take(plan, name, left, True, not_given) for name in plan.keyword_only]
+    if left and not plan.var_keyword:
         raise BindingError
     return values, left
 
 
-def _taken(plan: Plan, name: str, left: dict[str, Any], by_name: bool, missing: Any) -> Any:
+def _take(plan: Plan, name: str, left: dict[str, Any], by_name: bool, not_given: Any) -> Any:
     if by_name and name in left:
         return left.pop(name)
-    if missing is not None:
-        return missing
+    if not_given is not None:
+        return not_given
     try:
         return plan.defaults[name]
     except KeyError:
         raise BindingError from None
 
 
-def signature(function: Callable[..., Any]) -> inspect.Signature:
-    """Return the signature of a function.
-
-    For a C function without one, a signature of any arguments.
-    """
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of a function; one that takes any arguments if it cannot be read."""
     try:
         return inspect.signature(function)
-    except (
-        TypeError,
-        ValueError,
-    ):  # written in C, without a signature: errors show when it is called
+    except (TypeError, ValueError):  # it is written in C; a wrong call raises there
         return inspect.signature(lambda *args, **kwargs: None)
 
 
-def annotated(
+def annotated_converters(
     function: Callable[..., Any], signature: inspect.Signature
 ) -> dict[str, Callable[[Any], Any]]:
-    """Return the parameters whose annotation defines what represents them in the key."""
-    parts = hints(function, signature)
+    """Return the converters that annotations define, by parameter; see `ARGUMENT`."""
+    parts = annotations_of(function, signature)
     found = ((name, getattr(part, ARGUMENT, None)) for name, part in parts)
     return {name: function_of for name, function_of in found if callable(function_of)}
 
 
-def hints(function: Callable[..., Any], signature: inspect.Signature) -> Iterator[tuple[str, Any]]:
-    """Yield each parameter with its annotation, and with each part of an `Annotated`."""
+def annotations_of(
+    function: Callable[..., Any], signature: inspect.Signature
+) -> Iterator[tuple[str, Any]]:
+    """Yield each parameter with its annotation and, for an `Annotated`, with each of its parts."""
     namespace = getattr(inspect.unwrap(function), "__globals__", {})
     for name, parameter in signature.parameters.items():
         annotation = parameter.annotation
         if isinstance(annotation, str):
-            annotation = _evaluated(annotation, namespace)
+            annotation = _evaluate(annotation, namespace)
         for part in (annotation, *getattr(annotation, "__metadata__", ())):
             yield name, part
 
 
-def _evaluated(annotation: str, namespace: dict[str, Any]) -> Any:
+def _evaluate(annotation: str, namespace: dict[str, Any]) -> Any:
     try:
         return eval(annotation, namespace)  # noqa: S307 - the user's own annotation
-    except Exception:  # a name that exists for type checkers only
+    except Exception:  # it may have names that exist for type checkers only
         return None

@@ -1,13 +1,13 @@
-"""Keys: turn a function's arguments into the key of an entry and the address that invalidates it.
+"""Turn the arguments of a call into the key of its entry, and the address that invalidates it.
 
 Rules of this module:
 
 1.  All spellings of a call have one key: positional, by keyword, in any order, with defaults.
-2.  The *key* is the function, the class of `self`, the code version and the typed arguments.  The
-    *address* is readable text, `prefix:arg:arg`; several keys may share one.
-3.  The signature is read at decoration; a call is bound by a plan prepared then.
-4.  Everything that a call depends on is derived from encodings made before the function runs, so a
-    function that changes its arguments does not change the key.
+2.  The *key* is made of the function, the class of `self`, the code version and the typed
+    arguments.  The *address* is readable text, `prefix:arg:arg`; several keys may share one.
+3.  The signature is read at decoration; calls are bound by a plan that is made then.
+4.  Everything about a call is derived from encodings made before the function runs, so a function
+    that changes its arguments does not change the key.
 """
 
 from __future__ import annotations
@@ -24,54 +24,62 @@ from typing import Any, Final, NoReturn
 
 from memo.errors import KeyingError, OptionError, label, nearest, shown, type_named
 from memo.keys import instances, resolvers, summaries
-from memo.keys.bindings import NOT_GIVEN, BindingError, annotated, bind, hints, plan, signature
+from memo.keys.bindings import (
+    NOT_GIVEN,
+    BindingError,
+    annotated_converters,
+    annotations_of,
+    bind,
+    make_plan,
+    signature_of,
+)
 from memo.keys.encoding import atoms, canonical
 from memo.keys.encoding.atoms import SIMPLE
 from memo.keys.encoding.canonical import Unkeyable
 from memo.keys.fingerprint.function_version import Identity
 from memo.keys.fingerprint.held_values import STATELESS, State
 from memo.keys.instances import Attributes
-from memo.keys.offloading import LIGHT, refuse_heavy
-from memo.keys.resolvers import Resolved, Resolver, Template, words
+from memo.keys.offloading import LIGHT_ENCODERS, refuse_heavy
+from memo.keys.resolvers import Resolved, Resolver, Template, address_text
 from memo.records.stamp_types import ADDRESS, Ref
 from memo.runtime.checksums import blake2b
 from memo.runtime.named_tuple import NamedTuple, new_tuple
 from memo.settings import options
 from memo.validity import stamps
 
-MEMOIZED: Final = 256
-"""Calls of a function whose keys are memoized."""
-SEEN_ONCE: Final = 1024
-"""Calls that are remembered as seen once; beyond it all of them are forgotten."""
-LONG: Final = 256
-"""Calls with a text of at least this many characters are not memoized."""
-_STEADY: Final = frozenset({int, type(None)})
-"""Types besides text that are immutable, and whose equal values have equal encodings.  Others do
-not qualify: `True` equals 1, and 0.0 equals -0.0."""
+MOST_MEMOIZED: Final = 256
+"""Most calls of a function whose keys are memoized."""
+MOST_SEEN_ONCE: Final = 1024
+"""Most calls that are remembered as seen once; beyond it all are forgotten."""
+LONGEST_MEMOIZED: Final = 256
+"""Most characters of a text argument whose call is memoized."""
+_STEADY_TYPES: Final = frozenset({int, type(None)})
+"""Types besides text that are immutable, and whose equal values have equal encodings.  Bool and
+float do not qualify: `True` equals 1, and 0.0 equals -0.0."""
 GLOBAL: Final = "global:"
 """Prefix of the names of globals in `ignore`."""
-OWN: Final = "@self"
-"""The name under which an entry has the digest of its `self`, beside those of its arguments."""
+SELF_STATE: Final = "@self"
+"""Name for the digest of `self` among the digests of the arguments."""
 RESULT: Final = "result"
-"""The name under which a template or a callable for tags gets the result."""
+"""Name under which a template or a callable for tags gets the result."""
 CACHE_KEY: Final = "__cache_key__"
-"""Method by which a class defines the key of its instances in its cached methods."""
+"""Method by which a class defines the key of its instances, for its cached methods."""
 
 
 # --- addresses -----------------------------------------------------------------------------------
 
 
 LONGEST_PREFIX = 1000
-"""Most characters of a prefix; only this much of an address is searched for its prefixes."""
+"""Most characters of a prefix; only so much of an address is searched for prefixes."""
 LONGEST_NAME = 200
-"""A keyword with a longer name is represented by a digest in generations."""
+"""Most characters of a keyword in generations; a longer one is represented by its digest."""
 
 
 def normal_prefix(key_prefix: str) -> str:
-    """Return an address prefix without its trailing colon.
+    """Check an address prefix; return it without its trailing colon.
 
     Raises:
-        OptionError: it is empty or too long.
+        OptionError: it is empty, is too long, or has braces.
     """
     prefix = key_prefix.rstrip(":")
     if len(prefix) > LONGEST_PREFIX:
@@ -86,15 +94,12 @@ def normal_prefix(key_prefix: str) -> str:
 
 
 def address(prefix: str, *parts: str) -> str:
-    """Return the address of some parts: `prefix:part:part`."""
+    """Return the address made of a prefix and parts: `prefix:part:part`."""
     return ":".join((prefix, *parts))
 
 
-def prefixes(address: str) -> list[str]:
-    """Return the prefixes that an address may have, shortest first.
-
-    Each ends before or with a colon.
-    """
+def possible_prefixes(address: str) -> list[str]:
+    """Return the prefixes that an address may have, shortest first: each part before a colon."""
     head = address[: LONGEST_PREFIX + 1]
     ends = [at for at, one in enumerate(head) if one == ":" and at <= LONGEST_PREFIX]
     whole = [address] if len(address) <= LONGEST_PREFIX else []
@@ -103,8 +108,8 @@ def prefixes(address: str) -> list[str]:
 
 @functools.lru_cache(maxsize=1024)
 def prefix_groups(prefix: str) -> tuple[str, ...]:
-    """Return the groups of a prefix and of the prefixes that it begins with."""
-    return tuple(stamps.group("p", one) for one in prefixes(prefix))
+    """Return the groups of a prefix, and of each prefix that it begins with."""
+    return tuple(stamps.group("p", one) for one in possible_prefixes(prefix))
 
 
 def address_digest(address: str) -> str:
@@ -112,8 +117,8 @@ def address_digest(address: str) -> str:
     return atoms.short_digest(atoms.text(address))
 
 
-def _under(prefix: str, text: str) -> str:
-    """Put a text under a prefix, unless it begins with that already."""
+def _with_prefix(prefix: str, text: str) -> str:
+    """Put a prefix in front of a text, unless it begins with that already."""
     if text == prefix or text.startswith(f"{prefix}:"):
         return text
     return f"{prefix}:{text}"
@@ -122,45 +127,45 @@ def _under(prefix: str, text: str) -> str:
 # --- one call ------------------------------------------------------------------------------------
 
 
-class Own(NamedTuple):
-    """The part of `self` or `cls` that is in a key.
+class SelfPart(NamedTuple):
+    """The part of `self` or `cls` that belongs to a key.
 
     Attributes:
         owner: its class, `"module:qualname"`.
         value: the key that the class defines for the instance, or `NOT_GIVEN`.
-        encoding: the encoding of that value, or of the attributes that count, or empty.
+        encoding: the encoding of that value, or of the attributes that count; it may be empty.
         state: the attributes that count.
     """
 
     owner: str
     value: Any = NOT_GIVEN
     encoding: bytes = b""
-    state: Attributes = instances.EMPTY
+    state: Attributes = instances.NO_ATTRIBUTES
 
     def digest(self) -> str:
-        """Return 16 hexadecimal digits of the class and of the state."""
+        """Return the digest of the class and the state: 16 hexadecimal digits."""
         return atoms.short_digest(atoms.text(self.owner) + self.encoding)
 
-    def described(self, own: str) -> Iterator[tuple[str, str, str]]:
+    def describe(self, own: str) -> Iterator[tuple[str, str, str]]:
         """Yield name, short text and digest of the class, and of each attribute that counts.
 
         Args:
-            own: the name that the function gives it, such as `"self"`.
+            own: the name of the parameter that takes it, such as `"@self"`.
         """
         described = (
-            "" if self.value is NOT_GIVEN else summaries.described_value(CACHE_KEY, self.value)
+            "" if self.value is NOT_GIVEN else summaries.describe_value(CACHE_KEY, self.value)
         )
         name = self.owner.rpartition(":")[2]
         encoding = b"" if self.state.names else self.encoding
         digest = atoms.short_digest(atoms.text(self.owner) + encoding)
         yield own, (f"{name}({described})" if described else name), digest
         for name, value, one in zip(*self.state[:3], strict=True):
-            text = "nothing" if value is NOT_GIVEN else summaries.described_value(name, value)
+            text = "nothing" if value is NOT_GIVEN else summaries.describe_value(name, value)
             yield f"{own}.{name}" if name else f"{own}.*", text, atoms.short_digest(one)
 
 
 class Call:
-    """One call: its key, address and groups.
+    """A call: its key, its address and its groups.
 
     Attributes:
         text: the key: 40 hexadecimal digits.
@@ -172,8 +177,8 @@ class Call:
         "_encodings",
         "_keyer",
         "_names",
-        "_own",
         "_resolved",
+        "_self_part",
         "_tags",
         "_values",
         "code",
@@ -189,7 +194,7 @@ class Call:
         encodings: Sequence[bytes],
         resolved: Resolved | None = None,
         tags: tuple[str, ...] = (),
-        own: Own | None = None,
+        own: SelfPart | None = None,
         code: str = "",
     ) -> None:
         self.text = text
@@ -200,7 +205,7 @@ class Call:
         self._encodings = encodings
         self._resolved = resolved
         self._tags = tags
-        self._own = own
+        self._self_part = own
 
     def __repr__(self) -> str:
         return f"<call {self._keyer.function_id} {self.text}>"
@@ -212,7 +217,7 @@ class Call:
 
     @functools.cached_property
     def addresses(self) -> tuple[tuple[str, str], ...]:
-        """Each prefix of the call, with its address under it; the first one is the main one."""
+        """The prefixes of the call, each with the address under it; the first is the main one."""
         if self._resolved is not None:
             return self._keyer.resolved_addresses(self._resolved.text)
         prefix = self._keyer.prefix
@@ -223,24 +228,24 @@ class Call:
         """The address for display, without secret arguments."""
         prefix, whole = self.addresses[0]
         resolved = self._resolved is not None
-        return summaries.masked(whole, prefix, json.loads(self.summary), resolved=resolved)
+        return summaries.mask_address(whole, prefix, json.loads(self.summary), resolved=resolved)
 
     def _address_parts(self) -> list[str]:
         found: list[str] = []
         fixed = self._keyer.names
         for at, name, value, encoding in self._sorted_arguments():
-            if at < len(fixed) and name == self._keyer.plan.rest:
-                found += [words(item, canonical.encoding(item, name)) for item in value]
+            if at < len(fixed) and name == self._keyer.plan.var_positional:
+                found += [address_text(item, canonical.encoding(item, name)) for item in value]
             elif at < len(fixed):
-                found.append(words(value, encoding))
+                found.append(address_text(value, encoding))
             else:
-                found.append(f"{name}={words(value, encoding)}")
+                found.append(f"{name}={address_text(value, encoding)}")
         return found
 
     def _sorted_arguments(self) -> list[tuple[int, str, Any, bytes]]:
-        """Return position, name, value and encoding of each argument, `**kwargs` by name.
+        """Return position, name, value and encoding of each argument; sort `**kwargs` by name.
 
-        The key keeps their order, the address and the summary do not.
+        The key depends on the order of `**kwargs`; the address and the summary do not.
         """
         count = len(self._names)
         every = list(zip(range(count), self._names, self._values, self._encodings, strict=True))
@@ -251,28 +256,28 @@ class Call:
     def arguments(self) -> tuple[tuple[str, str], ...]:
         """The name and the digest (16 hexadecimal digits) of each argument, sorted by name."""
         digests = map(atoms.short_digest, self._encodings)
-        pairs = list(zip(self._keyer.safe_names(self._names), digests, strict=True))
+        pairs = list(zip(self._keyer.ref_names(self._names), digests, strict=True))
         if self._resolved is not None:
             pairs.append((ADDRESS, atoms.short_digest(self._resolved.encoding)))
-        if self._own is not None:
-            pairs.append((OWN, self._own.digest()))
+        if self._self_part is not None:
+            pairs.append((SELF_STATE, self._self_part.digest()))
         return tuple(sorted(pairs))
 
     @property
-    def own_state(self) -> Attributes:
-        """The attributes of `self` that are in its key, as they were."""
-        return instances.EMPTY if self._own is None else self._own.state
+    def self_state(self) -> Attributes:
+        """The attributes of `self` in the key, as they were when it was made."""
+        return instances.NO_ATTRIBUTES if self._self_part is None else self._self_part.state
 
     @property
-    def takes_order(self) -> bool:
-        """True if it has several `**kwargs`, whose order is part of the key."""
+    def depends_on_order(self) -> bool:
+        """True if it has several entries of `**kwargs`, whose order is part of the key."""
         return self._resolved is None and len(self._names) > len(self._keyer.names) + 1
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """State of `self` that has no sound key, as text."""
-        lost = () if self._own is None else self._own.state.lost
-        return tuple(f"{self._keyer.plan.own}.{path}: {why}" for path, why in lost)
+        """Descriptions of the state of `self` that has no sound key."""
+        lost = () if self._self_part is None else self._self_part.state.left_out
+        return tuple(f"{self._keyer.plan.self_name}.{path}: {why}" for path, why in lost)
 
     @functools.cached_property
     def refs(self) -> tuple[Ref, ...]:
@@ -287,27 +292,29 @@ class Call:
     @functools.cached_property
     def summary(self) -> str:
         """JSON for display: see `summaries`."""
-        return summaries.summary(self._described())
+        return summaries.make_summary(self._describe())
 
-    def encoded(self) -> Iterator[tuple[str, Any, bytes]]:
+    def encoded_arguments(self) -> Iterator[tuple[str, Any, bytes]]:
         """Yield name, value and encoding of each argument."""
         return zip(self._names, self._values, self._encodings, strict=True)
 
-    def _described(self) -> Iterator[tuple[str, str, str]]:
-        """Yield name, short text and digest of everything in the key."""
-        if self._own is not None:
-            yield from self._own.described(f"{summaries.SPECIAL_PREFIX}{self._keyer.plan.own}")
+    def _describe(self) -> Iterator[tuple[str, str, str]]:
+        """Yield name, short text and digest of each part of the key."""
+        if self._self_part is not None:
+            yield from self._self_part.describe(
+                f"{summaries.SPECIAL_PREFIX}{self._keyer.plan.self_name}"
+            )
         if self._resolved is not None:
             names = (*self._keyer.plan.names, *self._names)
             hidden = next(filter(summaries.is_secret, names), "")
-            text = summaries.described_value(hidden, self._resolved.text)
+            text = summaries.describe_value(hidden, self._resolved.text)
             yield summaries.RESOLVED, text, atoms.short_digest(self._resolved.encoding)
         for _, name, value, encoding in self._sorted_arguments():
-            yield name, summaries.described_value(name, value), atoms.short_digest(encoding)
+            yield name, summaries.describe_value(name, value), atoms.short_digest(encoding)
 
 
-class _KeyStart(NamedTuple):
-    """The common first part of the keys of a function and class, with its sources."""
+class _Head(NamedTuple):
+    """The first part that the keys of a function and class have in common, with its sources."""
 
     code: str
     state: State
@@ -318,7 +325,7 @@ class _KeyStart(NamedTuple):
 
 
 class Keyer:
-    """Makes the keys of one function; all options are checked here, at decoration.
+    """Makes the keys of a function; it checks all options, at decoration.
 
     Args:
         function: the function itself.
@@ -332,7 +339,8 @@ class Keyer:
         replay: its entries contain its output as well, so they need other keys.
 
     Attributes:
-        usual_count: how many arguments fit by position, with `self`; -1: other calls fit as well.
+        usual_count: a call with this many positional arguments, `self` included, and no others
+            fits the function; -1: such calls have to be bound.
 
     Raises:
         OptionError: an option is wrong.
@@ -353,15 +361,15 @@ class Keyer:
     ) -> None:
         self.identity = identity
         self.function_id = function_id
-        self._kind = "+replay" if replay else ""
+        self._replay_mark = "+replay" if replay else ""
         self._function = function
-        self._given = key_resolver
+        self._given_resolver = key_resolver
         self._given_tags = tags
         self._ignore = options.texts("ignore", ignore)
         self._fixed_prefix = None if key_prefix is None else normal_prefix(key_prefix)
         self.prefix = self._fixed_prefix or function_id.rpartition(":")[2]
-        self._signature = signature(function)
-        self._annotated = annotated(function, self._signature)
+        self._signature = signature_of(function)
+        self._annotated = annotated_converters(function, self._signature)
         self.method = method
 
     @property
@@ -375,14 +383,16 @@ class Keyer:
         self._prepare()
 
     def _prepare(self) -> None:
-        """Prepare everything that does not change from call to call."""
-        self.plan = plan(self._signature, self._method)
-        self._unknown("ignore", self._ignore)
+        """Prepare everything that is the same for all calls."""
+        self.plan = make_plan(self._signature, self._method)
+        self._check_known("ignore", self._ignore)
         self.names = tuple(n for n in self.plan.names if n not in self._ignore)
         kept = [i for i, name in enumerate(self.plan.names) if name not in self._ignore]
-        self._kept = kept if len(kept) < len(self.plan.names) else None
-        plain = not (self.plan.rest or self.plan.keyword)
-        self._positional_count = len(self.plan.positional) if plain and self._kept is None else -1
+        self._kept_positions = kept if len(kept) < len(self.plan.names) else None
+        plain = not (self.plan.var_positional or self.plan.keyword_only)
+        self._positional_count = (
+            len(self.plan.positional) if plain and self._kept_positions is None else -1
+        )
         self.usual_count = (
             self._positional_count + self._method if self._positional_count >= 0 else -1
         )
@@ -390,52 +400,54 @@ class Keyer:
         self._resolver = self._checked_resolver()
         self._prepare_tags()
         made = bool(self._templates) or (callable(self._given_tags) and not self.has_late_tags)
-        self._special = bool(self._converters) or self._resolver is not None or made
-        self._heads: dict[str, _KeyStart] = {}
-        self._warned = False
-        self._stateful = self._method and not self._decided()
-        self._repeatable = -1 if self._method or self._special else self._positional_count
+        self._needs_names = bool(self._converters) or self._resolver is not None or made
+        self._heads: dict[str, _Head] = {}
+        self._warned_left_out = False
+        self._self_counts = self._method and not self._options_cover_self()
+        self._memoizable_count = -1 if self._method or self._needs_names else self._positional_count
         self.seen_once: set[int] = set()
-        self._fitting: set[tuple[Any, ...]] = set()
+        self._fitting_shapes: set[tuple[Any, ...]] = set()
         self.memoized: dict[tuple[Any, ...], tuple[str, Call]] = {}
 
-    def _decided(self) -> bool:
-        """True if the options define which parts of `self` count."""
-        own = self.plan.own
+    def _options_cover_self(self) -> bool:
+        """True if the options say what counts of `self`."""
+        own = self.plan.self_name
         needs = () if self._resolver is None else self._resolver.needs or ()
         return own in self._ignore or own in needs
 
-    def _unknown(self, option: str, names: Iterable[str]) -> None:
+    def _check_known(self, option: str, names: Iterable[str]) -> None:
         for name in names:
-            if name == self.plan.own != "":
+            if name == self.plan.self_name != "":
                 continue
-            if name not in self.plan.names and not self.plan.extra:
+            if name not in self.plan.names and not self.plan.var_keyword:
                 known = ", ".join(self.plan.names) or "none"
                 near = nearest(name, self.plan.names) or "."
                 fix = f"is not an argument of the function, which has: {known}{near}"
                 raise OptionError(option, name, fix)
 
     def _checked_resolver(self) -> Resolver | None:
-        if self._given is None:
+        if self._given_resolver is None:
             return None
-        names, extra, own = self.plan.names, self.plan.extra, self.plan.own
-        return resolvers.resolver(self._given, names, extra, own)
+        names, extra, own = self.plan.names, self.plan.var_keyword, self.plan.self_name
+        return resolvers.make_resolver(self._given_resolver, names, extra, own)
 
     def _prepare_tags(self) -> None:
-        """Separate fixed tags, those that need the arguments, and those that need the result."""
-        names, extra, own = self.plan.names, self.plan.extra, self.plan.own
+        """Separate the tags that are fixed, that need the arguments, and that need the result."""
+        names, extra, own = self.plan.names, self.plan.var_keyword, self.plan.self_name
         given, every = self._given_tags, (*names, RESULT)
         self._tags: tuple[str, ...] = ()
         self._templates: tuple[Template, ...] = ()
         self._late_templates: tuple[Template, ...] = ()
-        self._wanted: tuple[str, ...] | None = ()
+        self._tag_arguments: tuple[str, ...] | None = ()
         self.has_late_tags = False
         if callable(given):
-            self.has_late_tags = RESULT not in names and _takes(given, RESULT)
+            self.has_late_tags = RESULT not in names and _has_parameter(given, RESULT)
             known = every if self.has_late_tags else names
-            self._wanted = resolvers.declared("tags", given, known, extra, own)
+            self._tag_arguments = resolvers.declared_arguments("tags", given, known, extra, own)
             return
-        parsed = [resolvers.tag(one, every, extra, own) for one in options.texts("tags", given)]
+        parsed = [
+            resolvers.parse_tag(one, every, extra, own) for one in options.texts("tags", given)
+        ]
         self._tags = tuple(one for one in parsed if isinstance(one, str))
         made = [one for one in parsed if not isinstance(one, str)]
         late = [one for one in made if RESULT in one.needs and RESULT not in names]
@@ -455,7 +467,7 @@ class Keyer:
             TypeError: they do not; the message is the function's own.
         """
         shape = (len(args), *kwargs)
-        if shape in self._fitting:
+        if shape in self._fitting_shapes:
             return
         own = 1 if self._method else 0
         if len(args) < own:
@@ -464,13 +476,13 @@ class Keyer:
             bind(self.plan, args[own:], kwargs)
         except BindingError:
             self._raise_misfit(args, kwargs)
-        if len(self._fitting) < MEMOIZED:
-            self._fitting.add(shape)
+        if len(self._fitting_shapes) < MOST_MEMOIZED:
+            self._fitting_shapes.add(shape)
 
     # --- a call ---------------------------------------------------------------------------------
 
     def owner(self, args: tuple[Any, ...]) -> type | None:
-        """Return the class that a method is called on; None for a function."""
+        """Return the class of the object that a method is called on; None for a function."""
         if not self._method or not args:
             return None
         own = args[0]
@@ -481,7 +493,7 @@ class Keyer:
         return self.identity.digest(self.owner(args))
 
     def state(self, own: Any) -> State:
-        """Return which state of an object the method reads."""
+        """Return the description of the state that the method reads of an object."""
         if own is NOT_GIVEN or not self._method or isinstance(own, type):
             return STATELESS
         self.identity.digest(type(own))
@@ -491,36 +503,36 @@ class Keyer:
         """Make the key, address and groups of a call.
 
         Args:
-            light: refuse arguments so big that making their key takes long.
+            light: refuse arguments whose key would take long to make.
 
         Raises:
             KeyingError: an argument has no sound key, or a user's function for keys raised.
             TypeError: the arguments do not fit the function.
-            HeavyError: with `light`: the arguments are big.
+            HeavyError: with `light`: the arguments are too big.
         """
         owner = self.owner(args) if self._method else None
         code = self.identity.digest(owner)
         state = STATELESS if owner is None else self.identity.state(owner)
-        if self._stateful:
-            return self._of_object(code, args, kwargs, light, state)
-        steady = len(args) == self._repeatable and not kwargs
+        if self._self_counts:
+            return self._call_on_object(code, args, kwargs, light, state)
+        steady = len(args) == self._memoizable_count and not kwargs
         if steady:
             for value in args:
                 kind = type(value)
                 if kind is str:
-                    if len(value) > LONG:
+                    if len(value) > LONGEST_MEMOIZED:
                         steady = False
-                elif kind not in _STEADY:
+                elif kind not in _STEADY_TYPES:
                     steady = False
             known = self.memoized.get(args) if steady else None
             if known is not None and known[0] == code:
                 return known[1]
-        call = self._call(code, args, kwargs, light, state)
+        call = self._make_call(code, args, kwargs, light, state)
         if steady:
             self._remember(code, args, call)
         return call
 
-    def _of_object(
+    def _call_on_object(
         self,
         code: str,
         args: tuple[Any, ...],
@@ -528,25 +540,25 @@ class Keyer:
         light: bool,
         state: State,
     ) -> Call:
-        """Return the call of a method whose object has state, memoized if possible."""
+        """Make the call of a method for which the state of its object counts; memoize it."""
         memo_key = None
         if not kwargs and len(args) == self._positional_count + 1:
             memo_key = self._memo_key(args, state)
             known = None if memo_key is None else self.memoized.get(memo_key)
             if known is not None and known[0] == code:
                 return known[1]
-        call = self._call(code, args, kwargs, light, state)
+        call = self._make_call(code, args, kwargs, light, state)
         if memo_key is not None:
             self._remember(code, memo_key, call)
         return call
 
     def _memo_key(self, args: tuple[Any, ...], state: State) -> tuple[Any, ...] | None:
-        """Return the class, types and values that determine a method's call, to memoize it."""
+        """Return the class, types and values that determine a method's call, if these alone do."""
         own, *given = args
         kind = type(own)
-        if self._special or not instances.is_plain(kind, state):
+        if self._needs_names or not instances.is_plain(kind, state):
             return None
-        held = instances.held(own, kind)
+        held = instances.dict_of(own, kind)
         try:
             given += [held[name] for name in state.names]
         except KeyError:
@@ -555,7 +567,7 @@ class Keyer:
         for value in given:
             one = type(value)
             if one is str:
-                if len(value) > LONG:
+                if len(value) > LONGEST_MEMOIZED:
                     return None
             elif one is float:
                 if not value or value != value:  # noqa: PLR0124 - 0.0 == -0.0, NaN != NaN
@@ -565,7 +577,7 @@ class Keyer:
             kinds.append(one)
         return (kind, *kinds, *given)
 
-    def _call(
+    def _make_call(
         self,
         code: str,
         args: tuple[Any, ...],
@@ -574,19 +586,19 @@ class Keyer:
         state: State,
     ) -> Call:
         own: Any = None
-        mine: Own | None = None
+        mine: SelfPart | None = None
         if self._method:
             if not args:
                 self._raise_misfit(args, kwargs)
             own, args = args[0], args[1:]
-            mine = self.own(own, state, light)
-        if kwargs or len(args) != self._positional_count or self._special:
+            mine = self.self_part(own, state, light)
+        if kwargs or len(args) != self._positional_count or self._needs_names:
             if light:
                 refuse_heavy(args, kwargs)
-            return self._bound(code, own, mine, state, args, kwargs)
+            return self._bind(code, own, mine, state, args, kwargs)
         try:
             if light:
-                encodings = [LIGHT[type(value)](value) for value in args]
+                encodings = [LIGHT_ENCODERS[type(value)](value) for value in args]
             else:
                 encodings = [SIMPLE[type(value)](value) for value in args]
         except KeyError:
@@ -598,38 +610,38 @@ class Keyer:
         return Call(text, self, self.names, args, encodings, None, self._tags, mine, code)
 
     def _remember(self, code: str, args: tuple[Any, ...], call: Call) -> None:
-        """Memoize the key of a call from its second occurrence on; one-off calls are not worth it.
+        """Memoize a call from its second occurrence on; one-off calls are not worth it.
 
-        A full table takes no more calls; once enough others were seen it is cleared.
+        A full table takes no more calls; when enough other calls were seen it is cleared.
 
         Args:
-            args: all of them steady.
+            args: the values that determine the call; all of them are immutable.
         """
         hashed = hash(args)
         if hashed not in self.seen_once:
-            if len(self.seen_once) >= SEEN_ONCE:
+            if len(self.seen_once) >= MOST_SEEN_ONCE:
                 self.seen_once, self.memoized = set(), {}
             self.seen_once.add(hashed)
-        elif len(self.memoized) < MEMOIZED or args in self.memoized:
+        elif len(self.memoized) < MOST_MEMOIZED or args in self.memoized:
             self.memoized[args] = code, call
 
-    def _head(self, own: Own | None, state: State, code: str) -> bytes:
-        """Return the first part of a key: function, code version, class and state."""
+    def _head(self, own: SelfPart | None, state: State, code: str) -> bytes:
+        """Return the first part of a key: function, class, code version and state."""
         owner = "" if own is None else own.owner
         known = self._heads.get(owner)
         if known is None or known.code != code or known.state is not state:
             facts = atoms.text(self.function_id) + atoms.text(owner)
-            facts += atoms.text(code + self._kind) + canonical.encoding(self.names)
-            if self._stateful:
+            facts += atoms.text(code + self._replay_mark) + canonical.encoding(self.names)
+            if self._self_counts:
                 facts += canonical.encoding((state.names, state.whole))
-            known = self._heads[owner] = _KeyStart(code, state, facts)
+            known = self._heads[owner] = _Head(code, state, facts)
         return known.facts if own is None else known.facts + own.encoding
 
-    def _bound(
+    def _bind(
         self,
         code: str,
         own: Any,
-        mine: Own | None,
+        mine: SelfPart | None,
         state: State,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
@@ -639,55 +651,55 @@ class Keyer:
         except BindingError:
             self._raise_misfit(args if not self._method else (own, *args), kwargs)
         head = self._head(mine, state, code)
-        if self._special:
-            everything = self._by_name(own, values, extra)
+        if self._needs_names:
+            everything = self._arguments_by_name(own, values, extra)
             tags = self._tags_of(everything)
             if self._resolver is not None:
-                return self._from_resolver(code, head, everything, tags, mine)
+                return self._call_from_resolver(code, head, everything, tags, mine)
         else:
             tags = self._tags
-        return self._from_arguments(code, head, values, extra, tags, mine)
+        return self._call_from_arguments(code, head, values, extra, tags, mine)
 
-    def _from_arguments(
+    def _call_from_arguments(
         self,
         code: str,
         head: bytes,
         values: list[Any],
         extra: dict[str, Any],
         tags: tuple[str, ...],
-        own: Own | None,
+        own: SelfPart | None,
     ) -> Call:
-        """Return a call whose key consists of its arguments."""
-        if self._kept is not None:
-            values = [values[i] for i in self._kept]
+        """Make a call whose key consists of its arguments."""
+        if self._kept_positions is not None:
+            values = [values[i] for i in self._kept_positions]
         names = self.names
-        encodings = self._encoded(names, values)
+        encodings = self._encode_all(names, values)
         if extra:
             extra = self._counted_keywords(extra)
         if extra:
             head += b"*" + canonical.encoding(list(extra))
-            encodings += self._encoded(tuple(extra), list(extra.values()))
+            encodings += self._encode_all(tuple(extra), list(extra.values()))
             names, values = names + tuple(extra), [*values, *extra.values()]
         text = blake2b(head + b"".join(encodings), digest_size=atoms.DIGEST_BYTES).hexdigest()
         return Call(text, self, names, values, encodings, None, tags, own, code)
 
     def _counted_keywords(self, extra: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the entries of `**kwargs` that are not ignored, one by one or all together."""
-        if self.plan.extra in self._ignore:
+        """Return the entries of `**kwargs` that are not ignored, by their names or as a whole."""
+        if self.plan.var_keyword in self._ignore:
             return {}
         return {name: value for name, value in extra.items() if name not in self._ignore}
 
-    def _from_resolver(
+    def _call_from_resolver(
         self,
         code: str,
         head: bytes,
         everything: Mapping[str, Any],
         tags: tuple[str, ...],
-        own: Own | None,
+        own: SelfPart | None,
     ) -> Call:
-        """Return a call whose key comes from the resolver."""
+        """Make a call whose key comes from the resolver."""
         resolved = self._resolve(everything)
-        chosen = self._selecting(everything)
+        chosen = self._selecting_encodings(everything)
         return Call(
             atoms.hashed(head + b"@" + resolved.encoding).hex(),
             self,
@@ -700,11 +712,13 @@ class Keyer:
             code,
         )
 
-    def _by_name(self, own: Any, values: list[Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    def _arguments_by_name(
+        self, own: Any, values: list[Any], extra: Mapping[str, Any]
+    ) -> dict[str, Any]:
         everything = dict(zip(self.plan.names, values, strict=True))
         everything.update({n: v for n, v in extra.items() if n not in everything})
-        if self.plan.own:
-            everything[self.plan.own] = own
+        if self.plan.self_name:
+            everything[self.plan.self_name] = own
         return everything
 
     def _raise_misfit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> NoReturn:
@@ -715,44 +729,41 @@ class Keyer:
             raise TypeError(f"{name}() {error}") from None
         raise TypeError(f"{name}() does not take these arguments")
 
-    def own(self, own: Any, state: State, light: bool = False) -> Own:
-        """Return the part of `self` or `cls` in a key.
-
-        The key that its class defines, or the state it reads.
-        """
+    def self_part(self, own: Any, state: State, light: bool = False) -> SelfPart:
+        """Return the part of `self` or `cls` in a key: its own key, or the state that counts."""
         kind = own if isinstance(own, type) else type(own)
         owner = f"{kind.__module__}:{kind.__qualname__}"
-        if not self._stateful:
-            return Own(owner)
+        if not self._self_counts:
+            return SelfPart(owner)
         if hasattr(kind, CACHE_KEY):
-            return self._key_of_class(owner, own)
-        found = instances.attributes(own, state, light)
-        if found.lost and not self._warned:
+            return self._key_from_class(owner, own)
+        found = instances.attributes_of(own, state, light)
+        if found.left_out and not self._warned_left_out:
             self._warn_left_out(found)
         encoding = b"".join(found.encodings)
-        mine: Own = new_tuple(Own, (owner, NOT_GIVEN, encoding, found))
+        mine: SelfPart = new_tuple(SelfPart, (owner, NOT_GIVEN, encoding, found))
         return mine
 
-    def _key_of_class(self, owner: str, own: Any) -> Own:
+    def _key_from_class(self, owner: str, own: Any) -> SelfPart:
         """Return the key that a class defines for its instances."""
         function = getattr(own, CACHE_KEY)
         if isinstance(own, type) and not hasattr(function, "__self__"):
-            return Own(owner)
+            return SelfPart(owner)
         try:
             value = function()
-            encoding = canonical.encoding(value, f"{self.plan.own}.{CACHE_KEY}()")
-            return Own(owner, value, b"&" + atoms.with_length(encoding))
+            encoding = canonical.encoding(value, f"{self.plan.self_name}.{CACHE_KEY}()")
+            return SelfPart(owner, value, b"&" + atoms.with_length(encoding))
         except Unkeyable as error:
-            raise resolvers.with_argument(error, self.function_id, self.plan.own) from None
+            raise resolvers.as_keying_error(error, self.function_id, self.plan.self_name) from None
         except Exception as error:
             message = f"{CACHE_KEY}() raised {type(error).__name__}: {error}"
             raise KeyingError(f"{label(self.function_id)}: {message}") from error
 
     def _warn_left_out(self, found: Attributes) -> None:
-        """Warn once about state of `self` that is not in the keys, and say how to decide."""
-        self._warned = True
-        own = self.plan.own or "self"
-        names = sorted({f"{own}.{path}" for path, _ in found.lost})
+        """Warn once about state of `self` that is left out of the keys, and how to decide."""
+        self._warned_left_out = True
+        own = self.plan.self_name or "self"
+        names = sorted({f"{own}.{path}" for path, _ in found.left_out})
         lost = ", ".join(names)
         verbs = "has no sound key and is" if len(names) == 1 else "have no sound key and are"
         warnings.warn(
@@ -763,7 +774,7 @@ class Keyer:
             stacklevel=2,
         )
 
-    def _encoded(self, names: Sequence[str], values: Sequence[Any]) -> list[bytes]:
+    def _encode_all(self, names: Sequence[str], values: Sequence[Any]) -> list[bytes]:
         if not self._converters:
             try:
                 return [SIMPLE[type(value)](value) for value in values]
@@ -781,8 +792,8 @@ class Keyer:
             return canonical.encoding(value, name)
         except Unkeyable as error:
             if self.plan.defaults.get(name, NOT_GIVEN) is value:
-                return b"~default"  # a marker such as object(), whose meaning is in the code
-            raise resolvers.with_argument(error, self.function_id, name) from error.__cause__
+                return b"~default"  # a marker such as object(), which only the code gives a meaning
+            raise resolvers.as_keying_error(error, self.function_id, name) from error.__cause__
 
     def _resolve(self, everything: Mapping[str, Any]) -> Resolved:
         assert self._resolver is not None
@@ -792,27 +803,27 @@ class Keyer:
             raise KeyingError(f"{label(self.function_id)}: {error}") from error.__cause__
         except Unkeyable as error:
             name = re.split(r"[.\[(]", error.path, maxsplit=1)[0]
-            raise resolvers.with_argument(error, self.function_id, name) from error.__cause__
+            raise resolvers.as_keying_error(error, self.function_id, name) from error.__cause__
 
     def _tags_of(self, everything: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the tags of a call that do not depend on its result."""
         if callable(self._given_tags):
-            return () if self.has_late_tags else self._called_tags(everything)
+            return () if self.has_late_tags else self._tags_from_callable(everything)
         if not self._templates:
             return self._tags
-        return (*self._tags, *self._filled(self._templates, everything))
+        return (*self._tags, *self._fill_templates(self._templates, everything))
 
-    def _called_tags(self, everything: Mapping[str, Any]) -> tuple[str, ...]:
+    def _tags_from_callable(self, everything: Mapping[str, Any]) -> tuple[str, ...]:
         assert callable(self._given_tags)
         try:
             tags = resolvers.call_resolver(
-                self._given_tags, "tags", self._wanted, self.plan.own, everything
+                self._given_tags, "tags", self._tag_arguments, self.plan.self_name, everything
             )
         except KeyingError as error:
             raise KeyingError(f"{label(self.function_id)}: {error}") from error.__cause__
         return options.texts("tags", tags)
 
-    def _filled(
+    def _fill_templates(
         self, templates: Iterable[Template], everything: Mapping[str, Any]
     ) -> tuple[str, ...]:
         try:
@@ -832,21 +843,21 @@ class Keyer:
         """
         own = args[0] if self._method else None
         values, extra = bind(self.plan, args[1:] if self._method else args, kwargs)
-        everything = {**self._by_name(own, values, extra), RESULT: result}
+        everything = {**self._arguments_by_name(own, values, extra), RESULT: result}
         if callable(self._given_tags):
-            return self._called_tags(everything)
-        return self._filled(self._late_templates, everything)
+            return self._tags_from_callable(everything)
+        return self._fill_templates(self._late_templates, everything)
 
     # --- addresses given by a caller --------------------------------------------------------------
 
     def resolved_addresses(self, text: str) -> tuple[tuple[str, str], ...]:
-        """Return the addresses of a resolved text.
+        """Return the prefixes and addresses of a resolved text.
 
-        Without a `key_prefix` there are two: under the prefix that the text begins with, and under
-        the function's name.
+        Without a `key_prefix` there may be two: under the prefix that the text begins with, and
+        under the function's name.
         """
         assert self._resolver is not None
-        mine = self.prefix, _under(self.prefix, text)
+        mine = self.prefix, _with_prefix(self.prefix, text)
         if self._fixed_prefix is not None:
             return (mine,)
         if self._resolver.head:
@@ -858,18 +869,18 @@ class Keyer:
 
     # --- invalidation by arguments --------------------------------------------------------------
 
-    def partial(
+    def argument_digests(
         self,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         own: Any = NOT_GIVEN,
         state: State = STATELESS,
     ) -> tuple[tuple[tuple[str, str], ...], bool]:
-        """Return the digests of some arguments, and True if they are all that a call has.
+        """Return the names and digests of some arguments, and True if they determine the call.
 
         Args:
-            args: by position; for a method without `self`.
-            own: the object whose entries are selected; without it those of all objects.
+            args: positional arguments; for a method without `self`.
+            own: the object whose entries are selected; `NOT_GIVEN`: those of all objects.
             state: the state of the object that the method reads.
 
         Raises:
@@ -877,42 +888,42 @@ class Keyer:
             KeyingError: an argument has no sound key.
         """
         given, extra = self._given_arguments(args, kwargs)
-        mine = () if own is NOT_GIVEN else ((OWN, self.own(own, state).digest()),)
+        mine = () if own is NOT_GIVEN else ((SELF_STATE, self.self_part(own, state).digest()),)
         if not given and not extra:
             return mine, False
         if self._resolver is not None:
             everything = {**extra, **given}
             if mine:
-                everything[self.plan.own] = own
-            return tuple(sorted((*mine, *self._partial_by_resolver(everything)))), False
+                everything[self.plan.self_name] = own
+            return tuple(sorted((*mine, *self._digests_by_resolver(everything)))), False
         chosen = [(n, n, v) for n, v in given.items() if n not in self._ignore]
         chosen += [(self._ref_name(n), n, v) for n, v in self._counted_keywords(extra).items()]
         if not chosen:
-            raise _not_selecting({**extra, **given})
+            raise _not_selecting_error({**extra, **given})
         pairs = [
             (safe, atoms.short_digest(self.encode_argument(name, v))) for safe, name, v in chosen
         ]
-        counts = self.plan.extra and self.plan.extra not in self._ignore
+        counts = self.plan.var_keyword and self.plan.var_keyword not in self._ignore
         whole = given.keys() >= set(self.names) and not counts
         return tuple(sorted((*mine, *pairs))), whole and bool(mine or not self._method)
 
-    def described(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-        """Write some arguments as in a call: see `summaries`."""
+    def arguments_text(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        """Describe some arguments as in the source of a call: see `summaries`."""
         names = (*self.plan.names, *[""] * len(args))
         pairs = zip(names, args, strict=False)
-        texts = [summaries.described_value(name, value) for name, value in pairs]
-        texts += [f"{k}={summaries.described_value(k, value)}" for k, value in kwargs.items()]
+        texts = [summaries.describe_value(name, value) for name, value in pairs]
+        texts += [f"{k}={summaries.describe_value(k, value)}" for k, value in kwargs.items()]
         return ", ".join(texts)
 
-    def mistyped(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    def type_mismatches(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """Describe the arguments whose type does not match their annotation; `""` if none."""
         given = {**dict(zip(self.plan.names, args, strict=False)), **kwargs}
         wrong = [
             f"{name}={shown(given[name])} is {type_named(type(given[name]))}, "
-            f"but is annotated {_hint_text(hint)}"
-            for name, hint in hints(self._function, self._signature)
+            f"but is annotated {_annotation_text(hint)}"
+            for name, hint in annotations_of(self._function, self._signature)
             if name in given and hint is not inspect.Parameter.empty
-            if not _is_of(given[name], hint)
+            if not _may_be_of(given[name], hint)
         ]
         return "; ".join(dict.fromkeys(wrong))
 
@@ -921,7 +932,7 @@ class Keyer:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the given parameters, and the entries of `**kwargs`."""
         try:
-            values, extra = bind(self.plan, args, kwargs, missing=NOT_GIVEN)
+            values, extra = bind(self.plan, args, kwargs, not_given=NOT_GIVEN)
         except BindingError:
             self.check_names("invalidate", kwargs)
             many = f"takes at most {len(self.plan.positional)} arguments by position, each once."
@@ -929,27 +940,24 @@ class Keyer:
         pairs = zip(self.plan.names, values, strict=True)
         return {name: value for name, value in pairs if value is not NOT_GIVEN}, extra
 
-    def _partial_by_resolver(self, given: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-        """With a resolver.
-
-        Return the digest of its value, if all arguments that it needs are given.
-        """
+    def _digests_by_resolver(self, given: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+        """Return the digest of the resolved value, or of the arguments if too few are given."""
         assert self._resolver is not None
         needs = self.plan.names if self._resolver.needs is None else self._resolver.needs
         if given.keys() >= set(needs):
             return ((ADDRESS, atoms.short_digest(self._resolve(given).encoding)),)
-        chosen = self._selecting(given)
+        chosen = self._selecting_encodings(given)
         if not chosen:
-            raise _not_selecting(given)
+            raise _not_selecting_error(given)
         return tuple(
             sorted((self._ref_name(n, False), atoms.short_digest(e)) for n, e in chosen.items())
         )
 
-    def _selecting(self, given: Mapping[str, Any]) -> dict[str, bytes]:
-        """Return the encodings of arguments that select entries beside the resolved value."""
+    def _selecting_encodings(self, given: Mapping[str, Any]) -> dict[str, bytes]:
+        """Return the encodings of the arguments that select entries besides the resolved value."""
         assert self._resolver is not None
         names = self._resolver.names
-        wanted = [n for n in given if n != self.plan.own] if names is None else names
+        wanted = [n for n in given if n != self.plan.self_name] if names is None else names
         return {
             name: self.encode_argument(name, given[name])
             for name in wanted
@@ -965,58 +973,60 @@ class Keyer:
         )
 
     def check_names(self, option: str, names: Iterable[str]) -> None:
-        """Check that every name is an argument of the function that is part of its keys.
+        """Check that all names are arguments of the function that are part of its keys.
 
         Raises:
-            OptionError: a name is not.
+            OptionError: one of them is not.
         """
         names = list(names)
-        self._unknown(option, names)
+        self._check_known(option, names)
         for name in names:
-            extra = name not in self.plan.names and self.plan.extra in self._ignore
+            extra = name not in self.plan.names and self.plan.var_keyword in self._ignore
             if extra or name in self._ignore:
                 raise OptionError(option, name, "is ignored, so it selects no entries.")
 
-    def safe_names(self, names: Sequence[str]) -> list[str]:
-        """Return the names of a call's arguments as used in refs; those of `**kwargs` come last."""
+    def ref_names(self, names: Sequence[str]) -> list[str]:
+        """Return the names of a call's arguments for refs; those of `**kwargs` come last."""
         fixed = len(self.names)
         return [self._ref_name(name, at >= fixed) for at, name in enumerate(names)]
 
     def _ref_name(self, name: str, extra: bool = True) -> str:
-        """Return a name as it is, or `%` and 8 digits if it is no identifier or ambiguous."""
+        """Return a name as it is; if it is long, ambiguous or no identifier, `%` and a digest."""
         if name.isidentifier() and not (extra and name in self.plan.names):
             return name if len(name) <= LONGEST_NAME else f"%{atoms.short_digest(atoms.text(name))}"
         return f"%{atoms.short_digest(atoms.text(name))[:8]}"
 
 
-def _not_selecting(given: Mapping[str, Any]) -> OptionError:
+def _not_selecting_error(given: Mapping[str, Any]) -> OptionError:
     name, value = next(iter(given.items()))
     return OptionError(name, value, "is not part of the key, so it selects no entries.")
 
 
-def _is_of(value: Any, hint: Any) -> bool:
+def _may_be_of(value: Any, hint: Any) -> bool:
     """True if a value may have the type of an annotation, or if that cannot be determined."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return any(_is_of(value, part) for part in typing.get_args(hint))
+        return any(_may_be_of(value, part) for part in typing.get_args(hint))
     if hint is None:
         return value is None
     if not isinstance(hint, type) or isinstance(hint, types.GenericAlias):
         return True
     try:
-        return isinstance(value, hint) or (hint in _WIDER and isinstance(value, _WIDER[hint]))
+        return isinstance(value, hint) or (
+            hint in _ACCEPTED_TYPES and isinstance(value, _ACCEPTED_TYPES[hint])
+        )
     except TypeError:  # a protocol without runtime checks
         return True
 
 
-_WIDER: Final[dict[type, tuple[type, ...]]] = {float: (int,), complex: (int, float)}
-"""Other types that a parameter of a type accepts."""
+_ACCEPTED_TYPES: Final[dict[type, tuple[type, ...]]] = {float: (int,), complex: (int, float)}
+"""Type -> other types whose values a parameter of that type takes."""
 
 
-def _hint_text(hint: Any) -> str:
+def _annotation_text(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
-def _takes(function: Callable[..., Any], name: str) -> bool:
+def _has_parameter(function: Callable[..., Any], name: str) -> bool:
     """True if a function declares a parameter of this name."""
     try:
         return name in inspect.signature(function).parameters

@@ -1,8 +1,8 @@
-"""Decide whether arguments are so big that their key is better made off the event loop.
+"""Decide whether arguments are so big that their key should be made off the event loop.
 
 Making a key reads every byte of every argument: about 1 ms for 1 MB of small objects.  Moving the
-work to a thread costs 0.1 ms.  Arguments that may take longer than a few milliseconds are
-recognized by cheap checks of types, lengths and shapes, never of the content.
+work to a thread costs 0.1 ms.  Arguments that may take more than a few milliseconds are recognized
+by cheap checks of types, lengths and shapes; their content is not read.
 """
 
 from __future__ import annotations
@@ -15,54 +15,58 @@ from typing import Any, Final
 from memo.keys.encoding import atoms
 
 HEAVY: Final = 2 << 20
-"""Bytes of arguments from which their key is made in a thread: hashing them takes about 1 ms."""
+"""Arguments of more bytes than this get their key in a thread: hashing them takes about 1 ms."""
 OBJECT_BYTES: Final = 256
-"""Bytes that an object counts for: encoding it takes as long as hashing that many."""
+"""Weight of an object in bytes: encoding it takes as long as hashing that many."""
 MAX_EXAMINED: Final = 256
-"""Most containers and objects that are examined; a value with more is heavy."""
+"""Most containers and objects that are examined; a value that has more is heavy."""
 _LIGHT: Final = frozenset({int, float, bool, complex, type(None)})
 _WITHOUT_PARTS: Final = _LIGHT | {str, bytes}
 _TABLE_LIBRARIES: Final = frozenset({"numpy", "pandas", "polars", "pyarrow", "scipy", "torch"})
-_SMALL: Final = frozenset(
+_SMALL_MODULES: Final = frozenset(
     {
         *("builtins", "datetime", "decimal", "enum", "fractions", "functools"),
         *("pathlib", "types", "uuid"),
     }
 )
-"""Modules whose objects are small, or are not traversed for a key."""
+"""Modules whose objects are small, or are not traversed to make a key."""
 
 
 class HeavyError(Exception):
-    """The arguments are so big that their key is better made in a thread."""
+    """The arguments are so big that their key should be made in a thread."""
 
 
-def _text(value: str) -> bytes:
+def _light_text(value: str) -> bytes:
     if len(value) > HEAVY:
         raise HeavyError
     return atoms.text(value)
 
 
-def _binary(value: bytes) -> bytes:
+def _light_bytes(value: bytes) -> bytes:
     if len(value) > HEAVY:
         raise HeavyError
     return atoms.binary(value)
 
 
-LIGHT: Final[Mapping[type, Callable[[Any], bytes]]] = {**atoms.SIMPLE, str: _text, bytes: _binary}
+LIGHT_ENCODERS: Final[Mapping[type, Callable[[Any], bytes]]] = {
+    **atoms.SIMPLE,
+    str: _light_text,
+    bytes: _light_bytes,
+}
 """As `atoms.SIMPLE`, for callers on an event loop: a long value raises `HeavyError`."""
 
 
 def refuse_heavy(args: Collection[Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuse arguments whose key may take long to make.
+    """Refuse heavy arguments.
 
     Raises:
-        HeavyError: they are `heavy`.
+        HeavyError: making their key may take more than a few milliseconds.
     """
-    if heavy(args, kwargs):
+    if is_heavy(args, kwargs):
         raise HeavyError
 
 
-def heavy(args: Collection[Any], kwargs: Mapping[str, Any]) -> bool:
+def is_heavy(args: Collection[Any], kwargs: Mapping[str, Any]) -> bool:
     """True if making the key of these arguments may take more than a few milliseconds."""
     for value in args:
         kind = type(value)
@@ -71,12 +75,12 @@ def heavy(args: Collection[Any], kwargs: Mapping[str, Any]) -> bool:
         if kind is str or kind is bytes:
             if len(value) > HEAVY:
                 return True
-        elif _is_heavy(value):
+        elif _is_heavy_value(value):
             return True
-    return bool(kwargs) and heavy(kwargs.values(), {})
+    return bool(kwargs) and is_heavy(kwargs.values(), {})
 
 
-def _is_heavy(value: Any) -> bool:
+def _is_heavy_value(value: Any) -> bool:
     left = HEAVY
     waiting = [value]
     for _ in range(MAX_EXAMINED):
@@ -95,20 +99,20 @@ def _weight(value: Any, waiting: list[Any]) -> int:
     if kind in _WITHOUT_PARTS:
         return OBJECT_BYTES + (len(value) if kind is str or kind is bytes else 0)
     if isinstance(value, dict):
-        return _items(value.keys(), waiting) + _items(value.values(), waiting)
+        return _items_weight(value.keys(), waiting) + _items_weight(value.values(), waiting)
     if isinstance(value, (list, tuple, set, frozenset, deque)):
-        return _items(value, waiting)
+        return _items_weight(value, waiting)
     if isinstance(value, (bytearray, memoryview)):
         return memoryview(value).nbytes
     module = kind.__module__.partition(".")[0]
     if module in _TABLE_LIBRARIES:
-        return _table(value)
-    if module not in _SMALL:
+        return _table_weight(value)
+    if module not in _SMALL_MODULES:
         waiting += _attributes(value)
     return OBJECT_BYTES
 
 
-def _items(values: Collection[Any], waiting: list[Any]) -> int:
+def _items_weight(values: Collection[Any], waiting: list[Any]) -> int:
     if len(values) > HEAVY // OBJECT_BYTES:
         return HEAVY + 1
     kinds = set(map(type, values))
@@ -120,8 +124,8 @@ def _items(values: Collection[Any], waiting: list[Any]) -> int:
     return size
 
 
-def _table(value: Any) -> int:
-    """Return the weight of a library's array or table: its bytes, or one object per cell."""
+def _table_weight(value: Any) -> int:
+    """Return the weight of a library's array or table: its bytes, or 16 bytes per cell."""
     if type(value).__name__ == "ndarray" and not value.dtype.hasobject:
         size: int = value.nbytes
         return size
@@ -140,7 +144,7 @@ def _attributes(value: Any) -> Iterable[Any]:
     except (AttributeError, TypeError):
         found = []
     for base in type(value).__mro__:
-        for name in _slots(base):
+        for name in _slot_names(base):
             try:
                 found.append(object.__getattribute__(value, name))
             except (AttributeError, TypeError):
@@ -148,6 +152,6 @@ def _attributes(value: Any) -> Iterable[Any]:
     return found
 
 
-def _slots(kind: type) -> Iterable[str]:
+def _slot_names(kind: type) -> Iterable[str]:
     names = kind.__dict__.get("__slots__", ())
     return (names,) if isinstance(names, str) else names

@@ -8,9 +8,9 @@ Rules of this module:
     or fills something of that name, or if the value is a random generator.  Any other change counts
     as an input.
 3.  A change between computations is not their own: the changed value is the new base.
-4.  What other processes and hosts have learned about a function applies to a value that this
-    process sees for the first time, if the code here still changes something of that name: a
-    counter, a clock or a generator counts as it did there.
+4.  Findings of other processes and hosts about a function apply to a value that this process sees
+    for the first time, if the code here still changes something of that name: a counter, a clock or
+    a generator counts as it does there.
 
 Values are compared by their *fingerprint*: a `ValueFingerprint`, or the encoding of an attribute.
 """
@@ -28,9 +28,9 @@ from memo.keys.fingerprint import held_values
 from memo.keys.fingerprint.held_values import ValueFingerprint
 from memo.runtime.named_tuple import NamedTuple
 
-MOST: Final = 1024
-"""Most values that are remembered; beyond it the least recently used one counts as it is."""
-_SHARED: Final = ("int ", "float ")
+MOST_TRACKED: Final = 1024
+"""Most values that are tracked; the least recently used one beyond it counts as it is."""
+_NUMBERS: Final = ("int ", "float ")
 _GENERATORS: Final = (
     "class random:Random",
     "class numpy.random._generator:Generator",
@@ -39,17 +39,17 @@ _GENERATORS: Final = (
 _SUBSCRIPT: Final = r"\[(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^\]]*)\]"
 
 Details = Mapping[str, str]
-"""Path in a value -> its text."""
+"""Path in a value -> the text of the part there."""
 AnyFingerprint = ValueFingerprint | bytes
 
 
-class At(NamedTuple):
+class ValuePlace(NamedTuple):
     """The place of a value.
 
     Attributes:
-        holder: the namespace, class, captured variable or object that has it.
+        holder: the namespace, class, captured variable or object that holds it.
         name: its name there.
-        label: its readable name: `global:api`, `self.client`.
+        label: its name for display: `global:api`, `self.client`.
     """
 
     holder: Any
@@ -58,24 +58,24 @@ class At(NamedTuple):
 
     @property
     def variable(self) -> str:
-        """Last part of the label."""
+        """The last part of the label."""
         return re.split(r"[.:]", self.label)[-1]
 
 
 class _Tracked:
-    """A value that a computation may change: its base and its present state.
+    """A value that a computation may change: its base, and its latest known state.
 
     Attributes:
         owner: returns the holder or the value, to detect another object at the same address.
         base: its fingerprint before computations changed it.
-        at_base: details of that fingerprint; empty if they were not taken.
+        base_details: the details of that fingerprint; empty if they were not taken.
         after: its fingerprint after the last computation.
-        details: details of that fingerprint.
+        details: the details of that fingerprint.
         names: the names that the code of running computations changes.
         running: number of running computations that may change it.
     """
 
-    __slots__ = ("after", "at_base", "base", "details", "names", "owner", "running")
+    __slots__ = ("after", "base", "base_details", "details", "names", "owner", "running")
 
     def __init__(
         self,
@@ -87,26 +87,27 @@ class _Tracked:
         self.owner = owner
         self.base = base
         self.after = after
-        self.at_base = self.details = details
+        self.base_details = self.details = details
         self.names: frozenset[str] = frozenset()
         self.running = 0
 
     def set_by_others(self, fingerprint: AnyFingerprint, details: Details) -> None:
+        """Take over a new base, since something other than a computation has set the value."""
         self.base = self.after = fingerprint
-        self.at_base = self.details = details
+        self.base_details = self.details = details
 
 
 class CurrentValue(NamedTuple):
-    """A value, and its present fingerprint.
+    """A value and its current fingerprint.
 
     Attributes:
         at: its place.
         value: the value itself.
-        fingerprint: its present fingerprint.
-        fingerprint_with: returns the fingerprint of a value with other texts for some of its paths.
+        fingerprint: its current fingerprint.
+        fingerprint_with: returns the fingerprint of a value with other texts at some of its paths.
     """
 
-    at: At
+    at: ValuePlace
     value: Any
     fingerprint: AnyFingerprint
     fingerprint_with: Callable[[Any, Mapping[str, str]], AnyFingerprint]
@@ -115,21 +116,21 @@ class CurrentValue(NamedTuple):
 class BeforeComputation(NamedTuple):
     """A value as it was when a computation began."""
 
-    at: At
+    at: ValuePlace
     read: Callable[[], Any]
     fingerprint_of: Callable[[Any], AnyFingerprint]
     value: Any
-    held: _Tracked
+    tracked: _Tracked
     details: Details
 
 
 class Changes(NamedTuple):
-    """The changes that a computation has made.
+    """The changes that happened during a computation.
 
     Attributes:
-        own: names for display: `api.requests`.
-        learned: label and path -> original text; for other processes.
-        others: labels of values that something else changed meanwhile.
+        own: what the computation itself changed, for display: `api.requests`.
+        learned: label and path of that -> original text, for other processes.
+        others: what something else changed meanwhile, for display.
     """
 
     own: tuple[str, ...] = ()
@@ -150,104 +151,109 @@ class Registry:
         """Return the fingerprint of a value that counts as an input.
 
         Args:
-            learned: returns what other processes have learned about it, by path.
+            learned: returns the findings of other processes about it, by path.
         """
         fingerprint = current.fingerprint
         if not self._held and learned is dict:
             return fingerprint
         with self._lock:
-            held = self._find(current.at, current.value)
-            if held is None:
-                return self._first(current, learned())
-            if same_fingerprint(held.after, fingerprint):
-                return held.base
+            tracked = self._find(current.at, current.value)
+            if tracked is None:
+                return self._first_base(current, learned())
+            if same_fingerprint(tracked.after, fingerprint):
+                return tracked.base
             details = held_values.details(current.value)
-            if held.running and not _others(
-                current.at, _changed(held.details, details), details, held.names
+            if tracked.running and not _not_own(
+                current.at, _changed(tracked.details, details), details, tracked.names
             ):
-                return held.base
-            if not held.running:
-                held.set_by_others(fingerprint, details)
+                return tracked.base
+            if not tracked.running:
+                tracked.set_by_others(fingerprint, details)
             return fingerprint
 
-    def begin(
+    def record(
         self,
-        at: At,
+        at: ValuePlace,
         read: Callable[[], Any],
-        say: Callable[[Any], AnyFingerprint],
+        fingerprint_of: Callable[[Any], AnyFingerprint],
         names: frozenset[str],
     ) -> BeforeComputation:
         """Record a value before a computation that may change it."""
         value = read()
-        fingerprint, details = say(value), held_values.details(value)
+        fingerprint, details = fingerprint_of(value), held_values.details(value)
         with self._lock:
-            held = self._find(at, value)
-            if held is None:
-                held = self._put(
-                    at, value, _Tracked(_of(at, value), fingerprint, fingerprint, details)
+            tracked = self._find(at, value)
+            if tracked is None:
+                tracked = self._track(
+                    at,
+                    value,
+                    _Tracked(_weak_reference(at, value), fingerprint, fingerprint, details),
                 )
-            elif not held.running and not same_fingerprint(held.after, fingerprint):
-                held.set_by_others(fingerprint, details)
-            held.running += 1
-            held.names |= names
-        return BeforeComputation(at, read, say, value, held, details)
+            elif not tracked.running and not same_fingerprint(tracked.after, fingerprint):
+                tracked.set_by_others(fingerprint, details)
+            tracked.running += 1
+            tracked.names |= names
+        return BeforeComputation(at, read, fingerprint_of, value, tracked, details)
 
-    def end(self, begun: BeforeComputation, names: frozenset[str]) -> Changes:
-        """Return the changes that a computation has made in one value."""
-        at, held = begun.at, begun.held
-        value = begun.read()
+    def changes_since(self, before: BeforeComputation, names: frozenset[str]) -> Changes:
+        """Return the changes in a value since a computation began."""
+        at, tracked = before.at, before.tracked
+        value = before.read()
         details = held_values.details(value)
-        changed = _changed(begun.details, details)
-        fingerprint = begun.fingerprint_of(value) if changed else None
+        changed = _changed(before.details, details)
+        fingerprint = before.fingerprint_of(value) if changed else None
         with self._lock:
-            held.running -= 1
+            tracked.running -= 1
             if fingerprint is None:
                 return Changes()
-            others = _others(at, changed, details, names)
+            others = _not_own(at, changed, details, names)
             if others:
-                held.set_by_others(fingerprint, details)
-                return Changes(others=tuple(_shown(at, path) for path in others))
-            if value is not begun.value and self._find(at, value) is not held:
-                made = _Tracked(_of_holder(at), held.base, fingerprint, details)
-                made.at_base = held.at_base
-                self._held[_place(at)] = made
-            held.after, held.details = fingerprint, details
-        own = [_shown(at, path) for path in changed]
-        learned = {f"{at.label}|{p}": held.at_base.get(p, "") for p in changed if "[" not in p}
-        return Changes(tuple(own), {k: t for k, t in learned.items() if _is_shared(t)})
+                tracked.set_by_others(fingerprint, details)
+                return Changes(others=tuple(_display_name(at, path) for path in others))
+            if value is not before.value and self._find(at, value) is not tracked:
+                made = _Tracked(_of_holder(at), tracked.base, fingerprint, details)
+                made.base_details = tracked.base_details
+                self._held[_registry_key(at)] = made
+            tracked.after, tracked.details = fingerprint, details
+        own = [_display_name(at, path) for path in changed]
+        base = tracked.base_details
+        learned = {f"{at.label}|{p}": base.get(p, "") for p in changed if "[" not in p}
+        return Changes(tuple(own), {k: t for k, t in learned.items() if _can_be_learned(t)})
 
-    def _find(self, at: At, value: Any) -> _Tracked | None:
-        for key, owner in (((id(value), ""), value), (_place(at), at.holder)):
-            held = self._held.get(key)
-            if held is not None and held.owner() is owner:
+    def _find(self, at: ValuePlace, value: Any) -> _Tracked | None:
+        for key, owner in (((id(value), ""), value), (_registry_key(at), at.holder)):
+            tracked = self._held.get(key)
+            if tracked is not None and tracked.owner() is owner:
                 self._held.move_to_end(key)
-                return held
+                return tracked
         return None
 
-    def _put(self, at: At, value: Any, held: _Tracked) -> _Tracked:
-        by_object = held.owner() is value
-        self._held[(id(value), "") if by_object else _place(at)] = held
-        while len(self._held) > MOST:
+    def _track(self, at: ValuePlace, value: Any, tracked: _Tracked) -> _Tracked:
+        by_object = tracked.owner() is value
+        self._held[(id(value), "") if by_object else _registry_key(at)] = tracked
+        while len(self._held) > MOST_TRACKED:
             self._held.popitem(last=False)
-        return held
+        return tracked
 
-    def _first(self, current: CurrentValue, learned: Mapping[str, str]) -> AnyFingerprint:
-        """Return the base of a value that is seen for the first time, by what was learned."""
-        at, value, fingerprint, say = current
+    def _first_base(self, current: CurrentValue, learned: Mapping[str, str]) -> AnyFingerprint:
+        """Return the base of a value seen for the first time, from the findings about it."""
+        at, value, fingerprint, fingerprint_with = current
         if not learned:
             return fingerprint
         details = held_values.details(value)
-        known = {p: t for p, t in learned.items() if _kind(details.get(p, "")) == _kind(t)}
-        base = say(value, known) if known else fingerprint
-        self._put(at, value, _Tracked(_of(at, value), base, fingerprint, details))
+        known = {
+            p: t for p, t in learned.items() if _type_name(details.get(p, "")) == _type_name(t)
+        }
+        base = fingerprint_with(value, known) if known else fingerprint
+        self._track(at, value, _Tracked(_weak_reference(at, value), base, fingerprint, details))
         return base
 
 
 REGISTRY: Final = Registry()
 
 
-def _of(at: At, value: Any) -> Callable[[], Any]:
-    """Return a weak reference to a value or, if that is impossible, to its holder."""
+def _weak_reference(at: ValuePlace, value: Any) -> Callable[[], Any]:
+    """Return a weak reference to a value; if it takes none, to its holder."""
     if not held_values.is_immutable(type(value)) and not isinstance(value, type):
         try:
             return weakref.ref(value)
@@ -256,14 +262,14 @@ def _of(at: At, value: Any) -> Callable[[], Any]:
     return _of_holder(at)
 
 
-def _of_holder(at: At) -> Callable[[], Any]:
+def _of_holder(at: ValuePlace) -> Callable[[], Any]:
     try:
         return weakref.ref(at.holder)
     except TypeError:
         return lambda: at.holder
 
 
-def _place(at: At) -> tuple[int, str]:
+def _registry_key(at: ValuePlace) -> tuple[int, str]:
     return id(at.holder), at.name or "cell"
 
 
@@ -274,14 +280,14 @@ def same_fingerprint(one: AnyFingerprint, other: AnyFingerprint) -> bool:
     return one == other
 
 
-def _kind(text: str) -> str:
+def _type_name(text: str) -> str:
     return text.partition(" ")[0]
 
 
-def number(text: str) -> int | float | None:
-    """Return the number in a fingerprint, or None."""
+def number_in(text: str) -> int | float | None:
+    """Return the number that a fingerprint's text stands for, or None."""
     kind, _, number = text.partition(" ")
-    return None if f"{kind} " not in _SHARED else int(number) if kind == "int" else float(number)
+    return None if f"{kind} " not in _NUMBERS else int(number) if kind == "int" else float(number)
 
 
 def is_generator(kind: type) -> bool:
@@ -289,12 +295,12 @@ def is_generator(kind: type) -> bool:
     return f"class {kind.__module__}:{kind.__qualname__}" in _GENERATORS
 
 
-def _is_shared(text: str) -> bool:
-    return text.startswith((*_SHARED, *_GENERATORS))
+def _can_be_learned(text: str) -> bool:
+    return text.startswith((*_NUMBERS, *_GENERATORS))
 
 
 def _changed(before: Details, now: Details) -> list[str]:
-    """Return the innermost paths that differ; for added or removed items, their container."""
+    """Return the innermost paths that differ; for added and removed items, their container."""
     found: set[str] = set()
     for path in before.keys() | now.keys():
         if before.get(path) != now.get(path):
@@ -316,72 +322,75 @@ def _is_inside(path: str, outer: str) -> bool:
     return path != outer and path.startswith(outer) and path[len(outer)] in ".["
 
 
-def _others(at: At, changed: Iterable[str], details: Details, names: frozenset[str]) -> list[str]:
-    """Return the changed paths that the code of a computation does not change by name."""
+def _not_own(
+    at: ValuePlace, changed: Iterable[str], details: Details, names: frozenset[str]
+) -> list[str]:
+    """Return the changed paths that the code of a computation does not change itself, by name."""
     return [
         path
         for path in changed
-        if _name(at, path) not in names and not details.get(path, "").startswith(_GENERATORS)
+        if _changed_name(at, path) not in names
+        and not details.get(path, "").startswith(_GENERATORS)
     ]
 
 
-def _name(at: At, path: str) -> str:
+def _changed_name(at: ValuePlace, path: str) -> str:
     bare = re.sub(_SUBSCRIPT, "", path)
     return bare.rpartition(".")[2] or at.variable
 
 
-def _shown(at: At, path: str) -> str:
-    """Return a part of a value as the code writes it: `api.requests`, `C.calls`, `self.log`."""
+def _display_name(at: ValuePlace, path: str) -> str:
+    """Name a part of a value as in the source: `api.requests`, `C.calls`, `self.log`."""
     kind, colon, rest = at.label.partition(":")
     name, path = rest.rpartition(":")[2] if colon else kind, _container(path)
     return (at.variable if kind in ("closure", "default") else name) + path
 
 
-def applying(
+def applicable(
     learned: Mapping[str, str], names: frozenset[str], *, strict: bool = False
 ) -> dict[str, str]:
-    """Return the learned facts that apply to code that changes some names.
+    """Return the findings that apply to code which changes some names.
 
     Args:
-        strict: include objects in attributes of `self`, whose methods may be missing in the names.
+        strict: the names include those that methods of objects in attributes of `self` change.
     """
     return {
         key: text
         for key, text in learned.items()
         if text.startswith(_GENERATORS)
-        or (_inside_self(key) and not strict)
-        or _name(*_placed(key)) in names
+        or (_is_inside_attribute(key) and not strict)
+        or _changed_name(*_split_key(key)) in names
     }
 
 
-def learned_of(at: At, learned: Mapping[str, str]) -> dict[str, str]:
-    """Return the learned facts of one value, by path."""
+def learned_for(at: ValuePlace, learned: Mapping[str, str]) -> dict[str, str]:
+    """Return the findings about one value, by path."""
     start = f"{at.label}|"
     return {k.removeprefix(start): t for k, t in learned.items() if k.startswith(start)}
 
 
-def shown(learned: Iterable[str]) -> list[str]:
-    """Return what learned facts are about, as code writes it: `api.requests`."""
-    return sorted({_shown(*_placed(key)) for key in learned})
+def display_names(learned: Iterable[str]) -> list[str]:
+    """Name the state that findings are about as in the source: `api.requests`."""
+    return sorted({_display_name(*_split_key(key)) for key in learned})
 
 
 def label_of(key: str) -> str:
-    """Return the label of the value that a learned fact is about."""
+    """Return the label of the value that a finding is about."""
     return key.partition("|")[0]
 
 
-def _inside_self(key: str) -> bool:
+def _is_inside_attribute(key: str) -> bool:
     label, _, path = key.partition("|")
     return label.startswith("self.") and path != ""
 
 
-def _placed(key: str) -> tuple[At, str]:
+def _split_key(key: str) -> tuple[ValuePlace, str]:
     label, _, path = key.partition("|")
-    return At(None, "", label), path
+    return ValuePlace(None, "", label), path
 
 
-Candidate = tuple[At, Callable[[], Any], Callable[[Any], AnyFingerprint]]
-"""The place of a value that a computation may change, with its reader and its encoder."""
+Candidate = tuple[ValuePlace, Callable[[], Any], Callable[[Any], AnyFingerprint]]
+"""The place of a value that a computation may change, with functions to read and fingerprint it."""
 
 
 def may_change(fingerprint: ValueFingerprint, names: frozenset[str]) -> bool:
@@ -389,14 +398,18 @@ def may_change(fingerprint: ValueFingerprint, names: frozenset[str]) -> bool:
     return bool(names) or any(kind in fingerprint.text for kind in _GENERATORS)
 
 
-def begin(found: Iterable[Candidate], names: frozenset[str]) -> list[BeforeComputation]:
+def record_before(
+    candidates: Iterable[Candidate], names: frozenset[str]
+) -> list[BeforeComputation]:
     """Record values before a computation that may change them."""
-    return [REGISTRY.begin(at, read, say, names) for at, read, say in found]
+    return [
+        REGISTRY.record(at, read, fingerprint_of, names) for at, read, fingerprint_of in candidates
+    ]
 
 
-def end(begun: Iterable[BeforeComputation], names: frozenset[str]) -> Changes:
-    """Return the changes that a computation has made in all of them."""
-    every = [REGISTRY.end(one, names) for one in begun]
+def changes_since(before: Iterable[BeforeComputation], names: frozenset[str]) -> Changes:
+    """Return the changes in these values since the computation began."""
+    every = [REGISTRY.changes_since(one, names) for one in before]
     learned = {key: text for one in every for key, text in one.learned.items()}
     return Changes(
         tuple(sorted({path for one in every for path in one.own})),

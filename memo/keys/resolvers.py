@@ -1,7 +1,7 @@
-"""Resolvers: the `key_resolver` option, checked and parsed once, at decoration.
+"""Resolvers: the forms of the option `key_resolver`, checked and parsed at decoration.
 
-For each call a resolver returns an encoding, which becomes the key, and a text, which becomes the
-address.  `"{id}"` of 1 and of "1" has one text and two encodings: one address, two keys.
+For each call a resolver returns an encoding, which goes into the key, and a text, which becomes the
+address.  With `"{id}"`, 1 and "1" have one text but different encodings: one address, two keys.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Bound = Mapping[str, Any]
 
 
 class Resolved(NamedTuple):
-    """The result of a resolver for one call."""
+    """The encoding and the text that a resolver returns for a call."""
 
     encoding: bytes
     text: str
@@ -34,10 +34,10 @@ class Resolver(Protocol):
     """A checked `key_resolver`.
 
     Attributes:
-        needs: the arguments without which it cannot resolve; None: all of them.
-        names: the arguments that select entries, besides the resolved value.
-        plain: only plain values of `names` select entries, as the resolver may exist to avoid the
-            others.
+        needs: the arguments that it cannot do without; None: all of them.
+        names: the arguments that select entries, besides the resolved value; None: all of them.
+        plain: only plain values of `names` select entries, since the resolver may exist because
+            others have no key.
         head: the prefix with which its texts begin, or `""`.
     """
 
@@ -59,24 +59,24 @@ class Resolver(Protocol):
         ...
 
 
-def resolver(given: Any, names: Collection[str], extra: str, own: str) -> Resolver:
-    """Compile a `key_resolver` for a function.
+def make_resolver(given: Any, names: Collection[str], var_keyword: str, self_name: str) -> Resolver:
+    """Make the resolver for the `key_resolver` of a function.
 
     Args:
         given: a callable, a template, or a list of argument names.
-        names: the names of the function's arguments, without `own`.
-        open_: the function takes `**kwargs`, so any other name is valid too.
-        own: the name of its `self` or `cls`, or `""`.
+        names: the names of the function's arguments, without `self` or `cls`.
+        var_keyword: the name of its `**kwargs`, or `""`; with it any other name is valid too.
+        self_name: the name of its `self` or `cls`, or `""`.
 
     Raises:
         OptionError: it names something that is not an argument, is empty, or is malformed.
     """
     if isinstance(given, str):
-        return Template(given, names, extra, own)
+        return Template(given, names, var_keyword, self_name)
     if callable(given):
-        return Function(given, names, extra, own)
+        return CallableResolver(given, names, var_keyword, self_name)
     if isinstance(given, Sequence) and all(isinstance(name, str) for name in given):
-        return Names(given, names, extra)
+        return NamesResolver(given, names, var_keyword)
     raise _wrong(given, "must be a function, a template or a list of argument names.")
 
 
@@ -84,18 +84,18 @@ def _wrong(given: Any, fix: str) -> OptionError:
     return OptionError("key_resolver", given, fix)
 
 
-def _check(given: Any, name: str, names: Collection[str], extra: str) -> None:
-    options.refuse_whole_keywords("key_resolver", given, name, extra)
-    if name not in names and not extra:
+def _check_argument(given: Any, name: str, names: Collection[str], var_keyword: str) -> None:
+    options.refuse_whole_keywords("key_resolver", given, name, var_keyword)
+    if name not in names and not var_keyword:
         listed = ", ".join(names) or "none"
         raise _wrong(given, f"{name!r} is not an argument of the function, which has: {listed}.")
 
 
-def looked_up(bound: Bound, name: str) -> Any:
+def argument_of(bound: Bound, name: str) -> Any:
     """Return an argument by its name.
 
     Raises:
-        KeyingError: this call does not have that argument of `**kwargs`.
+        KeyingError: it belongs to `**kwargs`, and this call does not have it.
     """
     try:
         return bound[name]
@@ -106,33 +106,33 @@ def looked_up(bound: Bound, name: str) -> Any:
 # --- a list of names -----------------------------------------------------------------------------
 
 
-class Names:
-    """A list of argument names: the key consists of their values."""
+class NamesResolver:
+    """A list of argument names: their values make the key."""
 
     plain = False
     head = ""
 
-    def __init__(self, given: Sequence[str], names: Collection[str], extra: str) -> None:
+    def __init__(self, given: Sequence[str], names: Collection[str], var_keyword: str) -> None:
         if not given:
             raise _wrong(given, "is empty; name the arguments that matter.")
         for name in given:
-            _check(given, name, names, extra)
+            _check_argument(given, name, names, var_keyword)
         if len(set(given)) < len(given):
             raise _wrong(given, "names an argument twice.")
         self.needs = self.names = tuple(given)
 
     def resolve(self, bound: Bound) -> Resolved:
-        values = [(name, looked_up(bound, name)) for name in self.names]
+        values = [(name, argument_of(bound, name)) for name in self.names]
         encodings = [canonical.encoding(value, name) for name, value in values]
-        spoken = [words(value, e) for (_, value), e in zip(values, encodings, strict=True)]
-        return Resolved(b"".join(encodings), ":".join(spoken))
+        texts = [address_text(value, e) for (_, value), e in zip(values, encodings, strict=True)]
+        return Resolved(b"".join(encodings), ":".join(texts))
 
 
 # --- a template ----------------------------------------------------------------------------------
 
 
 class Field(NamedTuple):
-    """A placeholder: the argument, the attributes and items taken from it, and its format."""
+    """A placeholder: the argument, the attributes and items to take from it, and the format."""
 
     name: str
     steps: tuple[tuple[bool, str | int], ...]
@@ -146,54 +146,57 @@ _STEP: Final = r"\.(\w+)|\[([^\]\[]+)\]"
 
 
 class Template:
-    """A template such as `"order:{order.id}"`.
-
-    The key consists of the values of its placeholders.
-    """
+    """A template such as `"order:{order.id}"`: the values of its placeholders make the key."""
 
     plain = False
 
-    def __init__(self, given: str, names: Collection[str], extra: str, own: str) -> None:
-        self._parts = _parsed(given)
+    def __init__(
+        self, given: str, names: Collection[str], var_keyword: str, self_name: str
+    ) -> None:
+        self._parts = _parse(given)
         fields = [part for part in self._parts if isinstance(part, Field)]
         if not fields:
             raise _wrong(given, 'has no placeholder such as "{order_id}".')
         for field in fields:
-            if field.name != own:
-                _check(given, field.name, names, extra)
+            if field.name != self_name:
+                _check_argument(given, field.name, names, var_keyword)
         self.needs = tuple(dict.fromkeys(field.name for field in fields))
-        self.names = tuple(dict.fromkeys(f.name for f in fields if not f.steps and f.name != own))
+        self.names = tuple(
+            dict.fromkeys(f.name for f in fields if not f.steps and f.name != self_name)
+        )
         first = self._parts[0]
         self.head = first.rpartition(":")[0].rstrip(":") if isinstance(first, str) else ""
 
     def resolve(self, bound: Bound) -> Resolved:
-        encodings, spoken = [], []
+        encodings, texts = [], []
         for part in self._parts:
             if isinstance(part, str):
-                spoken.append(part)
+                texts.append(part)
                 continue
-            value = _followed(part, looked_up(bound, part.name))
+            value = _field_value(part, argument_of(bound, part.name))
             encodings.append(canonical.encoding(value, part.path))
-            spoken.append(words(value, encodings[-1]))
-        return Resolved(b"".join(encodings), "".join(spoken))
+            texts.append(address_text(value, encodings[-1]))
+        return Resolved(b"".join(encodings), "".join(texts))
 
 
-def tag(given: str, names: Collection[str], extra: str, own: str) -> str | Template:
-    """Return a fixed tag as it is, or a template parsed.
+def parse_tag(
+    given: str, names: Collection[str], var_keyword: str, self_name: str
+) -> str | Template:
+    """Parse a tag; return the text of a fixed one, else its template.
 
     Raises:
         OptionError: it names something that is not an argument, or is malformed.
     """
     try:
-        parts = _parsed(given)
+        parts = _parse(given)
         if not any(isinstance(part, Field) for part in parts):
             return "".join(part for part in parts if isinstance(part, str))
-        return Template(given, names, extra, own)
+        return Template(given, names, var_keyword, self_name)
     except OptionError as error:
         raise OptionError("tags", given, error.fix) from None
 
 
-def _parsed(given: str) -> list[str | Field]:
+def _parse(given: str) -> list[str | Field]:
     from string import Formatter
 
     parts: list[str | Field] = []
@@ -224,8 +227,8 @@ def _field(given: str, name: str, spec: str, conversion: str) -> Field:
 _CONVERSIONS: Final[dict[str, Callable[[Any], str]]] = {"s": str, "r": repr, "a": ascii}
 
 
-def _followed(field: Field, value: Any) -> Any:
-    """Return the value of a placeholder, or its text if the template has a format for it."""
+def _field_value(field: Field, value: Any) -> Any:
+    """Return the value of a placeholder; its text, if the template gives it a format."""
     try:
         for by_attribute, key in field.steps:
             value = getattr(value, str(key)) if by_attribute else value[key]
@@ -240,39 +243,46 @@ def _followed(field: Field, value: Any) -> Any:
 # --- a function ----------------------------------------------------------------------------------
 
 
-class Function:
-    """A function that takes the bound arguments by name: the key is its result."""
+class CallableResolver:
+    """A function that takes the bound arguments by name: its result makes the key."""
 
     plain = True
     head = ""
 
     def __init__(
-        self, given: Callable[..., Any], names: Collection[str], extra: str, own: str
+        self, given: Callable[..., Any], names: Collection[str], var_keyword: str, self_name: str
     ) -> None:
         self._function = given
-        self._wanted = declared("key_resolver", given, names, extra, own)
+        self._wanted = declared_arguments("key_resolver", given, names, var_keyword, self_name)
         self.needs = None if self._wanted is None else self._wanted
-        self.names = None if self._wanted is None else tuple(n for n in self._wanted if n != own)
-        self._own = own
+        self.names = (
+            None if self._wanted is None else tuple(n for n in self._wanted if n != self_name)
+        )
+        self._self_name = self_name
 
     def resolve(self, bound: Bound) -> Resolved:
-        value = call_resolver(self._function, "key_resolver", self._wanted, self._own, bound)
+        value = call_resolver(self._function, "key_resolver", self._wanted, self._self_name, bound)
         if value is None:
             raise KeyingError("key_resolver returned None; let it return a text.")
         encoding = canonical.encoding(value, "key_resolver()")
-        return Resolved(encoding, words(value, encoding))
+        return Resolved(encoding, address_text(value, encoding))
 
 
-def declared(
-    option: str, function: Callable[..., Any], names: Collection[str], extra: str, own: str
+def declared_arguments(
+    option: str,
+    function: Callable[..., Any],
+    names: Collection[str],
+    var_keyword: str,
+    self_name: str,
 ) -> tuple[str, ...] | None:
-    """Return the arguments that a user's function takes by name; None: all, by `**kwargs`.
+    """Return the arguments that a user's function takes by name; None if it takes `**kwargs`.
 
     Raises:
         OptionError: it takes something that is not an argument, or its signature cannot be read.
     """
     if options.is_async(function):
-        raise OptionError(option, function, "must not be async: the key is made before waiting.")
+        fix = "must not be async, since keys are made without waiting."
+        raise OptionError(option, function, fix)
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
@@ -282,23 +292,23 @@ def declared(
         raise OptionError(option, function, "gets the arguments by name; declare them by name.")
     wanted = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
     for parameter in wanted:
-        known = parameter.name in names or parameter.name == own or bool(extra)
+        known = parameter.name in names or parameter.name == self_name or bool(var_keyword)
         if parameter.default is parameter.empty:
-            options.refuse_whole_keywords(option, function, parameter.name, extra)
+            options.refuse_whole_keywords(option, function, parameter.name, var_keyword)
         if not known and parameter.default is parameter.empty:
             listed = ", ".join(names) or "none"
             fix = f"takes {parameter.name!r}, which is not an argument; there are: {listed}."
             raise OptionError(option, function, fix)
     if len(wanted) < len(parameters):
         return None
-    return tuple(p.name for p in wanted if p.name in names or p.name == own or extra)
+    return tuple(p.name for p in wanted if p.name in names or p.name == self_name or var_keyword)
 
 
 def call_resolver(
     function: Callable[..., Any],
     option: str,
     wanted: tuple[str, ...] | None,
-    own: str,
+    self_name: str,
     bound: Bound,
 ) -> Any:
     """Call a user's function with the bound arguments.
@@ -307,7 +317,7 @@ def call_resolver(
         KeyingError: it raised; the user's exception is the cause.
     """
     if wanted is None:
-        chosen = {name: value for name, value in bound.items() if name != own}
+        chosen = {name: value for name, value in bound.items() if name != self_name}
     else:
         chosen = {name: bound[name] for name in wanted if name in bound}
     try:
@@ -318,21 +328,21 @@ def call_resolver(
 
 # --- address texts ---------------------------------------------------------------------------
 
-_SPOKEN: Final = (str, int, float, complex, enum.Enum)
-_BASES: Final = frozenset(
+_READABLE_TYPES: Final = (str, int, float, complex, enum.Enum)
+_READABLE_BASES: Final = frozenset(
     {
         *("datetime.date", "datetime.time", "datetime.timedelta"),
         *("pathlib.PurePath", "pathlib._local.PurePath"),
     }
 )
-_OTHERS: Final = frozenset({"uuid.UUID", "decimal.Decimal", "fractions.Fraction"})
+_READABLE_CLASSES: Final = frozenset({"uuid.UUID", "decimal.Decimal", "fractions.Fraction"})
 
 
-def words(value: Any, encoding: bytes) -> str:
+def address_text(value: Any, encoding: bytes) -> str:
     """Return the text of a value in an address.
 
-    Text, numbers, None, enum members, dates, paths, UUID: as in an f-string.  Any other value: 16
-    hexadecimal digits of its digest.
+    Texts, numbers, None, enum members, dates, paths and UUIDs are formatted as in an f-string; any
+    other value is represented by 16 hexadecimal digits of its digest.
     """
     if type(value) is str:
         return value
@@ -347,21 +357,21 @@ def words(value: Any, encoding: bytes) -> str:
 def has_readable_text(value: Any) -> bool:
     """True if a value has a short readable text."""
     kind: Any = type(value)
-    return issubclass(kind, _SPOKEN) or _speaks(kind)
+    return issubclass(kind, _READABLE_TYPES) or _is_readable_type(kind)
 
 
 @functools.lru_cache(maxsize=256)
-def _speaks(kind: type) -> bool:
+def _is_readable_type(kind: type) -> bool:
     numpy = sys.modules.get("numpy")
     if numpy is not None and issubclass(kind, numpy.generic):
         return not issubclass(kind, numpy.void)
-    if not _BASES.isdisjoint(map(canonical.type_name, kind.__mro__)):
+    if not _READABLE_BASES.isdisjoint(map(canonical.type_name, kind.__mro__)):
         return True
-    return canonical.type_name(kind) in _OTHERS
+    return canonical.type_name(kind) in _READABLE_CLASSES
 
 
-def with_argument(error: Unkeyable, function: str, name: str) -> KeyingError:
-    """Turn an `Unkeyable` into the caller's error: function, argument, path, type and fix."""
+def as_keying_error(error: Unkeyable, function: str, name: str) -> KeyingError:
+    """Make the caller's error from an `Unkeyable`: it names function, argument, path and fix."""
     fix = error.fix.replace("ignore=[...]", f'ignore=["{name}"]')
     at = error.path or name
     return KeyingError(

@@ -1,4 +1,4 @@
-"""Summaries: short texts of arguments for display, without secrets."""
+"""Summaries: short texts that describe arguments for display, without secrets."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ LONGEST_ARGUMENT: Final = 80
 LONGEST_SUMMARY: Final = 2000
 """Most bytes of a summary."""
 MOST_ITEMS: Final = 16
-"""Most values of a container that is written out."""
+"""Most values in a container that is written out."""
 MOST_BITS: Final = 200
-"""Most bits of a number that is written out."""
+"""Most bits in a number that is written out."""
 SPECIAL_PREFIX: Final = "@"
-"""Prefix of the names in a summary that are not arguments, such as `"@self"`."""
+"""Prefix of names in a summary that are not arguments, such as `"@self"`."""
 RESOLVED: Final = "@key"
-"""The name under which a summary has the value of a `key_resolver`."""
+"""Name in a summary for the value of a `key_resolver`."""
 RESULT_SHAPE: Final = "@result"
-"""The name under which the summary of an entry describes its value: a type and a shape."""
+"""Name in the summary of an entry for the type and shape of its value."""
 BUILT_ON: Final = "@built"
-"""The name under which a summary has the result that limits the entry's lifetime."""
+"""Name in the summary of an entry for the result that limits its lifetime."""
 MASK: Final = "***"
 """Shown in place of an argument whose name says that it is secret."""
 MORE: Final = "more"
 """Shown in place of the arguments that do not fit into a summary."""
 
 _json: Final = json.JSONEncoder(ensure_ascii=False).encode
-_SECRECY: Final = r"(?i)pass(word|wd|phrase)?$|secret|token|api_?key|credential|auth"
+_NAMES_TO_MASK: Final = r"(?i)pass(word|wd|phrase)?$|secret|token|api_?key|credential|auth"
 
 
-def masked(address: str, prefix: str, summary: Mapping[str, Any], *, resolved: bool) -> str:
-    """Return an address for display: masked arguments of the summary are masked here too.
+def mask_address(address: str, prefix: str, summary: Mapping[str, Any], *, resolved: bool) -> str:
+    """Return an address for display: mask the arguments that are masked in the summary.
 
     Args:
         prefix: the prefix of the address.
         summary: the summary of the arguments.
-        resolved: it was made by a `key_resolver`, so the positions of arguments in it are unknown.
+        resolved: a `key_resolver` has made it, so the positions of arguments in it are unknown.
     """
     texts = [parts[0] for name, parts in summary.items() if not name.startswith(SPECIAL_PREFIX)]
     if MASK not in texts and MORE not in texts:
@@ -56,20 +56,20 @@ def masked(address: str, prefix: str, summary: Mapping[str, Any], *, resolved: b
 
 def is_secret(name: str) -> bool:
     """True if the name of an argument says that it is secret."""
-    return re.search(_SECRECY, name) is not None
+    return re.search(_NAMES_TO_MASK, name) is not None
 
 
-def described_value(name: str, value: Any) -> str:
-    """Return a short text of an argument for display: big values by shape, secrets masked."""
+def describe_value(name: str, value: Any) -> str:
+    """Describe an argument in a short text: big values by their shape, secrets masked."""
     if is_secret(name):
         return MASK
     try:
-        return _described(value)
+        return _describe(value)
     except Exception:  # the value's own methods may raise anything
         return type(value).__name__
 
 
-def _described(value: Any) -> str:
+def _describe(value: Any) -> str:
     kind = type(value).__name__
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple) and all(isinstance(size, int) for size in shape) and shape:
@@ -88,17 +88,17 @@ def _described(value: Any) -> str:
             else str(value)[:LONGEST_ARGUMENT]
         )
     if isinstance(value, (list, tuple, set, frozenset, dict)):
-        return _described_container(value)
+        return _describe_container(value)
     return kind
 
 
-def _described_container(value: Any) -> str:
-    text = _brief(value, [MOST_ITEMS])
+def _describe_container(value: Any) -> str:
+    text = _short_repr(value, [MOST_ITEMS])
     return text if text is not None else f"{type(value).__name__} of {len(value)}"
 
 
-def _brief(value: Any, left: list[int]) -> str | None:
-    """Write a value as Python does, if it is short, plain and contains no secret; else None."""
+def _short_repr(value: Any, left: list[int]) -> str | None:
+    """Return the `repr` of a value that is short, plain and without secrets; else None."""
     left[0] -= 1
     kind = type(value)
     if left[0] < 0 or kind not in (*atoms.PLAIN, list, tuple, dict, set, frozenset):
@@ -115,14 +115,14 @@ def _brief(value: Any, left: list[int]) -> str | None:
         parts = [part for pair in value.items() for part in pair]
     else:
         parts = [] if kind in atoms.PLAIN else list(value)
-    if any(_brief(part, left) is None for part in parts):
+    if any(_short_repr(part, left) is None for part in parts):
         return None
     text = repr(value)
     return text if len(text) <= LONGEST_ARGUMENT else None
 
 
-def summary(arguments: Iterable[tuple[str, str, str]]) -> str:
-    """Return JSON of argument name -> [short text, digest], in at most `LONGEST_SUMMARY` bytes.
+def make_summary(arguments: Iterable[tuple[str, str, str]]) -> str:
+    """Return JSON of argument name -> [short text, digest], at most `LONGEST_SUMMARY` bytes long.
 
     Args:
         arguments: name, short text and digest of each.
@@ -142,7 +142,7 @@ def with_result(text: str, value: Any, *, raised: bool = False) -> str:
         raised: the value is an exception that was raised.
     """
     try:
-        shape = described_shape(value)
+        shape = describe_shape(value)
     except Exception:  # the value's own methods may raise anything
         shape = type(value).__name__
     shape = f"raised {shape}" if raised else shape
@@ -150,7 +150,7 @@ def with_result(text: str, value: Any, *, raised: bool = False) -> str:
     return whole if len(whole.encode()) <= LONGEST_SUMMARY else text
 
 
-def with_built(text: str, path: str, until: int) -> str:
+def with_built_on(text: str, path: str, until: int) -> str:
     """Add to a summary the results that limit an entry's lifetime, if they fit.
 
     Args:
@@ -162,13 +162,13 @@ def with_built(text: str, path: str, until: int) -> str:
 
 
 def built_on(text: str) -> tuple[str, int] | None:
-    """Return the results that `with_built` added to a summary."""
+    """Return the results that `with_built_on` has added to a summary, and when they expire."""
     found = json.loads(text).get(BUILT_ON)
     return None if found is None else (str(found[0]), int(found[1]))
 
 
-def described_shape(value: Any) -> str:
-    """Describe a value by type and size, without any of its content: `DataFrame 1000x5`."""
+def describe_shape(value: Any) -> str:
+    """Describe a value by its type and size, without its content: `DataFrame 1000x5`."""
     kind = type(value).__name__
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple) and all(isinstance(size, int) for size in shape):

@@ -98,8 +98,8 @@ class Each:
         self.name = name
         self._keyer = keyer
         plan = keyer.plan
-        if name not in (*plan.positional, *plan.keyword):
-            known = ", ".join((*plan.positional, *plan.keyword)) or "none"
+        if name not in (*plan.positional, *plan.keyword_only):
+            known = ", ".join((*plan.positional, *plan.keyword_only)) or "none"
             raise OptionError(
                 "each", name, f"is not a parameter of its own; the parameters are: {known}."
             )

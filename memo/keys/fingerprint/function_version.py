@@ -295,7 +295,7 @@ class Identity:
         found = [
             (w.at, w.read, fingerprint_of) for w in seen.watched if may_change(w.fingerprint, names)
         ]
-        return seen.digest, own_changes.begin(found, names), names
+        return seen.digest, own_changes.record_before(found, names), names
 
     def note_own_changes(self, changed: Iterable[str]) -> list[str]:
         """Record the state that a computation has changed itself; return the names that are new."""
@@ -323,7 +323,7 @@ class Identity:
     def adopted_changes(self, owner: type | None) -> list[str]:
         """Return the adopted findings that apply, as names such as `api.requests`."""
         seen = self._current(owner) if self._pinned is None else self._pinned_versions.get(owner)  # type: ignore[arg-type]
-        return [] if seen is None else own_changes.shown(seen.learned)
+        return [] if seen is None else own_changes.display_names(seen.learned)
 
     def changes_often(self, others: tuple[str, ...]) -> bool:
         """Count a change of this state by other code; True at the one that calls for a warning."""

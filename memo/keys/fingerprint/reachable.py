@@ -67,7 +67,7 @@ from memo.keys.fingerprint.unchanged import (
     location_in_class,
     location_of,
 )
-from memo.keys.own_changes import At, CurrentValue
+from memo.keys.own_changes import CurrentValue, ValuePlace
 from memo.runtime.named_tuple import NamedTuple
 
 _BUILTINS = vars(builtins)
@@ -123,7 +123,7 @@ def survey(
         only_filled = found.only_filled()
         if noted is None and found.version().may_change():
             noted = learned()
-        applying = own_changes.applying(noted or {}, frozenset(found.changed))
+        applying = own_changes.applicable(noted or {}, frozenset(found.changed))
         if only_filled <= filled and applying == known:
             return found.version()
         filled, known = filled | only_filled, applying
@@ -133,7 +133,7 @@ class _ValueAt(NamedTuple):
     """A value with its location, its fingerprint, and the fingerprint that counts as an input."""
 
     where: Location
-    at: At
+    at: ValuePlace
     value: Any
     fingerprint: ValueFingerprint
     base: ValueFingerprint
@@ -352,7 +352,7 @@ class GraphBuilder:
         """Return the fingerprint that counts for the value at a location; it is made only once."""
         known = self.values_at.get(where.place)
         if known is None or known.value is not value:
-            fingerprint, at = fingerprint_of(value), At(where.of, where.name, label)
+            fingerprint, at = fingerprint_of(value), ValuePlace(where.of, where.name, label)
             known = _ValueAt(where, at, value, fingerprint, self._base(at, value, fingerprint))
             self.values_at[where.place] = known
         if known.fingerprint.mutable:
@@ -361,10 +361,10 @@ class GraphBuilder:
             self._watch_identity(where, value)
         return known.base
 
-    def _base(self, at: At, value: Any, fingerprint: ValueFingerprint) -> ValueFingerprint:
+    def _base(self, at: ValuePlace, value: Any, fingerprint: ValueFingerprint) -> ValueFingerprint:
         if issubclass(type(value), (types.FunctionType, type)):
             return fingerprint
-        learned = own_changes.learned_of(at, self.learned)
+        learned = own_changes.learned_for(at, self.learned)
         current = CurrentValue(at, value, fingerprint, fingerprint_with)
         found = own_changes.REGISTRY.base(current, (lambda: learned) if learned else dict)
         assert isinstance(found, ValueFingerprint)
@@ -475,7 +475,7 @@ class GraphBuilder:
         values = function.__defaults__ or ()
         for name, value in zip(names[len(names) - len(values) :], values, strict=False):
             label, where = f"default:{node.name}.{name}", location_of({name: value}, name)
-            fingerprint, at = fingerprint_of(value), At(function, name, label)
+            fingerprint, at = fingerprint_of(value), ValuePlace(function, name, label)
             base = self._base(at, value, fingerprint)
             self.add_fingerprint(node, label, base)
             if fingerprint.mutable:

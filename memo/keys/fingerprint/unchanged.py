@@ -36,7 +36,7 @@ from memo.keys.fingerprint.held_values import (
     fingerprint_with,
     snapshot,
 )
-from memo.keys.own_changes import At, CurrentValue
+from memo.keys.own_changes import CurrentValue, ValuePlace
 from memo.runtime.named_tuple import NamedTuple
 
 Get = Callable[[Any, Any], Any]
@@ -113,7 +113,7 @@ class WatchedValue:
     def __init__(
         self,
         where: Location,
-        at: At,
+        at: ValuePlace,
         value: Any,
         fingerprint: ValueFingerprint,
         base: ValueFingerprint,

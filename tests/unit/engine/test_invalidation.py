@@ -194,7 +194,7 @@ def test_the_reason_is_kept() -> None:
     assert outcome.reason == "dataset 2026-11 loaded"
     assert [e.reason for e in heard if e.kind == "invalidated"] == ["dataset 2026-11 loaded"]
     chain = assembly.default_chain()
-    arguments = inside(load).keyer.partial(("EU", 2024), {})[0]
+    arguments = inside(load).keyer.argument_digests(("EU", 2024), {})[0]
     ref = Ref(f"f:{load.function_id}", arguments)
     notes = blocking(lambda port: chain.host.generations.notes(port, ref))
     assert any("dataset 2026-11 loaded" in note for _, note in notes)

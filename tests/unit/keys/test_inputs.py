@@ -158,7 +158,9 @@ def test_the_suite_notices_a_key_without_state(
     make: Maker, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the state in the key, b gets a's answer: the tests above would notice."""
-    monkeypatch.setattr(instances, "attributes", lambda own, state, light=False: instances.EMPTY)
+    monkeypatch.setattr(
+        instances, "attributes_of", lambda own, state, light=False: instances.NO_ATTRIBUTES
+    )
     run(getattr(make("a"), way)(2))
     assert run(getattr(make("b"), way)(2)) == "a 2"
 
@@ -873,7 +875,9 @@ def test_each_input_of_a_random_function_counts(changed: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_the_property_notices_what_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutant: without the state of `self` in the key, random functions get old values."""
-    monkeypatch.setattr(instances, "attributes", lambda own, state, light=False: instances.EMPTY)
+    monkeypatch.setattr(
+        instances, "attributes_of", lambda own, state, light=False: instances.NO_ATTRIBUTES
+    )
     with pytest.raises(AssertionError):
         Trial(("attribute",), dict.fromkeys(INPUTS, 1), "attribute", "def").play()
 

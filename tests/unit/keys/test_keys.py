@@ -22,7 +22,14 @@ from hypothesis import strategies as st
 
 from memo.errors import KeyingError, OptionError
 from memo.keys import call_keys
-from memo.keys.call_keys import Call, Keyer, address, address_digest, normal_prefix, prefixes
+from memo.keys.call_keys import (
+    Call,
+    Keyer,
+    address,
+    address_digest,
+    normal_prefix,
+    possible_prefixes,
+)
 from memo.keys.fingerprint.function_version import Identity
 from memo.records.stamp_types import Ref
 
@@ -354,7 +361,7 @@ def test_addresses_by_hand() -> None:
     """Prefixes and addresses can be made and taken apart without a call."""
     assert normal_prefix("a:b::") == "a:b"
     assert address("a:b", "1", "2") == "a:b:1:2"
-    assert prefixes("a:b:1") == ["a", "a:b", "a:b:1"]
+    assert possible_prefixes("a:b:1") == ["a", "a:b", "a:b:1"]
     with pytest.raises(OptionError, match="key_prefix"):
         normal_prefix(":")
     made = call(keyer(pair, key_prefix="a:b"), 1, 2)
@@ -408,8 +415,8 @@ def test_an_extra_may_be_called_like_a_parameter() -> None:
     keyer_ = keyer(f)
     made = call(keyer_, 1, a=2)
     assert len(dict(made.arguments)) == 2
-    assert set(keyer_.partial((), {"a": 2})[0]) < set(made.arguments)
-    assert set(keyer_.partial((1,), {})[0]) < set(made.arguments)
+    assert set(keyer_.argument_digests((), {"a": 2})[0]) < set(made.arguments)
+    assert set(keyer_.argument_digests((1,), {})[0]) < set(made.arguments)
 
 
 def test_what_a_call_depends_on_does_not_change_under_way() -> None:
@@ -607,7 +614,7 @@ def test_addresses_without_a_prefix() -> None:
     assert function.addresses == (("order", "order:cart:42"), ("cart", "cart:42"))
     for made, text in ((template, "order:42"), (shop, "shop:cart:42"), (function, "cart:42")):
         pair = (("@", address_digest(text)),)
-        assert any(Ref(f"p:{one}", pair) in made.refs for one in prefixes(text))
+        assert any(Ref(f"p:{one}", pair) in made.refs for one in possible_prefixes(text))
 
 
 # --- selecting for invalidation ------------------------------------------------------------------
@@ -617,11 +624,14 @@ def test_partial() -> None:
     """The given arguments by their digests; all of them, and it is known to be the whole."""
     keyer_ = keyer(ordinary)
     made = call(keyer_, 1, 2, c=3)
-    assert keyer_.partial((1, 2), {"c": 3}) == (made.arguments, True)
-    assert keyer_.partial((), {"b": 2}) == (made.arguments[1:2], False)
-    assert keyer_.partial((1,), {"c": 3}) == ((made.arguments[0], made.arguments[2]), False)
-    assert keyer_.partial((), {}) == ((), False)
-    assert keyer_.partial((), {"b": 9})[0] not in made.arguments
+    assert keyer_.argument_digests((1, 2), {"c": 3}) == (made.arguments, True)
+    assert keyer_.argument_digests((), {"b": 2}) == (made.arguments[1:2], False)
+    assert keyer_.argument_digests((1,), {"c": 3}) == (
+        (made.arguments[0], made.arguments[2]),
+        False,
+    )
+    assert keyer_.argument_digests((), {}) == ((), False)
+    assert keyer_.argument_digests((), {"b": 9})[0] not in made.arguments
 
 
 def test_partial_of_rest_and_extra() -> None:
@@ -629,12 +639,12 @@ def test_partial_of_rest_and_extra() -> None:
     keyer_ = keyer(variable)
     made = call(keyer_, 1, 2, 3, region="EU", year=2024)
     for args, kwargs in (((1,), {}), ((1, 2, 3), {}), ((), {"region": "EU"}), ((), {"b": 2})):
-        pairs, whole = keyer_.partial(args, kwargs)
+        pairs, whole = keyer_.argument_digests(args, kwargs)
         assert pairs, (args, kwargs)
         assert set(pairs) <= set(made.arguments)
         assert not whole
-    assert not set(keyer_.partial((1, 2), {})[0]) <= set(made.arguments)
-    assert keyer_.partial((1, 2, 3), {"b": 2})[1] is False  # other calls may have more
+    assert not set(keyer_.argument_digests((1, 2), {})[0]) <= set(made.arguments)
+    assert keyer_.argument_digests((1, 2, 3), {"b": 2})[1] is False  # other calls may have more
 
 
 def test_partial_is_checked() -> None:
@@ -642,8 +652,8 @@ def test_partial_is_checked() -> None:
     keyer_ = keyer(ordinary, ignore=["b"])
     for args, kwargs in (((), {"z": 1}), ((1, 2, 3), {}), ((1,), {"a": 1}), ((), {"b": 1})):
         with pytest.raises(OptionError):
-            keyer_.partial(args, kwargs)
-    assert keyer_.partial((1, LOCK), {}) == keyer_.partial((1,), {})
+            keyer_.argument_digests(args, kwargs)
+    assert keyer_.argument_digests((1, LOCK), {}) == keyer_.partial((1,), {})
     with pytest.raises(OptionError, match="match"):
         keyer_.check_names("match", ["z"])
     with pytest.raises(OptionError, match="ignored"):
@@ -655,9 +665,9 @@ def test_partial_of_a_method_selects_by_object_where_one_is_given() -> None:
     """Without an object the entries of all objects are selected; with one, those of its state."""
     keyer_ = keyer(Service.get, method=True)
     made = call(keyer_, Service(), "42", "de")
-    assert keyer_.partial(("42",), {"lang": "de"}) == (made.arguments[1:], False)
-    assert keyer_.partial(("42",), {"lang": "de"}, Service()) == (made.arguments, True)
-    assert set(keyer_.partial((), {"lang": "de"})[0]) < set(made.arguments)
+    assert keyer_.argument_digests(("42",), {"lang": "de"}) == (made.arguments[1:], False)
+    assert keyer_.argument_digests(("42",), {"lang": "de"}, Service()) == (made.arguments, True)
+    assert set(keyer_.argument_digests((), {"lang": "de"})[0]) < set(made.arguments)
 
 
 def test_partial_with_a_resolver() -> None:
@@ -665,20 +675,20 @@ def test_partial_with_a_resolver() -> None:
     for resolver in ("{order_id}", ["order_id"], lambda order_id: order_id):
         keyer_ = keyer(order, key_resolver=resolver)
         made = call(keyer_, 42, LOCK)
-        pairs, _ = keyer_.partial((42,), {})
+        pairs, _ = keyer_.argument_digests((42,), {})
         assert pairs == (("@", dict(made.arguments)["@"]),)
-        assert keyer_.partial((42, LOCK), {})[0] == pairs
-        assert keyer_.partial((43,), {})[0] != pairs
+        assert keyer_.argument_digests((42, LOCK), {})[0] == pairs
+        assert keyer_.argument_digests((43,), {})[0] != pairs
         with pytest.raises(OptionError, match="selects no entries"):
-            keyer_.partial((), {"lang": "en"})
+            keyer_.argument_digests((), {"lang": "en"})
     two = keyer(order, key_resolver=["order_id", "lang"])
     made = call(two, 42)
-    assert set(two.partial((42,), {})[0]) < set(made.arguments)
-    assert set(two.partial((), {"lang": "en"})[0]) < set(made.arguments)
+    assert set(two.argument_digests((42,), {})[0]) < set(made.arguments)
+    assert set(two.argument_digests((), {"lang": "en"})[0]) < set(made.arguments)
     free = keyer(order, key_resolver=lambda **kw: f"{kw['order_id']}")
     made = call(free, 42, LOCK)
-    assert set(free.partial((42,), {})[0]) < set(made.arguments)
-    assert set(free.partial((), {"lang": "en"})[0]) < set(made.arguments)
+    assert set(free.argument_digests((42,), {})[0]) < set(made.arguments)
+    assert set(free.argument_digests((), {"lang": "en"})[0]) < set(made.arguments)
 
 
 def test_a_resolver_spares_the_rest() -> None:
@@ -794,14 +804,14 @@ def test_what_is_kept_of_calls_is_bounded() -> None:
 
     maker = keyer(f)
     for _ in range(3):
-        for number in range(3 * call_keys.MEMOIZED):
+        for number in range(3 * call_keys.MOST_MEMOIZED):
             key(maker, number)
-    assert 0 < len(maker.memoized) <= call_keys.MEMOIZED
-    for number in range(2 * call_keys.SEEN_ONCE):
+    assert 0 < len(maker.memoized) <= call_keys.MOST_MEMOIZED
+    for number in range(2 * call_keys.MOST_SEEN_ONCE):
         key(maker, -number)
-    assert len(maker.seen_once) <= call_keys.SEEN_ONCE
+    assert len(maker.seen_once) <= call_keys.MOST_SEEN_ONCE
     before = set(maker.memoized)
-    for value in ("x" * (call_keys.LONG + 1), b"x", 1.5, True, (1,)):
+    for value in ("x" * (call_keys.LONGEST_MEMOIZED + 1), b"x", 1.5, True, (1,)):
         for _ in range(3):
             key(maker, value)
     assert set(maker.memoized) == before

@@ -15,7 +15,7 @@ from inside import inside
 
 from memo import cache
 from memo.keys.fingerprint.function_version import Identity
-from memo.keys.offloading import HeavyError, heavy
+from memo.keys.offloading import HeavyError, is_heavy
 from memo.settings.configuration import configure
 from memo.testing import recording
 
@@ -77,15 +77,15 @@ HEAVY = [
 @pytest.mark.parametrize("number", range(len(LIGHT)))
 def test_small_arguments_are_light(number: int) -> None:
     """Arguments whose key is made in less time than a thread is woken stay where they are."""
-    assert not heavy(LIGHT[number], {})
-    assert not heavy((), {str(at): value for at, value in enumerate(LIGHT[number])})
+    assert not is_heavy(LIGHT[number], {})
+    assert not is_heavy((), {str(at): value for at, value in enumerate(LIGHT[number])})
 
 
 @pytest.mark.parametrize("number", range(len(HEAVY)))
 def test_big_arguments_are_heavy(number: int) -> None:
     """A value of any type and depth that takes milliseconds to hash is heavy."""
-    assert heavy(HEAVY[number], {})
-    assert heavy((1,), {str(at): value for at, value in enumerate(HEAVY[number])})
+    assert is_heavy(HEAVY[number], {})
+    assert is_heavy((1,), {str(at): value for at, value in enumerate(HEAVY[number])})
 
 
 class Told:

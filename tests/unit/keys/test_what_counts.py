@@ -77,7 +77,7 @@ def untyped(patch: Patch) -> None:
     def as_text(value: Any) -> bytes:
         return atoms.text(str(value))
 
-    for table in (atoms.SIMPLE, offloading.LIGHT):
+    for table in (atoms.SIMPLE, offloading.LIGHT_ENCODERS):
         patch.setitem(table, int, as_text)
 
 
@@ -112,17 +112,17 @@ def code_left_out(patch: Patch) -> None:
 def state_left_out(patch: Patch) -> None:
     """Attributes do not count, be they of `self` or of a global."""
     values_left_out(patch)
-    patch.setattr(instances, "attributes", lambda *_, **__: instances.EMPTY)
+    patch.setattr(instances, "attributes_of", lambda *_, **__: instances.NO_ATTRIBUTES)
 
 
 def by_address(patch: Patch) -> None:
     """State without a sound key counts by its address."""
-    one, callables = instances.encoded, held_values.FingerprintWalk.callables
+    one, callables = instances.encode_attribute, held_values.FingerprintWalk.callables
 
     def addressed(name: str, value: Any, lost: Any, *rest: Any) -> bytes:
         return one(name, value, lost, *rest) + (atoms.integer(id(value)) if lost else b"")
 
-    patch.setattr(instances, "encoded", addressed)
+    patch.setattr(instances, "encode_attribute", addressed)
     patch.setattr(
         held_values.FingerprintWalk,
         "callables",
