@@ -533,7 +533,7 @@ class PendingLookup(NamedTuple):
         name: the name that is looked up.
         lookup: the tier's part of it.
         entry: the entry in memory whose states it reads; None if it reads a record.
-        since: `Flights.ended` when it was sent.
+        since: `Flights.ended_count` when it was sent.
         host_states: this host's states of the refs that are read with it; None if there is no host.
     """
 

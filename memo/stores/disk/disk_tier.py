@@ -215,9 +215,9 @@ class Disk:
         return index_file
 
     def _fault(self, error: Exception) -> TierError:
-        """Classify an error: one of diskcache's means damage.
+        """Handle an error of the index, and return the `TierError` to raise.
 
-        SQLite and the system have their own codes.
+        Any error but those of SQLite and the system comes from `diskcache`, and means damage.
         """
         if not isinstance(error, (sqlite3.Error, OSError, DamagedError, TierError)):
             error = DamagedError(f"an incomplete index: {type(error).__name__}: {error}")
@@ -335,7 +335,7 @@ class Disk:
         self._read_in_front = front
 
     def report_reads(self) -> None:
-        """Report to the index which entries were read; if that fails, the names are forgotten."""
+        """Report to the index which entries were read; forget their names even if that fails."""
         if used := self._take_reads():
             with suppress(TierError):
                 self.write(lambda index: index.record_reads(used))
@@ -347,7 +347,7 @@ class Disk:
         return {**used, **dict.fromkeys(self._read_in_front())}
 
     def _look_up_again(self, name: str) -> tuple[Any, ...] | None:
-        """Look up once more, in the file that is at the index's path now."""
+        """Look up again, in the file that is now at the path of the index."""
         self.index_file.close()
         rows = self._read(_LOOKUP, name)
         return rows[0] if rows else None
@@ -457,7 +457,7 @@ class Disk:
         payload: Payload | IncomingPayload | None,
         lifetime: float | None,
     ) -> None:
-        """Store; on a full disk, first remove less valuable entries."""
+        """Store an entry; on a full disk, remove less valuable ones and try again."""
         size, once = (
             len(record) + (payload.size if payload else 0),
             isinstance(payload, IncomingPayload),
@@ -470,8 +470,8 @@ class Disk:
         """Call `store(*args)`; on a full disk, remove less valuable entries and call it again.
 
         Args:
-            size: bytes that it stores.
-            once: it cannot be called again.
+            size: bytes that `store` stores.
+            once: `store` cannot be called again.
         """
         for _ in range(_ATTEMPTS):
             try:
@@ -576,7 +576,7 @@ class Disk:
             self.write(lambda index: index.end_clearing())
 
     def _clear_in_parts(self, work: Callable[[Index, int], Cleared]) -> int:
-        """Delete what `work(index, last)` deletes, in many transactions; return the number.
+        """Delete entries by many calls of `work(index, last row)`; return the number of entries.
 
         Files are removed and a long log is checkpointed only while no other process waits for the
         index.
@@ -640,7 +640,7 @@ class Disk:
     # --- listing ---------------------------------------------------------------------------------
 
     def entries(self, prefix: str = "") -> Iterator[Listed]:
-        """Every entry whose name begins with `prefix`, by name; not for an event loop.
+        """Yield the entries whose names begin with `prefix`, by name; not for an event loop.
 
         Raises:
             TierError: the index cannot be read.

@@ -231,7 +231,7 @@ class HostDatabase:
             bell[0] = int.from_bytes(os.urandom(8))
 
     def open_file(self) -> SqliteFile:
-        """Return the file, opened.
+        """Open the file if it is closed, and return it.
 
         Raises:
             TierError: it cannot be opened.
@@ -250,7 +250,7 @@ class HostDatabase:
 
     @property
     def is_at_hand(self) -> bool:
-        """True if it can be read without waiting."""
+        """True if a use does not wait: the file is open, or the directory is unusable."""
         return self.file.is_open or self.cache_directory.is_unusable()
 
     def close(self) -> None:

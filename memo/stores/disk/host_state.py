@@ -65,7 +65,7 @@ GIVE_WAY = 0.002
 SPARE = 3600
 """Seconds by which a group's life is extended beyond need, so that it is written rarely."""
 MOST_WAITING = 1000
-"""Most invalidations that wait for the next shared tier; beyond it they become one."""
+"""Most invalidations that wait for the next shared tier; more are merged into one."""
 UNWRITABLE = (UnicodeError, OverflowError, sqlite3.DataError)
 """Errors that are caused by the data to be written, not by the file."""
 OVERDUE = 5 * SECOND
@@ -138,7 +138,7 @@ class HostGenerations:
         return found
 
     def _up_to_date(self) -> HostDatabase:
-        """Return the host database once its mirror includes every invalidation so far.
+        """Return the host database after bringing its mirror up to date.
 
         Raises:
             TierError: the file cannot be read, or an invalidation is still to be written.
@@ -330,7 +330,7 @@ class HostGenerations:
         return [name.removeprefix(kind) for (name,) in rows]
 
     def fields_of_groups(self, groups: Sequence[str]) -> dict[str, dict[str, str]]:
-        """See `memo.stores.protocols.HostGenerations.tables`.
+        """See `memo.stores.protocols.HostGenerations.fields_of_groups`.
 
         Raises:
             TierError: the file cannot be read, or an invalidation is still to be written.
@@ -387,10 +387,10 @@ class HostGenerations:
         return f"failed: {error}; this process reads nothing there until it is written"
 
     def _write_queued(self) -> None:
-        """Write what could not be written.
+        """Write the changes that could not be written before.
 
         Raises:
-            TierError: it still cannot.
+            TierError: they still cannot be written.
         """
         if time.monotonic() < self._write_at:
             raise TierError(UNWRITTEN)

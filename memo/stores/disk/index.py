@@ -1,4 +1,4 @@
-"""The index of the disk tier: `diskcache` without everything that could unpickle.
+"""The index of the disk tier: `diskcache` without the parts that unpickle.
 
 When the budget is spent, expired entries are evicted first, then entries of replaced code versions,
 then the least valuable entries.  The *worth* of an entry is the cost of its computation per byte;
@@ -32,10 +32,10 @@ from memo.stores.disk.sqlite_file import AUTOMATIC, LOG, DamagedError, SqliteFil
 EVICTED_AT_ONCE = 10
 """Entries that one transaction evicts, plus one for each `_EACH` bytes that are lacking."""
 _EACH = 64 * 1024
-_MOST = 100
+_MOST_EVICTED = 100
 """Most entries that one transaction evicts."""
 _ALL = 1 << 62
-"""More bytes than there are."""
+"""More bytes than any disk has."""
 HALF_LIFE = 86_400
 """Seconds without use in which an entry's worth halves: an entry that costs a thousand times as
 much per byte is kept ten days longer."""
@@ -59,10 +59,10 @@ BATCH = 4000
 """Most entries that are deleted in one transaction, so that others may write in between.  Each
 batch writes most pages of the tree of keys, which are in no order, so small batches cost more."""
 _STEP = 500
-"""Entries after which such a transaction checks the time."""
-_HOLD = 0.02
-"""Seconds after which it stops deleting."""
-_EVICT = 0.01
+"""Entries that such a transaction deletes before it checks the time."""
+_DELETE_SECONDS = 0.02
+"""Seconds after which such a transaction ends."""
+_EVICT_SECONDS = 0.01
 """Seconds after which a store evicts no more bytes than it adds."""
 _PAGES = 128
 """Pages of the index that are cached in memory."""
@@ -132,7 +132,7 @@ def _refused(what: str) -> NoReturn:
 
 
 class Rows(diskcache.Disk):  # type: ignore[misc]
-    """Text keys, and values stored by `Index.keep`; nothing is pickled or unpickled."""
+    """Text keys, and values stored by `Index.put_rows`; nothing is pickled or unpickled."""
 
     payloads: Payloads
 
@@ -235,7 +235,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         """Do nothing: the connection belongs to the caller."""
 
     def put_rows(self, rows: Iterable[tuple[str, Row, float | None]]) -> None:
-        """Replace the rows of names, each for so many seconds, in one transaction."""
+        """Replace rows in one transaction, given as (name, row, lifetime in seconds)."""
         with self._transact() as (sql, cleanup):
             for name, row, lifetime in rows:
                 self._put_row(sql, cleanup, name, row, lifetime)
@@ -271,8 +271,8 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         All entries of the function are checked only if other versions are noted.
 
         Args:
-            new: new to this process.  A process that continues with older code notes it again, so
-                that the next one with newer code finds it.
+            new: this process has not noted it yet.  A process that continues with older code notes
+                it again, so that the next process with newer code finds it.
         """
         if new and list(sql(_SQL["codes"], (function,))) != [(code,)]:
             present = self._now()
@@ -311,7 +311,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         """Evict the least valuable entries until `size` more bytes fit in the budget.
 
         More than `size` bytes may be lacking: the log has grown, or the limit was lowered.  After
-        `_EVICT` seconds the rest is left to later calls, unless more is lacking than at first and
+        `_EVICT_SECONDS` the rest is left to later calls, unless more is lacking than at first and
         than a fraction of the budget.  So no single store pays for a lowered limit, and none
         increases what is lacking.  Expired entries are evicted too, a few more than were stored
         since the last check.
@@ -319,7 +319,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         Returns:
             False if later calls have to continue.
         """
-        now, end = time.time(), time.monotonic() + _EVICT
+        now, end = time.time(), time.monotonic() + _EVICT_SECONDS
         freed, in_time = 0, True
         limit: int = self.size_limit  # pyright: ignore[reportAttributeAccessIssue]
         if self._excess is None:
@@ -337,7 +337,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
             in_time = time.monotonic() < end
         self._kept += EVICTED_AT_ONCE
         while self._kept > 0 and in_time and self._evict(_SQL["expired"], now, _ALL):
-            self._kept -= _MOST
+            self._kept -= _MOST_EVICTED
             in_time = time.monotonic() < end
         if in_time:
             self._kept = 0
@@ -350,15 +350,15 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         """Return the bytes by which the log is still going to grow."""
         return max(0, LOG - self._other_bytes())
 
-    def _evict(self, which: str, now: float, bytes_to_free: int) -> int:
-        """Evict until `bytes_to_free` bytes are free or many entries are evicted.
+    def _evict(self, query: str, now: float, bytes_to_free: int) -> int:
+        """Evict entries that a query finds until so many bytes are free; return the freed bytes.
 
-        Return the freed bytes.
+        At most `_MOST_EVICTED` entries are evicted.
         """
         freed = 0
-        most = min(_MOST, EVICTED_AT_ONCE + bytes_to_free // _EACH)
+        most = min(_MOST_EVICTED, EVICTED_AT_ONCE + bytes_to_free // _EACH)
         with self._transact() as (sql, cleanup):
-            for rowid, name, size in sql(which, (now, most)).fetchall():
+            for rowid, name, size in sql(query, (now, most)).fetchall():
                 if freed < bytes_to_free:
                     sql(_DELETE, (rowid,))
                     cleanup(name)
@@ -421,19 +421,20 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         """Delete at most `BATCH` entries whose code was replaced at least `seconds` ago."""
         return self._delete_some(_SQL["replaced"], self._now() - _REPLACED - seconds)
 
-    def _delete_some(self, which: str, *arguments: object, delete: str = "") -> Cleared:
-        """Delete rows for a short time.
+    def _delete_some(self, query: str, *arguments: object, delete: str = "") -> Cleared:
+        """Delete the rows that a query finds, at most `BATCH`, for at most `_DELETE_SECONDS`.
 
         Args:
-            which: a query for them, with `arguments` and a limit.
-            delete: a statement that deletes all of them between two rows; the first argument is the
-                row from which `which` goes down.
+            query: finds rows to delete; its parameters are `arguments` and a limit.
+            delete: deletes the found rows in one statement; "": each is deleted by its number.  Its
+                parameters are the last found row and `arguments`.  The first of these is the row
+                below which the query looks, so the last found row replaces it each time.
         """
         gone: list[tuple[int, str | None]] = []
         with self._file.transaction() as connection:
-            end = time.monotonic() + _HOLD
+            end = time.monotonic() + _DELETE_SECONDS
             while (left := BATCH - len(gone)) > 0 and (not gone or time.monotonic() < end):
-                some = connection.execute(which, (*arguments, min(_STEP, left))).fetchall()
+                some = connection.execute(query, (*arguments, min(_STEP, left))).fetchall()
                 if not some:
                     break
                 if delete:

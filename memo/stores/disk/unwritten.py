@@ -25,9 +25,9 @@ from memo.validity.generations import Change
 from memo.validity.stamps import ALL, Turn
 
 MOST = 4096
-"""Most invalidations; beyond it they become one, of the whole namespace."""
+"""Most invalidations; more are merged into one of the whole namespace."""
 MOST_NEW_GROUPS = 65_536
-"""Most new groups; beyond it they are forgotten, which costs only misses."""
+"""Most new groups; more are forgotten, which costs only misses."""
 
 
 class LateTurn(NamedTuple):
@@ -42,7 +42,7 @@ class Unwritten:
     """Invalidations that this process knows and the file does not.  Thread-safe.
 
     Attributes:
-        empty: there is nothing to write.
+        empty: True if there is nothing to write.
     """
 
     def __init__(self) -> None:

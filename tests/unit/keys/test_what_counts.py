@@ -93,14 +93,14 @@ def keywords_sorted(patch: Patch) -> None:
 
 def values_left_out(patch: Patch) -> None:
     """Globals, closures and defaults do not count."""
-    put = reachable.GraphBuilder.put
+    add_fingerprint = reachable.GraphBuilder.add_fingerprint
 
     def without(self: Any, node: Any, *rest: Any) -> None:
         before = set(node.facts)
-        put(self, node, *rest)
+        add_fingerprint(self, node, *rest)
         node.facts = before
 
-    patch.setattr(reachable.GraphBuilder, "put", without)
+    patch.setattr(reachable.GraphBuilder, "add_fingerprint", without)
 
 
 def code_left_out(patch: Patch) -> None:

@@ -591,7 +591,7 @@ def test_a_big_answer_earns_its_time(asynchronous: bool, monkeypatch: pytest.Mon
 
 
 def test_states_are_those_of_the_stamps() -> None:
-    """A group's plain fields give what `stamps.read` reads, or nothing."""
+    """A group's plain fields give what `stamps.state_of` reads, or nothing."""
     chance = random.Random(3)
     for _ in range(500):
         fields = {key: chance.choice(("", "t" * 16, "u" * 20)) for key in (ALL, LAST)}

@@ -390,7 +390,7 @@ def die(*_):
 memo.configure(directory=sys.argv[1], size_limit=20 << 20, secret="x" * 40)
 load = memo.cache(lambda x: os.urandom(2 << 20), name="load")
 if len(sys.argv) > 2:
-    Index.keep = die
+    Index.put_rows = die
 load(int.from_bytes(os.urandom(4), "big"))
 """
 

@@ -452,7 +452,7 @@ TURNS = st.lists(st.one_of(FEW, ARGUMENTS).map(lambda a: Turn("f:h", a)), max_si
 def test_states_as_the_reference_reads_them(
     tier: Redis, redis_server: RedisServer, turns: list[Turn], refs: list[Any]
 ) -> None:
-    """For any turns and calls the script reads what `stamps.read` reads, to the byte."""
+    """For any turns and calls the script reads what `stamps.state_of` reads, to the byte."""
     asked = [Ref("f:h", arguments) for arguments in refs]
     client = redis_server.client()
     client.delete("memo:2:g:{f:h}")
