@@ -14,6 +14,7 @@ Rules of this module:
 from __future__ import annotations
 
 import re
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -30,6 +31,7 @@ from memo.keys.fingerprint.function_version import changed_names, code_digest
 from memo.keys.fingerprint.held_values import NO_VALUE, State
 from memo.keys.offloading import refuse_heavy
 from memo.keys.own_changes import BeforeComputation, Changes, CurrentValue, ValuePlace
+from memo.runtime import fork
 from memo.runtime.named_tuple import NamedTuple, new_tuple
 
 _PLAIN: Final[dict[type, Callable[[Any], bytes]]] = {
@@ -153,7 +155,7 @@ def record_before(own: Any, state: State) -> ObjectBefore:
     others = [n for n in names if n in held and n not in changed and n not in objects]
     plain = {name: _encoding_of(name, held[name]) for name in others}
     if found:
-        _CHANGING_CLASSES[type(own)] = _CHANGING_CLASSES.get(type(own), 0) + 1
+        _count_changing(type(own), 1)
     return ObjectBefore(own, state, plain, own_changes.record_before(found, changed), changed)
 
 
@@ -172,14 +174,21 @@ def changes_since(before: ObjectBefore) -> Changes:
     others = [n for n, e in known if _encoding_of(n, held.get(n, NO_VALUE)) != e]
     ended = own_changes.changes_since(changing, before.changed) if changing else NOTHING_CHANGED
     if changing and not ended.own:  # otherwise the class stays in the table
-        _CHANGING_CLASSES[type(own)] -= 1
-        if not _CHANGING_CLASSES[type(own)]:
-            del _CHANGING_CLASSES[type(own)]
+        _count_changing(type(own), -1)
     return ended._replace(others=(*ended.others, *(f"self.{name}" for name in others)))
 
 
 _CHANGING_CLASSES: weakref.WeakKeyDictionary[type, int] = weakref.WeakKeyDictionary()
-"""Classes with attributes that computations change, or may be changing now."""
+"""Classes with attributes that computations change, or may be changing now; how many do."""
+_counting = threading.Lock()
+fork.in_child(_counting._at_fork_reinit)  # type: ignore[attr-defined]
+
+
+def _count_changing(kind: type, step: int) -> None:
+    with _counting:
+        _CHANGING_CLASSES[kind] = _CHANGING_CLASSES.get(kind, 0) + step
+        if not _CHANGING_CLASSES[kind]:
+            del _CHANGING_CLASSES[kind]
 
 
 def _stored_attributes(own: Any, state: State) -> dict[str, Any]:

@@ -12,7 +12,9 @@ import textwrap
 import threading
 import types
 import warnings
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import pytest
 from redis_server import RedisServer
 
 import memo
-from memo.keys import own_changes
+from memo.keys import instances, own_changes
 
 _numbers = itertools.count()
 
@@ -549,3 +551,33 @@ def test_what_another_secret_sealed_is_not_believed(
         client.hset(name, field, value[:64] + b"float 1.0")
     code = "import s; s.f(1); print(len(s.runs))"
     assert host(tmp_path, "there", redis_server, code) == "1"
+
+
+def test_computations_of_one_class_that_begin_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both results are stored: the end of one does not disturb the other."""
+    both = threading.Barrier(2)
+
+    class Slow(weakref.WeakKeyDictionary[type, int]):
+        def get(self, key: type, default: Any = None) -> Any:
+            found = super().get(key, default)
+            with suppress(threading.BrokenBarrierError):
+                both.wait(0.5)
+            return found
+
+    class Shop:
+        def __init__(self) -> None:
+            self.prices = {"apple": 2}
+
+        @memo.cache
+        def price(self, number: int) -> int:
+            return self.prices["apple"] * number
+
+    shop = Shop()
+    monkeypatch.setattr(instances, "_CHANGING_CLASSES", Slow())
+    threads = [threading.Thread(target=shop.price, args=[number]) for number in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert shop.price.is_cached(1)
+    assert shop.price.is_cached(2)
