@@ -26,6 +26,7 @@ from typing import Any, Final
 
 from memo.keys.fingerprint import held_values
 from memo.keys.fingerprint.held_values import ValueFingerprint
+from memo.runtime import fork
 from memo.runtime.named_tuple import NamedTuple
 
 MOST_TRACKED: Final = 1024
@@ -142,7 +143,7 @@ class Registry:
     """The values of this process that computations may change."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._held: OrderedDict[tuple[int, str], _Tracked] = OrderedDict()
 
     def base(
@@ -156,7 +157,7 @@ class Registry:
         fingerprint = current.fingerprint
         if not self._held and learned is dict:
             return fingerprint
-        with self._lock:
+        with self.lock:
             tracked = self._find(current.at, current.value)
             if tracked is None:
                 return self._first_base(current, learned())
@@ -181,7 +182,7 @@ class Registry:
         """Record a value before a computation that may change it."""
         value = read()
         fingerprint, details = fingerprint_of(value), held_values.details(value)
-        with self._lock:
+        with self.lock:
             tracked = self._find(at, value)
             if tracked is None:
                 tracked = self._track(
@@ -202,7 +203,7 @@ class Registry:
         details = held_values.details(value)
         changed = _changed(before.details, details)
         fingerprint = before.fingerprint_of(value) if changed else None
-        with self._lock:
+        with self.lock:
             tracked.running -= 1
             if fingerprint is None:
                 return Changes()
@@ -250,6 +251,7 @@ class Registry:
 
 
 REGISTRY: Final = Registry()
+fork.in_child(REGISTRY.lock._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 def _weak_reference(at: ValuePlace, value: Any) -> Callable[[], Any]:

@@ -581,3 +581,47 @@ def test_computations_of_one_class_that_begin_together(monkeypatch: pytest.Monke
         thread.join()
     assert shop.price.is_cached(1)
     assert shop.price.is_cached(2)
+
+
+FORKED = """
+import os, signal, sys, threading
+import memo
+from memo.keys import own_changes
+
+class Api:
+    def __init__(self):
+        self.requests = 0
+
+    def get(self, x):
+        self.requests += 1
+        return x
+
+api = Api()
+
+@memo.cache
+def load(x):
+    return api.get(x)
+
+def hold():
+    with own_changes.REGISTRY.lock:
+        held.set()
+        threading.Event().wait()
+
+memo.configure(directory=sys.argv[1])
+load(1)
+held = threading.Event()
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    os._exit(load(2) - 2)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+os._exit(0)
+"""
+
+
+def test_a_child_forked_during_a_change(tmp_path: Path) -> None:
+    """It does not wait for a lock that a thread of its parent held."""
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, str(tmp_path)]
+    assert subprocess.check_output(command, text=True) == "0\n"
