@@ -55,7 +55,7 @@ def encode(value: Any, result: Any, compress: int | None) -> codec.Encoded:
         Exception: it cannot be pickled, or loads as another type.
     """
     if isinstance(value, codec.Encodable):
-        return value.encoded(pickle_item(value.returned))
+        return value.encode(pickle_item(value.returned))
     encoded = codec.encode(value, compress, _pickle_by_name)
     kind = type(result)
     if kind in _PLAIN or kind.__module__.partition(".")[0] == _OURS:

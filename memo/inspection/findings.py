@@ -132,7 +132,7 @@ def health() -> Health:
 
 def examine() -> list[Finding]:
     """Run all checks; if the settings cannot be read, that is the only finding."""
-    found = _guarded("python", _python)
+    found = _run_check("python", _python)
     try:
         settings = configuration.current()
     except SettingError as error:
@@ -148,10 +148,10 @@ def examine() -> list[Finding]:
         ("tiers", lambda: _tiers(settings)),
         ("journal", lambda: _journal(settings)),
     ]
-    return found + [one for topic, check in checks for one in _guarded(topic, check)]
+    return found + [one for topic, check in checks for one in _run_check(topic, check)]
 
 
-def _guarded(topic: str, check: Callable[[], Findings]) -> list[Finding]:
+def _run_check(topic: str, check: Callable[[], Findings]) -> list[Finding]:
     found: list[Finding] = []
     try:
         found.extend(check())

@@ -61,7 +61,7 @@ def explain_misses(span: Span) -> None:
         miss = span.misses[at]
         function = known.get(miss.function)
         if function is not None and not miss.detail:
-            words = _changed(function, [miss.key]).get(miss.key, "")
+            words = _changed_code(function, [miss.key]).get(miss.key, "")
             span.misses[at] = miss._replace(detail=words)
 
 
@@ -71,11 +71,11 @@ def explain_counts() -> None:
     latest = time.monotonic() + EXPLAINING_SECONDS
     for identity, keys in COUNTERS.unexplained(ABSENT).items():
         if identity in known and time.monotonic() < latest:
-            for _ in _changed(known[identity], keys):
+            for _ in _changed_code(known[identity], keys):
                 COUNTERS.explain(identity, ABSENT, CODE_CHANGED)
 
 
-def _changed(function: CachedFunction[..., Any], keys: Sequence[str]) -> dict[str, str]:
+def _changed_code(function: CachedFunction[..., Any], keys: Sequence[str]) -> dict[str, str]:
     try:
         return drive(changed_code(BLOCKING, function._function, assembly.manifests(), keys))
     except MemoError:  # a fault of the cache: the event's reason is shown instead

@@ -469,7 +469,7 @@ class Cell:
                 recording = ask(**self.inputs)
         return self._finish(recording, faults)
 
-    async def awaited(self, *, force: bool = False) -> Any:
+    async def answer_async(self, *, force: bool = False) -> Any:
         """As `answer`, for a cell with top-level `await`."""
         __tracebackhide__ = True
         ask: Any = self.function.arefresh if force else self.function

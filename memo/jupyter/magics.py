@@ -273,7 +273,7 @@ class CacheMagics(Magics):
         made, given = self._make_cell(line, cell)
         if given.explain:
             return publish(made.explain())
-        return await made.awaited(force=given.force)
+        return await made.answer_async(force=given.force)
 
     def _make_cell(self, line: str, cell: str) -> tuple[Cell, Any]:
         shell: Any = self.shell

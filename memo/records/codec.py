@@ -97,7 +97,7 @@ class Encodable:
 
     returned: Any = None
 
-    def encoded(self, returned: bytes) -> Encoded:
+    def encode(self, returned: bytes) -> Encoded:
         """Encode it in the form that is stored.
 
         Args:

@@ -303,7 +303,7 @@ class Spool(codec.Encodable):
 
     # --- storing ---------------------------------------------------------------------------------
 
-    def encoded(self, returned: bytes) -> Encoded:
+    def encode(self, returned: bytes) -> Encoded:
         """Encode all items in the form that is stored; nothing may be added after that.
 
         Args:

@@ -69,7 +69,7 @@ class Findings:
             fields = await tier.findings(port, self._place(function, secret))
             for name, sealed in fields.items():
                 value = sealed[_SEAL:]
-                right = self._sealed(secret, function, name, value)
+                right = self._seal_value(secret, function, name, value)
                 if compare_digest(_bytes(sealed), _bytes(right)):
                     found.setdefault(name, value)
         return found
@@ -82,7 +82,7 @@ class Findings:
         secret = self._secrets[0]
         room = max(0, MOST - len(known))
         new = dict([one for one in findings.items() if one[0] not in known][:room])
-        sealed = {name: self._sealed(secret, function, name, new[name]) for name in new}
+        sealed = {name: self._seal_value(secret, function, name, new[name]) for name in new}
         try:
             await self._tier.add_findings(port, self._place(function, secret), sealed)
         except TierError as error:
@@ -91,7 +91,7 @@ class Findings:
     def _place(self, function: str, secret: Secret) -> str:
         return f"{{{function}}}:{secret.id.hex()}"
 
-    def _sealed(self, secret: Secret, function: str, name: str, value: str) -> str:
+    def _seal_value(self, secret: Secret, function: str, name: str, value: str) -> str:
         text = json.dumps(["finding", self._namespace, function, name, value])
         return secret.seal(text.encode()).hex() + value
 

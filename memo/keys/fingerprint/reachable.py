@@ -211,7 +211,7 @@ class GraphBuilder:
             self.state(),
             frozenset(self.changed),
             frozenset(self.unmatched),
-            self._learned(),
+            self._learned_in_reach(),
         )
 
     def only_filled(self) -> set[Place]:
@@ -246,7 +246,7 @@ class GraphBuilder:
         learned = {k: t for k, t in self.learned.items() if k.startswith("self.")}
         return State(names, self.self_escapes, slots, changed, learned)
 
-    def _learned(self) -> tuple[str, ...]:
+    def _learned_in_reach(self) -> tuple[str, ...]:
         """Return the learned facts that apply to values in reach."""
         met = {known.at.label for known in self.values_at.values()}
         own = {f"self.{name}" for name in self.self_attributes}

@@ -63,18 +63,18 @@ class Manifests:
             return None
         return parts if isinstance(parts, dict) else None
 
-    def changed(self, function: str) -> dict[str, str]:
+    def changed_state(self, function: str) -> dict[str, str]:
         """Return the state that a function changes itself: label and path -> its original value."""
         found = self.load(_of_function(function)) or {}
         return {k: v for k, v in found.items() if isinstance(v, str)}
 
-    def add_changed(self, function: str, found: Mapping[str, str]) -> None:
+    def add_changed_state(self, function: str, found: Mapping[str, str]) -> None:
         """Add state that a function changes itself; earlier findings stay as they are.
 
         Raises:
             OSError: it cannot be written.
         """
-        known = self.changed(function)
+        known = self.changed_state(function)
         if not found.keys() <= known.keys():
             self._write(_of_function(function), {**found, **known})
 

@@ -650,11 +650,11 @@ class Disk:
             page = self._read(_SQL["list"], after, prefix, f"{prefix}\U0010ffff", PAGE)
             whole = len(page) < PAGE
             for row in page:
-                if (listed := self._listed(*row)) is not None:
+                if (listed := self._list_row(*row)) is not None:
                     yield listed
                 after = row[0]
 
-    def _listed(
+    def _list_row(
         self, name: str, inline: Any, where: Any, size: int, stored: float
     ) -> Listed | None:
         if inline is not None:
@@ -680,7 +680,7 @@ class Disk:
         found = []
         for prefix in prefixes:
             rows = self._read(statement, prefix, f"{prefix}\U0010ffff", most)
-            found += [self._listed(*row) for row in rows]
+            found += [self._list_row(*row) for row in rows]
         return [listed for listed in found if listed is not None]
 
     async def count_by_prefix(self, port: Port, prefix: str) -> dict[str, int]:

@@ -127,7 +127,7 @@ def tag(cost: int, size: int, code: str) -> str:
     return f"{int(HALF_LIFE * math.log2(per_byte))} {code}"
 
 
-def _refused(what: str) -> NoReturn:
+def _refuse(what: str) -> NoReturn:
     raise TierError(f"the index must hold text keys and plain bytes, not {what}")
 
 
@@ -140,18 +140,18 @@ class Rows(diskcache.Disk):  # type: ignore[misc]
     def put(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, key: object
     ) -> tuple[str, bool]:
-        return (key, True) if type(key) is str else _refused(type(key).__name__)
+        return (key, True) if type(key) is str else _refuse(type(key).__name__)
 
     def get(self, key: object, raw: object) -> str:
-        return key if raw and type(key) is str else _refused("a pickled key")
+        return key if raw and type(key) is str else _refuse("a pickled key")
 
     def store(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, value: object, read: bool, key: object = None
     ) -> NoReturn:
-        _refused("what diskcache stores by itself")
+        _refuse("what diskcache stores by itself")
 
     def fetch(self, mode: object, filename: object, value: object, read: object) -> NoReturn:
-        _refused("what diskcache reads by itself")
+        _refuse("what diskcache reads by itself")
 
     def remove(self, file_path: str) -> None:
         self.payloads.remove(file_path)

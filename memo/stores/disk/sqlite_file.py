@@ -117,7 +117,7 @@ class SqliteFile:
         self._file_id: tuple[int, ...] = ()
         self.is_open = False
 
-    def _closed(self) -> TierError:
+    def _closed_error(self) -> TierError:
         """Return the error of a use that finds it closed.
 
         At the end of the process it is not reported.
@@ -129,7 +129,7 @@ class SqliteFile:
     def reader(self) -> sqlite3.Connection:
         """The connection for reading; `open` first, then take `reading`."""
         if self._reader is None:
-            raise self._closed()
+            raise self._closed_error()
         return self._reader
 
     @property
@@ -139,7 +139,7 @@ class SqliteFile:
         To be used under `reading`, until its row was fetched.
         """
         if self._row_cursor is None:
-            raise self._closed()
+            raise self._closed_error()
         return self._row_cursor
 
     @property
@@ -148,7 +148,7 @@ class SqliteFile:
         if self.read_only and self._reader is not None:
             raise TierUnavailable(f"{self.path.name}: read-only", reported=True)
         if self._writer is None:
-            raise self._closed()
+            raise self._closed_error()
         return self._writer
 
     def open(self, *, read_only: bool = False) -> None:
@@ -194,7 +194,7 @@ class SqliteFile:
             self._reader.execute("PRAGMA query_only=1")
             self._reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
             self._row_cursor = self._reader.cursor()
-            self._file_id = (*self._not_replaced(place), *_file_id(f"{self._text}-wal"))
+            self._file_id = (*self._check_not_replaced(place), *_file_id(f"{self._text}-wal"))
         except BaseException:
             self._close()
             self._file_id = place
@@ -227,7 +227,7 @@ class SqliteFile:
             version = (*version, log.st_ino, log.st_mtime_ns, log.st_size)
         return version
 
-    def _not_replaced(self, place: tuple[int, ...]) -> tuple[int, ...]:
+    def _check_not_replaced(self, place: tuple[int, ...]) -> tuple[int, ...]:
         if _file_id(self._text) != place:
             raise OSError(errno.ESTALE, "replaced while it was opened", self._text)
         return place

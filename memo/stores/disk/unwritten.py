@@ -59,7 +59,7 @@ class Unwritten:
                 self._new_groups = {}
             for name in groups:
                 self._new_groups.setdefault(name, stamps.token())
-            self._changed()
+            self._note_change()
 
     def turn(self, turns: Sequence[Turn], note: str) -> None:
         """Add invalidations."""
@@ -72,7 +72,7 @@ class Unwritten:
                     key, None
                 )  # so that the latest one is last, in the order of invalidations
                 self._late[key] = LateTurn(turn, note, stamps.token_for(turn))
-            self._changed()
+            self._note_change()
 
     def apply_to(self, name: str, group: Group) -> Group:
         """Return a group with the changes that are not written yet."""
@@ -121,8 +121,8 @@ class Unwritten:
         with self._lock:
             self._new_groups = {n: t for n, t in self._new_groups.items() if new_groups.get(n) != t}
             self._late = {k: one for k, one in self._late.items() if late.get(k) != one}
-            self._changed()
+            self._note_change()
 
-    def _changed(self) -> None:
+    def _note_change(self) -> None:
         self._patched = {}
         self.empty = not (self._new_groups or self._late)

@@ -39,7 +39,7 @@ from memo.runtime.port import SHARED_ROUND_TRIPS, Deferred, Port
 from memo.settings.redis_urls import CLUSTER, SENTINEL, parse
 from memo.stores.protocols import REDIS
 from memo.stores.redis.breaker import GARBLED, SILENT, WRITES_DENIED, Breaker, Fault
-from memo.stores.redis.exchange import Command, ErrorReply, Exchange, pack, packed, with_key
+from memo.stores.redis.exchange import Command, ErrorReply, Exchange, command_bytes, pack, with_key
 
 if TYPE_CHECKING:
     from memo.stores.redis.connections import LoopConnections, ThreadConnections
@@ -214,7 +214,7 @@ class Client:
         if port.native and self.breaker.healthy:
             loop = await self._loop(port)
             if loop.look_up is None:
-                await self._guarded(loop.get_ready())
+                await self._record_faults_of(loop.get_ready())
 
     async def look_up(
         self, port: Port, commands: Sequence[Command], *, parse: Callable[[list[Any]], T]
@@ -257,7 +257,7 @@ class Client:
         threads = self._threads or self._thread_pool()
         try:
             if not self.clustered:
-                exchange = Exchange(packed(commands), len(commands), self.deadline)
+                exchange = Exchange(command_bytes(commands), len(commands), self.deadline)
                 replies = threads.exchange(b"", exchange, self.breaker.check)
             else:
                 replies = self._read_parts(threads, commands)
@@ -364,7 +364,7 @@ class Client:
         if not self.clustered:
             count = len(commands)
             replies = await self.ask(
-                port, *packed(commands), parse=_identity, replies=count, writes=writes
+                port, *command_bytes(commands), parse=_identity, replies=count, writes=writes
             )
             return replies if count > 1 else [replies]
         nodes = await self._nodes(port)
@@ -398,10 +398,10 @@ class Client:
                 raise self._record_fault(_fault_of(error), probe=False) from None
         loop = await self._loop(port)
         if loop.look_up is None:
-            await self._guarded(loop.get_ready())
+            await self._record_faults_of(loop.get_ready())
         return loop.nodes
 
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _record_faults_of(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
         except Exception as error:
@@ -421,7 +421,7 @@ class Client:
         try:
             replies = await self.run_exchange(port, key, exchange, blocks=blocks)
             if (wrong := exchange.first_error()) is not None:
-                replies = await self._redirected(port, exchange, wrong, blocks=blocks)
+                replies = await self._follow_redirection(port, exchange, wrong, blocks=blocks)
             answer = parse(replies[0] if exchange.count == 1 else replies)
         except TierError:
             self._abandon_probe(probe)
@@ -435,7 +435,7 @@ class Client:
             self.record_recovery()
         return answer
 
-    async def _redirected(
+    async def _follow_redirection(
         self, port: Port, exchange: Exchange, wrong: ErrorReply, *, blocks: bool
     ) -> list[Any]:
         """Repeat an exchange at the server that an error reply names; raises any other error.

@@ -22,7 +22,7 @@ from memo.errors import TierError
 from memo.runtime.port import Port
 from memo.stores.protocols import LEASE
 from memo.stores.redis.client import ACQUIRE, RELEASE, RENEW, Client
-from memo.stores.redis.exchange import BusyError, pack, packed
+from memo.stores.redis.exchange import BusyError, command_bytes, pack
 
 if TYPE_CHECKING:
     from memo.stores.redis.lookups import RecordLookup
@@ -86,7 +86,7 @@ class RedisLeases:
         try:
             if lookup is None or self._client.clustered:
                 return await self._client.run(port, ACQUIRE, keys, *words, parse=_parse_holder)
-            then = packed(lookup.commands)
+            then = command_bytes(lookup.commands)
             replies = await self._client.run(port, ACQUIRE, keys, *words, parse=list, then=then)
             lookup.answer = replies[1:]
             return self._client.parse_answer(_parse_holder, replies[0])

@@ -1018,10 +1018,10 @@ class _GatheredReplies:
         both = list(parts)
         self._missing = len(both)
         for future, places in both:
-            future.add_done_callback(partial(self._arrived, places))
+            future.add_done_callback(partial(self._take_part, places))
         return self.future
 
-    def _arrived(self, places: list[int], part: asyncio.Future[Any]) -> None:
+    def _take_part(self, places: list[int], part: asyncio.Future[Any]) -> None:
         self._missing -= 1
         if self.future.done() or part.cancelled():
             return

@@ -83,7 +83,7 @@ def pack(*words: bytes) -> bytes:
     return b"".join(parts)
 
 
-def packed(commands: Iterable[Command]) -> tuple[bytes, ...]:
+def command_bytes(commands: Iterable[Command]) -> tuple[bytes, ...]:
     """Return the bytes of commands, without the keys that select their server."""
     return tuple(map(itemgetter(1), commands))
 

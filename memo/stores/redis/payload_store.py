@@ -177,7 +177,7 @@ class PayloadStore:
                 f"the payload store {self.where} cannot be reached", reported=True
             )
         try:
-            found = work(self._opened())
+            found = work(self._open_file_system())
         except TierError:  # raised by the sink
             raise
         except Exception as error:
@@ -191,7 +191,7 @@ class PayloadStore:
         self._warned = False
         return found
 
-    def _opened(self) -> Any:
+    def _open_file_system(self) -> Any:
         with self._lock:
             if self._fs is None:
                 from fsspec.core import url_to_fs

@@ -37,7 +37,7 @@ from memo.stores.redis.breaker import CLOSED, GARBLED
 from memo.stores.redis.client import Client
 from memo.stores.redis.coalescing import COUNT, Batch, Failure
 from memo.stores.redis.connections import CONNECTIONS, REUSE_FOR, LoopConnections
-from memo.stores.redis.exchange import pack, packed
+from memo.stores.redis.exchange import command_bytes, pack
 from memo.stores.redis.lookups import Group
 from memo.stores.redis.redis_tier import Redis
 from memo.validity import stamps
@@ -676,6 +676,8 @@ def test_a_batch_sends_each_command_once() -> None:
             sent = list(batch.commands)
             assert sorted(sent) == sorted({one for _, some in asked for _, one in some})
             assert batch.distribute(sent, lambda error: Failure(TierError("")))
-            assert all(future.result() == list(packed(commands)) for future, commands in asked)
+            assert all(
+                future.result() == list(command_bytes(commands)) for future, commands in asked
+            )
 
     asyncio.run(work())
