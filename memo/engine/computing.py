@@ -286,7 +286,7 @@ def pickled_arguments(job: Job) -> str:
         return ""
     args, kwargs = job.repeated or (job.args, job.kwargs)
     try:
-        encoded = codec.encode((args, dict(kwargs)))
+        encoded = same_types.encode_arguments((args, dict(kwargs)))
     except Exception:  # pickling may raise anything; such a call just cannot be repeated
         return ""
     if encoded.payload is not None or len(encoded.stream) > MOST_ARGUMENT_BYTES:

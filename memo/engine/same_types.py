@@ -66,6 +66,15 @@ def encode(value: Any, result: Any, compress: int | None) -> codec.Encoded:
     return encoded
 
 
+def encode_arguments(value: Any) -> codec.Encoded:
+    """Encode arguments of a call, so that it can be repeated with the classes of this process.
+
+    Raises:
+        Exception: they cannot be pickled.
+    """
+    return codec.encode(value, None, _pickle_by_name)
+
+
 def pickle_item(value: Any) -> bytes:
     """Pickle one item of a stream.
 

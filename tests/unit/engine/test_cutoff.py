@@ -576,3 +576,28 @@ def test_an_element_is_asked_for_in_a_collection_of_the_callers_type(x: Any) -> 
     elements.invalidate(x=1)
     assert outer() == 6
     assert kinds == [int, type(x), type(x)]
+
+
+SOURCE = {"rate": 1}
+
+
+def test_a_method_of_a_class_that_is_pickled_by_value_is_asked_with_its_own_globals() -> None:
+    """Its object, which is kept to ask again, brings a copy of the method: that answers nothing."""
+
+    class Rates:
+        @memo.cache(ttl=None, cutoff=True, version="1", name="tests:rate")
+        def rate(self, day: str) -> int:
+            return SOURCE["rate"]
+
+    rates = Rates()
+
+    @memo.cache(ttl=None, version="1", name="tests:outer")
+    def outer() -> int:
+        return rates.rate("monday")
+
+    for rate in (1, 2, 3, 4):
+        SOURCE["rate"] = rate
+        rates.rate.invalidate()
+        assert outer() == rates.rate("monday") == rate
+    own = [one for one in memo.functions() if one.function_id == "tests:rate"]
+    assert own == [Rates.rate]
