@@ -280,7 +280,7 @@ class CachedFunction(Generic[P, R]):
         So a worker finds the same entries even without file and source.  Settings made with
         `configure` in this process are included (`configuration.settings_for_workers`).
         """
-        return pickling.reduced(self)
+        return pickling.reduce_function(self)
 
     # --- helpers ---------------------------------------------------------------------------------
 
@@ -415,7 +415,7 @@ class CachedFunction(Generic[P, R]):
     async def _refresh(self, port: Port, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute a call now; return the value or `Raised`."""
         result = await engine.answering.refresh(port, self._function, args, kwargs)
-        return replay.bare(result)
+        return replay.unwrap(result)
 
     @helper()
     def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
@@ -460,7 +460,7 @@ class CachedFunction(Generic[P, R]):
         if not assembly.enabled():
             return default
         found = await engine.answering.peek(port, self._function_in_mode(), args, kwargs, default)
-        return replay.bare(found)
+        return replay.unwrap(found)
 
     @helper(default=None)
     def peek(self, /, *args: Any, default: Any = MISSING, **kwargs: Any) -> Any:

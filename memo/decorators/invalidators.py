@@ -176,7 +176,7 @@ async def _turns_of_key(port: Port, key: str) -> list[Turn]:
     given = turn_of_key(key)
     if given is not None:
         return [given]
-    for flight in FLIGHTS.joinable():
+    for flight in FLIGHTS.joinable_flights():
         if flight.name.endswith(f":{key}"):
             return [_whole_turn(ref) for ref in flight.refs if ref.group.startswith("f:")]
     elsewhere = await port.offload(FLIGHTS.find_in_other_processes, key)
@@ -361,19 +361,19 @@ class InvalidationAfterCall:
                     count=bool(self.checks_left),
                     hint=self._hint(turns, unknown),
                 )
-                messages += self._unmatched(done)
+                messages += self._match_warning(done)
             except TierError as refused:  # a tier refuses it for good
-                messages.append(self._failed(refused, "nothing was invalidated"))
+                messages.append(self._failure_warning(refused, "nothing was invalidated"))
         if self.resolver_gave_none and self.checks_left:
-            messages += self._unresolved()
+            messages += self._resolver_warning()
         chosen = {name: arguments[name] for name in self.match}
         for function in self.targets:
             messages += await self._invalidate_function(port, function, chosen)
-        messages += [self._fallback(error, tagged=tags is not None) for error in wrong]
+        messages += [self._fallback_warning(error, tagged=tags is not None) for error in wrong]
         for message in messages:
             warnings.warn(message, stacklevel=2)
 
-    def _unresolved(self) -> list[str]:
+    def _resolver_warning(self) -> list[str]:
         """Return the warning that the resolver returned None in each of the first calls."""
         self.checks_left -= 1
         if self.checks_left:
@@ -398,12 +398,12 @@ class InvalidationAfterCall:
             drop = function._invalidation((), chosen, reason, soft=self.soft, count=count)
         except Exception as error:  # an argument has no key
             every = f"all entries of {label(function.function_id)} were invalidated instead"
-            messages.append(self._failed(error, every))
+            messages.append(self._failure_warning(error, every))
             drop = function._invalidation((), {}, reason, soft=self.soft, count=False)
         try:
-            messages += self._unmatched(await drop(port))
+            messages += self._match_warning(await drop(port))
         except TierError as refused:
-            messages.append(self._failed(refused, "nothing was invalidated"))
+            messages.append(self._failure_warning(refused, "nothing was invalidated"))
         return messages
 
     async def _unknown_names(
@@ -438,7 +438,7 @@ class InvalidationAfterCall:
 
         return cause
 
-    def _unmatched(self, done: Invalidation) -> list[str]:
+    def _match_warning(self, done: Invalidation) -> list[str]:
         """Return the warning that the first calls matched nothing, with a hint why."""
         if not self.checks_left:
             return []
@@ -489,12 +489,12 @@ class InvalidationAfterCall:
             named.append("everything")
         return turns, ", ".join(named)
 
-    def _fallback(self, error: Exception, tagged: bool) -> str:
+    def _fallback_warning(self, error: Exception, tagged: bool) -> str:
         """Report an error because of which more was invalidated; return the warning."""
         what = "the whole prefix" if tagged and self.prefix is not None else "everything"
-        return self._failed(error, f"{what} was invalidated instead")
+        return self._failure_warning(error, f"{what} was invalidated instead")
 
-    def _failed(self, error: Exception, consequence: str) -> str:
+    def _failure_warning(self, error: Exception, consequence: str) -> str:
         """Emit the event of an error; return the warning."""
         fault = f"{type(error).__name__}: {str(error).rstrip('.')}"
         message = f"invalidate_cache of {self.function_name}: {fault}"

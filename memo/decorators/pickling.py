@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from memo.decorators.cached_function import CachedFunction
 
 
-def reduced(function: CachedFunction[Any, Any]) -> Any:
+def reduce_function(function: CachedFunction[Any, Any]) -> Any:
     """Return the value that `__reduce__` returns for a cached function."""
     original = function._original
     if original is not None:

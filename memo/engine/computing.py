@@ -22,7 +22,7 @@ from memo.engine.call import (
 from memo.engine.coordination.flights import FLIGHTS, Flight, FlightResult, inside
 from memo.engine.coordination.leases import lock_patience
 from memo.engine.loading import BIG_STREAM
-from memo.engine.used_calls import USED_CALLS, Expiry, UsedCalls, shortened
+from memo.engine.used_calls import USED_CALLS, Expiry, UsedCalls, shorten_stamps
 from memo.errors import DependencyError, TierError, cut_to_user_frames, label, type_named
 from memo.keys import instances, own_changes
 from memo.keys.encoding import canonical
@@ -466,13 +466,13 @@ async def merged_stamps(
     """Return the known stamps of a computation, and the same again, or None if some are missing."""
     if not used.size and len(own or ()) <= stamps.MOST_REFS:  # it used no other cached call
         return own or (), own if used.sound else None
-    whole, sound = used.merged(own or ())
-    absolute = whole.absolute()
+    whole, sound = used.merge_with(own or ())
+    absolute = whole.absolute_stamps()
     try:
-        absolute = await shortened(port, job.chain, absolute)
+        absolute = await shorten_stamps(port, job.chain, absolute)
     except TierError:
         sound = False
-    readings = whole.readings()
+    readings = whole.used_results()
     known = results.flatten(absolute, readings) if readings else with_block(absolute, own or ())
     return known, known if sound and own is not None else None
 
@@ -501,7 +501,7 @@ async def late_stamps(
     if not function.keyer.has_late_tags:
         return ()
     try:
-        tags = function.keyer.late_tags(job.args, job.kwargs, replay.bare(result))
+        tags = function.keyer.late_tags(job.args, job.kwargs, replay.unwrap(result))
         refs = [Ref(stamps.group("t", tag)) for tag in tags]
         states = await job.chain.authorities.stamp_states(port, refs)
         if await job.chain.authorities.why_invalid(port, watch):
@@ -530,7 +530,9 @@ def invoke(port: Port, job: Job, *, silent: bool = False) -> Coroutine[Any, Any,
 async def _call_recorded(port: Port, job: Job, *, silent: bool) -> Outcome:
     with replay.recording(silent=silent) as recorder:
         outcome = await _call_function(port, job)
-    if outcome.error is not None or (not port.native and same_types.awaitable_once(outcome.value)):
+    if outcome.error is not None or (
+        not port.native and same_types.is_awaitable_once(outcome.value)
+    ):
         return outcome
     return Outcome(replay.Performed(outcome.value, recorder.shown, live=True))
 
@@ -554,13 +556,13 @@ async def encode(port: Port, job: Job, value: Any, verb: str = "returned") -> co
         verb: "returned" or "raised", for the warning.
     """
     try:
-        bare = replay.bare(value)
+        bare = replay.unwrap(value)
         return await port.offload(same_types.encode, value, bare, job.function.compress())
     except Exception as error:
         emit(job, events.ERROR, reason="unpicklable", detail=error_text(error))
         fault = f"cannot be pickled ({type(error).__name__})"
         if isinstance(error, codec.AlteredError):
-            fault = error.of(type(replay.bare(value)))
+            fault = error.of(type(replay.unwrap(value)))
         fix = "return plain data instead" if verb == "returned" else "raise one that can"
         warn_not_stored(job.function, value, fault, fix, verb)
         return None
@@ -582,7 +584,7 @@ def warn_not_stored(
     if not function.warned:
         function.warned = True
         message = (
-            f"{label(function.id)} {verb} {type_named(type(replay.bare(value)))} that {fault}, "
+            f"{label(function.id)} {verb} {type_named(type(replay.unwrap(value)))} that {fault}, "
             f"so it is computed at each call; {fix}"
         )
         warn_at_definition(function.run, message)
@@ -637,7 +639,7 @@ async def seal_result(port: Port, job: Job, made: Computed) -> FlightResult | Se
     """Encode and seal a result; if it must not be stored, return a `FlightResult` instead."""
     value, used, started, cost, arguments, life = made
     function = job.function
-    if not port.native and same_types.awaitable_once(value):
+    if not port.native and same_types.is_awaitable_once(value):
         warn_not_stored(
             function, value, "can be awaited only once", "decorate the `async def` itself"
         )
@@ -645,7 +647,7 @@ async def seal_result(port: Port, job: Job, made: Computed) -> FlightResult | Se
     encoded = await encode(port, job, value)
     if encoded is None:
         return FlightResult(value, stamps=used)
-    result = replay.bare(value)
+    result = replay.unwrap(value)
     wanted = function.policy.cache_if is None or function.policy.cache_if(result)
     if used is None or not wanted:
         return FlightResult(value, encoded=encoded, stamps=used)
@@ -654,7 +656,7 @@ async def seal_result(port: Port, job: Job, made: Computed) -> FlightResult | Se
     header = _header(job, encoded, used, started, cost, ttl)
     summary = with_result(header.summary, result)
     if life is not None and (ttl == BORN_STALE or function.policy.ttl == INHERIT):
-        summary = with_built_on(summary, life.path(), life.until)
+        summary = with_built_on(summary, life.describe(), life.until)
     header = header._replace(summary=summary)
     return await _seal(port, job, header, encoded)
 
@@ -689,7 +691,7 @@ async def _store_error(port: Port, job: Job, result: FlightResult, cost: float) 
     return result
 
 
-async def restore_with_stamps(
+async def store_with_new_stamps(
     port: Port, job: Job, found: Answer, known: tuple[Stamp, ...]
 ) -> seal.Entry:
     """Store an entry again in every tier, with new stamps and its old age.

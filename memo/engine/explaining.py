@@ -189,7 +189,7 @@ async def explain(
     ):  # tiers hide expired entries
         reason, facts = EXPIRED, _expired_facts(function, chain, own)
     elif reason == ABSENT:
-        wanted = _CallWithCode(call, code, function.keyer.identity.parts(owner))
+        wanted = _MissingCall(call, code, function.keyer.identity.parts(owner))
         reason, facts, diff = _not_cached_facts(chain, manifests, wanted, stored)
     return Explanation(call.shown, False, reason, tuple(facts), tuple(diff), untracked)
 
@@ -431,7 +431,7 @@ def _built_on_facts(chain: Chain, header: Header) -> list[str]:
     return [f"built on {path}, {when}"]
 
 
-class _CallWithCode(NamedTuple):
+class _MissingCall(NamedTuple):
     """A call without an entry, with its code version and the parts of that."""
 
     call: Call
@@ -440,7 +440,7 @@ class _CallWithCode(NamedTuple):
 
 
 def _not_cached_facts(
-    chain: Chain, manifests: Manifests, asked: _CallWithCode, stored: list[Header]
+    chain: Chain, manifests: Manifests, asked: _MissingCall, stored: list[Header]
 ) -> tuple[str, list[str], list[str]]:
     call, code, _ = asked
     if chain.latest_answers.has(call.text):
@@ -513,7 +513,7 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tu
 
 
 def _code_facts(
-    manifests: Manifests, asked: _CallWithCode, header: Header
+    manifests: Manifests, asked: _MissingCall, header: Header
 ) -> tuple[list[str], list[str]]:
     before = manifests.load(header.code)
     if before is None:

@@ -56,10 +56,10 @@ async def load(port: Port, found: Answer) -> Any:
         value = await port.offload(_load, entry, found)
     else:
         value = _load(entry, found)
-    return _remembered(entry, value) if entry.header.flags & seal.RAISED else value
+    return _with_note(entry, value) if entry.header.flags & seal.RAISED else value
 
 
-def _remembered(entry: Entry, error: BaseException) -> Raised:
+def _with_note(entry: Entry, error: BaseException) -> Raised:
     """Add a note to a stored exception that says when it was raised."""
     when = time.localtime(entry.times.finished // SECOND)
     error.add_note(f"memo: raised at {time.strftime('%X', when)}, remembered by cache_errors")

@@ -15,7 +15,7 @@ from typing import Any
 
 from memo.engine import used_calls
 from memo.engine.call import Function, Job, Raised, cutoff_function, emit, make_call
-from memo.engine.computing import ARGUMENTS_CHANGED, close_flight, compute, restore_with_stamps
+from memo.engine.computing import ARGUMENTS_CHANGED, close_flight, compute, store_with_new_stamps
 from memo.engine.coordination.flights import (
     FLIGHTS,
     Flight,
@@ -77,7 +77,7 @@ async def revalidate(
         own = results.own_result(entry.stamps)
         known = (*results.flatten(absolute, confirmed), *([] if own is None else [own]))
         value = await load(port, found)
-        kept = await restore_with_stamps(port, job, found, known)
+        kept = await store_with_new_stamps(port, job, found, known)
     except (EntryError, TierError) as error:
         emit(job, events.ERROR, reason="renewing", detail=str(error))
         return None
@@ -148,7 +148,7 @@ async def ask_again(port: Port, result: Result) -> UsedResult | None:
         reads.over = True
     if not answered or not reads.sound:
         return None
-    for reading in reads.readings():
+    for reading in reads.used_results():
         new = reading.result
         if (new.function, new.key, new.digest) == (result.function, result.key, result.digest):
             return reading

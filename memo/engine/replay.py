@@ -70,7 +70,7 @@ class Performed(Wrapped):
         return f"<Performed {type(self.value).__name__}, {len(self.output)} shown>"
 
 
-def bare(result: Any) -> Any:
+def unwrap(result: Any) -> Any:
     """Return a result without the data that is stored with it."""
     return result.value if isinstance(result, Wrapped) else result
 
@@ -116,7 +116,7 @@ class Recorder:
 
     def display(self, bundle: Mapping[str, Any]) -> None:
         """Record a display; an update replaces the display that it refers to."""
-        kept = storable(bundle)
+        kept = storable_part(bundle)
         with self._lock:
             if self.over or not kept.get("data") or not self._fits(_size(kept)):
                 return
@@ -152,7 +152,7 @@ class Recorder:
         return False
 
 
-def storable(bundle: Mapping[str, Any]) -> dict[str, Any]:
+def storable_part(bundle: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a display that can be stored: its data by mime type, texts and numbers."""
     data = {kind: what for kind, what in (bundle.get("data") or {}).items() if kind != _WIDGET}
     kept = {"data": {kind: what for kind, what in data.items() if _is_plain(what)}}

@@ -146,7 +146,7 @@ def _type_change(encoded: codec.Encoded, kind: type) -> str:
     return f"would load as {back.__module__}.{back.__qualname__}"
 
 
-def awaitable_once(value: Any) -> bool:
+def is_awaitable_once(value: Any) -> bool:
     """True if a value can be awaited only once: a coroutine, or a future of an event loop."""
     if isinstance(value, (Coroutine, types.GeneratorType)):
         return inspect.isawaitable(value)

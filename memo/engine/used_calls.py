@@ -43,7 +43,7 @@ class Expiry(NamedTuple):
     call: Call
     entry: Entry
 
-    def path(self) -> str:
+    def describe(self) -> str:
         """Name the call and, if its lifetime comes from another call, that one too."""
         beyond = built_on(self.entry.header.summary)
         return self.call.shown if beyond is None else f"{self.call.shown}, that on {beyond[0]}"
@@ -168,13 +168,13 @@ class UsedCalls:
             self.sound = False
         self._results[result.function, result.key] = reading
 
-    def absolute(self) -> tuple[Stamp, ...]:
+    def absolute_stamps(self) -> tuple[Stamp, ...]:
         """Return the stamps that do not belong to results of `cutoff` functions."""
         states = self._states.copy()  # copied in one step, since threads may still add some
         loose = (*map(Generation, states.keys(), states.values()), *self._others.copy())
         return Stamps.of(loose, self._blocks) if self._blocks else loose
 
-    def readings(self) -> list[UsedResult]:
+    def used_results(self) -> list[UsedResult]:
         """Return the results of `cutoff` functions, in the order of their first use.
 
         Empty if there are more than `MOST_RESULTS`; their stamps are absolute then.
@@ -187,9 +187,9 @@ class UsedCalls:
         few = len(found) <= MOST_RESULTS
         return () if few else (s for r in found for s in r.stamps if type(s) is not Result)
 
-    def all(self) -> tuple[Stamp, ...]:
+    def all_stamps(self) -> tuple[Stamp, ...]:
         """Return all stamps and results, in the form an entry stores."""
-        return flatten(self.absolute(), self.readings())
+        return flatten(self.absolute_stamps(), self.used_results())
 
     def own_time(self, begun: float, ended: float) -> float:
         """Return the seconds between two moments that were not spent in other cached calls."""
@@ -199,14 +199,14 @@ class UsedCalls:
             until = max(until, end)
         return max(0.0, left)
 
-    def merged(self, own: Iterable[Stamp]) -> tuple[UsedCalls, bool]:
+    def merge_with(self, own: Iterable[Stamp]) -> tuple[UsedCalls, bool]:
         """Merge a computation's own stamps with those it used; True if none is missing."""
         whole = UsedCalls()
         whole.add(tuple(own))
-        whole.add(self.absolute())
+        whole.add(self.absolute_stamps())
         for stamp in self._stamps_of_results():
             whole._add(stamp, whole._blocks)
-        for reading in self.readings():
+        for reading in self.used_results():
             whole._add_result(reading)
         return whole, self.sound and whole.sound
 
@@ -215,7 +215,7 @@ MOST_RESULTS = 1024
 """Most results of `cutoff` functions that an entry lists; if there are more, their stamps count."""
 
 
-async def shortened(port: Port, chain: Chain, known: tuple[Stamp, ...]) -> tuple[Stamp, ...]:
+async def shorten_stamps(port: Port, chain: Chain, known: tuple[Stamp, ...]) -> tuple[Stamp, ...]:
     """Replace more than `stamps.MOST_REFS` stamps on parts of a group by one on the whole group.
 
     The state of the whole group is read together with those of its parts.  If a part has changed,

@@ -215,7 +215,7 @@ def _running(*, everything: bool) -> dict[Ref, str]:
     runs = COMPUTATIONS.everywhere() if everything else COMPUTATIONS.here()
     known = (run for run in runs if run.arguments is not None)
     given = {Ref(f"f:{run.function}", run.arguments): _given(run) for run in known}
-    refs = [ref for flight in FLIGHTS.joinable() for ref in flight.refs]
+    refs = [ref for flight in FLIGHTS.joinable_flights() for ref in flight.refs]
     own = {ref for ref in refs if ref.group.startswith("f:") and ref.arguments is not None}
     return {**dict.fromkeys(own, ""), **given}
 

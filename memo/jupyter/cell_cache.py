@@ -578,7 +578,7 @@ class Cell:
         if value is None or _may_keep(value, outputs):
             return Recording(outputs, deleted, shown, value)
         data, metadata = self._shell.display_formatter.format(value)
-        last = output_replay.storable({"data": data, "metadata": metadata})
+        last = output_replay.storable_part({"data": data, "metadata": metadata})
         return Recording(outputs, deleted, (*shown, ("display", last)), None, value)
 
 

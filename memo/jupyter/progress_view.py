@@ -158,7 +158,7 @@ class _Run:
         self.function = event.function
         self.key = event.key
         self.waits = event.kind == events.WAITING
-        self.holder = Holder.of(event.detail) if self.waits else None
+        self.holder = Holder.parse(event.detail) if self.waits else None
         self.since = time.monotonic()
         self.until = 0.0
         self.expected: float | None = None

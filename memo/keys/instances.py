@@ -127,14 +127,14 @@ class ObjectBefore(NamedTuple):
         state: the attributes that the method reads.
         unchanging: the attributes that the computation does not change, with their encodings.
         changing: the attributes that it may change.
-        changed: the names that its code changes.
+        changed_names: the names that its code changes.
     """
 
     own: Any
     state: State
     unchanging: Mapping[str, bytes]
     changing: Sequence[BeforeComputation]
-    changed: frozenset[str]
+    changed_names: frozenset[str]
 
 
 def record_before(own: Any, state: State) -> ObjectBefore:
@@ -172,7 +172,9 @@ def changes_since(before: ObjectBefore) -> Changes:
     held = _stored_attributes(own, before.state) if before.unchanging else {}
     known = before.unchanging.items()
     others = [n for n, e in known if _encoding_of(n, held.get(n, NO_VALUE)) != e]
-    ended = own_changes.changes_since(changing, before.changed) if changing else NOTHING_CHANGED
+    ended = (
+        own_changes.changes_since(changing, before.changed_names) if changing else NOTHING_CHANGED
+    )
     if changing and not ended.own:  # otherwise the class stays in the table
         _count_changing(type(own), -1)
     return ended._replace(others=(*ended.others, *(f"self.{name}" for name in others)))
@@ -254,7 +256,9 @@ def _learned_texts(current: CurrentValue, state: State) -> Mapping[str, str]:
     if not found or current.value is NO_VALUE:
         return {}
     names = state.changed | _names_changed_by(current.value)
-    return own_changes.learned_for(current.at, own_changes.applicable(found, names, strict=True))
+    return own_changes.findings_for(
+        current.at, own_changes.applicable_findings(found, names, strict=True)
+    )
 
 
 def _dict_of(own: Any) -> dict[str, Any]:

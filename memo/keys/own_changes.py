@@ -164,8 +164,8 @@ class Registry:
             if same_fingerprint(tracked.after, fingerprint):
                 return tracked.base
             details = held_values.details(current.value)
-            if tracked.running and not _not_own(
-                current.at, _changed(tracked.details, details), details, tracked.names
+            if tracked.running and not _changed_by_others(
+                current.at, _changed_paths(tracked.details, details), details, tracked.names
             ):
                 return tracked.base
             if not tracked.running:
@@ -201,18 +201,18 @@ class Registry:
         at, tracked = before.at, before.tracked
         value = before.read()
         details = held_values.details(value)
-        changed = _changed(before.details, details)
+        changed = _changed_paths(before.details, details)
         fingerprint = before.fingerprint_of(value) if changed else None
         with self.lock:
             tracked.running -= 1
             if fingerprint is None:
                 return Changes()
-            others = _not_own(at, changed, details, names)
+            others = _changed_by_others(at, changed, details, names)
             if others:
                 tracked.set_by_others(fingerprint, details)
                 return Changes(others=tuple(_display_name(at, path) for path in others))
             if value is not before.value and self._find(at, value) is not tracked:
-                made = _Tracked(_of_holder(at), tracked.base, fingerprint, details)
+                made = _Tracked(_reference_to_holder(at), tracked.base, fingerprint, details)
                 made.base_details = tracked.base_details
                 self._held[_registry_key(at)] = made
             tracked.after, tracked.details = fingerprint, details
@@ -261,10 +261,10 @@ def _weak_reference(at: ValuePlace, value: Any) -> Callable[[], Any]:
             return weakref.ref(value)
         except TypeError:
             pass
-    return _of_holder(at)
+    return _reference_to_holder(at)
 
 
-def _of_holder(at: ValuePlace) -> Callable[[], Any]:
+def _reference_to_holder(at: ValuePlace) -> Callable[[], Any]:
     try:
         return weakref.ref(at.holder)
     except TypeError:
@@ -301,17 +301,17 @@ def _can_be_learned(text: str) -> bool:
     return text.startswith((*_NUMBERS, *_GENERATORS))
 
 
-def _changed(before: Details, now: Details) -> list[str]:
+def _changed_paths(before: Details, now: Details) -> list[str]:
     """Return the innermost paths that differ; for added and removed items, their container."""
     found: set[str] = set()
     for path in before.keys() | now.keys():
         if before.get(path) != now.get(path):
             gone = path not in before or path not in now
-            found.add(_container(path) if gone else path)
+            found.add(_container_path(path) if gone else path)
     return sorted(p for p in found if not any(_is_inside(q, p) for q in found))
 
 
-def _container(path: str) -> str:
+def _container_path(path: str) -> str:
     while path.endswith("]"):
         last = [found.start() for found in re.finditer(_SUBSCRIPT, path)]
         if not last or not re.fullmatch(_SUBSCRIPT, path[last[-1] :]):
@@ -324,7 +324,7 @@ def _is_inside(path: str, outer: str) -> bool:
     return path != outer and path.startswith(outer) and path[len(outer)] in ".["
 
 
-def _not_own(
+def _changed_by_others(
     at: ValuePlace, changed: Iterable[str], details: Details, names: frozenset[str]
 ) -> list[str]:
     """Return the changed paths that the code of a computation does not change itself, by name."""
@@ -344,11 +344,11 @@ def _changed_name(at: ValuePlace, path: str) -> str:
 def _display_name(at: ValuePlace, path: str) -> str:
     """Name a part of a value as in the source: `api.requests`, `C.calls`, `self.log`."""
     kind, colon, rest = at.label.partition(":")
-    name, path = rest.rpartition(":")[2] if colon else kind, _container(path)
+    name, path = rest.rpartition(":")[2] if colon else kind, _container_path(path)
     return (at.variable if kind in ("closure", "default") else name) + path
 
 
-def applicable(
+def applicable_findings(
     learned: Mapping[str, str], names: frozenset[str], *, strict: bool = False
 ) -> dict[str, str]:
     """Return the findings that apply to code which changes some names.
@@ -365,7 +365,7 @@ def applicable(
     }
 
 
-def learned_for(at: ValuePlace, learned: Mapping[str, str]) -> dict[str, str]:
+def findings_for(at: ValuePlace, learned: Mapping[str, str]) -> dict[str, str]:
     """Return the findings about one value, by path."""
     start = f"{at.label}|"
     return {k.removeprefix(start): t for k, t in learned.items() if k.startswith(start)}

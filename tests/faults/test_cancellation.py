@@ -88,7 +88,7 @@ def use_lock(request: pytest.FixtureRequest) -> Iterator[bool]:
 
 async def free(gate: Gate, home: Path) -> None:
     """The lease is free within 100 ms, with nothing left behind."""
-    await gone(lambda: FLIGHTS.joinable())
+    await gone(lambda: FLIGHTS.joinable_flights())
     await gone(lambda: leases.HELD_LEASES)
     await gone(lambda: lock_files(home))
 
@@ -140,7 +140,7 @@ async def test_cancelled_before_it_began(gate: Gate, cache_home: Path) -> None:
             await asyncio.sleep(0)
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
-    await gone(lambda: FLIGHTS.joinable())
+    await gone(lambda: FLIGHTS.joinable_flights())
     assert await asyncio.wait_for(f(1, 0.0), 2)
 
 
@@ -166,11 +166,11 @@ async def test_a_waiter_for_another_process_is_cancelled(
         pytest.skip("there is no lease to wait for")
     with _held(f):
         call = asyncio.create_task(f(1, 0.0))
-        await await_until(FLIGHTS.joinable)
+        await await_until(FLIGHTS.joinable_flights)
         assert gate.begun == 0
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
-        await gone(lambda: FLIGHTS.joinable())
+        await gone(lambda: FLIGHTS.joinable_flights())
         assert gate.begun == 0
     assert await f(1, 0.0) == [1]
 
@@ -276,7 +276,7 @@ async def test_refresh_that_is_cancelled_before_it_began(gate: Gate) -> None:
         clock.advance(11)
         for _ in range(3):  # `asyncio.run` cancels what it has begun
             assert await asyncio.to_thread(stale) == first
-        await gone(lambda: FLIGHTS.joinable())
+        await gone(lambda: FLIGHTS.joinable_flights())
         with recording() as seen:
             while await f(1, 0.0) == first:
                 await memo.drain(5)
@@ -315,7 +315,7 @@ if sys.argv[2] == "followed":
         results.append(load(2.0))
     threading.Thread(target=later, daemon=True).start()
     def joined():
-        while not any(flight.join_count for flight in FLIGHTS.joinable()): time.sleep(0.001)
+        while not any(flight.join_count for flight in FLIGHTS.joinable_flights()): time.sleep(0.001)
         with lock:
             print("joined", flush=True)
     threading.Thread(target=joined, daemon=True).start()
@@ -326,7 +326,7 @@ except KeyboardInterrupt:
     at = time.monotonic()
     if sys.argv[2] == "followed":
         while len(results) < 2: time.sleep(0.01)
-    while FLIGHTS.joinable() or leases.HELD_LEASES:
+    while FLIGHTS.joinable_flights() or leases.HELD_LEASES:
         time.sleep(0.001)
     free = time.monotonic() - at
     print(json.dumps({"free": free, "runs": runs[0], "results": results}), flush=True)

@@ -245,5 +245,5 @@ def test_every_mutant_is_named() -> None:
     """Nothing in the list of mutants is without a test."""
     text = Path(__file__).read_text("utf-8")
     assert [name for name in mutants.APPLY if name not in text] == []
-    assert FLIGHTS.joinable() == []
+    assert FLIGHTS.joinable_flights() == []
     assert Authorities.why_invalid.__module__ == "memo.stores.authorities"

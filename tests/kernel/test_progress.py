@@ -421,11 +421,11 @@ def test_a_waiter_learns_who_has_it_now(sheet: Sheet) -> None:
 
 def test_holders_for_people() -> None:
     """A holder is named by process and host; what its text does not tell is not made up."""
-    assert holder_name(Holder.of("1f3a/a/4123/99ff")) == "kernel 4123 on host a"
-    assert holder_name(Holder.of("")) == "another process"
-    assert Holder.of("1f3a/a/4123/99ff/12.5/40") == ("a", "4123", 12.5, 40.0)
-    assert Holder.of("1f3a/a/4123/99ff/12.5/") == ("a", "4123", 12.5, None)
-    assert Holder.of("1f3a/a/4123/99ff/soon/x") == ("a", "4123", None, None)
+    assert holder_name(Holder.parse("1f3a/a/4123/99ff")) == "kernel 4123 on host a"
+    assert holder_name(Holder.parse("")) == "another process"
+    assert Holder.parse("1f3a/a/4123/99ff/12.5/40") == ("a", "4123", 12.5, 40.0)
+    assert Holder.parse("1f3a/a/4123/99ff/12.5/") == ("a", "4123", 12.5, None)
+    assert Holder.parse("1f3a/a/4123/99ff/soon/x") == ("a", "4123", None, None)
     line = Line("f() waits for kernel 4123 on host a", 12.0, 40.0, word="running ")
     assert str(line) == "f() waits for kernel 4123 on host a, running 12.0 s of about 40.0 s"
     assert str(line._replace(expected=None)).endswith("host a, running 12.0 s")

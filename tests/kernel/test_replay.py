@@ -167,7 +167,7 @@ def test_joining_threads_are_shown_it(capsys: pytest.CaptureFixture[str]) -> Non
     for thread in threads:
         thread.start()
     assert inside.wait(5)
-    until(lambda: sum(len(flight.waiters) for flight in FLIGHTS.joinable()) == 2)
+    until(lambda: sum(len(flight.waiters) for flight in FLIGHTS.joinable_flights()) == 2)
     go.set()
     for thread in threads:
         thread.join()

@@ -16,7 +16,7 @@ def inside(function: Any) -> Function:
 
 def joiners() -> int:
     """How many callers of this process have joined a computation that is under way."""
-    return sum(flight.join_count for flight in FLIGHTS.joinable())
+    return sum(flight.join_count for flight in FLIGHTS.joinable_flights())
 
 
 async def joined(count: int) -> None:

@@ -113,7 +113,7 @@ def digests() -> None:
             await refreshing.call_again(port, result)
         finally:
             refreshing.USED_CALLS.reset(token)
-        return next(iter(reads.readings()), None)
+        return next(iter(reads.used_results()), None)
 
     refreshing.ask_again = asked
 

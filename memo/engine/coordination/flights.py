@@ -305,7 +305,7 @@ class Flights:
                 del self._active[flight.name]
             flight.detached = True
 
-    def joinable(self) -> list[Flight]:
+    def joinable_flights(self) -> list[Flight]:
         """Return the flights that a caller could join now."""
         with self._lock:
             return list(self._active.values())

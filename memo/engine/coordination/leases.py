@@ -67,7 +67,7 @@ class Holder(NamedTuple):
     expected: float | None = None
 
     @classmethod
-    def of(cls, text: str) -> Holder | None:
+    def parse(cls, text: str) -> Holder | None:
         """Parse the text of a lease; return None if it names no holder."""
         parts = text.split("/")
         if len(parts) < 4:

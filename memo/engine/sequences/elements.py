@@ -80,11 +80,11 @@ class Collection(NamedTuple):
 
     Attributes:
         items: the elements in the caller's order.
-        chosen: returns a collection of the same type with the items at given positions.
+        select: returns a collection of the same type with the items at given positions.
     """
 
     items: list[Any]
-    chosen: Callable[[Sequence[int]], Any]
+    select: Callable[[Sequence[int]], Any]
 
 
 class Each:
@@ -365,13 +365,13 @@ class Batch:
             if call.text not in self.calls:
                 job = Job(self.function, chain, call, args, kwargs)
                 if self.function.cutoff:
-                    alone = self.collection.chosen([at])
+                    alone = self.collection.select([at])
                     job.repeated = self.each.with_value(self.args, self.kwargs, alone)
                 self.calls[call.text] = ElementCall(at, job)
 
     def job_for(self, elements: Sequence[ElementCall]) -> Job:
         """Make the call of the function over some elements."""
-        chosen = self.collection.chosen([element.at for element in elements])
+        chosen = self.collection.select([element.at for element in elements])
         args, kwargs = self.each.with_value(self.args, self.kwargs, chosen)
         first = elements[0].job
         return Job(first.function, first.chain, first.call, args, kwargs)

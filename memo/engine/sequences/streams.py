@@ -193,7 +193,7 @@ class StreamRun:
         """Return the stamps of everything it has used so far; None if some are unknown."""
         if self.call_stamps is None or not self.used_calls.sound:
             return None
-        return self.used_calls.merged(self.call_stamps)[0].all()
+        return self.used_calls.merge_with(self.call_stamps)[0].all_stamps()
 
     # --- running ---------------------------------------------------------------------------------
 

@@ -123,7 +123,7 @@ def survey(
         only_filled = found.only_filled()
         if noted is None and found.version().may_change():
             noted = learned()
-        applying = own_changes.applicable(noted or {}, frozenset(found.changed))
+        applying = own_changes.applicable_findings(noted or {}, frozenset(found.changed))
         if only_filled <= filled and applying == known:
             return found.version()
         filled, known = filled | only_filled, applying
@@ -364,7 +364,7 @@ class GraphBuilder:
     def _base(self, at: ValuePlace, value: Any, fingerprint: ValueFingerprint) -> ValueFingerprint:
         if issubclass(type(value), (types.FunctionType, type)):
             return fingerprint
-        learned = own_changes.learned_for(at, self.learned)
+        learned = own_changes.findings_for(at, self.learned)
         current = CurrentValue(at, value, fingerprint, fingerprint_with)
         found = own_changes.REGISTRY.base(current, (lambda: learned) if learned else dict)
         assert isinstance(found, ValueFingerprint)

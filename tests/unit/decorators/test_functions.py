@@ -820,7 +820,7 @@ def test_reentry_in_a_chain_of_threads() -> None:
     def middle() -> Any:
         inner_runs.set()
         assert outer_waits.wait(5)
-        until(lambda: any(flight.waiters for flight in FLIGHTS.joinable()))
+        until(lambda: any(flight.waiters for flight in FLIGHTS.joinable_flights()))
         return other()
 
     @memo.cache(version="1")

@@ -1229,7 +1229,7 @@ def test_a_joiner_does_not_go_back() -> None:
 
 
 def _a_caller_waits() -> None:
-    flight = next(iter(answering.FLIGHTS.joinable()))
+    flight = next(iter(answering.FLIGHTS.joinable_flights()))
     until(lambda: flight.waiters)
 
 
