@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from memo import engine, stores
 from memo.decorators import assembly
+from memo.engine import same_types
 from memo.engine.call import Function
 from memo.keys import bindings
 from memo.keys.call_keys import GLOBAL, Call, Keyer
@@ -174,6 +175,7 @@ def _dependencies(
     annotations = bindings.annotations_of(function, signature)
     made = Dependencies(
         *(identity, given["depends_on"], signature, annotations, canonical.digest),
+        encode=same_types.encode_arguments,
         check_every=given["check_every"],
     )
     return made or None

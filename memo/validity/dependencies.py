@@ -248,6 +248,7 @@ class Dependencies:
         signature: the signature of the cached function.
         annotations: its parameters with their annotations.
         digest: returns the digest of a callable's answer.
+        encode: encodes the arguments of a callable, for an entry to hold.
         check_every: seconds for which the state of a URL is reused without asking again.
 
     Raises:
@@ -261,11 +262,13 @@ class Dependencies:
         signature: inspect.Signature,
         annotations: Iterable[tuple[str, Any]],
         digest: Callable[[Any], bytes],
+        encode: Callable[[Any], codec.Encoded] = codec.encode,
         check_every: Any = 0,
     ) -> None:
         self.identity = identity
         self.signature = signature
         self._digest = digest
+        self._encode = encode
         every = seconds("check_every", check_every, zero=True, fix=_AT_EACH_CALL)
         if every is None:
             raise OptionError("check_every", None, f"must be seconds; {_AT_EACH_CALL}.")
@@ -373,7 +376,7 @@ class Dependencies:
     def _pack(self, function: Callable[..., Any], needed: Mapping[str, Any]) -> str:
         encoded, why = None, f"take more than {ARGUMENTS // 1024} KiB"
         try:
-            encoded = codec.encode(needed)
+            encoded = self._encode(needed)
         except Exception as error:
             why = f"cannot be pickled ({type(error).__name__})"
         if encoded is None or encoded.payload is not None or len(encoded.stream) > ARGUMENTS:

@@ -329,6 +329,23 @@ def test_a_partial_as_a_callable() -> None:
     assert not load.is_cached()
 
 
+def test_a_callable_of_an_object_leaves_its_class_alone() -> None:
+    """A hit asks with a copy of the argument, which brings no copies of its class's methods."""
+
+    class Table:
+        def version(self) -> int:
+            return 1
+
+    @cache(ttl=None, version="1", name="tests:rows", depends_on=lambda table: table.version())
+    def rows(table: Table) -> int:
+        return 1
+
+    method, table = Table.version, Table()
+    rows(table), rows(table)
+    assert memo.stats("tests:rows").total.hits == 1
+    assert Table.version is method
+
+
 def test_a_callable_that_raises() -> None:
     """It is a DependencyError that names the function and what was raised, before computing."""
 
