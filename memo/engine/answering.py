@@ -140,7 +140,7 @@ def _load_if_fresh(
     if judge(times, rules, chain.clock, ttl).kind != FRESH:
         return NOTHING
     try:
-        value = codec.decode(entry.stream, None, ())
+        value = codec.unpickled(entry.stream)
     except EntryError:
         return NOTHING  # `look_up` meets the same error, and reports it
     started, _, _, _, _, _, cost = times
@@ -405,12 +405,9 @@ async def _copy_result(port: Port, job: Job, encoded: codec.Encoded) -> Any:
     """Make a copy of a result for a caller that joined its flight."""
 
     def make() -> Any:
-        payload: memoryview | None = None
-        table: tuple[seal.Buffer, ...] = ()
-        if encoded.payload is not None:
-            table = encoded.payload.table
-            payload = memoryview(bytearray(codec.aligned_bytes(encoded.payload)))
-        return codec.decode(encoded.stream, payload, table, encoded.flags)
+        if encoded.payload is None:
+            return codec.decode(encoded.stream, None, (), encoded.flags)
+        return codec.unpickled(encoded.stream, codec.copies(encoded.payload.views))
 
     try:
         return await port.offload(make)

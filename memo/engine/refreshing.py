@@ -200,7 +200,7 @@ def _arguments_of(result: Result) -> tuple[tuple[object, ...], dict[str, object]
     if not result.arguments:
         return None
     try:
-        args, kwargs = codec.decode(memoryview(a2b_base64(result.arguments)), None, ())
+        args, kwargs = codec.unpickled(memoryview(a2b_base64(result.arguments)))
     except (EntryError, ValueError, TypeError):
         return None
     return args, kwargs

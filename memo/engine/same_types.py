@@ -21,7 +21,8 @@ import pickle
 import sys
 import types
 import weakref
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 from memo.errors import EntryError
@@ -109,7 +110,7 @@ def _check_type(value: Any, kind: type) -> None:
     if kind not in _loads_as:
         _loads_as[kind] = ""  # prevents recursion, as its objects may contain each other
         try:
-            _loads_as[kind] = _type_change(codec.encode(value, None, _pickle_by_name), kind)
+            _loads_as[kind] = _type_change(*codec.pickled(value, _pickle_by_name), kind)
         except BaseException:
             del _loads_as[kind]
             raise
@@ -132,18 +133,26 @@ def _is_made_by_other(value: Any, kind: type) -> bool:
     return not (isinstance(maker, type) and issubclass(maker, kind))
 
 
-def _type_change(encoded: codec.Encoded, kind: type) -> str:
-    """Load an encoded object; describe how its type differs, `""` if it does not."""
-    payload = encoded.payload
-    view = None if payload is None else memoryview(bytearray(codec.aligned_bytes(payload)))
-    table = () if payload is None else payload.table
+def _type_change(stream: bytes, views: Sequence[memoryview], kind: type) -> str:
+    """Load a pickled object; describe how its type differs, `""` if it does not.
+
+    It is loaded from its own buffers, which may be large; if its type has to write to them, from a
+    copy.
+    """
     try:
-        back = type(codec.decode(encoded.stream, view, table, encoded.flags))
+        back = type(_loaded(stream, views))
     except EntryError as error:
         return f"cannot be loaded again: {error}"
     if (back.__module__, back.__qualname__) == (kind.__module__, kind.__qualname__):
         return ""
     return f"would load as {back.__module__}.{back.__qualname__}"
+
+
+def _loaded(stream: bytes, views: Sequence[memoryview]) -> Any:
+    if views:
+        with suppress(EntryError):
+            return codec.unpickled(stream, [view.toreadonly() for view in views])
+    return codec.unpickled(stream, codec.copies(views))
 
 
 def is_awaitable_once(value: Any) -> bool:

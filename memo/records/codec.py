@@ -150,6 +150,26 @@ def encode(
     Raises:
         Exception: any error of pickling this value.
     """
+    stream, views = pickled(value, reduce)
+    beside = sum(view.nbytes for view in views)
+    if compress is not None and len(stream) + beside >= compress:
+        with suppress(ImportError):
+            packed = zstd().compress(stream, views)
+            if packed is not None:
+                return Encoded(packed, None, f"{pickle_format()} zstd", COMPRESSED)
+    if beside >= OUT_OF_BAND:
+        return Encoded(stream, payload(tuple(views)), pickle_format())
+    if views:
+        stream = encode_inline(value, reduce)
+    return Encoded(stream, None, pickle_format())
+
+
+def pickled(value: Any, reduce: Reduce) -> tuple[bytes, list[memoryview]]:
+    """Return the pickle stream of a value, and its big buffers where they lie.
+
+    Raises:
+        Exception: any error of pickling this value.
+    """
     views: list[memoryview] = []
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
@@ -162,20 +182,9 @@ def encode(
 
     token = storing.set(True)
     try:
-        stream = _pickle(value, keep, reduce)
-        beside = sum(view.nbytes for view in views)
-        if compress is not None and len(stream) + beside >= compress:
-            with suppress(ImportError):
-                packed = zstd().compress(stream, views)
-                if packed is not None:
-                    return Encoded(packed, None, f"{pickle_format()} zstd", COMPRESSED)
-        if beside >= OUT_OF_BAND:
-            return Encoded(stream, payload(tuple(views)), pickle_format())
-        if views:
-            stream = _pickle(value, None, reduce)
+        return _pickle(value, keep, reduce), views
     finally:
         storing.reset(token)
-    return Encoded(stream, None, pickle_format())
 
 
 def encode_inline(value: Any, reduce: Reduce) -> bytes:
@@ -376,14 +385,19 @@ def decode(
         raise EntryError(UNREADABLE, "written by a later version of memo")
     if flags & COMPRESSED:
         stream, payload, table = decompress(stream)
+    return unpickled(stream, buffers_of(payload, table) if table else ())
+
+
+def unpickled(stream: memoryview | bytes, views: Sequence[memoryview] = ()) -> Any:
+    """Load a value from its pickle stream and its big buffers.
+
+    Raises:
+        EntryError: `"unreadable"`, see `decode`.
+    """
     try:
-        in_pieces = len(stream) > LOADED_IN_PIECES
-        if not (table or in_pieces):
-            return pickle.loads(stream)
-        views = buffers_of(payload, table)
-        if not in_pieces:
-            return pickle.loads(stream, buffers=views)
-        return pickle.Unpickler(_PickleInput(stream), buffers=views).load()
+        if len(stream) > LOADED_IN_PIECES:
+            return pickle.Unpickler(_PickleInput(stream), buffers=views).load()
+        return pickle.loads(stream, buffers=views)
     except Exception as error:
         raise EntryError(UNREADABLE, f"does not load: {type(error).__name__}") from error
 
@@ -419,6 +433,11 @@ def payload_of(view: memoryview, header: Header) -> Payload:
         views.append(view[at : at + buffer.size])
         at += -(-buffer.size // ALIGN) * ALIGN
     return Payload(payload_digest(header.buffers), header.buffers, tuple(views))
+
+
+def copies(views: Sequence[memoryview]) -> list[memoryview]:
+    """Copy buffers into private memory, to load another value from them."""
+    return [memoryview(bytearray(view)) for view in views]
 
 
 def aligned_bytes(payload: Payload) -> bytes:

@@ -83,7 +83,7 @@ def load_item(item: bytes | memoryview) -> Any:
     Raises:
         EntryError: it does not load here.
     """
-    return codec.decode(item, None, ())
+    return codec.unpickled(item)
 
 
 class Contents(NamedTuple):
@@ -341,7 +341,7 @@ def read_contents(stream: memoryview | bytes) -> Contents:
         EntryError: it does not load.
     """
     try:
-        count, returned, chunks = codec.decode(stream, None, ())
+        count, returned, chunks = codec.unpickled(stream)
     except (TypeError, ValueError) as error:
         raise EntryError(UNREADABLE, "not a stored stream") from error
     return Contents(count, load_item(returned), chunks)

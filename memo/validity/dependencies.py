@@ -486,7 +486,7 @@ async def _call_holds(port: Port, stamp: Call) -> bool:
 def _unpack(arguments: str) -> dict[str, Any]:
     if not arguments:
         return {}
-    needed = codec.decode(memoryview(a2b_base64(arguments)), None, ())
+    needed = codec.unpickled(memoryview(a2b_base64(arguments)))
     if not isinstance(needed, dict):
         raise EntryError(DEPENDENCY_CHANGED, "the arguments of a callable are not a mapping")
     return needed

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import memo
@@ -45,6 +46,20 @@ def text_file(tmp_path: Path) -> Any:
     path = tmp_path / "data.txt"
     path.write_text("some text")
     return open(path)  # the function's result
+
+
+class Negated:
+    """Changes its numbers in place when it is loaded."""
+
+    def __init__(self, numbers: Any) -> None:
+        self.numbers = numbers
+
+    def __getstate__(self) -> Any:
+        return -self.numbers
+
+    def __setstate__(self, numbers: Any) -> None:
+        numbers *= -1
+        self.numbers = numbers
 
 
 CHANGED = {
@@ -216,3 +231,17 @@ def test_an_instance_is_of_the_class_that_the_program_has_now(tmp_path: Path) ->
     assert run(tmp_path, twice="2 * self.value") == ["computed", "True True 4"]
     assert run(tmp_path, twice="2 * self.value") == ["True True 4"]
     assert run(tmp_path, twice="'other'") == ["computed", "True True other"]
+
+
+def test_a_type_that_writes_to_its_buffers_when_loaded_is_stored() -> None:
+    """The check of its first result leaves the result as it is; each hit has the same numbers."""
+    ran: list[int] = []
+
+    @memo.cache(ttl=None, version="1", name="returned:negated")
+    def negated() -> Negated:
+        ran.append(1)
+        return Negated(np.arange(100_000))
+
+    for _ in range(3):
+        assert (negated().numbers == np.arange(100_000)).all()
+    assert ran == [1]

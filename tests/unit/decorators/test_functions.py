@@ -557,7 +557,7 @@ def test_looking_loads_nothing(tally: Tally, is_async: bool) -> None:
     f = loader(tally, is_async)
     settle(f(1))
     memo.decorators.assembly.reset()
-    with calls_of(codec.decode) as loaded, recording() as seen:
+    with calls_of(codec.unpickled) as loaded, recording() as seen:
         assert f.is_cached(1)
         assert not f.is_cached(2)
         f.key(1)

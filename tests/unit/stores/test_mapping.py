@@ -296,14 +296,20 @@ print(peak() - before)
 
 
 @LINUX
-def test_store_takes_no_memory(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Storing hashes and writes a value where it lies; the memory tier makes no copy either."""
+@pytest.mark.parametrize("first", [f"big({ROWS})", "pass"], ids=["later", "first"])
+def test_store_takes_no_memory(
+    cache_home: Path, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """Storing hashes and writes a value where it lies; the memory tier makes no copy either.
+
+    Nor does the check of the first result of a type.
+    """
     n = 16 << 20
     program = f"""
 def peak():
     lines = open("/proc/self/status").read().splitlines()
     return next(int(l.split()[1]) for l in lines if l.startswith("VmHWM"))
-big({ROWS})
+{first}
 value = np.arange({n})
 @cache(ttl=None, version="1")
 def give():
