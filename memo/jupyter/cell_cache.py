@@ -19,7 +19,9 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import io
 import sys
+import tokenize
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,6 +46,13 @@ _IMMUTABLE_TYPES = frozenset(
     {int, float, complex, bool, str, bytes, type(None), types.FunctionType}
 )
 _AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+_INVISIBLE_TOKENS = frozenset(
+    {
+        *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE),
+        *(tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER),
+    }
+)
+"""Comments and layout."""
 
 
 # --- the names that a cell reads and assigns ------------------------------------------------------
@@ -596,7 +605,12 @@ def _split(tree: ast.Module) -> Iterator[tuple[Any, str]]:
 
 def _is_quiet(source: str) -> bool:
     """True if a cell ends in `;`, which suppresses the display of its last expression."""
-    return source.rstrip().endswith(";")
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    last = ""
+    for token in tokens:
+        if token.type not in _INVISIBLE_TOKENS:
+            last = token.string
+    return last == ";"
 
 
 def _normalized(tree: ast.Module, quiet: bool) -> str:

@@ -295,6 +295,12 @@ def test_a_semicolon_silences(kernel: Kernel) -> None:
     assert not second.bundles
 
 
+def test_a_semicolon_in_a_comment_does_not_silence(kernel: Kernel) -> None:
+    """As in any other cell, the last token that is no comment decides."""
+    assert kernel.run("%%cache\n5 + 5  # ten;").text == "10"
+    assert not kernel.run("%%cache\n6 + 6;  # twelve").text
+
+
 def test_options_choose_inputs_and_outputs(kernel: Kernel) -> None:
     """`--inputs` are the only names that matter, `--outputs` the only ones that come back."""
     kernel.run("a = b = 1")
