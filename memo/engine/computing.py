@@ -472,8 +472,10 @@ async def merged_stamps(
         absolute = await shorten_stamps(port, job.chain, absolute)
     except TierError:
         sound = False
-    readings = whole.used_results()
-    known = results.flatten(absolute, readings) if readings else with_block(absolute, own or ())
+    used_results = whole.used_results()
+    known = (
+        results.flatten(absolute, used_results) if used_results else with_block(absolute, own or ())
+    )
     return known, known if sound and own is not None else None
 
 

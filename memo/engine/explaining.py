@@ -316,9 +316,9 @@ async def _used_through(port: Port, chain: Chain, header: Header, stamp: Generat
 
 async def _unconfirmed_facts(port: Port, chain: Chain, header: Header) -> list[str]:
     """Name the results that an entry was built on and that the next call gets again first."""
-    _, readings = results.unflatten(header.stamps)
-    whys = await chain.authorities.why_changed(port, readings)
-    names = [label(one.result.function) for one, why in zip(readings, whys, strict=True) if why]
+    _, used_results = results.unflatten(header.stamps)
+    whys = await chain.authorities.why_changed(port, used_results)
+    names = [label(one.result.function) for one, why in zip(used_results, whys, strict=True) if why]
     many = rendering.quantity(len(names), "result")
     listed = _counted_names(names)
     return [
@@ -702,11 +702,11 @@ class Planner:
 
     async def _calls_beneath(self, header: Header, *, only_doubtful: bool) -> list[tuple[str, str]]:
         """Return function and key of each call that an entry was built on directly."""
-        absolute, readings = results.unflatten(header.stamps)
+        absolute, used_results = results.unflatten(header.stamps)
         if only_doubtful:
-            doubts = await self._chain.authorities.why_changed(self._port, readings)
-            readings = [one for one, doubt in zip(readings, doubts, strict=True) if doubt]
-        calls = [(one.result.function, one.result.key) for one in readings]
+            doubts = await self._chain.authorities.why_changed(self._port, used_results)
+            used_results = [one for one, doubt in zip(used_results, doubts, strict=True) if doubt]
+        calls = [(one.result.function, one.result.key) for one in used_results]
         if only_doubtful:
             return calls
         return [*await self._calls_without_cutoff(header, absolute), *calls]

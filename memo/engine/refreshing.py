@@ -67,11 +67,11 @@ async def revalidate(
     entry, begun = found.entry, time.perf_counter()
     assert entry is not None
     waited_for = not (background or used_calls.in_background())
-    absolute, readings = results.unflatten(entry.stamps)
+    absolute, used_results = results.unflatten(entry.stamps)
     used_calls.follow_threads()
     try:
         with inside(flight, background=background):
-            confirmed = await _confirm_results(port, job, readings)
+            confirmed = await _confirm_results(port, job, used_results)
         if confirmed is None:
             return None
         own = results.own_result(entry.stamps)
@@ -92,20 +92,20 @@ async def revalidate(
 
 
 async def _confirm_results(
-    port: Port, job: Job, readings: Sequence[UsedResult]
+    port: Port, job: Job, used_results: Sequence[UsedResult]
 ) -> list[UsedResult] | None:
     """Return the results that a value was built on, with new stamps; None if one differs."""
-    readings = list(readings)
-    doubts = await job.chain.authorities.why_changed(port, readings)
+    used_results = list(used_results)
+    doubts = await job.chain.authorities.why_changed(port, used_results)
     doubtful = [at for at, doubt in enumerate(doubts) if doubt]
-    for wave, group in itertools.groupby(doubtful, lambda at: readings[at].result.wave):
+    for wave, group in itertools.groupby(doubtful, lambda at: used_results[at].result.wave):
         places = list(group)
-        asked = await _ask_together(port, [readings[at].result for at in places])
+        asked = await _ask_together(port, [used_results[at].result for at in places])
         for at, again in zip(places, asked, strict=False):
             if again is None:
                 return None
-            readings[at] = again._replace(result=again.result._replace(wave=wave))
-    return readings
+            used_results[at] = again._replace(result=again.result._replace(wave=wave))
+    return used_results
 
 
 async def _ask_together(port: Port, wanted: Sequence[Result]) -> list[UsedResult | None]:
@@ -148,10 +148,10 @@ async def ask_again(port: Port, result: Result) -> UsedResult | None:
         reads.over = True
     if not answered or not reads.sound:
         return None
-    for reading in reads.used_results():
-        new = reading.result
+    for used_result in reads.used_results():
+        new = used_result.result
         if (new.function, new.key, new.digest) == (result.function, result.key, result.digest):
-            return reading
+            return used_result
     return None
 
 

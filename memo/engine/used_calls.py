@@ -103,11 +103,13 @@ class UsedCalls:
             if own is not None:
                 self._add_result(UsedResult(own._replace(wave=wave), new[:-1]))
                 return
-            absolute, readings = unflatten(new)
-            for reading in readings:
-                inner = reading.result
+            absolute, used_results = unflatten(new)
+            for used_result in used_results:
+                inner = used_result.result
                 self._wave = max(self._wave, wave + inner.wave)
-                self._add_result(reading._replace(result=inner._replace(wave=wave + inner.wave)))
+                self._add_result(
+                    used_result._replace(result=inner._replace(wave=wave + inner.wave))
+                )
             new = tuple(absolute)
         blocks = self._add_blocks(blocks_of(new))
         for stamp in loose_of(new):
@@ -161,12 +163,12 @@ class UsedCalls:
         self._wave_end = min(self._wave_end, time.perf_counter())
         return self._wave
 
-    def _add_result(self, reading: UsedResult) -> None:
-        result = reading.result
-        known = self._results.setdefault((result.function, result.key), reading)
+    def _add_result(self, used_result: UsedResult) -> None:
+        result = used_result.result
+        known = self._results.setdefault((result.function, result.key), used_result)
         if known.result.digest != result.digest:
             self.sound = False
-        self._results[result.function, result.key] = reading
+        self._results[result.function, result.key] = used_result
 
     def absolute_stamps(self) -> tuple[Stamp, ...]:
         """Return the stamps that do not belong to results of `cutoff` functions."""
@@ -206,8 +208,8 @@ class UsedCalls:
         whole.add(self.absolute_stamps())
         for stamp in self._stamps_of_results():
             whole._add(stamp, whole._blocks)
-        for reading in self.used_results():
-            whole._add_result(reading)
+        for used_result in self.used_results():
+            whole._add_result(used_result)
         return whole, self.sound and whole.sound
 
 

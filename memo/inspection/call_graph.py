@@ -171,7 +171,7 @@ async def _follow(
 def _add(headers: dict[Ref, tuple[Header, int]], found: Iterable[tuple[Header, int]]) -> None:
     """Add entries by call, the latest one of each call."""
     for header, size in found:
-        own = _own(header)
+        own = _own_ref(header)
         before = headers.get(own)
         if before is None or before[0].times.finished < header.times.finished:
             headers[own] = (header, size)
@@ -183,7 +183,7 @@ def _refs(header: Header) -> list[Ref]:
     return [ref for ref in own if ref.group.startswith("f:")]
 
 
-def _own(header: Header) -> Ref:
+def _own_ref(header: Header) -> Ref:
     name = f"f:{header.function}"
     found = [ref for ref in _refs(header) if ref.group == name and ref.arguments is not None]
     return found[0] if found else Ref(name, (("", header.key),))
@@ -191,7 +191,7 @@ def _own(header: Header) -> Ref:
 
 def _used(header: Header, nodes: Mapping[Ref, Any]) -> list[Ref]:
     """Return the nodes of the calls that an entry was built on."""
-    own = _own(header)
+    own = _own_ref(header)
     found = [ref for ref in _refs(header) if ref != own and ref in nodes]
     for whole in (ref for ref in _refs(header) if ref.arguments is None):
         found += [ref for ref in nodes if ref.group == whole.group and ref != own]
@@ -214,13 +214,13 @@ def _running(*, everything: bool) -> dict[Ref, str]:
     """Return the running calls, each with its arguments for display."""
     runs = COMPUTATIONS.everywhere() if everything else COMPUTATIONS.here()
     known = (run for run in runs if run.arguments is not None)
-    given = {Ref(f"f:{run.function}", run.arguments): _given(run) for run in known}
+    given = {Ref(f"f:{run.function}", run.arguments): _arguments_of(run) for run in known}
     refs = [ref for flight in FLIGHTS.joinable_flights() for ref in flight.refs]
     own = {ref for ref in refs if ref.group.startswith("f:") and ref.arguments is not None}
     return {**dict.fromkeys(own, ""), **given}
 
 
-def _given(run: Running) -> str:
+def _arguments_of(run: Running) -> str:
     """Return the arguments of a running call: its address without the name of the function."""
     name = run.label.rpartition(":")[2]
     return "" if run.call == name else run.call.removeprefix(f"{name}:")
@@ -235,7 +235,7 @@ def _node(header: Header, size: int, state: str) -> Node:
     arguments = ", ".join(f"{name}={text}" for name, text in given.items())
     times = header.times
     return Node(
-        _name(_own(header)),
+        _name(_own_ref(header)),
         header.function,
         arguments,
         state,

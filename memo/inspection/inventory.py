@@ -263,11 +263,11 @@ def _state(
     code: str | None,
     chain: Chain,
 ) -> str:
-    absolute, readings = unflatten(header.stamps)
+    absolute, used_results = unflatten(header.stamps)
     gone, times = _invalid_state(absolute, now, changed)
     if gone:
         return gone
-    beneath = [stamp for reading in readings for stamp in reading.stamps]
+    beneath = [stamp for used_result in used_results for stamp in used_result.stamps]
     doubt, soft = _invalid_state(beneath, now, changed)
     times += soft
     if code is not None and header.code != code:

@@ -84,11 +84,14 @@ def find_names(tree: ast.Module) -> Names:
 
 
 class _NameFlow(ast.NodeVisitor):
-    """Follows a cell from top to bottom.
+    """Follows the names of a cell from its top to its bottom.
 
     Attributes:
-        sure: names assigned by now; `lenient` are those assigned by a body that may not run.
-        later: names that functions and classes defined in the cell read when they are called.
+        reads, assigned, hidden, imported: see `Names`.
+        assigned_so_far: names that count as assigned at this point of the cell.
+        maybe_assigned: those of them that only a body assigns that may not run.
+        read_by_nested: names that functions and classes defined in the cell read at any time.
+        local_scopes: the names of each comprehension around this point.
     """
 
     def __init__(self) -> None:
@@ -96,18 +99,18 @@ class _NameFlow(ast.NodeVisitor):
         self.assigned: dict[str, None] = {}
         self.hidden: set[str] = set()
         self.imported: set[str] = set()
-        self.sure: set[str] = set()
-        self.lenient: set[str] = set()
-        self.later: dict[str, None] = {}
-        self.local: list[set[str]] = []
+        self.assigned_so_far: set[str] = set()
+        self.maybe_assigned: set[str] = set()
+        self.read_by_nested: dict[str, None] = {}
+        self.local_scopes: list[set[str]] = []
 
     def block(self, body: Iterable[ast.AST]) -> None:
         for node in body:
             self.visit(node)
 
     def end(self) -> None:
-        for name in self.later:
-            if name in self.sure:
+        for name in self.read_by_nested:
+            if name in self.assigned_so_far:
                 self.hidden.add(name)
             else:
                 self.reads[name] = None
@@ -115,17 +118,17 @@ class _NameFlow(ast.NodeVisitor):
     # names
 
     def read(self, name: str) -> None:
-        if any(name in scope for scope in self.local):
+        if any(name in scope for scope in self.local_scopes):
             return
-        if name not in self.sure:
+        if name not in self.assigned_so_far:
             self.reads[name] = None
-        elif name in self.lenient:
+        elif name in self.maybe_assigned:
             self.hidden.add(name)
 
     def assign(self, name: str) -> None:
         self.assigned[name] = None
-        self.sure.add(name)
-        self.lenient.discard(name)
+        self.assigned_so_far.add(name)
+        self.maybe_assigned.discard(name)
 
     def visit_Name(self, node: ast.Name) -> None:
         if isinstance(node.ctx, ast.Load):
@@ -135,7 +138,7 @@ class _NameFlow(ast.NodeVisitor):
         else:
             self.read(node.id)
             self.assigned[node.id] = None
-            self.sure.discard(node.id)
+            self.assigned_so_far.discard(node.id)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         self._part(node)
@@ -198,9 +201,9 @@ class _NameFlow(ast.NodeVisitor):
 
     def _visit_uncertain(self, body: Sequence[ast.AST]) -> None:
         """Visit a body that may not run, or not to its end."""
-        before = set(self.sure)
+        before = set(self.assigned_so_far)
         self.block(body)
-        self.lenient |= self.sure - before
+        self.maybe_assigned |= self.assigned_so_far - before
 
     def visit_If(self, node: ast.If) -> None:
         self.visit(node.test)
@@ -223,15 +226,15 @@ class _NameFlow(ast.NodeVisitor):
 
     def visit_Try(self, node: ast.Try | ast.TryStar) -> None:
         handlers = [handler for handler in node.handlers if not _always_leaves(handler.body)]
-        before = set(self.sure)
+        before = set(self.assigned_so_far)
         self.block([*node.body, *node.orelse])
-        after = set(self.sure)
+        after = set(self.assigned_so_far)
         for handler in node.handlers:
-            self.sure = set(before)
+            self.assigned_so_far = set(before)
             self.visit(handler)
             if handler in handlers:
-                after &= self.sure
-        self.sure = after
+                after &= self.assigned_so_far
+        self.assigned_so_far = after
         self.block(node.finalbody)
 
     visit_TryStar = visit_Try
@@ -245,18 +248,18 @@ class _NameFlow(ast.NodeVisitor):
         known = node.name in self.assigned
         self.assign(node.name)
         self.block(node.body)
-        self.sure.discard(node.name)
+        self.assigned_so_far.discard(node.name)
         if not known:
             del self.assigned[node.name]
 
     def _visit_branches(self, bodies: Sequence[Sequence[ast.AST]]) -> None:
-        before, ends = set(self.sure), []
+        before, ends = set(self.assigned_so_far), []
         for body in bodies:
-            self.sure = set(before)
+            self.assigned_so_far = set(before)
             self.block(body)
             if not _always_leaves(body):
-                ends.append(self.sure)
-        self.sure = set.intersection(*ends) if ends else before
+                ends.append(self.assigned_so_far)
+        self.assigned_so_far = set.intersection(*ends) if ends else before
 
     def visit_Import(self, node: ast.Import | ast.ImportFrom) -> None:
         for alias in node.names:
@@ -295,21 +298,22 @@ class _NameFlow(ast.NodeVisitor):
         module = ast.fix_missing_locations(ast.Module(body, []))
         code = compile(module, "<cell>", "exec", dont_inherit=True)
         inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-        local = set().union(*self.local)
+        local = set().union(*self.local_scopes)
         for scanned in map(names_used.scan, inner):
             found = {use.name for use in scanned.uses if use.root == names_used.GLOBAL_NAME} - local
             rebound = (use.name for use in scanned.assigned if use.root == names_used.GLOBAL_NAME)
-            self.later.update(dict.fromkeys(sorted(found)))
+            self.read_by_nested.update(dict.fromkeys(sorted(found)))
             self.assigned.update(dict.fromkeys(rebound))
 
     def _comprehension(self, node: Any) -> None:
-        self.local.append(set())
+        self.local_scopes.append(set())
         for generator in node.generators:
             self.visit(generator.iter)
-            self.local[-1] |= {n.id for n in ast.walk(generator.target) if isinstance(n, ast.Name)}
+            targets = ast.walk(generator.target)
+            self.local_scopes[-1] |= {part.id for part in targets if isinstance(part, ast.Name)}
             self.block(generator.ifs)
         self.block(filter(None, (getattr(node, part, None) for part in ("key", "value", "elt"))))
-        self.local.pop()
+        self.local_scopes.pop()
 
     visit_ListComp = visit_SetComp = visit_GeneratorExp = visit_DictComp = _comprehension
 
@@ -319,7 +323,7 @@ def _always_leaves(body: Sequence[ast.AST]) -> bool:
     return bool(body) and isinstance(body[-1], (ast.Raise, ast.Return, ast.Continue, ast.Break))
 
 
-# --- what a cell did ------------------------------------------------------------------------------
+# --- the outcome of a cell ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +357,7 @@ def _flush_figures() -> None:
 
 
 def replay(shell: Any, recording: Recording) -> None:
-    """Show again what a cell showed, and assign what it assigned."""
+    """Show the output of a cell again, and assign its outputs."""
     output_replay.replay(recording.shown)
     scope = shell.user_ns
     scope.update({name: _rebound(value, scope) for name, value in recording.outputs.items()})
@@ -463,7 +467,7 @@ class Cell:
 
     def explain(self) -> Any:
         """Explain whether the cell would be replayed, and if not, why."""
-        self._leave_out()
+        self._leave_out_inputs()
         return self.function.explain(**self.inputs)
 
     def answer(self, *, force: bool = False) -> Any:
@@ -474,7 +478,7 @@ class Cell:
             try:
                 recording = ask(**self.inputs)
             except Exception as error:
-                self._unless_keyless(error)
+                self._leave_out_keyless(error)
                 recording = ask(**self.inputs)
         return self._finish(recording, faults)
 
@@ -486,7 +490,7 @@ class Cell:
             try:
                 recording = await ask(**self.inputs)
             except Exception as error:
-                self._unless_keyless(error)
+                self._leave_out_keyless(error)
                 recording = await ask(**self.inputs)
         return self._finish(recording, faults)
 
@@ -504,14 +508,14 @@ class Cell:
         finally:
             remove()
 
-    def _unless_keyless(self, error: Exception) -> None:
-        """Raise the cell's own error; if it is an input without a sound key, leave that out."""
+    def _leave_out_keyless(self, error: Exception) -> None:
+        """Leave out inputs without a sound key, if one caused this error; else raise the error."""
         __tracebackhide__ = True
         if self._ran or not isinstance(error, KeyingError):
             raise cut_to_user_frames(error)
-        self._leave_out()
+        self._leave_out_inputs()
 
-    def _leave_out(self) -> None:
+    def _leave_out_inputs(self) -> None:
         """Drop the inputs that have no sound key."""
         for name, value in tuple(self.inputs.items()):
             try:

@@ -75,9 +75,9 @@ class Line(NamedTuple):
         return min(1.0, self.seconds / self.expected) if self.expected else None
 
     def __str__(self) -> str:
-        return f"{'  ' * self.depth}{self._said()}"
+        return f"{'  ' * self.depth}{self._phrase()}"
 
-    def _said(self) -> str:
+    def _phrase(self) -> str:
         spent = rendering.duration(self.seconds)
         if self.begun > 1:
             parts = [f"{self.begun} in {spent}" if self.over else f"{self.done} of {self.begun}"]
@@ -116,7 +116,7 @@ class TerminalScreen:
 
     def show(self, lines: list[Line]) -> None:
         if self._bars is None:
-            self._bars = self._started()
+            self._bars = self._start_bars()
         bars = self._bars
         for task in list(bars.task_ids):
             bars.remove_task(task)
@@ -126,7 +126,7 @@ class TerminalScreen:
             bars.add_task(str(line), total=total, completed=done or 0.0)
         bars.refresh()
 
-    def _started(self) -> Any:
+    def _start_bars(self) -> Any:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 

@@ -82,59 +82,59 @@ class Instrumentation:
             meter.create_observable_counter(name, [self._reading(read)], unit, about)
         about = "Whether a tier is asked: its breaker is closed"
         meter.create_observable_gauge("memo.tier.up", [self._reading(_up)], "1", about)
-        self._do: dict[str, Callable[[Event, dict[str, Any]], None]] = {
-            events.HIT: self._answered,
-            events.STALE: self._stale_answer,
-            events.MISS: self._missed,
-            events.COALESCED: self._shared_answer,
+        self._handlers: dict[str, Callable[[Event, dict[str, Any]], None]] = {
+            events.HIT: self._record_answer,
+            events.STALE: self._record_stale_answer,
+            events.MISS: self._record_miss,
+            events.COALESCED: self._record_shared_answer,
             events.COMPUTE_STARTED: self._begin,
             events.COMPUTE_ENDED: self._end,
             events.STORED: lambda event, at: self._stored.add(event.size, at),
-            events.REFRESH_DONE: self._refreshed,
-            events.REFRESH_FAILED: self._refreshed,
+            events.REFRESH_DONE: self._record_refresh,
+            events.REFRESH_FAILED: self._record_refresh,
             events.INVALIDATED: lambda event, at: self._invalidations.add(1, at),
-            events.ERROR: self._fault,
+            events.ERROR: self._record_fault,
         }
 
     def _reading(self, read: Read) -> Callable[[CallbackOptions], Iterable[Observation]]:
         """Return the callback of an instrument that is read when metrics are collected."""
         from opentelemetry.metrics import Observation
 
-        def observed(_: CallbackOptions) -> Iterable[Observation]:
+        def observe(_: CallbackOptions) -> Iterable[Observation]:
             found = list(read(COUNTERS.snapshot())) if self.on else []
             return [Observation(value, attributes) for value, attributes in found]
 
-        return observed
+        return observe
 
     def __call__(self, event: Event) -> None:
         """Handle an event."""
-        do = self._do.get(event.kind)
-        if do is not None:
-            do(event, {FUNCTION: label(event.function)} if event.function else {})
+        handle = self._handlers.get(event.kind)
+        if handle is not None:
+            handle(event, {FUNCTION: label(event.function)} if event.function else {})
 
-    def _answered(self, event: Event, at: dict[str, Any]) -> None:
+    def _record_answer(self, event: Event, at: dict[str, Any]) -> None:
         at[TIER] = event.tier
         self._lookup.record(event.seconds, at)
-        self._link(event.key)
+        self._add_link(event.key)
 
-    def _stale_answer(self, event: Event, at: dict[str, Any]) -> None:
-        self._answered(event, at)
+    def _record_stale_answer(self, event: Event, at: dict[str, Any]) -> None:
+        self._record_answer(event, at)
         self._stale.add(1, at)
 
-    def _missed(self, event: Event, at: dict[str, Any]) -> None:
+    def _record_miss(self, event: Event, at: dict[str, Any]) -> None:
         self._misses.add(1, {**at, REASON: event.reason})
 
-    def _shared_answer(self, event: Event, at: dict[str, Any]) -> None:
+    def _record_shared_answer(self, event: Event, at: dict[str, Any]) -> None:
         self._shared.add(1, at)
-        self._link(event.key)
+        self._add_link(event.key)
 
-    def _refreshed(self, event: Event, at: dict[str, Any]) -> None:
+    def _record_refresh(self, event: Event, at: dict[str, Any]) -> None:
         if event.reason == events.ELSEWHERE:
             return
         failed = {ERROR_TYPE: "refresh"} if event.kind == events.REFRESH_FAILED else {}
         self._refreshes.add(1, {**at, **failed})
 
-    def _fault(self, event: Event, at: dict[str, Any]) -> None:
+    def _record_fault(self, event: Event, at: dict[str, Any]) -> None:
         tier = {TIER: event.tier} if event.tier else {}
         self._errors.add(1, {**at, **tier, ERROR_TYPE: event.reason})
 
@@ -168,7 +168,7 @@ class Instrumentation:
             if len(self._contexts) > MOST_LINKABLE:
                 self._contexts.popitem(last=False)
 
-    def _link(self, key: str) -> None:
+    def _add_link(self, key: str) -> None:
         """Link the computation around a call to the one that made the result it uses."""
         around = _current.get()
         made = self._contexts.get(key)
@@ -243,11 +243,11 @@ def instrument(
         raise MissingExtraError(
             "memo.instrument() needs OpenTelemetry: pip install 'jupyter-memo[otel]'"
         ) from None
-    take_away = events.on_event(hook)
+    remove_hook = events.on_event(hook)
 
     def remove() -> None:
         hook.on = False
-        take_away()
+        remove_hook()
 
     with _changing:
         before, _remove = _remove, remove
