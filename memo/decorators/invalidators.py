@@ -35,6 +35,7 @@ from memo.errors import (
 from memo.keys import resolvers
 from memo.keys.call_keys import address_digest, normal_prefix, possible_prefixes
 from memo.keys.encoding import canonical
+from memo.records.seal import Header
 from memo.records.stamp_types import ADDRESS, Ref
 from memo.runtime import events
 from memo.runtime.blocking import BLOCKING, drive
@@ -184,13 +185,23 @@ async def _turns_of_key(port: Port, key: str) -> list[Turn]:
         return [elsewhere]
     identities = await names.known_functions(port, _ids_here())
     for chain in _all_chains():
-        for identity in identities:
-            for secret in chain.secrets:
-                header = await chain.stored_header(port, chain.name(identity, key, secret))
-                if header is not None:
-                    own = invalidating.own_refs(header)
-                    return [_whole_turn(ref) for ref in own if ref.group.startswith("f:")]
+        header = await _header_with_key(port, chain, identities, key)
+        if header is not None:
+            own = invalidating.own_refs(header)
+            return [_whole_turn(ref) for ref in own if ref.group.startswith("f:")]
     return []
+
+
+async def _header_with_key(
+    port: Port, chain: Chain, identities: Sequence[str], key: str
+) -> Header | None:
+    """Return the header of the entry with a key, of any of these functions."""
+    for identity in identities:
+        for secret in chain.secrets:
+            header = await chain.stored_header(port, chain.name(identity, key, secret))
+            if header is not None:
+                return header
+    return None
 
 
 def _whole_turn(ref: Ref) -> Turn:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Final
 
 from memo.engine.call import writer_name
@@ -241,13 +240,23 @@ async def matches_in_shared(port: Port, chains: Iterable[Chain], turns: Sequence
             continue
         partial = partial or not whole
         for name, record in listed:
-            with suppress(EntryError):
-                header = chain.header_of(name, record)
-                if affects_any(turns, own_refs(header)) and await _is_valid_in_shared(
-                    port, chain, header
-                ):
-                    found[header.key] = header
+            header = await _match_in_shared(port, chain, turns, name, record)
+            if header is not None:
+                found[header.key] = header
     return Matches(len(found), partial, tuple(found.values())[:MOST_HEADERS])
+
+
+async def _match_in_shared(
+    port: Port, chain: Chain, turns: Sequence[Turn], name: str, record: bytes
+) -> Header | None:
+    """Return the header of an entry in the shared tier if it is valid and some turns drop it."""
+    try:
+        header = chain.header_of(name, record)
+    except EntryError:
+        return None
+    if not affects_any(turns, own_refs(header)):
+        return None
+    return header if await _is_valid_in_shared(port, chain, header) else None
 
 
 def matches_on_host(chains: Sequence[Chain], turns: Sequence[Turn]) -> Matches:
@@ -292,17 +301,20 @@ def _headers_on_host(chain: Chain, prefix: str, until: float) -> list[Header | N
                     return [*found, None]
                 if listed.name not in seen:
                     seen.add(listed.name)
-                    with suppress(EntryError):
-                        found.append(_header_of(chain, listed))
+                    found += _header_of(chain, listed)
         except TierError:
             found.append(None)
     return found
 
 
-def _header_of(chain: Chain, listed: Listed) -> Header:
+def _header_of(chain: Chain, listed: Listed) -> list[Header]:
+    """Return the header of a listed entry; nothing if it is not authentic."""
     if listed.entry is not None:  # its seal has been checked already
-        return listed.entry.header
-    return chain.header_of(listed.name, listed.record)
+        return [listed.entry.header]
+    try:
+        return [chain.header_of(listed.name, listed.record)]
+    except EntryError:
+        return []
 
 
 def own_refs(header: Header) -> list[Ref]:

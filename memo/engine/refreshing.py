@@ -238,16 +238,20 @@ async def _refresh(port: Port, job: Job, flight: Flight) -> None:
         assert lease is not None
         try:
             if lease.acquired and not await _was_refreshed_elsewhere(port, job):
-                result = await _revalidate_if_unconfirmed(port, job, flight)
-                if result is None:
-                    result = await compute(port, job, flight, background=True)
-                result = await close_flight(port, job, flight, result)
+                result = await _revalidate_or_compute(port, job, flight)
         finally:
             await lease.release(port, job.chain.uploads.get(job.name))
         kind, reason = _end_refresh(job, result)
     finally:
         FLIGHTS.finish(flight, result)
         emit(job, kind, reason=reason, seconds=time.perf_counter() - begun)
+
+
+async def _revalidate_or_compute(port: Port, job: Job, flight: Flight) -> FlightResult:
+    result = await _revalidate_if_unconfirmed(port, job, flight)
+    if result is None:
+        result = await compute(port, job, flight, background=True)
+    return await close_flight(port, job, flight, result)
 
 
 async def _revalidate_if_unconfirmed(port: Port, job: Job, flight: Flight) -> FlightResult | None:

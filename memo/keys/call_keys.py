@@ -897,7 +897,9 @@ class Keyer:
                 everything[self.plan.self_name] = own
             return tuple(sorted((*mine, *self._digests_by_resolver(everything)))), False
         chosen = [(n, n, v) for n, v in given.items() if n not in self._ignore]
-        chosen += [(self._ref_name(n), n, v) for n, v in self._counted_keywords(extra).items()]
+        if extra:
+            counted = self._counted_keywords(extra)
+            chosen += [(self._ref_name(n), n, v) for n, v in counted.items()]
         if not chosen:
             raise _not_selecting_error({**extra, **given})
         pairs = [
