@@ -108,7 +108,10 @@ class Recorder:
     def write(self, kind: str, text: str) -> None:
         """Record a text; consecutive texts of one stream are joined."""
         with self._lock:
-            if self.over or not self._fits(len(text)):
+            if self.over:
+                return
+            self._clear_if_due()
+            if not self._fits(len(text)):
                 return
             if self._shown and self._shown[-1][0] == kind:
                 text = self._shown.pop()[1] + text
@@ -118,24 +121,33 @@ class Recorder:
         """Record a display; an update replaces the display that it refers to."""
         kept = storable_part(bundle)
         with self._lock:
-            if self.over or not kept.get("data") or not self._fits(_size(kept)):
+            if self.over or not kept.get("data"):
                 return
-            if kept.get("update") and self._update(kept):
+            self._clear_if_due()
+            at = self._replaced_by(kept) if kept.get("update") else None
+            freed = 0 if at is None else _size(self._shown[at][1])
+            if not self._fits(_size(kept) - freed):
                 return
-            self._shown.append((_DISPLAY, kept))
+            if at is None:
+                self._shown.append((_DISPLAY, kept))
+            else:
+                self._shown[at] = (_DISPLAY, {**kept, "update": False})
 
     def clear(self, *, wait: bool) -> None:
         """Forget the output, which was cleared; with `wait`, only when new output comes."""
         with self._lock:
-            self._clear_on_next = wait
+            self._clear_on_next = True
             if not wait:
-                self._shown.clear()
+                self._clear_if_due()
+
+    def _clear_if_due(self) -> None:
+        if self._clear_on_next:
+            self._clear_on_next = False
+            self._shown.clear()
+            self._space_left = MOST_KEPT
 
     def _fits(self, size: int) -> bool:
         """True if some output still fits; the first one that does not fit ends the recording."""
-        if self._clear_on_next:
-            self._shown.clear()
-            self._clear_on_next = False
         if self._space_left <= 0:
             return False
         self._space_left -= size
@@ -143,13 +155,13 @@ class Recorder:
             self._shown.append(("stderr", _CUT))
         return self._space_left > 0
 
-    def _update(self, new: dict[str, Any]) -> bool:
+    def _replaced_by(self, new: dict[str, Any]) -> int | None:
+        """Return the position of the display that an update refers to, or None."""
         name = new.get("transient", {}).get("display_id")
         for at, (kind, old) in enumerate(self._shown):
             if kind == _DISPLAY and old.get("transient", {}).get("display_id") == name:
-                self._shown[at] = (_DISPLAY, {**new, "update": False})
-                return True
-        return False
+                return at
+        return None
 
 
 def storable_part(bundle: Mapping[str, Any]) -> dict[str, Any]:

@@ -336,6 +336,20 @@ def test_what_is_kept_is_bounded(capsys: pytest.CaptureFixture[str]) -> None:
     assert "not kept" in err
 
 
+def test_output_that_was_replaced_takes_no_space() -> None:
+    """Only what is kept counts: the last state of a display, and output since the last clearing."""
+    page = "x" * (replay.MOST_KEPT // 3)
+    recorder = replay.Recorder()
+    for number in range(10):
+        named = {"transient": {"display_id": "page"}, "update": number > 0}
+        recorder.display({"data": {"text/plain": f"{number}{page}"}, **named})
+    assert [bundle["data"] for _, bundle in recorder.shown] == [{"text/plain": f"9{page}"}]
+    for number in range(10):
+        recorder.clear(wait=bool(number % 2))
+        recorder.write("stdout", f"{number}{page}")
+    assert recorder.shown == (("stdout", f"9{page}"),)
+
+
 def test_a_broken_stream_costs_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hit whose output goes nowhere, as a pipe without a reader, still gives the result."""
     f = cache(replay=True, version="1")(speak)
