@@ -580,10 +580,10 @@ class CachedFunction(Generic[P, R]):
     async def _clear(self, port: Port) -> None:
         chain = self._function.chain()
         done = await self._invalidation((), {}, "cache_clear")(port)
-        if done.missed:
-            await self._warn_nothing_cleared(port)
         await chain.clear(port, chain.prefix(self.function_id))
         COUNTERS.reset(self.function_id)
+        if done.missed:  # last, since a warning may be an error
+            await self._warn_nothing_cleared(port)
 
     async def _warn_nothing_cleared(self, port: Port) -> None:
         """Warn once, and name the functions whose entries were probably intended."""

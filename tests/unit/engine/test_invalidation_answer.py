@@ -586,6 +586,17 @@ def test_a_warning_that_is_an_error_comes_last() -> None:
     assert not load.is_cached(1)
 
 
+def test_a_warning_that_is_an_error_does_not_stop_cache_clear() -> None:
+    """The counters begin again before it is raised."""
+    one, other = loads("shop:cleared"), loads("store:cleared")
+    one("EU"), other("EU"), other.invalidate()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="cleared nothing"):
+            other.cache_clear()
+    assert other.cache_info().misses == 0
+
+
 def test_an_earlier_typo_is_not_suggested() -> None:
     """The names that were probably meant are those of entries and functions."""
     load = loads(key_prefix="products", tags=["sales"])
