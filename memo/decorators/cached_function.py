@@ -15,6 +15,7 @@ import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -34,7 +35,14 @@ from memo.decorators.bound_functions import BoundFunction
 from memo.decorators.function_options import Ttl, make_function
 from memo.decorators.helpers import MISSING, helper, takes_any_arguments
 from memo.engine import replay
-from memo.engine.call import NOTHING, Function, Raised, make_call, report_if_resource_failure
+from memo.engine.call import (
+    NOTHING,
+    Function,
+    Raised,
+    make_call,
+    register_cutoff,
+    report_if_resource_failure,
+)
 from memo.errors import (
     NotCachedError,
     OptionError,
@@ -66,6 +74,8 @@ T = TypeVar("T")
 
 _functions: weakref.WeakSet[CachedFunction[Any, Any]] = weakref.WeakSet()
 _serial_numbers = itertools.count()
+_unpickling: ContextVar[bool] = ContextVar("memo_unpickling", default=False)
+"""True while a function that was pickled by value is made again."""
 Invalidate: TypeAlias = "Callable[[Port], Coroutine[Any, Any, engine.Invalidation]]"
 """A checked invalidation that runs over a port."""
 
@@ -97,7 +107,31 @@ class CachedFunction(Generic[P, R]):
         self.function_id = function_id(function, given["name"])
         self._function = make_function(function, self.function_id, given)
         self._copy_attributes(function)
+        self._is_copy = _unpickling.get()
+        self._register()
+
+    @classmethod
+    def _make_copy(cls, function: Callable[P, R], given: Mapping[str, Any]) -> Self:
+        """Make a function again that was pickled by value."""
+        token = _unpickling.set(True)
+        try:
+            return cls(function, given)
+        finally:
+            _unpickling.reset(token)
+
+    def _register(self) -> None:
+        """Let this function answer for its id, unless it is a copy and the original is here.
+
+        A copy has its own globals, as they were when it was pickled.
+        """
+        if self._is_copy and any(
+            one.function_id == self.function_id and not one._is_copy for one in functions()
+        ):
+            return
         _functions.add(self)
+        register_cutoff(self._function)
+        if self._function.dependencies is not None:
+            self._function.dependencies.register()
 
     def _copy_attributes(self, function: Callable[P, R]) -> None:
         functools.update_wrapper(self, function)

@@ -102,7 +102,7 @@ def _rebuilt(
     code: str,
     of_class: bool,
 ) -> CachedFunction[Any, Any]:
-    made = kind(function, given)
+    made = kind._make_copy(function, given)
     made._function.keyer.identity = Identity(function, digest=code)
     if of_class:
         made._bind_to_class()

@@ -130,8 +130,6 @@ class Function:
         self.answer = answer
         self.key_arguments: KeyArguments = _as_given
         self.is_async = is_async
-        if cutoff:
-            _CUTOFFS[function_id] = self
         self.backoff: dict[str, tuple[float, float]] = {}
         self.last_duration: float | None = None
         self.warned = False
@@ -177,6 +175,12 @@ class Function:
 
 
 _CUTOFFS: weakref.WeakValueDictionary[str, Function] = weakref.WeakValueDictionary()
+
+
+def register_cutoff(function: Function) -> None:
+    """Let a function answer for its id when a `cutoff` result is asked for again."""
+    if function.cutoff:
+        _CUTOFFS[function.id] = function
 
 
 def cutoff_function(function_id: str) -> Function | None:

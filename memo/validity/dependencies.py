@@ -285,8 +285,11 @@ class Dependencies:
             for name, part in annotations
             if part is File or isinstance(part, File)
         }
+
+    def register(self) -> None:
+        """Let these callables answer for the function's id when an entry is checked."""
         if self.calls:
-            CALLABLES[identity] = self
+            CALLABLES[self.identity] = self
 
     def __bool__(self) -> bool:
         return bool(self.files or self.calls or self.arguments)

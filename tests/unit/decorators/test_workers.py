@@ -122,6 +122,25 @@ def test_copies_are_the_function_itself() -> None:
     assert copy.deepcopy({"f": f})["f"] is f
 
 
+VERSIONS = {"rows": 1}
+
+
+def test_a_copy_does_not_answer_for_the_original() -> None:
+    """A copy has globals of its own, so the original's callables and names stay in use."""
+
+    @memo.cache(ttl=None, version="1", name="tests:rows", depends_on=lambda: VERSIONS["rows"])
+    def rows() -> int:
+        return VERSIONS["rows"]
+
+    copies = [pickle.loads(pickle.dumps(rows)) for _ in range(2)]
+    assert rows not in copies
+    assert rows() == copies[0]() == 1
+    VERSIONS["rows"] = 2
+    assert not rows.is_cached()
+    assert rows() == 2
+    assert [one for one in memo.functions() if one.function_id == "tests:rows"] == [rows]
+
+
 KINDS = ["method", "of_class", "of_class_too", "static", "static_too"]
 
 
