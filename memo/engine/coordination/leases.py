@@ -142,7 +142,7 @@ class Lease:
         """Emit the event of a wait that begins, or whose holder has changed."""
         if self._announced_holder is None or (holder and holder != self._announced_holder):
             self._announced_holder = holder
-            self._emit(events.WAITING, holder)
+            self.emit(events.WAITING, detail=holder)
 
     def is_check_due(self) -> bool:
         """True if the holder was not checked for `MAX_WAIT_SECONDS`."""
@@ -156,11 +156,13 @@ class Lease:
         """Emit the event that the wait has ended, if there was one."""
         if self._announced_holder is not None:
             self._announced_holder = None
-            self._emit(events.WAIT_ENDED)
+            self.emit(events.WAIT_ENDED)
 
-    def _emit(self, kind: str, holder: str = "") -> None:
+    def emit(self, kind: str, **facts: Any) -> None:
+        """Emit an event about the call that the lease is for."""
         function = self._name.partition("{")[2].rpartition("}")[0]
-        events.emit(events.Event(kind, function, _key_of(self._name), detail=holder))
+        key = self._name.rpartition(":")[2]
+        events.emit(events.Event(kind, function, key, **facts))
 
     def hold(self, port: Port, lock: Lock | None, leases: Leases | None) -> Lease:
         """Take possession of the locks; renew the lease until it is released."""
@@ -183,7 +185,7 @@ class Lease:
             return  # the next renewal may get through in time
         if not kept:
             self._leases = None
-            events.emit(events.Event(events.LEASE_LOST, key=_key_of(self._name)))
+            self.emit(events.LEASE_LOST)
 
     async def release(self, port: Port, after: Upload | None = None) -> None:
         """Release the lease; a second call does nothing.
@@ -203,7 +205,7 @@ class Lease:
             if leases is not None:
                 await leases.release(port, self._name, self.text)
         except TierError as error:
-            events.emit(events.Event(events.ERROR, reason="lease", detail=str(error)))
+            self.emit(events.ERROR, reason="lease", detail=str(error))
         finally:
             if lock is not None:
                 lock.release()
@@ -249,7 +251,7 @@ async def acquire_lease(
     limit = 0.0 if refresh else policy.lock_timeout
     end = None if limit is None else begun + limit
     lease = Lease(name, _holder_name(chain), flight, expected)
-    lock = _host_lock(chain, name)
+    lock = _host_lock(chain, name, lease)
     leases = chain.leases
     try:
         if lock is not None and not await _take_host_lock(
@@ -305,15 +307,11 @@ def _give_up(lease: Lease, lock: Lock | None, begun: float, refresh: bool) -> Le
     lease.waited = time.monotonic() - begun
     if not refresh:
         holder = lock.holder() if lock is not None else ""
-        events.emit(
-            events.Event(
-                events.LOCK_TIMEOUT, key=_key_of(lease._name), seconds=lease.waited, detail=holder
-            )
-        )
+        lease.emit(events.LOCK_TIMEOUT, seconds=lease.waited, detail=holder)
     return lease
 
 
-def _host_lock(chain: Chain, name: str) -> Lock | None:
+def _host_lock(chain: Chain, name: str, lease: Lease) -> Lock | None:
     """Return the host lock of a key; None, after an event, if it cannot be made."""
     if chain.host is None:
         return None
@@ -321,7 +319,7 @@ def _host_lock(chain: Chain, name: str) -> Lock | None:
         return chain.host.lock(name)
     except TierError as error:
         if not (isinstance(error, TierUnavailable) and error.reported):
-            events.emit(events.Event(events.ERROR, reason="lock", detail=str(error)))
+            lease.emit(events.ERROR, reason="lock", detail=str(error))
         return None
 
 
@@ -341,7 +339,7 @@ async def _take_host_lock(
             if lock.try_acquire(lease.holder_name if lease_follows else lease.new_text()):
                 return True
         except TierError as error:  # better to compute without a lock than to wait for a fault
-            events.emit(events.Event(events.ERROR, reason="lock", detail=str(error)))
+            lease.emit(events.ERROR, reason="lock", detail=str(error))
             return True
         if end is not None and time.monotonic() >= end:
             return False
@@ -387,7 +385,7 @@ async def _take_cluster_lease(
             lease.emit_waiting(other)
             await leases.wait(port, name, left)
     except TierError as error:
-        events.emit(events.Event(events.ERROR, reason="lease", detail=str(error)))
+        lease.emit(events.ERROR, reason="lease", detail=str(error))
         return True
 
 
@@ -403,7 +401,3 @@ def _holder_name(chain: Chain) -> str:
 
 def _host_id(holder: str) -> str:
     return holder.partition("/")[0]
-
-
-def _key_of(name: str) -> str:
-    return name.rpartition(":")[2]
