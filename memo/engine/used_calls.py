@@ -402,7 +402,13 @@ def _start_in_context(original: Callable[[threading.Thread], None]) -> Callable[
                 run_in_context(given, body)
 
             self.run = run  # type: ignore[method-assign]
-        original(self)
+            try:
+                original(self)
+            except Exception:  # the system refused a thread: the caller may try again
+                self.run = body  # type: ignore[method-assign]
+                raise
+        else:
+            original(self)
 
     return start
 

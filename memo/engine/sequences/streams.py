@@ -52,7 +52,14 @@ from memo.engine.computing import (
 from memo.engine.coordination.flights import FLIGHTS, Flight, FlightResult, current_path, inside
 from memo.engine.coordination.leases import Lease, acquire_lease, lock_patience, wait_until_over
 from memo.engine.used_calls import USED_CALLS, UsedCalls, record_flight_result, record_stamps
-from memo.errors import DependencyError, EntryError, ReentryError, TierError, cut_to_user_frames
+from memo.errors import (
+    DependencyError,
+    EntryError,
+    ReentryError,
+    TierError,
+    cut_to_user_frames,
+    label,
+)
 from memo.records import codec
 from memo.records.spool import Cursor, Spool, Stream, load_item
 from memo.records.stamp_types import Stamp
@@ -321,7 +328,8 @@ class StreamRun:
                 return END if self.error is None else Raised(self.error)
             elif self._busy:
                 if self.flight in current_path():
-                    raise ReentryError(f"the generator of {self.job.name} reads its own items")
+                    name = label(self.job.function.id)
+                    raise ReentryError(f"the generator {name} reads its own items")
                 waiter = port.waiter()
                 self._waiters.append(waiter)
                 return _Waiting(waiter)

@@ -7,6 +7,7 @@ import contextvars
 import errno
 import socket
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -925,6 +926,29 @@ def test_threads_outside_a_computation_are_left_alone() -> None:
     thread.join()
     assert "run" not in vars(thread)
     assert seen == [None]
+
+
+def test_a_thread_that_starts_at_the_second_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the system refused a thread, another `start` runs what it was made for."""
+    raw, seen = loads("raw"), []
+    name = "_start_joinable_thread" if sys.version_info >= (3, 13) else "_start_new_thread"
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    @cache(ttl=None, version="1", name="tests:second_try")
+    def report() -> int:
+        thread = threading.Thread(target=lambda: seen.append(raw("EU")))
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="can't start"):
+            patch.setattr(threading, name, refused)
+            thread.start()
+        thread.start()
+        thread.join()
+        return len(seen)
+
+    assert report() == 1
+    raw.invalidate()
+    assert not report.is_cached()
 
 
 def test_a_thread_that_outlives_its_computation_adds_nothing() -> None:
