@@ -171,7 +171,10 @@ async def run_once(port: Port, job: Job, flight: Flight, *, background: bool = F
             outcome = await invoke(port, job, silent=background)
             ended_by = outcome.error_name
         finally:
-            USED_CALLS.reset(token)
+            with suppress(
+                ValueError
+            ):  # its loop is closed: it ends in the context of the collector
+                USED_CALLS.reset(token)
             reads.over = True
             ended = time.perf_counter()
             emit_run_ended(job, reads.own_time(begun, ended), ended_by, why)

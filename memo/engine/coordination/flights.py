@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -365,7 +365,8 @@ class inside:
             _raise_recursion_limit(len(path))
 
     def __exit__(self, *_: object) -> None:
-        _path.reset(self._token)
+        with suppress(ValueError):  # its loop is closed: it ends in the context of the collector
+            _path.reset(self._token)
 
 
 _limit = sys.getrecursionlimit()

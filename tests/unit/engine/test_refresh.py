@@ -31,6 +31,7 @@ from waiting import await_until, until
 
 import memo
 from memo.engine.coordination import leases
+from memo.inspection.running_computations import COMPUTATIONS
 from memo.records.stamp_types import Times
 from memo.runtime import events
 from memo.runtime.clock import SECOND
@@ -843,6 +844,7 @@ def test_a_refresh_in_a_loop_that_was_closed(source: Source, clock: ManualClock)
     memo.runtime.native.TASKS.clear()
     del left
     gc.collect()
+    assert COMPUTATIONS.here() == []
 
 
 @styles
