@@ -284,7 +284,7 @@ import sys, threading
 from memo import cache
 @cache(name="twice", version="1")
 def twice(x):
-    print("running", flush=True)
+    sys.stdout.write("running\\n"), sys.stdout.flush()  # in one write
     assert go.wait(20)
     return x
 go = threading.Event()
