@@ -219,11 +219,13 @@ async def prepare_result(
         own = None if late is None else own + late
     known, used = await merged_stamps(port, job, ran.used_calls, own)
     job.function.backoff.pop(job.call.text, None)
-    job.chain.latest_answers.record(job.call.text, before.started)
+    latest = job.chain.latest_answers
+    latest.record(job.call.text, before.started)
+    overtaken = latest.is_newer_than(job.call.text, before.started)  # by a refresh, say
     valid = before.same_key and not flight.detached
     if ran.background and valid:
         valid = not await job.chain.authorities.why_invalid(port, known)
-    storable = used if valid and keep and ran.unchanged else None
+    storable = used if valid and keep and ran.unchanged and not overtaken else None
     made = Computed(
         value,
         storable,

@@ -707,6 +707,32 @@ def test_a_failed_refresh_keeps_the_old_value(
     assert not leases.HELD_LEASES
 
 
+def test_a_refresh_that_was_overtaken_does_not_replace_the_newer_result() -> None:
+    """Of two refreshes at the same time the one that began later stays stored."""
+    turns = [threading.Event(), threading.Event()]
+    begun = threading.Semaphore(0)
+    runs: list[int] = []
+
+    @memo.cache(ttl=None, version="1", name="tests:overtaken")
+    def load() -> int:
+        number = len(runs)
+        runs.append(number)
+        begun.release()
+        assert turns[number].wait(20)
+        return number
+
+    threads = [threading.Thread(target=load.refresh) for _ in turns]
+    for thread in threads:
+        thread.start()
+        assert begun.acquire(timeout=20)
+    for thread, turn in reversed(list(zip(threads, turns, strict=True))):
+        turn.set()
+        thread.join()
+    assert load.is_cached()
+    assert load() == 1
+    assert runs == [0, 1]
+
+
 @styles
 def test_back_off_begins_anew_after_a_success(
     style: Style, source: Source, clock: ManualClock, waited: list[float]
