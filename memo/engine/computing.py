@@ -252,15 +252,16 @@ async def prepare_result(
 async def store_prepared(port: Port, ready: Sequence[Prepared]) -> list[FlightResult]:
     """Store results together; return them with their entries."""
     flight_results = [result for result, _ in ready]
-    wanted = [(at, sealed) for at, (_, sealed) in enumerate(ready) if sealed is not None]
+    wanted = {at: sealed for at, (_, sealed) in enumerate(ready) if sealed is not None}
     if not wanted:
         return flight_results
     try:
-        entries = await store_sealed(port, [sealed for _, sealed in wanted])
+        entries = await store_sealed(port, list(wanted.values()))
     except Exception as error:
-        emit(wanted[0][1].job, events.ERROR, reason="store", detail=error_text(error))
+        job = next(iter(wanted.values())).job
+        emit(job, events.ERROR, reason="store", detail=error_text(error))
         return [result._replace(encoded=None) for result in flight_results]
-    for (at, sealed), entry in zip(wanted, entries, strict=True):
+    for (at, sealed), entry in zip(wanted.items(), entries, strict=True):
         flight_results[at] = flight_results[at]._replace(entry=entry, stamps=sealed.header.stamps)
     return flight_results
 
@@ -458,7 +459,8 @@ async def take_stamps(port: Port, jobs: Sequence[Job]) -> list[tuple[Stamp, ...]
         return [None] * len(jobs)
     taken: list[tuple[Stamp, ...] | None] = []
     for job in jobs:
-        own: tuple[Stamp, ...] = tuple(Generation(ref, states[ref]) for ref in job.call.refs)
+        mine = job.call.refs
+        own: tuple[Stamp, ...] = tuple(map(Generation, mine, map(states.__getitem__, mine)))
         if job.function.dependencies is not None:
             own += await job.function.dependencies.take(port, job.args, job.kwargs)
         taken.append(own)
