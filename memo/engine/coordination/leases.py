@@ -92,6 +92,7 @@ class Lease:
 
     Attributes:
         acquired: this process holds it.
+        confirmed: the shared tier did not fail when it was acquired, or has renewed it since.
         waited: seconds that acquiring it took.
         pending_lookup: the look-up that was sent along with the acquisition, with its reply, or
             None.
@@ -109,6 +110,7 @@ class Lease:
         "_next_check",
         "_renewal",
         "acquired",
+        "confirmed",
         "flight",
         "holder_name",
         "pending_lookup",
@@ -130,6 +132,7 @@ class Lease:
         self.pending_lookup: PendingLookup | None = None
         self.holder_name = self.text = holder_name
         self.acquired = False
+        self.confirmed = True
         self.waited = 0.0
 
     def new_text(self) -> str:
@@ -183,8 +186,11 @@ class Lease:
             kept = await self._leases.renew(port, self._name, self.text)
         except TierError:
             return  # the next renewal may get through in time
-        if not kept:
-            self._leases = None
+        if kept:
+            self.confirmed = True
+            return
+        self._leases = None
+        if self.confirmed:
             self.emit(events.LEASE_LOST)
 
     async def release(self, port: Port, after: Upload | None = None) -> None:
@@ -384,7 +390,8 @@ async def _take_cluster_lease(
             left = min(left, rest + _AFTER_EXPIRY)  # a holder that has died wakes no waiter
             lease.emit_waiting(other)
             await leases.wait(port, name, left)
-    except TierError as error:
+    except TierError as error:  # it may have the lease all the same, so that is released later
+        lease.confirmed = False
         lease.emit(events.ERROR, reason="lease", detail=str(error))
         return True
 

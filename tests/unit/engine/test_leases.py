@@ -19,7 +19,9 @@ from waiting import until
 
 import memo
 from memo.engine.coordination import leases
+from memo.errors import TierError
 from memo.runtime import events
+from memo.stores.redis.cluster_leases import RedisLeases
 from memo.testing import recording
 
 STYLE_NAMES = ["sync", "async"]
@@ -327,6 +329,28 @@ def test_a_lost_lease_is_told(style: Style, redis_server: RedisServer) -> None:
         memo.decorators.assembly.reset()
     assert [e.function for e in seen if e.kind == events.LEASE_LOST] == ["lost"]
     assert not leases.HELD_LEASES
+
+
+@pytest.mark.usefixtures("brief_leases")
+@pytest.mark.parametrize("style", STYLES, ids=repr)
+def test_a_lease_that_was_never_held_is_not_lost(
+    style: Style, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A computation that began while Redis was down has no lease to lose when it is back."""
+
+    async def unreachable(*_: Any, **__: Any) -> Any:
+        raise TierError("unreachable")
+
+    def load() -> Any:
+        yield 0.4
+        return 5
+
+    f = style.cached(load, use_lock=True, name="never_held", version="1")
+    monkeypatch.setattr(RedisLeases, "acquire", unreachable)
+    with memo.configure(redis_url=redis_server.url), recording() as seen:
+        assert style.call(f) == 5
+        memo.decorators.assembly.reset()
+    assert [e.kind for e in seen if e.kind in {events.LEASE_LOST, events.ERROR}] == [events.ERROR]
 
 
 @pytest.mark.parametrize("style", STYLES, ids=repr)
