@@ -530,14 +530,14 @@ class InvalidationAfterCall:
         return f"{self.prefix}:{address}"
 
 
-def _address_list(resolved: Any, who: str) -> list[str]:
+def _address_list(resolved: Any, function_name: str) -> list[str]:
     """Return the addresses in a resolver's result; a number is formatted as in a template."""
     if resolved is None:
         return []
     many = isinstance(resolved, (list, tuple, set, frozenset, Iterator))
     found = [_address(one) for one in (resolved if many else [resolved])]
     if not all(found):
-        raise OptionError("key_resolver", resolved, f"of {who} returned an empty address")
+        raise OptionError("key_resolver", resolved, f"of {function_name} returned an empty address")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The engine: look a call up, check what was found, and load it or compute and store it.
+"""The engine: look a call up and load its entry, or compute and store its result.
 
 Written once, for sync and async functions.  Imports `keys`, `stores`, `validity`, `records` and
 below; it does not know which store answers.

@@ -1,4 +1,4 @@
-"""Answer a call: from the cache, from a computation under way, or by computing it.
+"""Answer a call: from the cache, from a computation in progress, or by computing it.
 
 The coroutines here run over a port (`runtime.port`), for sync and async callers alike.
 

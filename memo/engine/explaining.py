@@ -440,9 +440,9 @@ class _MissingCall(NamedTuple):
 
 
 def _not_cached_facts(
-    chain: Chain, manifests: Manifests, asked: _MissingCall, stored: list[Header]
+    chain: Chain, manifests: Manifests, missing: _MissingCall, stored: list[Header]
 ) -> tuple[str, list[str], list[str]]:
-    call, code, _ = asked
+    call, code, _ = missing
     if chain.latest_answers.has(call.text):
         return (
             EVICTED,
@@ -455,7 +455,7 @@ def _not_cached_facts(
     ]
     if same and all(header.code != code for header in same):
         latest = max(same, key=lambda header: header.times.finished)
-        return CODE_CHANGED, *_code_facts(manifests, asked, latest)
+        return CODE_CHANGED, *_code_facts(manifests, missing, latest)
     others = [header for header in stored if header.code == code] or stored
     if not others:
         return ABSENT, ["no entry of this function is on this host"], []
@@ -513,14 +513,14 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tu
 
 
 def _code_facts(
-    manifests: Manifests, asked: _MissingCall, header: Header
+    manifests: Manifests, missing: _MissingCall, header: Header
 ) -> tuple[list[str], list[str]]:
     before = manifests.load(header.code)
     if before is None:
         return ["the code has changed; its earlier source is not known on this host"], []
     facts: list[str] = []
     diff: list[str] = []
-    for name, old, new in _changes(before, asked.parts):
+    for name, old, new in _changes(before, missing.parts):
         facts.append(_change_text(name, old, new))
         if old is not None and new is not None:
             diff += _diff(name, old, new)

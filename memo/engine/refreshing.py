@@ -100,8 +100,8 @@ async def _confirm_results(
     doubtful = [at for at, doubt in enumerate(doubts) if doubt]
     for wave, group in itertools.groupby(doubtful, lambda at: used_results[at].result.wave):
         places = list(group)
-        asked = await _ask_together(port, [used_results[at].result for at in places])
-        for at, again in zip(places, asked, strict=False):
+        found = await _ask_together(port, [used_results[at].result for at in places])
+        for at, again in zip(places, found, strict=False):
             if again is None:
                 return None
             used_results[at] = again._replace(result=again.result._replace(wave=wave))
@@ -207,7 +207,7 @@ def _arguments_of(result: Result) -> tuple[tuple[object, ...], dict[str, object]
 
 
 def refresh_in_background(port: Port, job: Job) -> None:
-    """Refresh a stale value in the background, unless a refresh is under way or has just failed."""
+    """Refresh a stale value in the background, unless a refresh is in progress or just failed."""
     until, _ = job.function.backoff.get(job.call.text, (0.0, 0.0))
     if time.monotonic() < until:
         return

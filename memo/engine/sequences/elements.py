@@ -336,7 +336,7 @@ class Batch:
         keys: the keys of the items, in the same order.
         calls: the calls of the elements by key, in the order of their first positions.
         parts: the results known so far, by key.
-        keep: store what is computed.
+        keep: store the results.
         whole: a result for the whole collection that cannot be split, or `NOTHING`.
     """
 

@@ -472,7 +472,7 @@ class Reader:
     Args:
         generate: the generator function.
         fresh: compute the sequence even if it is stored.
-        keep: store what is computed.
+        keep: store the results.
     """
 
     def __init__(
