@@ -9,7 +9,7 @@ from typing import Any
 from memo.engine.call import NOTHING, Job, Raised, emit
 from memo.errors import EntryError, TierError
 from memo.records import codec, seal
-from memo.records.seal import Entry
+from memo.records.seal import Entry, Header
 from memo.runtime import events
 from memo.runtime.clock import SECOND
 from memo.runtime.port import Port
@@ -51,12 +51,15 @@ async def load(port: Port, found: Answer) -> Any:
     """
     entry = found.entry
     assert entry is not None
-    slow = entry.flags or len(entry.stream) > BIG_STREAM
-    if port.native and (slow or _must_verify(found)):
-        value = await port.offload(_load, entry, found)
+    big = len(entry.stream) > BIG_STREAM
+    if entry.plain and not (big and port.native):
+        return codec.unpickled(entry.stream)
+    header, source = entry.header, found.source
+    if port.native and (big or header.flags or _must_verify(source, header.buffers)):
+        value = await port.offload(_load, entry, header, source)
     else:
-        value = _load(entry, found)
-    return _with_note(entry, value) if entry.header.flags & seal.RAISED else value
+        value = _load(entry, header, source)
+    return _with_note(entry, value) if header.flags & seal.RAISED else value
 
 
 def _with_note(entry: Entry, error: BaseException) -> Raised:
@@ -66,27 +69,24 @@ def _with_note(entry: Entry, error: BaseException) -> Raised:
     return Raised(error)
 
 
-def _load(entry: Entry, found: Answer) -> Any:
-    table = entry.buffers
-    if entry.flags & seal.STREAM:
+def _load(entry: Entry, header: Header, source: Source | None) -> Any:
+    table = header.buffers
+    payload = _verified_payload(source, table)
+    if header.flags & seal.STREAM:
         from memo.records import spool  # only generators need it
 
-        return spool.Stream(
-            spool.read_contents(entry.stream), _verified_payload(entry, found), table
-        )
-    if not table:
-        return codec.decode(entry.stream, None, (), entry.flags)
-    return codec.decode(entry.stream, _verified_payload(entry, found), table, entry.flags)
+        return spool.Stream(spool.read_contents(entry.stream), payload, table)
+    return codec.decode(entry.stream, payload, table, header.flags)
 
 
-def _verified_payload(entry: Entry, found: Answer) -> memoryview | None:
+def _verified_payload(source: Source | None, table: tuple[seal.Buffer, ...]) -> memoryview | None:
     """Return the verified payload of an answer; None if it has none."""
-    if not entry.buffers:
+    if not table:
         return None
-    assert found.source is not None
-    view = found.source.open(seal.payload_size(entry.buffers))
-    if _must_verify(found):
-        verify(found.source, view, entry.buffers)
+    assert source is not None
+    view = source.open(seal.payload_size(table))
+    if _must_verify(source, table):
+        verify(source, view, table)
     return view
 
 
@@ -116,9 +116,8 @@ VERIFIED_PAYLOADS: dict[tuple[Any, bytes], None] = {}
 """Identity of the file, and digest, of each payload that this process has verified."""
 
 
-def _must_verify(found: Answer) -> bool:
-    if found.source is None or found.entry is None:
+def _must_verify(source: Source | None, table: tuple[seal.Buffer, ...]) -> bool:
+    if source is None:
         return False
-    identity = found.source.identity
-    digest = seal.payload_digest(found.entry.buffers)
-    return identity is None or (identity, digest) not in VERIFIED_PAYLOADS
+    identity = source.identity
+    return identity is None or (identity, seal.payload_digest(table)) not in VERIFIED_PAYLOADS
