@@ -230,7 +230,7 @@ class Redis:
         elif payload is not None and self.payload_store is not None:
             await port.offload(self.payload_store.store, payload)
             lifetime = min(lifetime, KEEP)
-        await self._set_record(port, self._lookups.key(name), [record], lifetime)
+        await self._set_record(port, self._lookups.key(name), record, lifetime)
         await self._keep_groups(port, [(record, lifetime)])
 
     async def store_many(self, port: Port, records: Sequence[RecordToStore]) -> None:
@@ -354,16 +354,10 @@ class Redis:
             self._lives.clear()
         self._lives[group] = until
 
-    async def _set_record(
-        self,
-        port: Port,
-        name: bytes,
-        value: list[bytes | memoryview] | list[bytes],
-        lifetime: float,
-    ) -> None:
+    async def _set_record(self, port: Port, key: bytes, record: bytes, lifetime: float) -> None:
         life = b"%d" % _milliseconds(lifetime)
-        head, tail = _set_command(name, sum(map(len, value)), b"PX", life)
-        await self.client.ask(port, head, *value, tail, parse=_check_ok, key=name, writes=True)
+        head, tail = _set_command(key, len(record), b"PX", life)
+        await self.client.ask(port, head, record, tail, parse=_check_ok, key=key, writes=True)
 
     async def holds(self, port: Port, names: Sequence[str]) -> list[bool]:
         """For each of some names, return True if it is stored here; one round trip.
@@ -721,7 +715,7 @@ class Redis:
         """
         name, group = f"{self._namespace}:{{memo doctor}}:probe", "f:memo doctor"
         tried: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
-            "write": lambda: self._set_record(port, self._lookups.key(name), [b"probe"], SLACK),
+            "write": lambda: self._set_record(port, self._lookups.key(name), b"probe", SLACK),
             "read": lambda: self.lookup(port, name),
             "script": lambda: self.client.runs_scripts(port),
             "lease": lambda: self._try_lease(port, name),
