@@ -707,6 +707,43 @@ def test_a_failed_refresh_keeps_the_old_value(
     assert not leases.HELD_LEASES
 
 
+class Heavy:
+    """A result that takes long to pickle, if that is wanted."""
+
+    pickling, go = threading.Event(), threading.Event()
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> Any:
+        if self.number == 1:
+            self.pickling.set()
+            assert self.go.wait(20)
+        return Heavy, (self.number,)
+
+
+def test_the_old_value_answers_while_its_refresh_is_stored() -> None:
+    """A stale value answers at once until the new one can be had, not only while that is made."""
+    runs: list[int] = []
+
+    @memo.cache(ttl=None, stale_while_revalidate=60, version="1", name="tests:heavy")
+    def load() -> Heavy:
+        runs.append(len(runs))
+        return Heavy(runs[-1])
+
+    load()
+    load.expire()
+    assert load().number == 0
+    assert Heavy.pickling.wait(20)
+    with recording() as heard:
+        assert load().number == 0
+    kinds = [event.kind for event in heard]
+    Heavy.go.set()
+    assert "stale" in kinds
+    until(lambda: load().number == 1)
+    assert runs == [0, 1]
+
+
 def test_a_refresh_that_was_overtaken_does_not_replace_the_newer_result() -> None:
     """Of two refreshes at the same time the one that began later stays stored."""
     turns = [threading.Event(), threading.Event()]
