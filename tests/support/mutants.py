@@ -57,7 +57,7 @@ def stamps_afterwards() -> None:
 
     async def late(port: Any, job: Any, made: Any) -> Any:
         [used] = await computing.take_stamps(port, [job])
-        return await seal(port, job, made._replace(used=used))
+        return await seal(port, job, made._replace(stamps=used))
 
     computing.seal_result = late
 
