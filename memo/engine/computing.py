@@ -172,9 +172,7 @@ async def run_once(port: Port, job: Job, flight: Flight, *, background: bool = F
             outcome = await invoke(port, job, silent=background)
             ended_by = outcome.error_name
         finally:
-            with suppress(
-                ValueError
-            ):  # its loop is closed: it ends in the context of the collector
+            with suppress(ValueError):  # a closed loop: this runs in the collector's context
                 USED_CALLS.reset(token)
             reads.over = True
             ended = time.perf_counter()

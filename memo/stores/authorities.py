@@ -113,6 +113,12 @@ class Authorities:
             found.append(self.host.generations)
         return found or [t.generations for t in self._tiers[:1] if t.generations]
 
+    def _tier_of(self, authority: Generations) -> str:
+        """Return the name under which faults of an authority are reported."""
+        if self.shared is not None and authority is self.shared.generations:
+            return self.shared.name  # the log leaves Redis to its breaker, which warns once
+        return "host" if self.host is not None else self._tiers[0].name
+
     async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
         """Read the states of refs from the first authority that answers.
 
@@ -200,7 +206,7 @@ class Authorities:
                 self._fault("host", error)
                 raise
             except TierError as error:
-                self._fault("generations", error)
+                self._fault(self._tier_of(authority), error)
                 continue
             return states, authority
         raise TierUnavailable("no tier knows which entries are valid")
@@ -225,7 +231,7 @@ class Authorities:
             try:
                 return await authority.notes(port, ref)
             except TierError as error:
-                self._fault("generations", error)
+                self._fault(self._tier_of(authority), error)
         return []
 
     async def why_invalid(
