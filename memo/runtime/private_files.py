@@ -118,6 +118,22 @@ def open_directory(path: str | Path, within: int | None = None) -> Iterator[int]
         os.close(descriptor)
 
 
+def open_directories(top: str, *names: str) -> int:
+    """Open a directory some levels below another one, and return its descriptor.
+
+    Raises:
+        OSError: one of them is missing, or a link is in its place.
+    """
+    folder = os.open(top, _FOLDER)
+    for name in names:
+        above = folder
+        try:
+            folder = os.open(name, _FOLDER, dir_fd=above)
+        finally:
+            os.close(above)
+    return folder
+
+
 @contextmanager
 def open_folder(path: str | Path, *, make: bool = False) -> Iterator[int]:
     """Yield a descriptor of a folder in the cache directory; neither of the two may be a link.

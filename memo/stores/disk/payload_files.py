@@ -165,17 +165,21 @@ def _folder_of(path: str) -> Iterator[tuple[int, str]]:
     Raises:
         OSError: there is no shard, or there is a link on the way to it.
     """
-    directory, shard, name = path.rsplit("/", 2)
-    with (
-        private_files.open_folder(directory) as above,
-        private_files.open_directory(shard, above) as folder,
-    ):
+    *directories, name = path.rsplit("/", 3)
+    folder = private_files.open_directories(*directories)
+    try:
         yield folder, name
+    finally:
+        os.close(folder)
 
 
 def _open_old(path: str) -> int:
-    with _folder_of(path) as (folder, name):
+    *directories, name = path.rsplit("/", 3)
+    folder = private_files.open_directories(*directories)
+    try:
         return private_files.open_old(name, folder=folder)
+    finally:
+        os.close(folder)
 
 
 def _replace(path: str, text: bytes) -> None:
