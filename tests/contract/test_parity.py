@@ -101,7 +101,7 @@ def test_exception_is_the_functions_own(style: Style) -> None:
 
     def load() -> Any:
         runs.append(1)
-        yield 0.05
+        yield 0.5  # so that all callers join, on a busy machine too
         raise LookupError("no such region")
 
     f = style.cached(load)

@@ -112,8 +112,8 @@ def test_one_computation_for_four_processes(
 def test_hosts_share_one_computation(
     style: str, log: Path, tmp_path: Path, redis_server: RedisServer, processes: list[Process]
 ) -> None:
-    """Two hosts (two directories) on one Redis compute once, for ten times as long as the lease."""
-    plan = {"style": style, "callers": 4, "log": str(log), "lease": 0.4, "seconds": 4.0}
+    """Two hosts (two directories) on one Redis compute once, for five times as long as the lease."""
+    plan = {"style": style, "callers": 4, "log": str(log), "lease": 0.8, "seconds": 4.0}
     for host in ("a", "b"):
         settings = {"redis_url": redis_server.url, "directory": str(tmp_path / host)}
         processes += [Process(settings=settings, **plan) for _ in range(2)]
