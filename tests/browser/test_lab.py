@@ -96,7 +96,7 @@ class Lab:
         return f"http://127.0.0.1:{self.port}/{path}?token={self.token}"
 
     def has_kernel(self, notebook: str) -> bool:
-        """The notebook has a kernel that is ready; a cell run earlier opens "Select Kernel"."""
+        """The notebook has a kernel that is ready."""
         with urllib.request.urlopen(self.url("api/sessions"), timeout=STUCK) as reply:
             sessions = json.load(reply)
         return any(
@@ -172,11 +172,24 @@ def opened(page: Any, lab: Lab, path: Path) -> Any:
     codes = sum(c["cell_type"] == "code" for c in nbformat.read(path, as_version=4).cells)
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=PATIENCE)
     assert wait_for(lambda: page.locator(".jp-CodeCell").count() == codes, PATIENCE / 1000)
+    get_kernel(page, lab, name)
     page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=PATIENCE)
     started(page)
     finished(page)
     assert page.locator('[data-mime-type="application/vnd.jupyter.stderr"]').count() == 0
     return page.locator(".jp-CodeCell")
+
+
+def get_kernel(page: Any, lab: Lab, notebook: str) -> None:
+    """Wait until a notebook has its kernel; if the server is slow, JupyterLab asks which one."""
+    asked = page.locator("dialog.jp-Dialog .jp-mod-accept")
+
+    def ready() -> bool:
+        if asked.count():
+            asked.first.click()
+        return lab.has_kernel(notebook) and not asked.count()
+
+    assert wait_for(ready, STUCK), lab.said()
 
 
 def prompt(page: Any, cell: int) -> str:
@@ -187,9 +200,6 @@ def prompt(page: Any, cell: int) -> str:
 def started(page: Any) -> None:
     """Run all cells; a menu that is not ready yet does nothing, and is tried again."""
     for _ in range(6):
-        asked = page.locator("dialog.jp-Dialog .jp-mod-accept")
-        if asked.count():  # a slow server makes JupyterLab ask for the kernel
-            asked.first.click()
         page.click(".jp-Notebook .jp-Cell >> nth=0")
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
@@ -433,7 +443,7 @@ def test_the_dashboard_in_notebook_7(browser: Any, notebook_7: Lab, theme: str) 
     page.theme = theme
     page.goto(notebook_7.url(f"notebooks/{name}"))
     page.wait_for_selector(".jp-CodeCell", timeout=PATIENCE)
-    assert wait_for(lambda: notebook_7.has_kernel(name), STUCK), notebook_7.said()
+    get_kernel(page, notebook_7, name)
     board = page.locator(".memo-live")
 
     def runs() -> bool:

@@ -112,7 +112,7 @@ def test_one_computation_for_four_processes(
 def test_hosts_share_one_computation(
     style: str, log: Path, tmp_path: Path, redis_server: RedisServer, processes: list[Process]
 ) -> None:
-    """Two hosts (two directories) on one Redis compute once, for five times as long as the lease."""
+    """Two hosts (two directories) on one Redis compute once, for five leases long."""
     plan = {"style": style, "callers": 4, "log": str(log), "lease": 0.8, "seconds": 4.0}
     for host in ("a", "b"):
         settings = {"redis_url": redis_server.url, "directory": str(tmp_path / host)}
