@@ -15,7 +15,6 @@ import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
-from contextvars import ContextVar
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -74,8 +73,6 @@ T = TypeVar("T")
 
 _functions: weakref.WeakSet[CachedFunction[Any, Any]] = weakref.WeakSet()
 _serial_numbers = itertools.count()
-_unpickling: ContextVar[bool] = ContextVar("memo_unpickling", default=False)
-"""True while a function that was pickled by value is made again."""
 Invalidate: TypeAlias = "Callable[[Port], Coroutine[Any, Any, engine.Invalidation]]"
 """A checked invalidation that runs over a port."""
 
@@ -96,6 +93,7 @@ class CachedFunction(Generic[P, R]):
     __wrapped__: Callable[P, R]
     _own_mode: Mode | None = None
     _original: CachedFunction[P, R] | None = None
+    _is_copy = False
 
     def __init__(self, function: Callable[P, R], given: Mapping[str, Any]) -> None:
         options.function("function", function)
@@ -107,17 +105,15 @@ class CachedFunction(Generic[P, R]):
         self.function_id = function_id(function, given["name"])
         self._function = make_function(function, self.function_id, given)
         self._copy_attributes(function)
-        self._is_copy = _unpickling.get()
         self._register()
 
     @classmethod
     def _make_copy(cls, function: Callable[P, R], given: Mapping[str, Any]) -> Self:
         """Make a function again that was pickled by value."""
-        token = _unpickling.set(True)
-        try:
-            return cls(function, given)
-        finally:
-            _unpickling.reset(token)
+        made = cls.__new__(cls)
+        made._is_copy = True
+        cls.__init__(made, function, given)
+        return made
 
     def _register(self) -> None:
         """Let this function answer for its id, unless it is a copy and the original is here.
@@ -125,7 +121,7 @@ class CachedFunction(Generic[P, R]):
         A copy has its own globals, as they were when it was pickled.
         """
         if self._is_copy and any(
-            one.function_id == self.function_id and not one._is_copy for one in functions()
+            one.function_id == self.function_id and not one._is_copy for one in _functions
         ):
             return
         _functions.add(self)

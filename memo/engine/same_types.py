@@ -140,7 +140,7 @@ def _type_change(stream: bytes, views: Sequence[memoryview], kind: type) -> str:
     copy.
     """
     try:
-        back = type(_loaded(stream, views))
+        back = type(_unpickle(stream, views))
     except EntryError as error:
         return f"cannot be loaded again: {error}"
     if (back.__module__, back.__qualname__) == (kind.__module__, kind.__qualname__):
@@ -148,7 +148,7 @@ def _type_change(stream: bytes, views: Sequence[memoryview], kind: type) -> str:
     return f"would load as {back.__module__}.{back.__qualname__}"
 
 
-def _loaded(stream: bytes, views: Sequence[memoryview]) -> Any:
+def _unpickle(stream: bytes, views: Sequence[memoryview]) -> Any:
     if views:
         with suppress(EntryError):
             return codec.unpickled(stream, [view.toreadonly() for view in views])

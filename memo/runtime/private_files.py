@@ -150,13 +150,9 @@ def open_folder(path: str | Path, *, make: bool = False) -> Iterator[int]:
         from pathlib import Path
 
         claim_folder(Path(directory))
-    above = os.open(directory, _FOLDER)
-    try:
-        if make:
+        with open_directory(directory) as above:
             subdirectory(name, above)
-        folder = os.open(name, _FOLDER, dir_fd=above)
-    finally:
-        os.close(above)
+    folder = open_directories(str(directory), name)
     try:
         yield folder
     finally:

@@ -174,12 +174,8 @@ def _folder_of(path: str) -> Iterator[tuple[int, str]]:
 
 
 def _open_old(path: str) -> int:
-    *directories, name = path.rsplit("/", 3)
-    folder = private_files.open_directories(*directories)
-    try:
+    with _folder_of(path) as (folder, name):
         return private_files.open_old(name, folder=folder)
-    finally:
-        os.close(folder)
 
 
 def _replace(path: str, text: bytes) -> None:
