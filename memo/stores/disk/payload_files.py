@@ -158,15 +158,20 @@ def voucher_text(secret: Secret, digest: bytes, identity: tuple[int, ...]) -> by
     return secret.id + secret.seal(b"payload verified" + SYSTEM.boot_id, digest + facts)
 
 
-@contextmanager
-def _folder_of(path: str) -> Iterator[tuple[int, str]]:
-    """Yield a descriptor of a file's shard and the file's name in it; no link is followed.
+def _open_shard(path: str) -> tuple[int, str]:
+    """Return a descriptor of a file's shard, and the file's name in it; no link is followed.
 
     Raises:
         OSError: there is no shard, or there is a link on the way to it.
     """
     *directories, name = path.rsplit("/", 3)
-    folder = private_files.open_directories(*directories)
+    return private_files.open_directories(*directories), name
+
+
+@contextmanager
+def _folder_of(path: str) -> Iterator[tuple[int, str]]:
+    """As `_open_shard`, for a block."""
+    folder, name = _open_shard(path)
     try:
         yield folder, name
     finally:
@@ -174,8 +179,11 @@ def _folder_of(path: str) -> Iterator[tuple[int, str]]:
 
 
 def _open_old(path: str) -> int:
-    with _folder_of(path) as (folder, name):
+    folder, name = _open_shard(path)  # without `with`, since each hit comes here
+    try:
         return private_files.open_old(name, folder=folder)
+    finally:
+        os.close(folder)
 
 
 def _replace(path: str, text: bytes) -> None:
