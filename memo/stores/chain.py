@@ -43,6 +43,7 @@ from memo.stores.protocols import (
     ChecksRecords,
     Found,
     FrontTier,
+    GroupPart,
     Host,
     Listable,
     LocalTier,
@@ -60,7 +61,6 @@ from memo.validity.check import MISS, Judge, LatestAnswers, Verdict, age, state_
 BIG = 1 << 20
 """A record of at least this many bytes has its seal checked off the event loop."""
 _group_part = itemgetter(1, 2)
-"""The group and the arguments of a `PackedGeneration`."""
 
 ReadStrategy = Literal["on_miss_or_error", "on_error"]
 WriteStrategy = Literal["write_through", "write_around"]
@@ -419,7 +419,7 @@ class Chain:
         entry = self._front.peek(name) or self._parse_at_hand(self._front, name, key)
         if not isinstance(entry, Entry) or not entry.plain:
             return None
-        lookup = server.start_reading(port, entry.refs)
+        lookup = server.start_reading(port, _parts_of(entry))
         return None if lookup is None else PendingLookup(self, port, name, lookup, entry, since)
 
     def start_lookup(self, port: Port, function: str, key: str) -> PendingLookup | None:
@@ -485,11 +485,7 @@ class Chain:
                 return None
             else:
                 entry = self._checked.unpack_hit(pending.name, found.record, key)
-                states = (
-                    None
-                    if entry is None
-                    else found.states_of(list(map(_group_part, entry.packed_generations)))
-                )
+                states = None if entry is None else found.states_of(_parts_of(entry))
         except (TierError, EntryError):
             return None
         if entry is None or entry.texts is None or states is None:
@@ -617,6 +613,11 @@ class Chain:
 
     def _event(self, kind: str, key: str, tier: str, reason: str, detail: str) -> None:
         events.emit(events.Event(kind, key=key, tier=tier, reason=reason, detail=detail))
+
+
+def _parts_of(entry: Entry) -> list[GroupPart]:
+    """Return the parts of groups that the generations of a plain entry name."""
+    return list(map(_group_part, entry.packed_generations))
 
 
 def _send(pending: PendingLookup | None) -> PendingLookup | None:

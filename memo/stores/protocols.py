@@ -424,8 +424,8 @@ class ServerTier(Tier, Protocol):
         """
         ...
 
-    def start_reading(self, port: Port, refs: Sequence[Ref]) -> Lookup | None:
-        """Begin to read refs; the answer is a tuple of states, or None: use `states`."""
+    def start_reading(self, port: Port, parts: Sequence[GroupPart]) -> Lookup | None:
+        """Begin to read parts of groups; the answer is a tuple of states, or None: use `states`."""
         ...
 
     # What it stores.

@@ -52,13 +52,14 @@ class Batch:
         size: their bytes.
     """
 
-    __slots__ = ("_waiting", "commands", "resent", "size")
+    __slots__ = ("_futures", "_wanted", "commands", "resent", "size")
 
     def __init__(self) -> None:
         self.resent = False
         self.commands: dict[bytes, int] = {}
         self.size = 0
-        self._waiting: list[tuple[asyncio.Future[Any], list[int]]] = []
+        self._futures: list[asyncio.Future[Any]] = []
+        self._wanted: list[list[int]] = []
 
     def add(self, commands: Sequence[Command], future: asyncio.Future[Any]) -> None:
         """Add commands; the future gets their replies."""
@@ -70,7 +71,8 @@ class Batch:
                 place = places[packed] = len(places)
                 self.size += len(packed)
             wanted.append(place)
-        self._waiting.append((future, wanted))
+        self._futures.append(future)
+        self._wanted.append(wanted)
 
     @property
     def full(self) -> bool:
@@ -83,7 +85,7 @@ class Batch:
         for command, reply in zip(self.commands, replies, strict=True):
             if type(reply) is ErrorReply and str(reply) not in failures:
                 failures[str(reply)] = as_failure(with_key(reply, command))
-        for future, wanted in self._waiting:
+        for future, wanted in zip(self._futures, self._wanted, strict=True):
             if future.done():
                 continue
             mine: Any = list(map(replies.__getitem__, wanted))
@@ -95,7 +97,7 @@ class Batch:
 
     def fail(self, failure: Failure) -> None:
         """Fail the batch for every caller."""
-        for future, _ in self._waiting:
+        for future in self._futures:
             if not future.done():
                 future.set_result(failure)
 

@@ -11,12 +11,13 @@ Entries of one function mostly name the same groups.  Rules of this module:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from memo.errors import TierError
 from memo.records.stamp_types import LOST, Ref, State
+from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.stores.protocols import Found, GroupPart
 from memo.stores.redis.exchange import Command, pack
@@ -105,41 +106,51 @@ class Group:
         return state
 
 
+class ExpectedGroups(NamedTuple):
+    """The groups that are read with a record, replaced as a whole.
+
+    Attributes:
+        places: name -> its place among the groups, and the group.
+        commands: the command that reads each group, in order.
+    """
+
+    places: Mapping[str, tuple[int, Group]]
+    commands: tuple[Command, ...]
+
+
 class FunctionGroups:
     """The groups that the entries of one function are expected to name.
 
     Attributes:
-        groups: name -> group, in the order in which they are read.
-        commands: the command that reads each group.
+        expected: the groups that are read with each record.
         parts: entry -> the parts of groups that it names, if more than the groups must be read.
         known: all groups.
         big: the latest record was big.
     """
 
-    __slots__ = ("big", "commands", "groups", "known", "parts")
+    __slots__ = ("big", "expected", "known", "parts")
 
     def __init__(self, known: _BoundedTable[Group]) -> None:
         self.known = known
-        self.groups: dict[str, tuple[int, Group]] = {}
-        self.commands: tuple[Command, ...] = ()
+        self.expected = ExpectedGroups({}, ())
         self.parts: dict[str, tuple[GroupPart, ...]] = {}
         self.big = False
 
     def learn(self, parts: Sequence[GroupPart]) -> None:
         """Read the groups of this entry with every record from now on."""
         wanted = dict.fromkeys(name for name, _ in parts)
-        both = dict.fromkeys((*self.groups, *wanted))
+        both = dict.fromkeys((*self.expected.places, *wanted))
         chosen = both if len(both) <= GROUPS else wanted
         if len(chosen) > GROUPS:
             return
-        groups = [(name, self.known[name]) for name in chosen]
-        self.groups = {name: (place, group) for place, (name, group) in enumerate(groups)}
-        self.commands = tuple(group.command for _, group in groups)
+        places = {name: (place, self.known[name]) for place, name in enumerate(chosen)}
+        commands = tuple(group.command for _, group in places.values())
+        self.expected = ExpectedGroups(places, commands)
 
     def states(
         self,
         entry: str,
-        groups: dict[str, tuple[int, Group]],
+        expected: ExpectedGroups,
         replies: Sequence[object],
         parts: Sequence[GroupPart],
     ) -> tuple[State, ...] | None:
@@ -147,13 +158,16 @@ class FunctionGroups:
 
         Then the next look-up of the entry reads that field.
         It never raises, whatever a server has replied.
+
+        Args:
+            expected: the groups that the replies are about.
         """
         found = []
         for name, arguments in parts:
-            known = groups.get(name)
+            known = expected.places.get(name)
             if known is None:
                 self.learn(parts)
-                if name not in self.groups:
+                if name not in self.expected.places:
                     self._remember(entry, parts)
                 return None
             place, group = known
@@ -219,9 +233,9 @@ class Lookups:
         lookup = RecordLookup(self._client, self._functions, name, self.key(name), refs)
         return None if lookup.function.big else lookup
 
-    def start_reading(self, port: Port, refs: Sequence[Ref]) -> StatesLookup | None:
+    def start_reading(self, port: Port, parts: Sequence[GroupPart]) -> StatesLookup | None:
         """As `read`, but a plain function; None if that needs a coroutine."""
-        lookup = StatesLookup(self._client, StatesQuery(self._groups, refs))
+        lookup = StatesLookup(self._client, StatesQuery(self._groups, parts))
         return lookup if lookup.send(port) else None
 
     async def read(self, port: Port, refs: Sequence[Ref]) -> list[State]:
@@ -251,18 +265,17 @@ class RecordLookup:
 
     Attributes:
         answer: see `memo.stores.protocols.Lookup`.
-        commands: what it sends.
         function: the groups of the entry's function.
     """
 
     __slots__ = (
         "_client",
-        "_groups",
+        "_expected",
+        "_key",
         "_name",
         "_parts",
         "_query",
         "answer",
-        "commands",
         "function",
         "refs",
     )
@@ -277,17 +290,24 @@ class RecordLookup:
     ) -> None:
         self._client = client
         self._name = name
+        self._key = key
         self.function = function = functions[name.rpartition(":")[0]]
         self.refs = refs
         self.answer: Any = None
         self._parts = tuple(refs) or (function.parts.get(name) if function.parts else None)
+        self._expected = function.expected
+        self._query = None if self._parts is None else StatesQuery(function.known, self._parts)
+
+    @property
+    def commands(self) -> tuple[Command, ...]:
+        """The commands that it sends; made at each access, so that a waiting look-up stays small.
+
+        The garbage collector looks at what 1,000 look-ups in one gather hold: a fifth of a hit.
+        """
+        key = self._key
         get = key, b"*2\r\n$3\r\nGET\r\n$%d\r\n%s\r\n" % (len(key), key)
-        if self._parts is None:
-            self._groups = function.groups
-            self.commands = (get, *function.commands)
-        else:
-            self._query = StatesQuery(function.known, [Ref(*part) for part in self._parts])
-            self.commands = (get, *self._query.commands)
+        others = self._expected if self._query is None else self._query
+        return (get, *others.commands)
 
     def send(self, port: Port) -> bool:
         """See `memo.stores.protocols.Lookup`."""
@@ -303,7 +323,7 @@ class RecordLookup:
         return self._client.parse_answer(self._parse_states, self.answer)
 
     def _parse_states(self, replies: list[Any]) -> tuple[State, ...] | None:
-        return self._query.states(replies[1:])
+        return None if self._query is None else self._query.states(replies[1:])
 
     def parse_replies(self, replies: list[Any]) -> Found | None:
         """Return the record among the replies, with `states_of` for the groups among them."""
@@ -314,23 +334,23 @@ class RecordLookup:
             raise TypeError("not bytes")
         function = self.function
         function.big = len(record) > BIG
-        if self._parts is None:
-            return Found(
-                record, states_of=partial(function.states, self._name, self._groups, others)
-            )
-        return Found(record, states_of=partial(self._states_of, others))
+        if self._query is None:
+            states_of = partial(function.states, self._name, self._expected, others)
+        else:
+            states_of = partial(self._states_of, self._query, others)
+        return Found(record, states_of=states_of)
 
     def _states_of(
-        self, replies: list[Any], parts: Sequence[GroupPart]
+        self, query: StatesQuery, replies: list[Any], parts: Sequence[GroupPart]
     ) -> tuple[State, ...] | None:
         if self._parts != tuple(map(normalise_part, parts)):
             self.function.parts.pop(self._name, None)
             return None
-        return self._query.states(replies)
+        return query.states(replies)
 
 
 class StatesLookup:
-    """A look-up of the groups that refs name.
+    """A look-up of parts of groups.
 
     Attributes:
         answer: see `memo.stores.protocols.Lookup`.
@@ -355,26 +375,25 @@ class StatesLookup:
 
 
 class StatesQuery:
-    """The commands that read some refs, and the parser of their replies."""
+    """The commands that read some parts of groups, and the parser of their replies."""
 
     __slots__ = ("_parts", "commands")
 
-    def __init__(self, groups: _BoundedTable[Group], refs: Sequence[Ref]) -> None:
+    def __init__(self, groups: _BoundedTable[Group], parts: Sequence[GroupPart]) -> None:
         places: dict[Command, int] = {}
-        parts: list[tuple[Ref, Group, tuple[str, ...], int]] = []
-        for ref in refs:
-            group = groups[ref.group]
-            names = group.covering_fields(ref.arguments) if group.shapes else ()
-            command = group.read_command(names)
-            parts.append((ref, group, names, places.setdefault(command, len(places))))
+        self._parts = []
+        for name, arguments in parts:
+            group = groups[name]
+            fields = group.covering_fields(arguments) if group.shapes else ()
+            place = places.setdefault(group.read_command(fields), len(places))
+            self._parts.append((name, arguments, group, fields, place))
         self.commands = tuple(places)
-        self._parts = parts
 
     def states(self, replies: list[Any]) -> tuple[State, ...] | None:
-        """Return the states of the refs; None if the replies lack a field."""
+        """Return the states of the parts; None if the replies lack a field."""
         found = []
-        for ref, group, names, place in self._parts:
-            state = group.state(ref.group, ref.arguments, replies[place], names)
+        for name, arguments, group, fields, place in self._parts:
+            state = group.state(name, arguments, replies[place], fields)
             if state is None:
                 return None
             found.append(state)
