@@ -45,7 +45,7 @@ class Size(NamedTuple):
     """What there is of the package.
 
     Attributes:
-        entries: folders and files of `memo/`, without what begins with an underscore.
+        entries: folders and modules of `memo/`, without what begins with an underscore.
         modules: Python files.
         lines: of code, without docstrings, comments and empty lines.
     """
@@ -65,7 +65,8 @@ class Way(NamedTuple):
 def size() -> Size:
     """The size of the package that is imported."""
     files = list(PACKAGE.rglob("*.py"))
-    entries = [one.name for one in PACKAGE.iterdir() if not one.name.startswith("_")]
+    names = [one.name for one in PACKAGE.iterdir() if one.suffix in ("", ".py")]
+    entries = [name for name in names if not name.startswith("_")]
     lines = sum(_code_lines(one.read_text("utf-8")) for one in files)
     return Size(len(entries), len(files), lines)
 

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from memo.coordination.flights import FLIGHTS as _FLIGHTS
 from memo.decorators.assembly import CacheFallbackFactory, stats_directory
 from memo.decorators.cache_decorator import cache
 from memo.decorators.cached_function import explain, functions
-from memo.engine.coordination.flights import FLIGHTS as _FLIGHTS
 from memo.errors import (
     BundleError,
     DependencyError,

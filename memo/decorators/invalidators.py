@@ -17,10 +17,10 @@ from collections.abc import (
 )
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
+from memo.coordination.flights import FLIGHTS
 from memo.decorators import assembly, names
 from memo.decorators.cached_function import CachedFunction, functions, turn_of_key
 from memo.engine import invalidating
-from memo.engine.coordination.flights import FLIGHTS
 from memo.engine.invalidating import Hint, Invalidation, Matches
 from memo.errors import (
     EventLoopError,

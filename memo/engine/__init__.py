@@ -1,9 +1,8 @@
 """The engine: look a call up and load its entry, or compute and store its result.
 
-Written once, for sync and async functions.  Imports `keys`, `stores`, `validity`, `records` and
-below; it does not know which store answers.
-Start with `answering.py`, then `computing.py`.  `coordination/flights.py` lets callers share a
-computation, and `coordination/leases.py` takes and renews the leases of `use_lock`.
+Written once, for sync and async functions.  Imports `coordination`, `keys`, `stores`, `validity`,
+`records` and below; it does not know which store answers.
+Start with `answering.py`, then `computing.py`.
 
 `engine.answering` is imported at the first call of a cached function, and so are the stores: a
 process that only decorates functions needs neither.

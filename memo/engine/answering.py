@@ -23,6 +23,19 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from memo.coordination.flights import (
+    FLIGHTS,
+    Flight,
+    FlightResult,
+    refuse_reentry,
+)
+from memo.coordination.leases import (
+    LOOP_CHECK_SECONDS,
+    Lease,
+    acquire_lease,
+    lock_patience,
+    wait_until_over,
+)
 from memo.engine import computing
 from memo.engine.call import (
     NOTHING,
@@ -36,19 +49,6 @@ from memo.engine.call import (
     report_if_resource_failure,
 )
 from memo.engine.computing import close_flight, compute, encode, invoke, warn_of_change
-from memo.engine.coordination.flights import (
-    FLIGHTS,
-    Flight,
-    FlightResult,
-    refuse_reentry,
-)
-from memo.engine.coordination.leases import (
-    LOOP_CHECK_SECONDS,
-    Lease,
-    acquire_lease,
-    lock_patience,
-    wait_until_over,
-)
 from memo.engine.loading import BIG_STREAM, load, look_up_and_load
 from memo.engine.refreshing import pause_after_failure, refresh_in_background, revalidate
 from memo.engine.used_calls import (

@@ -9,6 +9,8 @@ from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Self, TypeAlias
 
+from memo.coordination.flights import FLIGHTS, Flight, FlightResult, inside
+from memo.coordination.leases import lock_patience
 from memo.engine import never_hits, replay, same_types, used_calls
 from memo.engine.call import (
     Function,
@@ -19,8 +21,6 @@ from memo.engine.call import (
     warn_at_definition,
     writer_name,
 )
-from memo.engine.coordination.flights import FLIGHTS, Flight, FlightResult, inside
-from memo.engine.coordination.leases import lock_patience
 from memo.engine.loading import BIG_STREAM
 from memo.engine.used_calls import USED_CALLS, Expiry, UsedCalls, shorten_stamps
 from memo.errors import DependencyError, TierError, cut_to_user_frames, label, type_named

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
+from memo.coordination.flights import FLIGHTS
 from memo.engine.call import writer_name
-from memo.engine.coordination.flights import FLIGHTS
 from memo.errors import EntryError, TierError, label
 from memo.records.seal import Header
 from memo.records.stamp_types import Generation, Ref, Result, Stamp

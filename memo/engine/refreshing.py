@@ -13,10 +13,7 @@ from binascii import a2b_base64
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
-from memo.engine import used_calls
-from memo.engine.call import Function, Job, Raised, cutoff_function, emit, make_call
-from memo.engine.computing import ARGUMENTS_CHANGED, close_flight, compute, store_with_new_stamps
-from memo.engine.coordination.flights import (
+from memo.coordination.flights import (
     FLIGHTS,
     Flight,
     FlightResult,
@@ -24,7 +21,10 @@ from memo.engine.coordination.flights import (
     inside,
     on_path,
 )
-from memo.engine.coordination.leases import acquire_lease, free_lost_lease
+from memo.coordination.leases import acquire_lease, free_lost_lease
+from memo.engine import used_calls
+from memo.engine.call import Function, Job, Raised, cutoff_function, emit, make_call
+from memo.engine.computing import ARGUMENTS_CHANGED, close_flight, compute, store_with_new_stamps
 from memo.engine.loading import load
 from memo.engine.used_calls import USED_CALLS, UsedCalls
 from memo.errors import EntryError, MemoError, TierError

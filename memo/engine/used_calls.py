@@ -11,9 +11,9 @@ from contextvars import ContextVar
 from functools import partial, wraps
 from typing import Any
 
+from memo.coordination.flights import Flight, FlightResult, current_path, on_path
 from memo.engine import replay
 from memo.engine.call import Function, Job
-from memo.engine.coordination.flights import Flight, FlightResult, current_path, on_path
 from memo.keys.call_keys import Call
 from memo.keys.summaries import built_on
 from memo.records.seal import RAISED, Entry

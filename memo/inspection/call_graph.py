@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from memo.coordination.flights import FLIGHTS
 from memo.decorators import assembly
-from memo.engine.coordination.flights import FLIGHTS
 from memo.engine.explaining import MOST_SEARCHED, list_headers
 from memo.inspection import graph_drawing, inventory
 from memo.inspection.graph_drawing import RUNNING, STORED, Node, to_networkx

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from memo.engine.coordination.flights import current_path
+from memo.coordination.flights import current_path
 from memo.errors import MemoError, label
 from memo.metrics.recorder import COUNTERS, cancel_publish_soon, publish_soon
 from memo.runtime import events, fork, private_files

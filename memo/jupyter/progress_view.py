@@ -15,9 +15,9 @@ import time
 from collections import OrderedDict
 from typing import Any, Protocol
 
+from memo.coordination.flights import Flight, current_path
+from memo.coordination.leases import Holder
 from memo.decorators.cached_function import CachedFunction, functions
-from memo.engine.coordination.flights import Flight, current_path
-from memo.engine.coordination.leases import Holder
 from memo.engine.explaining import headers_of
 from memo.errors import MemoError, label
 from memo.metrics import rendering

@@ -25,8 +25,8 @@ from redis_server import RedisServer
 from waiting import await_until
 
 import memo
-from memo.engine.coordination import leases
-from memo.engine.coordination.flights import FLIGHTS
+from memo.coordination import leases
+from memo.coordination.flights import FLIGHTS
 from memo.runtime import native
 from memo.testing import recording
 
@@ -286,8 +286,8 @@ async def test_refresh_that_is_cancelled_before_it_began(gate: Gate) -> None:
 INTERRUPTED = """
 import sys, threading, time, json
 import memo
-from memo.engine.coordination import leases
-from memo.engine.coordination.flights import FLIGHTS
+from memo.coordination import leases
+from memo.coordination.flights import FLIGHTS
 from memo.runtime.events import WAITING
 
 memo.configure(redis_url=sys.argv[1] or None)

@@ -11,7 +11,7 @@ from ports import run
 from styles import STYLES, Style
 
 import memo
-from memo.engine.coordination.flights import Flights
+from memo.coordination.flights import Flights
 from memo.testing import recording
 
 

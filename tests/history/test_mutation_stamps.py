@@ -21,7 +21,7 @@ from redis_server import RedisServer
 
 import memo
 from memo import cache
-from memo.engine.coordination.flights import FLIGHTS
+from memo.coordination.flights import FLIGHTS
 from memo.runtime.blocking import drain_blocking
 from memo.stores.authorities import Authorities
 

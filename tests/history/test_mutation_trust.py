@@ -48,7 +48,7 @@ def deadline() -> None:
 
 def shield() -> None:
     """Mutant: a cancelled caller takes the computation with it."""
-    from memo.engine.coordination.flights import Flights
+    from memo.coordination.flights import Flights
 
     def remove_waiter(self: Flights, flight: Any, waiter: Any) -> None:
         if waiter in flight.waiters:

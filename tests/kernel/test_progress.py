@@ -27,7 +27,7 @@ from waiting import until, wait_for
 
 import memo
 from memo import cache
-from memo.engine.coordination.leases import Holder
+from memo.coordination.leases import Holder
 from memo.jupyter.progress_view import SHOWN_AFTER, WATCHER, Line, TerminalScreen, holder_name
 from memo.runtime import events
 from memo.runtime.blocking import drain_blocking

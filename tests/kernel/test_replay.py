@@ -20,8 +20,8 @@ from waiting import until
 
 import memo
 from memo import cache
+from memo.coordination.flights import FLIGHTS
 from memo.engine import replay
-from memo.engine.coordination.flights import FLIGHTS
 from memo.errors import OptionError
 from memo.testing import ManualClock, isolated
 

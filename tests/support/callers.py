@@ -19,7 +19,7 @@ from typing import Any
 from checkout import ROOT, SUPPORT
 
 import memo
-from memo.engine.coordination import leases
+from memo.coordination import leases
 from memo.stores import protocols
 
 

@@ -727,7 +727,7 @@ def worker(plan: Plan) -> None:
     watch.daemon = True
     watch.start()
     import memo
-    from memo.engine.coordination import leases
+    from memo.coordination import leases
     from memo.stores import protocols
 
     os.environ.update(plan.environment)

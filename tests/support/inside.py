@@ -4,8 +4,8 @@ from typing import Any
 
 from waiting import await_until
 
+from memo.coordination.flights import FLIGHTS
 from memo.engine.call import Function
-from memo.engine.coordination.flights import FLIGHTS
 
 
 def inside(function: Any) -> Function:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from memo.coordination.flights import FLIGHTS, Flights
 from memo.engine import answering, computing, refreshing
-from memo.engine.coordination.flights import FLIGHTS, Flights
 from memo.engine.sequences import elements, streams
 from memo.stores.authorities import Authorities
 from memo.stores.chain import Chain

@@ -26,6 +26,8 @@ from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any, cast
 
+from memo.coordination.flights import FLIGHTS, Flight, FlightResult
+from memo.coordination.leases import Lease, acquire_lease, wait_until_over
 from memo.engine import computing, never_hits
 from memo.engine.answering import (
     LOOK_UP_AGAIN,
@@ -53,8 +55,6 @@ from memo.engine.computing import (
     store_prepared,
     warn_not_stored,
 )
-from memo.engine.coordination.flights import FLIGHTS, Flight, FlightResult
-from memo.engine.coordination.leases import Lease, acquire_lease, wait_until_over
 from memo.engine.loading import look_up_and_load
 from memo.engine.refreshing import revalidate
 from memo.engine.replay import Wrapped

@@ -30,6 +30,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from memo.coordination.flights import FLIGHTS, Flight, FlightResult, current_path, inside
+from memo.coordination.leases import Lease, acquire_lease, lock_patience, wait_until_over
 from memo.engine import same_types, used_calls
 from memo.engine.answering import (
     fall_back,
@@ -49,8 +51,6 @@ from memo.engine.computing import (
     take_stamps,
     warn_not_stored,
 )
-from memo.engine.coordination.flights import FLIGHTS, Flight, FlightResult, current_path, inside
-from memo.engine.coordination.leases import Lease, acquire_lease, lock_patience, wait_until_over
 from memo.engine.used_calls import USED_CALLS, UsedCalls, record_flight_result, record_stamps
 from memo.errors import (
     DependencyError,

@@ -26,7 +26,7 @@ from styles import STYLES, Style
 from waiting import await_until, until
 
 import memo
-from memo.engine.coordination.flights import FLIGHTS
+from memo.coordination.flights import FLIGHTS
 from memo.records import codec
 from memo.runtime import events
 from memo.testing import recording

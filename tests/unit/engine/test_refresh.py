@@ -30,7 +30,7 @@ from styles import STYLES, Style
 from waiting import await_until, until
 
 import memo
-from memo.engine.coordination import leases
+from memo.coordination import leases
 from memo.inspection.running_computations import COMPUTATIONS
 from memo.records.stamp_types import Times
 from memo.runtime import events

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from checkout import ROOT
 
+from memo.coordination import leases
 from memo.engine import computing, invalidating, refreshing, replay
-from memo.engine.coordination import leases
 from memo.inspection import call_graph
 from memo.keys import offloading
 from memo.records import spool

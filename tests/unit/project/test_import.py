@@ -44,7 +44,7 @@ LATER = {
     *("memo.cli", "memo.jupyter", "memo.testing"),
     *("memo.decorators.invalidators", "memo.decorators.names", "memo.engine.invalidating"),
     *("memo.decorators.elementwise", "memo.decorators.streaming", "memo.engine.explaining"),
-    *("memo.engine.answering", "memo.engine.computing", "memo.engine.coordination.leases"),
+    *("memo.engine.answering", "memo.engine.computing", "memo.coordination.leases"),
     *("memo.stores.authorities", "memo.stores.chain", "memo.stores.confirmed"),
     *("memo.engine.sequences", "memo.keys.encoding.libraries", "memo.keys.encoding.python_types"),
     *("memo.keys.fingerprint.names_used", "memo.keys.fingerprint.normalised_code"),

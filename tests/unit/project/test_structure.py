@@ -69,7 +69,7 @@ def test_files_that_a_folder_names_are_there(folder: Path) -> None:
 WHERE = {
     "keys/encoding/libraries/for_pandas.py": "keys",
     "validity/check.py": "validity",
-    "engine/coordination/leases.py": "engine",
+    "coordination/leases.py": "coordination",
     "metrics/rendering.py": "jupyter",
 }
 """What a newcomer looks for, and the folder of `memo/` whose docstring leads there."""

@@ -25,7 +25,7 @@ import memo
 
 # its first import takes a while, in which look-ups are not gathered
 import memo.stores.redis.connections
-from memo.engine.coordination.flights import FLIGHTS
+from memo.coordination.flights import FLIGHTS
 from memo.errors import TierError
 from memo.records.stamp_types import LOST, Generation, Ref
 from memo.runtime.blocking import BLOCKING, drive

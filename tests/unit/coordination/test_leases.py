@@ -18,7 +18,7 @@ from styles import STYLES, Style
 from waiting import until
 
 import memo
-from memo.engine.coordination import leases
+from memo.coordination import leases
 from memo.errors import TierError
 from memo.runtime import events
 from memo.stores.redis.cluster_leases import RedisLeases

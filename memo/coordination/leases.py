@@ -25,7 +25,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
-from memo.engine.coordination.flights import FLIGHTS, Flight
+from memo.coordination.flights import FLIGHTS, Flight
 from memo.errors import TierError, TierUnavailable
 from memo.runtime import events, fork
 from memo.runtime.blocking import at_exit
