@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from memo import runtime, stores
@@ -220,7 +221,12 @@ def _redis(settings: Settings) -> Tier:
 
 def home_of(settings: Settings) -> Path:
     """Return the directory of a namespace; each has its own host state and disk budget."""
-    return settings.directory / f"{settings.namespace}.{runtime.FORMAT}"
+    return _home_in(settings.directory, settings.namespace)
+
+
+@lru_cache(maxsize=64)
+def _home_in(directory: Path, namespace: str) -> Path:
+    return directory / f"{namespace}.{runtime.FORMAT}"
 
 
 def host_of(settings: Settings) -> Host:

@@ -148,24 +148,26 @@ class RunningComputations:
             file[slot * SLOT_BYTES : slot * SLOT_BYTES + len(data) + 1] = data + b"\0"
 
     def _open_map(self) -> mmap.mmap | None:
-        from memo.metrics.shared_counters import process_name
-
         with suppress(OSError, MemoError):  # if it fails, other processes do not see it
             directory = self.directory()
-            if directory == self._mapped_directory or directory is None:
-                return self._map
-            self._unmap()
-            self._mapped_directory = directory
-            self._path = directory / "stats" / f"{process_name()}{SUFFIX}"
-            with private_files.open_folder(self._path.parent, make=True) as folder:
-                descriptor = private_files.open_or_create(self._path.name, folder)
-            try:
-                # zeros are written, since a hole in a mapped file would crash on a full disk
-                os.pwrite(descriptor, bytes(MOST_SLOTS * SLOT_BYTES), 0)
-                self._map = mmap.mmap(descriptor, MOST_SLOTS * SLOT_BYTES)
-            finally:
-                os.close(descriptor)
+            if directory is not None and directory != self._mapped_directory:
+                self._unmap()
+                self._map_file(directory)
         return self._map
+
+    def _map_file(self, directory: Path) -> None:
+        from memo.metrics.shared_counters import process_name
+
+        self._mapped_directory = directory
+        self._path = directory / "stats" / f"{process_name()}{SUFFIX}"
+        with private_files.open_folder(self._path.parent, make=True) as folder:
+            descriptor = private_files.open_or_create(self._path.name, folder)
+        try:
+            # zeros are written, since a hole in a mapped file would crash on a full disk
+            os.pwrite(descriptor, bytes(MOST_SLOTS * SLOT_BYTES), 0)
+            self._map = mmap.mmap(descriptor, MOST_SLOTS * SLOT_BYTES)
+        finally:
+            os.close(descriptor)
 
     def close(self) -> None:
         """Remove the file; the next computation creates it again."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import re
 import types
 import typing
@@ -228,7 +227,7 @@ class Call:
         """The address for display, without secret arguments."""
         prefix, whole = self.addresses[0]
         resolved = self._resolved is not None
-        return summaries.mask_address(whole, prefix, json.loads(self.summary), resolved=resolved)
+        return summaries.mask_address(whole, prefix, self.summary, resolved=resolved)
 
     def _address_parts(self) -> list[str]:
         found: list[str] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Final
 
 from memo.errors import encodable, shown
@@ -36,15 +36,24 @@ _json: Final = json.JSONEncoder(ensure_ascii=False).encode
 _NAMES_TO_MASK: Final = r"(?i)pass(word|wd|phrase)?$|secret|token|api_?key|credential|auth"
 
 
-def mask_address(address: str, prefix: str, summary: Mapping[str, Any], *, resolved: bool) -> str:
+def mask_address(address: str, prefix: str, summary: str, *, resolved: bool) -> str:
     """Return an address for display: mask the arguments that are masked in the summary.
 
     Args:
         prefix: the prefix of the address.
-        summary: the summary of the arguments.
+        summary: the summary of the arguments; if it cannot be read, all of them are masked.
         resolved: a `key_resolver` has made it, so the positions of arguments in it are unknown.
     """
-    texts = [parts[0] for name, parts in summary.items() if not name.startswith(SPECIAL_PREFIX)]
+    if f'"{MASK}"' not in summary and f'"{MORE}"' not in summary:
+        return address
+    try:
+        texts = [
+            parts[0]
+            for name, parts in json.loads(summary).items()
+            if not name.startswith(SPECIAL_PREFIX)
+        ]
+    except (ValueError, TypeError, AttributeError, LookupError):
+        return f"{prefix}:{MASK}"
     if MASK not in texts and MORE not in texts:
         return address
     words = address.removeprefix(prefix).removeprefix(":").split(":")
@@ -146,7 +155,7 @@ def with_result(text: str, value: Any, *, raised: bool = False) -> str:
     except Exception:  # the value's own methods may raise anything
         shape = type(value).__name__
     shape = f"raised {shape}" if raised else shape
-    whole = encodable(_json({**json.loads(text), RESULT_SHAPE: [shape, ""]}))
+    whole = _with_entry(text, RESULT_SHAPE, [shape, ""])
     return whole if len(whole.encode()) <= LONGEST_SUMMARY else text
 
 
@@ -157,8 +166,14 @@ def with_built_on(text: str, path: str, until: int) -> str:
         path: the calls, each built on the next.
         until: when the last of them expires, in nanoseconds since the epoch.
     """
-    whole = encodable(_json({**json.loads(text), BUILT_ON: [path, str(until)]}))
+    whole = _with_entry(text, BUILT_ON, [path, str(until)])
     return whole if len(whole.encode("utf-8", "replace")) <= LONGEST_SUMMARY else text
+
+
+def _with_entry(text: str, name: str, parts: list[str]) -> str:
+    """Return the JSON of a summary with one more entry, without parsing it."""
+    separator = ", " if len(text) > len("{}") else ""
+    return f"{text[:-1]}{separator}{encodable(_json({name: parts}))[1:]}"
 
 
 def built_on(text: str) -> tuple[str, int] | None:

@@ -680,7 +680,7 @@ def address(header: Header) -> str:
     own = next((ref for ref in refs if ref.group == f"f:{header.function}"), None)
     resolved = own is None or ADDRESS in dict(own.arguments or ())
     prefix = max(begins, key=len, default="")
-    return summaries.mask_address(header.address, prefix, _summary(header), resolved=resolved)
+    return summaries.mask_address(header.address, prefix, header.summary, resolved=resolved)
 
 
 def entries(

@@ -18,6 +18,7 @@ from memo import cache, invalidate_cache
 from memo.decorators import assembly
 from memo.engine.explaining import list_headers
 from memo.inspection.live_view import Model
+from memo.keys.summaries import mask_address
 from memo.metrics import rendering
 from memo.runtime.blocking import BLOCKING, drive
 
@@ -140,6 +141,12 @@ def test_addresses_without_secrets_are_shown_whole() -> None:
         return path
 
     assert signed.explain("c:d", "hunter2").call == "a:b:***"  # which part it is cannot be told
+
+
+@pytest.mark.parametrize("summary", ['{"token": ["***"', '["***"]', '{"token": [], "a": "***"}'])
+def test_an_unreadable_summary_masks_the_whole_address(summary: str) -> None:
+    """What cannot be told apart from a secret is not shown."""
+    assert mask_address("load:EU:hunter2", "load", summary, resolved=False) == "load:***"
 
 
 # --- tracebacks -----------------------------------------------------------------------------------
