@@ -606,7 +606,7 @@ def _directory(limit: int) -> float:
 def _after_kills(count: int) -> float:
     """The same directory, full, after so many processes were killed in mid-store."""
     from memo.runtime.blocking import drain_blocking
-    from memo.stores.disk.disk_tier import SWEEP_SOON
+    from memo.stores.disk.disk_tier import EARLY_SWEEP_SECONDS
 
     limit = 20 * MIB
     with _elsewhere(size_limit=limit, memory_limit=0) as folder:
@@ -619,7 +619,7 @@ def _after_kills(count: int) -> float:
         for _ in range(count):
             done = subprocess.run([sys.executable, "-c", _KILLED], env=kept, check=False)
             assert done.returncode == -signal.SIGKILL
-        time.sleep(SWEEP_SOON)  # the killed ones have looked too, each once a second
+        time.sleep(EARLY_SWEEP_SECONDS)  # the killed ones have looked too, each once a second
         load(100)
         drain_blocking()
         files = {path.stat().st_ino: path for path in Path(folder).rglob("*") if path.is_file()}

@@ -38,6 +38,7 @@ from memo.settings.secret_keys import Secret
 from memo.stores.authorities import Authorities, is_for_any, receivers
 from memo.stores.confirmed import Confirmation, ConfirmedEntries
 from memo.stores.protocols import (
+    BIG_RECORD_BYTES,
     MEMORY,
     Adopting,
     ChecksRecords,
@@ -58,8 +59,6 @@ from memo.stores.writing import Writer
 from memo.validity import check
 from memo.validity.check import MISS, Judge, LatestAnswers, Verdict, age, state_texts, why_changed
 
-BIG = 1 << 20
-"""A record of at least this many bytes has its seal checked off the event loop."""
 _group_part = itemgetter(1, 2)
 
 ReadStrategy = Literal["on_miss_or_error", "on_error"]
@@ -293,7 +292,7 @@ class Chain:
         judge: Judge,
     ) -> Answer:
         try:
-            if len(found.record) > BIG:
+            if len(found.record) > BIG_RECORD_BYTES:
                 entry = await port.offload(self._entry, found, tier, name)
             else:
                 entry = self._entry(found, tier, name)
@@ -481,7 +480,7 @@ class Chain:
             found = pending.lookup.found()
             if entry is not None:
                 states = found
-            elif found is None or len(found.record) > BIG:
+            elif found is None or len(found.record) > BIG_RECORD_BYTES:
                 return None
             else:
                 entry = self._checked.unpack_hit(pending.name, found.record, key)

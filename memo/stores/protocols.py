@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 MEMORY = "memory"
 REDIS = "redis"
 DISK = "disk"
+BIG_RECORD_BYTES = 1 << 20
+"""A record of more bytes is read from its file, and its seal checked, off the event loop."""
 
 
 def display_name(tier: str) -> str:

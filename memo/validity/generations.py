@@ -12,6 +12,11 @@ from memo.runtime.named_tuple import NamedTuple
 from memo.validity import stamps
 from memo.validity.stamps import ALL, LAST, MOST_FIELDS, SHAPES, TOKEN, Turn
 
+MIN_GROUP_SECONDS = 86_400
+"""Shortest life of a group, counted from the start of a computation that names it."""
+TOMBSTONE_SECONDS = 120
+"""Life of a group that an invalidation had to create, so that no host restores it: no entry names
+it."""
 MOST_SHAPES = 64
 """Most shapes of a group; beyond it the group is renewed, since each shape costs every reader a
 read."""

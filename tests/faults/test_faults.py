@@ -623,7 +623,9 @@ def test_a_disk_that_takes_nothing(
                 warnings.simplefilter("error")
                 for x in (1, 2, 2, 3):
                     assert world.call(x) == 1
-                    ahead.advance(2 * cache_directory.RETRY_AFTER)  # it is tried again each time
+                    ahead.advance(
+                        2 * cache_directory.DIRECTORY_RETRY_SECONDS
+                    )  # it is tried again each time
             faults.on = False
             world.call(2)
             before = world.ran

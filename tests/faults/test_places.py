@@ -235,7 +235,7 @@ def test_there_a_file_may_be_cut_while_it_is_read(
             return got
 
         with monkeypatch.context() as patch:
-            patch.setattr(payload_files, "PIECE", 4096)
+            patch.setattr(payload_files, "PAYLOAD_READ_CHUNK_BYTES", 4096)
             patch.setattr(payload_files.os, "preadv", cutting)
             assert np.array_equal(frame(1), np.arange(SIZE) + 1)
             assert ran == [1, 1]

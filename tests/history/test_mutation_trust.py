@@ -99,7 +99,7 @@ def lost_journal() -> None:
     """A journal that cannot be read is taken to be empty."""
     from memo.stores.disk import recovery
 
-    recovery.EVERYTHING = "[]"
+    recovery.NAMESPACE_TURNS = "[]"
 
 
 def expiry() -> None:

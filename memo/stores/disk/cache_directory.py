@@ -5,7 +5,7 @@ Rules of this module:
 1.  The directory is *writable*, *read-only* (its files are read as they are), or *unusable*.  A
     process that cannot use it still caches in memory.
 2.  One warning per process and directory states the fault and the fix.
-3.  A fault is checked again after `RETRY_AFTER` seconds, or as soon as the directory changes.
+3.  A fault is checked again after `DIRECTORY_RETRY_SECONDS`, or as soon as the directory changes.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 WRITABLE: Final = "writable"
 READ_ONLY: Final = "read-only"
 UNUSABLE: Final = "unusable"
-RETRY_AFTER = 1.0
+DIRECTORY_RETRY_SECONDS = 1.0
 """Seconds after which an unusable directory is tried again."""
-TICK = 0.001
+STATE_TRUSTED_SECONDS = 0.001
 """Seconds for which the last known state is used without a check."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Errors of a full disk."""
-_CLOSED = frozenset(
+_NO_ACCESS_ERRNOS = frozenset(
     {
         *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST),
         *(errno.ELOOP, errno.ENAMETOOLONG),
@@ -87,7 +87,7 @@ class CacheDirectory:
             return False
         now = time.monotonic()
         if now > self._check_at:
-            self._check_at = now + TICK
+            self._check_at = now + STATE_TRUSTED_SECONDS
             if now > self._retry_at or self._facts() != self._last_facts:
                 self.state = self.why = ""
                 return False
@@ -136,7 +136,7 @@ class CacheDirectory:
             return READ_ONLY
         if isinstance(error, SettingError):
             raise self.mark_unusable(error.fix) from error
-        if error.errno in FULL or error.errno in _CLOSED:
+        if error.errno in FULL or error.errno in _NO_ACCESS_ERRNOS:
             raise self.mark_unusable(f"cannot be used: {error.strerror}.") from error
         raise error
 
@@ -163,7 +163,7 @@ class CacheDirectory:
         """Mark the directory as unusable for now, and return the error to raise."""
         self.state, self.why = UNUSABLE, why
         self._last_facts = self._facts()
-        self._retry_at = time.monotonic() + RETRY_AFTER
+        self._retry_at = time.monotonic() + DIRECTORY_RETRY_SECONDS
         self._warn(
             f"the cache directory {self.path} {why.rstrip('.; ')}, so results are kept in the"
             f" memory of this process only. {_FIX}"

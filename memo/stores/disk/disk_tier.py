@@ -40,13 +40,22 @@ from memo.stores.disk import file_locks
 from memo.stores.disk.cache_directory import READ_ONLY, is_full
 from memo.stores.disk.payload_files import Payloads
 from memo.stores.disk.sqlite_file import (
+    ENTRIES_SQL,
     LOG,
+    SECONDS_BETWEEN_TRANSACTIONS,
     DamagedError,
     SqliteFile,
     retry_while_locked,
-    statements,
 )
-from memo.stores.protocols import Found, Generations, Host, Listed, RecordToStore, Source
+from memo.stores.protocols import (
+    BIG_RECORD_BYTES,
+    Found,
+    Generations,
+    Host,
+    Listed,
+    RecordToStore,
+    Source,
+)
 
 if TYPE_CHECKING:
     from memo.stores.disk.index import Cleared, Index, Row
@@ -58,13 +67,11 @@ opening a file, and writing it is not much slower yet (measured: 32 KiB 7.6 agai
 90 against 46 µs to write; 64 KiB 340 against 50 µs to write)."""
 ROW = 1024
 """Approximate bytes that a row takes besides its record, with its places in four trees."""
-BIG = 1 << 20
-"""A record in a file of at least this many bytes is read off the event loop."""
 PRAGMAS = ("auto_vacuum=1", "cache_size=128", "synchronous=1", "mmap_size=0")
 """As in the settings of `index`, whose transaction cannot change them."""
-SWEEP = 3600.0
+SWEEP_SECONDS = 3600.0
 """Seconds between two sweeps for files of dead writers, unless one is needed sooner."""
-SWEEP_SOON = 1.0
+EARLY_SWEEP_SECONDS = 1.0
 """Seconds between two sweeps when the budget is spent or a process stores its first payload, since
 files of a dead writer may be the reason."""
 _SWEEP_PART = 50
@@ -75,10 +82,8 @@ MOST_READS = 16_384
 """Most names of read entries that are remembered.  Beyond it they are reported early, or forgotten
 if the last report was less than `_OFTEN` seconds ago."""
 _OFTEN = 5.0
-_NAME = sys.getsizeof("0" * 120)
+_NAME_BYTES = sys.getsizeof("0" * 120)
 """Approximate bytes of a name."""
-GIVE_WAY = 0.002
-"""Seconds between two transactions of a long deletion, so that waiting writers get their turn."""
 EVICTION = 0.5
 """Longest eviction in seconds in the background, since a process that exits waits for it; the next
 store continues it."""
@@ -90,14 +95,21 @@ _NO_ROW = 1 << 62
 PAGE = 200
 _LEAST_FREED = 256 * 1024
 """Least bytes to free when the disk turns out to be full."""
-_ATTEMPTS = 4
+_EVICTION_ATTEMPTS = 4
 """Number of attempts to free space for one entry."""
 _LOOKUP = "SELECT value, filename, expire_time, size FROM Cache WHERE key=? AND raw=1 AND mode=1"
 _AT_HAND = "SELECT value, expire_time FROM Cache WHERE key=? AND raw=1 AND filename IS NULL"
-_SQL = statements("entries")
 _NEXT = "SELECT key FROM Cache WHERE key > ? AND key < ? AND raw=1 ORDER BY key LIMIT 1"
-_COUNT = "SELECT count(*) FROM Cache WHERE key >= ? AND key < ? AND raw=1"
-_FAULTS = (sqlite3.Error, OSError, DamagedError, TypeError, ValueError, KeyError, AssertionError)
+_COUNT_ENTRIES = "SELECT count(*) FROM Cache WHERE key >= ? AND key < ? AND raw=1"
+_INDEX_ERRORS = (
+    sqlite3.Error,
+    OSError,
+    DamagedError,
+    TypeError,
+    ValueError,
+    KeyError,
+    AssertionError,
+)
 
 
 class Disk:
@@ -135,10 +147,10 @@ class Disk:
         self._retention = retention
         self.payloads = Payloads(directory / "payloads")
         self._swept = directory / "entries" / "swept"
-        self.last_sweep_at = -SWEEP
+        self.last_sweep_at = -SWEEP_SECONDS
         self._may_have_orphans = False
         self._has_written = False
-        self._pause = SWEEP_SOON
+        self._pause = EARLY_SWEEP_SECONDS
         self._over_budget = False
         self._closed = 0
         self._evict_at = 0.0
@@ -161,7 +173,7 @@ class Disk:
 
     def __sizeof__(self) -> int:
         """Return the bytes of the remembered names, the part of this object that grows."""
-        return sum(sys.getsizeof(x) + _NAME * len(x) for x in (self._used, self._in_files))
+        return sum(sys.getsizeof(x) + _NAME_BYTES * len(x) for x in (self._used, self._in_files))
 
     def trust(self, secrets: Sequence[Secret]) -> None:
         """Accept vouchers sealed with one of these secrets, newest first."""
@@ -206,7 +218,7 @@ class Disk:
                 secret_keys.warn_if_not_kept()
             except TierError:
                 raise
-            except (*_FAULTS, SettingError) as error:
+            except (*_INDEX_ERRORS, SettingError) as error:
                 if is_full(error):
                     raise self._cache_directory.mark_unusable(
                         "cannot be used: the disk is full."
@@ -242,7 +254,7 @@ class Disk:
                         if self.index is None:  # not `or`: an empty index is false
                             self.index = self._create_index()
                         return work(self.index, *args)
-            except _FAULTS as error:
+            except _INDEX_ERRORS as error:
                 raise self._fault(error) from error
             index_file.close()
         raise TierError("the index is replaced again and again")
@@ -252,7 +264,7 @@ class Disk:
         try:
             with index_file.reading:
                 return index_file.reader.execute(statement, arguments).fetchall()
-        except _FAULTS as error:
+        except _INDEX_ERRORS as error:
             raise self._fault(error) from error
 
     @property
@@ -275,7 +287,7 @@ class Disk:
                 row = index_file.row_cursor.execute(_AT_HAND, (name,)).fetchone()
         except TierError:  # the tier is closed
             return None
-        except _FAULTS as error:
+        except _INDEX_ERRORS as error:
             self._pending_error = self._fault(error)
             return None
         if row is None:
@@ -299,7 +311,7 @@ class Disk:
         try:
             with index_file.reading:
                 row = index_file.row_cursor.execute(_LOOKUP, (name,)).fetchone()
-        except _FAULTS as error:
+        except _INDEX_ERRORS as error:
             raise self._fault(error) from error
         if row is None:
             if not index_file.was_replaced():
@@ -363,7 +375,7 @@ class Disk:
         if record is not None:
             return Found(_bytes(record), source)
         read = self._record_in_file
-        big = not isinstance(size, int) or size > BIG
+        big = not isinstance(size, int) or size > BIG_RECORD_BYTES
         text = await port.offload(read, name, files) if big else read(name, files)
         return None if text is None else Found(*text)
 
@@ -473,7 +485,7 @@ class Disk:
             size: bytes that `store` stores.
             once: `store` cannot be called again.
         """
-        for _ in range(_ATTEMPTS):
+        for _ in range(_EVICTION_ATTEMPTS):
             try:
                 store(*args)
             except TierError as error:
@@ -549,7 +561,7 @@ class Disk:
 
         end = time.monotonic() + EVICTION
         while self._over_budget and time.monotonic() < end:
-            time.sleep(GIVE_WAY)
+            time.sleep(SECONDS_BETWEEN_TRANSACTIONS)
             with suppress(TierError):
                 self.write(evict)
 
@@ -591,7 +603,7 @@ class Disk:
             count += some.entries
             for name in some.names:
                 self.payloads.remove(name)
-            time.sleep(GIVE_WAY)
+            time.sleep(SECONDS_BETWEEN_TRANSACTIONS)
             if _size(f"{self.index_file.path}-wal") > long:
                 self.write(lambda index: index.write_back())
             some = below(some.last)
@@ -611,13 +623,13 @@ class Disk:
         removed = file_locks.sweep(self.directory / "locks")
         removed += self.payloads.sweep(lambda name: self.write(lambda index: index.has_name(name)))
         removed += self._clear_in_parts(lambda index, _: index.drop_replaced(self._retention))
-        self._pause = max(SWEEP_SOON, _SWEEP_PART * (time.monotonic() - begun))
+        self._pause = max(EARLY_SWEEP_SECONDS, _SWEEP_PART * (time.monotonic() - begun))
         return removed
 
     def is_sweep_due(self) -> bool:
         """True if a sweep is due and no other process of this host has just done one."""
         now = time.monotonic()
-        pause = self._pause if self._may_have_orphans else SWEEP
+        pause = self._pause if self._may_have_orphans else SWEEP_SECONDS
         if now < self.last_sweep_at + pause:
             return False
         self.last_sweep_at = now
@@ -647,7 +659,7 @@ class Disk:
         """
         after, whole = "", False
         while not whole:
-            page = self._read(_SQL["list"], after, prefix, f"{prefix}\U0010ffff", PAGE)
+            page = self._read(ENTRIES_SQL["list"], after, prefix, f"{prefix}\U0010ffff", PAGE)
             whole = len(page) < PAGE
             for row in page:
                 if (listed := self._list_row(*row)) is not None:
@@ -673,7 +685,7 @@ class Disk:
         Raises:
             TierError: the index cannot be read.
         """
-        statement = _SQL["newest_of_all" if all_of_them else "newest_of_some"]
+        statement = ENTRIES_SQL["newest_of_all" if all_of_them else "newest_of_some"]
         return await port.offload(self._newest, statement, prefixes, most)
 
     def _newest(self, statement: str, prefixes: Sequence[str], most: int) -> list[Listed]:
@@ -699,7 +711,7 @@ class Disk:
         while rows := self._read(_NEXT, after, end):
             head = rows[0][0].rpartition(":")[0] + ":"
             after = f"{head}\U0010ffff"
-            counts[head] = self._read(_COUNT, head, after)[0][0]
+            counts[head] = self._read(_COUNT_ENTRIES, head, after)[0][0]
         return counts
 
     async def holds(self, port: Port, names: Sequence[str]) -> list[bool]:

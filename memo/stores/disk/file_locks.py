@@ -14,7 +14,7 @@ from pathlib import Path
 from memo.errors import SettingError, TierError
 from memo.runtime import fork, private_files
 
-_NAME = re.compile(r"[0-9a-f]{40}")
+_LOCK_FILE_NAME = re.compile(r"[0-9a-f]{40}")
 """File names that `Host.lock` gives to locks; a sweep removes no other file."""
 
 
@@ -125,7 +125,7 @@ def sweep(directory: Path) -> int:
     """
     removed = 0
     with suppress(OSError), private_files.open_folder(directory) as folder:
-        for name in filter(_NAME.fullmatch, os.listdir(folder)):
+        for name in filter(_LOCK_FILE_NAME.fullmatch, os.listdir(folder)):
             with suppress(OSError):
                 removed += _sweep(folder, name)
     return removed

@@ -6,9 +6,9 @@ Rules of this module:
     (fsync) when `write` returns.
 2.  A process keeps a *mirror* of the groups that it uses.  The mirror is current as long as the
     *bell* has not changed: 16 bytes in a file that all processes map, rewritten after every commit.
-    Checking it costs 0.1 µs, where `PRAGMA data_version` costs 3 µs.  At most every `TICK` seconds
-    the file itself is checked too, for changes without a bell: a writer that was killed between its
-    commit and the bell, or a directory that was removed.
+    Checking it costs 0.1 µs, where `PRAGMA data_version` costs 3 µs.  Once in
+    `BELL_TRUSTED_SECONDS` the file itself is checked too, for changes without a bell: a writer that
+    was killed between its commit and the bell, or a directory that was removed.
 3.  The bell also holds the number of the last commit.  A file older than its bell has lost
     commits, perhaps an invalidation: it is set aside.
 4.  Groups expire.  Each has a time until which an entry may name it, extended by use; `sweep`
@@ -43,29 +43,25 @@ from memo.validity.generations import Change
 from memo.validity.stamps import SHAPES
 
 T = TypeVar("T")
-TICK = 0.001
+BELL_TRUSTED_SECONDS = 0.001
 """Seconds for which an unchanged bell is trusted without checking the file."""
 MIRROR = 65_536
 """Most groups in the mirror; beyond it the mirror starts again empty."""
 STATES = 1024
 """Most cached states of one group in the mirror; beyond it they are computed again."""
-GROUPS = 1_000_000
+MAX_STORED_GROUPS = 1_000_000
 """Most groups; beyond it, opening the file deletes the oldest half, which costs only misses."""
 ROOM = 1 << 20
 """Bytes to free on a full disk, so that an invalidation can be written."""
-TRIES = 3
+FILE_USE_ATTEMPTS = 3
 """Number of attempts if the file is replaced or set aside during a use."""
-FAULTS = (sqlite3.Error, OSError, ValueError, TypeError)
+HOST_FILE_ERRORS = (sqlite3.Error, OSError, ValueError, TypeError)
 LAST_COMMIT = 1 << 62
 """Upper bound of commit numbers; they start at the time in microseconds, about 1 << 51."""
-_FORMAT = 1
+_HOST_FILE_FORMAT = 1
 _BELL = struct.Struct("=QQ")
-SQL = sqlite_file.statements("generations")
+GENERATIONS_SQL = sqlite_file.statements("generations")
 _SCHEMA = ("meta", "groups", "generations", "journal", "groups_changed", "lives", "lives_until")
-SHORTEST_LIFE = 86_400
-"""Shortest life of a group in seconds, counted from the start of a computation that names it."""
-TOMBSTONE_LIFE = 120
-"""Life in seconds of a group that an invalidation had to create: nothing is stored under it."""
 NEVER_EXPIRES = 1 << 62
 """Expiry of a group that an entry without a ttl names."""
 
@@ -177,7 +173,7 @@ class HostDatabase:
 
         def make(connection: sqlite3.Connection) -> dict[str, Any]:
             for name in _SCHEMA:
-                connection.execute(SQL[name])
+                connection.execute(GENERATIONS_SQL[name])
             return _read_meta(connection) or self._initialise(connection)
 
         return _in_transaction(connection, make)
@@ -189,7 +185,7 @@ class HostDatabase:
         if last_commit >= LAST_COMMIT:  # garbage, since no later number could exceed it
             bell[1] = 0
         first = max(time.time_ns() // 1000, bell[1] + 1)
-        facts = {"format": _FORMAT, "commit": first, "id": os.urandom(8).hex()}
+        facts = {"format": _HOST_FILE_FORMAT, "commit": first, "id": os.urandom(8).hex()}
         connection.executemany("INSERT INTO meta VALUES (?, ?)", facts.items())
         connection.executemany(
             "INSERT INTO journal (at, due, turns, note) VALUES (?, 1, ?, ?)",
@@ -278,7 +274,7 @@ class HostDatabase:
         Raises:
             TierError: the file cannot be read.
         """
-        for _ in range(TRIES):
+        for _ in range(FILE_USE_ATTEMPTS):
             try:
                 file = self.open_file()
             except TierUnavailable:  # nothing can be read, so every group is lost
@@ -290,7 +286,7 @@ class HostDatabase:
             try:
                 with file.reading:
                     self._refresh(file)
-            except FAULTS as error:
+            except HOST_FILE_ERRORS as error:
                 self.handle_error(error)
                 continue
             return
@@ -312,7 +308,7 @@ class HostDatabase:
             self._forget()
             self.bell = bell
             self._opened = file.opened
-        check_at = time.monotonic() + TICK
+        check_at = time.monotonic() + BELL_TRUSTED_SECONDS
         seen_bell = self.bell[0]
         (version,) = file.reader.execute("PRAGMA data_version").fetchone()
         if version != self._version:
@@ -345,7 +341,7 @@ class HostDatabase:
 
     def load(self, name: str) -> Group:
         """Load a group that is not in the mirror."""
-        for _ in range(TRIES):
+        for _ in range(FILE_USE_ATTEMPTS):
             try:
                 file = self.open_file()
             except TierUnavailable:
@@ -360,7 +356,7 @@ class HostDatabase:
                             self.groups[name] = group
                             self.lives[name] = until
                     return group
-            except FAULTS as error:
+            except HOST_FILE_ERRORS as error:
                 self.handle_error(error)
         raise TierError("host.sqlite is damaged again and again")
 
@@ -370,12 +366,12 @@ class HostDatabase:
         Raises:
             TierError: the file cannot be read.
         """
-        for _ in range(TRIES):
+        for _ in range(FILE_USE_ATTEMPTS):
             file = self.open_file()
             try:
                 with file.reading:
                     return file.reader.execute(statement, values).fetchall()
-            except FAULTS as error:
+            except HOST_FILE_ERRORS as error:
                 self.handle_error(error)
         raise TierError("host.sqlite is damaged again and again")
 
@@ -402,13 +398,13 @@ class HostDatabase:
             sqlite_file.retry_while_locked(self._write_now, work, durable)
 
     def _write_now(self, work: Callable[[sqlite3.Connection, int], bool], durable: bool) -> None:
-        for _ in range(TRIES):
+        for _ in range(FILE_USE_ATTEMPTS):
             file = self.open_file()
             try:
                 with file.writing:
                     if self._commit(file, work, durable):
                         return
-            except FAULTS as error:
+            except HOST_FILE_ERRORS as error:
                 self.handle_error(error)
                 continue
             file.close()
@@ -457,7 +453,7 @@ def expiry_of(connection: sqlite3.Connection, group: str) -> int:
 
 def extend_life(connection: sqlite3.Connection, groups: Iterable[str], until: int) -> None:
     """Extend the life of groups to at least this time."""
-    connection.executemany(SQL["extend_life"], [(name, until) for name in groups])
+    connection.executemany(GENERATIONS_SQL["extend_life"], [(name, until) for name in groups])
 
 
 def last_sweep_commit(connection: sqlite3.Connection) -> int:
@@ -487,7 +483,7 @@ def change_fields(connection: sqlite3.Connection, group: str, change: Change, co
         [(group, field, value, commit) for field, value in change.write.items()],
     )
     renewed = commit if change.renew or change.erase else 0
-    connection.execute(SQL["touch"], (group, commit, renewed))
+    connection.execute(GENERATIONS_SQL["touch"], (group, commit, renewed))
 
 
 def _in_transaction(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -516,7 +512,11 @@ def _read_meta(connection: sqlite3.Connection) -> dict[str, Any]:
 
 def _check_meta(facts: Mapping[str, Any], seen_bell: int) -> None:
     commit = facts.get("commit")
-    if facts.get("format") != _FORMAT or not isinstance(commit, int) or commit >= LAST_COMMIT:
+    if (
+        facts.get("format") != _HOST_FILE_FORMAT
+        or not isinstance(commit, int)
+        or commit >= LAST_COMMIT
+    ):
         raise DamagedError("not a host database of this format")
     if seen_bell > commit:
         raise DamagedError("commits are missing")
@@ -524,15 +524,15 @@ def _check_meta(facts: Mapping[str, Any], seen_bell: int) -> None:
 
 def _excess_groups(connection: sqlite3.Connection) -> int:
     """Return the number of groups beyond the limit; 0 while an invalidation is in the journal."""
-    groups, journalled = connection.execute(SQL["counts"]).fetchone()
-    return 0 if groups <= GROUPS or journalled else groups - GROUPS // 2
+    groups, journalled = connection.execute(GENERATIONS_SQL["counts"]).fetchone()
+    return 0 if groups <= MAX_STORED_GROUPS or journalled else groups - MAX_STORED_GROUPS // 2
 
 
 def _prune(connection: sqlite3.Connection) -> None:
     """Delete the oldest groups if there are too many."""
     excess = _excess_groups(connection)
-    connection.execute(SQL["prune_generations"], (excess,))
-    connection.execute(SQL["prune_groups"], (excess,))
-    connection.execute(SQL["prune_lives"])
+    connection.execute(GENERATIONS_SQL["prune_generations"], (excess,))
+    connection.execute(GENERATIONS_SQL["prune_groups"], (excess,))
+    connection.execute(GENERATIONS_SQL["prune_lives"])
     (commit,) = connection.execute("SELECT value FROM meta WHERE name = 'commit'").fetchone()
     delete_groups(connection, (), commit)

@@ -26,11 +26,9 @@ from memo.stores.disk import cache_directory
 from memo.stores.disk.cache_directory import READ_ONLY, CacheDirectory
 from memo.stores.disk.file_locks import HostLock
 from memo.stores.disk.host_database import (
+    GENERATIONS_SQL,
     MIRROR,
     NEVER_EXPIRES,
-    SHORTEST_LIFE,
-    SQL,
-    TOMBSTONE_LIFE,
     HostDatabase,
     change_fields,
     delete_groups,
@@ -38,31 +36,29 @@ from memo.stores.disk.host_database import (
     fields_of,
     last_sweep_commit,
 )
-from memo.stores.disk.sqlite_file import retry_while_locked
+from memo.stores.disk.sqlite_file import SECONDS_BETWEEN_TRANSACTIONS, retry_while_locked
 from memo.stores.disk.unwritten import Unwritten
 from memo.validity import generations, stamps
-from memo.validity.generations import Change
+from memo.validity.generations import MIN_GROUP_SECONDS, TOMBSTONE_SECONDS, Change
 from memo.validity.stamps import ALL, Turn
 
 if TYPE_CHECKING:
     from memo.stores.disk.recovery import Row
 
-ATTEMPTS = 3
+FILE_READ_ATTEMPTS = 3
 """Number of attempts to open and read a file before it is set aside."""
 COPY_LIFE = 1.0
 """Seconds for which a copy is used in place of a file that cannot be opened."""
 UNWRITTEN = "an invalidation could not be written yet"
-RETRY_LATE = 1.0
+UNWRITTEN_RETRY_SECONDS = 1.0
 """Seconds after which changes that could not be written are tried again."""
-RETRY_AFTER = 0.25
+INVALIDATION_RETRY_SECONDS = 0.25
 """Seconds after which an invalidation that could not be written is tried again."""
-SWEEP = 60.0
+GROUP_SWEEP_SECONDS = 60.0
 """Seconds between two searches of a process for expired groups."""
-SWEEP_BATCH = 500
+GROUPS_PER_SWEEP = 500
 """Most groups that are deleted in one transaction: between two of them others may write."""
-GIVE_WAY = 0.002
-"""Seconds between two such transactions."""
-SPARE = 3600
+SPARE_LIFE_SECONDS = 3600
 """Seconds by which a group's life is extended beyond need, so that it is written rarely."""
 MOST_WAITING = 1000
 """Most invalidations that wait for the next shared tier; more are merged into one."""
@@ -70,7 +66,7 @@ UNWRITABLE = (UnicodeError, OverflowError, sqlite3.DataError)
 """Errors that are caused by the data to be written, not by the file."""
 OVERDUE = 5 * SECOND
 """Nanoseconds after which a journalled invalidation is due: its process must have died."""
-_ANYWHERE = '%"to": ["*"]}'
+_ANY_TIER_NOTES = '%"to": ["*"]}'
 """End of the note of an invalidation that is meant for the next shared tier in use."""
 
 
@@ -91,7 +87,7 @@ class HostGenerations:
         self.host_database = host_database
         self._queued: list[Callable[[], None]] = []
         self._write_at = 0.0
-        self._sweep_at = time.monotonic() + SWEEP
+        self._sweep_at = time.monotonic() + GROUP_SWEEP_SECONDS
         self._unwritten = Unwritten()
 
     def read(self, refs: Sequence[Ref]) -> list[State]:
@@ -179,7 +175,7 @@ class HostGenerations:
                 if name not in journalled and _delivered_at(connection, name) <= since:
                     mine = [(ref, old, new) for ref, old, new in updates if ref.group == name]
                     changed |= _learn(connection, name, mine, commit)
-                    extend_life(connection, [name], self._now() + SHORTEST_LIFE)
+                    extend_life(connection, [name], self._now() + MIN_GROUP_SECONDS)
             return changed
 
         self.host_database.write(work, durable=False)
@@ -197,7 +193,7 @@ class HostGenerations:
     async def stamp_states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
         """See `memo.stores.protocols.Generations.stamp_states`."""
         states = await self.states(port, refs)
-        lives, soon = self.host_database.lives, self._now() + SHORTEST_LIFE // 2
+        lives, soon = self.host_database.lives, self._now() + MIN_GROUP_SECONDS // 2
         if LOST not in states and all(lives.get(ref.group, 0) >= soon for ref in refs):
             return states
         return await port.offload(self._create_missing, refs)
@@ -211,7 +207,7 @@ class HostGenerations:
             for name in names:
                 if ALL not in fields_of(connection, name):
                     change_fields(connection, name, created, commit)
-            extend_life(connection, names, self._now() + SHORTEST_LIFE)
+            extend_life(connection, names, self._now() + MIN_GROUP_SECONDS)
             return True
 
         try:
@@ -221,7 +217,7 @@ class HostGenerations:
                 raise
             self._unwritten.add_groups(names)
         found = self.read(refs)
-        self._note_expiry(names, self._now() + SHORTEST_LIFE)
+        self._note_expiry(names, self._now() + MIN_GROUP_SECONDS)
         return found
 
     # --- expiry of groups ------------------------------------------------------------------------
@@ -241,7 +237,7 @@ class HostGenerations:
         end = NEVER_EXPIRES if lifetime is None else now + int(lifetime) + 1
         short = [name for name in groups if lives.get(name, 0) < end]
         if short:
-            spare = 0 if lifetime is None else SPARE + int(lifetime / 4)
+            spare = 0 if lifetime is None else SPARE_LIFE_SECONDS + int(lifetime / 4)
             await port.offload(self._extend_life, short, end + spare)
 
     def _extend_life(self, groups: Sequence[str], until: int) -> None:
@@ -258,7 +254,7 @@ class HostGenerations:
         now = time.monotonic()
         if now < self._sweep_at:
             return False
-        self._sweep_at = now + SWEEP
+        self._sweep_at = now + GROUP_SWEEP_SECONDS
         return True
 
     async def sweep(self, port: Port) -> int:
@@ -273,20 +269,20 @@ class HostGenerations:
         while True:
             gone = self._delete_some(lambda connection: _expired_groups(connection, self._now()))
             count += gone
-            if gone < SWEEP_BATCH:
+            if gone < GROUPS_PER_SWEEP:
                 return count
-            time.sleep(GIVE_WAY)
+            time.sleep(SECONDS_BETWEEN_TRANSACTIONS)
 
     async def clear(self, port: Port) -> None:
         """Delete all groups except the namespace's, whose invalidation must stay known."""
         await port.offload(self._clear)
 
     def _clear(self) -> None:
-        while self._delete_some(_all_but_namespace) == SWEEP_BATCH:
-            time.sleep(GIVE_WAY)
+        while self._delete_some(_all_but_namespace) == GROUPS_PER_SWEEP:
+            time.sleep(SECONDS_BETWEEN_TRANSACTIONS)
 
     def _delete_some(self, which: Callable[[sqlite3.Connection], list[str]]) -> int:
-        """Delete groups, up to `SWEEP_BATCH` in one transaction.
+        """Delete groups, up to `GROUPS_PER_SWEEP` in one transaction.
 
         Raises:
             TierError: it could not be written.
@@ -306,7 +302,7 @@ class HostGenerations:
 
     def _write_unwritten(self) -> None:
         """Write the changes that could not be written before, if that is possible now."""
-        self._write_at = time.monotonic() + RETRY_LATE
+        self._write_at = time.monotonic() + UNWRITTEN_RETRY_SECONDS
         written: tuple[object, ...] = ()
 
         def work(connection: sqlite3.Connection, commit: int) -> bool:
@@ -326,7 +322,7 @@ class HostGenerations:
         Raises:
             TierError: the file cannot be read.
         """
-        rows = self.host_database.select(SQL["names"], kind, f"{kind}\U0010ffff", most)
+        rows = self.host_database.select(GENERATIONS_SQL["names"], kind, f"{kind}\U0010ffff", most)
         return [name.removeprefix(kind) for (name,) in rows]
 
     def fields_of_groups(self, groups: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -395,7 +391,7 @@ class HostGenerations:
         if time.monotonic() < self._write_at:
             raise TierError(UNWRITTEN)
         for write in list(self._queued):
-            self._write_at = time.monotonic() + RETRY_AFTER
+            self._write_at = time.monotonic() + INVALIDATION_RETRY_SECONDS
             write()
             with suppress(ValueError):  # another thread has removed it
                 self._queued.remove(write)
@@ -415,12 +411,15 @@ def _is_unusable(error: TierError) -> bool:
 
 def _expired_groups(connection: sqlite3.Connection, now: int) -> list[str]:
     """Return groups whose life has ended, as many as one transaction deletes."""
-    return [name for (name,) in connection.execute(SQL["expired_groups"], (now, SWEEP_BATCH))]
+    rows = connection.execute(GENERATIONS_SQL["expired_groups"], (now, GROUPS_PER_SWEEP))
+    return [name for (name,) in rows]
 
 
 def _all_but_namespace(connection: sqlite3.Connection) -> list[str]:
     """Return groups other than the namespace's, as many as one transaction deletes."""
-    rows = connection.execute("SELECT name FROM groups WHERE name <> 'n' LIMIT ?", (SWEEP_BATCH,))
+    rows = connection.execute(
+        "SELECT name FROM groups WHERE name <> 'n' LIMIT ?", (GROUPS_PER_SWEEP,)
+    )
     return [name for (name,) in rows]
 
 
@@ -442,10 +441,12 @@ def _mark_shared(connection: sqlite3.Connection) -> bool:
 
 def _journal_for_next_tier(connection: sqlite3.Connection, at: int, turns: str, note: str) -> None:
     """Journal an invalidation for the next shared tier in use, once per target."""
-    connection.execute("DELETE FROM journal WHERE note LIKE ? AND turns = ?", (_ANYWHERE, turns))
+    connection.execute(
+        "DELETE FROM journal WHERE note LIKE ? AND turns = ?", (_ANY_TIER_NOTES, turns)
+    )
     count = "SELECT count(*) FROM journal WHERE note LIKE ?"
-    if connection.execute(count, (_ANYWHERE,)).fetchone()[0] >= MOST_WAITING:
-        connection.execute("DELETE FROM journal WHERE note LIKE ?", (_ANYWHERE,))
+    if connection.execute(count, (_ANY_TIER_NOTES,)).fetchone()[0] >= MOST_WAITING:
+        connection.execute("DELETE FROM journal WHERE note LIKE ?", (_ANY_TIER_NOTES,))
         turns = _packed([Turn("n")])
     connection.execute(
         "INSERT INTO journal (at, due, turns, note) VALUES (?, 1, ?, ?)", (at, turns, note)
@@ -585,7 +586,8 @@ class Journal:
         """Return the due rows from a copy of a file that cannot be opened.
 
         Raises:
-            TierError: the copy cannot be read either; after `ATTEMPTS` times the file is set aside.
+            TierError: the copy cannot be read either; after `FILE_READ_ATTEMPTS` times the file is
+                set aside.
         """
         if time.monotonic() > self._copied_until:
             from memo.stores.disk import recovery
@@ -594,7 +596,7 @@ class Journal:
                 self._copy = recovery.read_journal(self.host_database.file.path)
             except TierError:
                 self._failed_reads += 1
-                if self._failed_reads < ATTEMPTS:
+                if self._failed_reads < FILE_READ_ATTEMPTS:
                     raise
                 with suppress(OSError, sqlite3.Error):
                     self.host_database.file.set_aside()
@@ -657,7 +659,7 @@ def _turn(
     for name, own in groups.items():
         change = generations.change_for_all(fields_of(connection, name), own, note)
         change_fields(connection, name, change, commit)
-    extend_life(connection, groups, now + TOMBSTONE_LIFE)
+    extend_life(connection, groups, now + TOMBSTONE_SECONDS)
 
 
 class Host:

@@ -27,14 +27,14 @@ from diskcache.core import DEFAULT_SETTINGS, METADATA, MODE_RAW
 from memo.errors import TierError
 from memo.runtime.named_tuple import NamedTuple
 from memo.stores.disk.payload_files import Payloads
-from memo.stores.disk.sqlite_file import AUTOMATIC, LOG, DamagedError, SqliteFile, statements
+from memo.stores.disk.sqlite_file import AUTOMATIC, ENTRIES_SQL, LOG, DamagedError, SqliteFile
 
 EVICTED_AT_ONCE = 10
 """Entries that one transaction evicts, plus one for each `_EACH` bytes that are lacking."""
 _EACH = 64 * 1024
 _MOST_EVICTED = 100
 """Most entries that one transaction evicts."""
-_ALL = 1 << 62
+_UNLIMITED_BYTES = 1 << 62
 """More bytes than any disk has."""
 HALF_LIFE = 86_400
 """Seconds without use in which an entry's worth halves: an entry that costs a thousand times as
@@ -46,7 +46,7 @@ _LEAST_SIZE = 1024
 _REPLACED = 10 * 365 * 86_400
 """Seconds by which an entry of a replaced code version ranks behind all others: its rank is the
 time of its replacement minus this."""
-_NOTE = 60.0
+_CODE_NOTE_SECONDS = 60.0
 """Seconds after which a storing process notes the code version of a function again."""
 _SHARE = 16
 """The fraction of the free budget that a process may use before it checks the budget again, and of
@@ -55,10 +55,10 @@ _LOGGED = 32 * 1024
 """Approximate bytes that a store adds to the index's log before that is checkpointed."""
 _CHECK_EVERY = 1.0
 """Seconds after which the budget is checked again in any case."""
-BATCH = 4000
+ROWS_PER_TRANSACTION = 4000
 """Most entries that are deleted in one transaction, so that others may write in between.  Each
 batch writes most pages of the tree of keys, which are in no order, so small batches cost more."""
-_STEP = 500
+_ROWS_PER_STATEMENT = 500
 """Entries that such a transaction deletes before it checks the time."""
 _DELETE_SECONDS = 0.02
 """Seconds after which such a transaction ends."""
@@ -68,7 +68,7 @@ _PAGES = 128
 """Pages of the index that are cached in memory."""
 _PAGES_TO_CLEAR = 4096
 """Pages that are cached during a long deletion: the tree of keys of about 150,000 entries."""
-_PARTS = {"Cache", "Cache_key_raw", "Settings"} | {
+_SCHEMA_NAMES = {"Cache", "Cache_key_raw", "Settings"} | {
     f"Settings_{number}_{event}"
     for number, event in (
         ("count", "insert"),
@@ -78,9 +78,8 @@ _PARTS = {"Cache", "Cache_key_raw", "Settings"} | {
         ("size", "delete"),
     )
 }
-_SQL = statements("entries")
 _RANK = "UPDATE Cache SET access_time = ? + CAST(tag AS INTEGER) WHERE key = ? AND raw = 1"
-_NAME = "SELECT filename FROM Cache WHERE key = ? AND raw = 1"
+_SELECT_FILE_NAME = "SELECT filename FROM Cache WHERE key = ? AND raw = 1"
 _SOME = "SELECT rowid, filename FROM Cache WHERE key >= ? AND key < ? AND raw = 1 LIMIT ?"
 _DELETE = "DELETE FROM Cache WHERE rowid = ?"
 
@@ -199,8 +198,8 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         try:
             with file.transaction():
                 super().__init__(str(file.path.parent), disk=Rows, **settings)
-                self._sql(_SQL["by_name"])
-                self._sql(_SQL["code_table"])
+                self._sql(ENTRIES_SQL["by_name"])
+                self._sql(ENTRIES_SQL["code_table"])
                 self.volume()
         except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
             raise DamagedError(f"an incomplete index: {error}") from error
@@ -254,12 +253,12 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         columns = (
             now, expire, now + int(added), row.tag, row.size, MODE_RAW, row.name, row.record, name,
         )  # fmt: skip
-        if not sql(_SQL["insert"], columns).rowcount:
-            cleanup(sql(_NAME, (name,)).fetchone()[0])
-            sql(_SQL["update"], columns)
+        if not sql(ENTRIES_SQL["insert"], columns).rowcount:
+            cleanup(sql(_SELECT_FILE_NAME, (name,)).fetchone()[0])
+            sql(ENTRIES_SQL["update"], columns)
         function = name.rpartition(":")[0] + ":"
         known, noted = self._codes.get(function, ("", 0.0))
-        if code and (code != known or time.monotonic() - noted > _NOTE):
+        if code and (code != known or time.monotonic() - noted > _CODE_NOTE_SECONDS):
             self._note_code(sql, function, code, new=code != known)
         self._kept += 1
 
@@ -274,12 +273,12 @@ class Index(diskcache.Cache):  # type: ignore[misc]
             new: this process has not noted it yet.  A process that continues with older code notes
                 it again, so that the next process with newer code finds it.
         """
-        if new and list(sql(_SQL["codes"], (function,))) != [(code,)]:
+        if new and list(sql(ENTRIES_SQL["codes"], (function,))) != [(code,)]:
             present = self._now()
             ends = function, f"{function}\U0010ffff", code, present - _REPLACED / 2
-            sql(_SQL["replace"], (present - _REPLACED, *ends))
-            sql(_SQL["forget_codes"], (function,))
-        sql(_SQL["note_code"], (function, code))
+            sql(ENTRIES_SQL["replace"], (present - _REPLACED, *ends))
+            sql(ENTRIES_SQL["forget_codes"], (function,))
+        sql(ENTRIES_SQL["note_code"], (function, code))
         self._codes[function] = code, time.monotonic()
 
     def record_reads(self, names: Collection[str]) -> None:
@@ -328,15 +327,19 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         while (bytes_to_free := self.bytes_to_free(size)) > 0 and (
             in_time or freed < size or bytes_to_free > most
         ):
-            gone = self._evict(_SQL["expired"], now, bytes_to_free) or self._evict(
-                _SQL["least"], now, bytes_to_free
+            gone = self._evict(ENTRIES_SQL["expired"], now, bytes_to_free) or self._evict(
+                ENTRIES_SQL["least"], now, bytes_to_free
             )
             if not gone:
                 break
             freed += gone
             in_time = time.monotonic() < end
         self._kept += EVICTED_AT_ONCE
-        while self._kept > 0 and in_time and self._evict(_SQL["expired"], now, _ALL):
+        while (
+            self._kept > 0
+            and in_time
+            and self._evict(ENTRIES_SQL["expired"], now, _UNLIMITED_BYTES)
+        ):
             self._kept -= _MOST_EVICTED
             in_time = time.monotonic() < end
         if in_time:
@@ -372,7 +375,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         """
         rows = []
         freed = 0
-        for rowid, name, held in self._sql(_SQL["free_space"]):
+        for rowid, name, held in self._sql(ENTRIES_SQL["free_space"]):
             rows.append((rowid,))
             freed += held
             if name is not None:
@@ -389,7 +392,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
     def covers_most(self, prefix: str) -> bool:
         """True if most keys begin with `prefix`."""
         ends = (prefix, f"{prefix}\U0010ffff")
-        return bool(self._sql(_SQL["is_most"], ends).fetchone()[0])
+        return bool(self._sql(ENTRIES_SQL["is_most"], ends).fetchone()[0])
 
     def prepare_to_clear(self) -> None:
         """Prepare for many calls of `clear_some`, with calls of `write_back` in between."""
@@ -406,7 +409,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         self._sql("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def clear_some(self, prefix: str, below: int | None = None) -> Cleared:
-        """Delete at most `BATCH` keys that begin with `prefix`.
+        """Delete at most `ROWS_PER_TRANSACTION` keys that begin with `prefix`.
 
         Args:
             below: for a prefix of most keys: start with the highest row below this one, so that the
@@ -415,14 +418,21 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         ends = prefix, f"{prefix}\U0010ffff"
         if below is None:
             return self._delete_some(_SOME, *ends)
-        return self._delete_some(_SQL["most"], below, *ends, delete=_SQL["delete_most"])
+        return self._delete_some(
+            ENTRIES_SQL["most"], below, *ends, delete=ENTRIES_SQL["delete_most"]
+        )
 
     def drop_replaced(self, seconds: float) -> Cleared:
-        """Delete at most `BATCH` entries whose code was replaced at least `seconds` ago."""
-        return self._delete_some(_SQL["replaced"], self._now() - _REPLACED - seconds)
+        """Delete entries whose code was replaced at least `seconds` ago.
+
+        At most `ROWS_PER_TRANSACTION` of them.
+        """
+        return self._delete_some(ENTRIES_SQL["replaced"], self._now() - _REPLACED - seconds)
 
     def _delete_some(self, query: str, *arguments: object, delete: str = "") -> Cleared:
-        """Delete the rows that a query finds, at most `BATCH`, for at most `_DELETE_SECONDS`.
+        """Delete the rows that a query finds, in one transaction.
+
+        At most `ROWS_PER_TRANSACTION`, and for at most `_DELETE_SECONDS`.
 
         Args:
             query: finds rows to delete; its parameters are `arguments` and a limit.
@@ -433,8 +443,12 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         gone: list[tuple[int, str | None]] = []
         with self._file.transaction() as connection:
             end = time.monotonic() + _DELETE_SECONDS
-            while (left := BATCH - len(gone)) > 0 and (not gone or time.monotonic() < end):
-                some = connection.execute(query, (*arguments, min(_STEP, left))).fetchall()
+            while (left := ROWS_PER_TRANSACTION - len(gone)) > 0 and (
+                not gone or time.monotonic() < end
+            ):
+                some = connection.execute(
+                    query, (*arguments, min(_ROWS_PER_STATEMENT, left))
+                ).fetchall()
                 if not some:
                     break
                 if delete:
@@ -461,7 +475,7 @@ def check(connection: sqlite3.Connection) -> bool:
     names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
     if "Settings" not in names and "Cache" not in names:
         return False
-    if not names >= _PARTS:
+    if not names >= _SCHEMA_NAMES:
         raise DamagedError("parts of the index are missing")
     known = {**DEFAULT_SETTINGS, **METADATA}
     present = dict(connection.execute("SELECT key, value FROM Settings"))

@@ -45,7 +45,7 @@ from memo.runtime.checksums import compare_digest
 from memo.runtime.clock import SYSTEM
 from memo.settings.secret_keys import Secret
 
-_NAME = re.compile(r"[0-9a-f]{2}/(?:[0-9a-f]{64}\.[0-9a-f]{16}|[0-9a-f]{32}\.rec)")
+_ENTRY_FILE_NAME = re.compile(r"[0-9a-f]{2}/(?:[0-9a-f]{64}\.[0-9a-f]{16}|[0-9a-f]{32}\.rec)")
 """The name that an entry has in the index: of its payload if it has one, else of its record."""
 _CANONICAL = re.compile(r"[0-9a-f]{2}/[0-9a-f]{64}")
 _TEMPORARY = ".tmp"
@@ -57,15 +57,15 @@ _COARSE: int | None = getattr(time, "CLOCK_REALTIME_COARSE", None)
 """The clock from which files get their times, if the system exposes it."""
 _PAUSE = 0.0005
 """Seconds between two reads of that clock."""
-_TICK = 12_000_000
+_COARSE_TICK_NS = 12_000_000
 """Most nanoseconds by which it is behind: its tick is 1, 4 or 10 ms."""
 _PADS = {n: bytes(n) for n in range(1, ALIGN)}
-_PARTS = 512
+_BUFFERS_PER_WRITE = 512
 """Buffers passed to one `writev`; systems take at least 1,024."""
 _FLAGS = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
 """Copy on write, and no memory reserved for copies that may never be needed."""
 _RIGHTS = mmap.PROT_READ | mmap.PROT_WRITE
-PIECE = 16 << 20
+PAYLOAD_READ_CHUNK_BYTES = 16 << 20
 """Bytes that are read at a time."""
 
 
@@ -143,7 +143,7 @@ class PayloadFile:
 
 def file_time() -> int:
     """Return a file time in nanoseconds; files changed after the next tick have a later one."""
-    return time.time_ns() - _TICK if _COARSE is None else time.clock_gettime_ns(_COARSE)
+    return time.time_ns() - _COARSE_TICK_NS if _COARSE is None else time.clock_gettime_ns(_COARSE)
 
 
 def voucher_path(path: str) -> str:
@@ -221,7 +221,7 @@ def _read_copy(descriptor: int, size: int) -> memoryview:
     copy = memoryview(bytearray(size))
     at = 0
     while at < size:
-        got = os.preadv(descriptor, [copy[at : at + PIECE]], at)
+        got = os.preadv(descriptor, [copy[at : at + PAYLOAD_READ_CHUNK_BYTES]], at)
         if not got:
             raise TierError(f"a payload has {at} bytes instead of {size}")
         at += got
@@ -241,7 +241,7 @@ class Payloads:
 
     def source(self, name: str) -> PayloadFile | None:
         """Return the payload file of an entry, from the entry's name for it."""
-        if name.endswith(_RECORD) or not _NAME.fullmatch(name):
+        if name.endswith(_RECORD) or not _ENTRY_FILE_NAME.fullmatch(name):
             return None
         return self.file_at(f"{self._text}/{name}")
 
@@ -258,7 +258,7 @@ class Payloads:
 
     def read(self, name: str) -> bytes | None:
         """Return the record in an entry's file; None if it is gone."""
-        if not _NAME.fullmatch(name):
+        if not _ENTRY_FILE_NAME.fullmatch(name):
             return None
         try:
             descriptor = _open_old(f"{self._text}/{_record(name)}")
@@ -320,7 +320,7 @@ class Payloads:
         """Leave a voucher for a payload, once any later change of its file would be noticed."""
         source = self.file_at(f"{self._text}/{name}")
         if isinstance(source.identity, tuple):
-            end = time.monotonic_ns() + 2 * _TICK
+            end = time.monotonic_ns() + 2 * _COARSE_TICK_NS
             while file_time() <= source.identity[4] and time.monotonic_ns() < end:
                 time.sleep(_PAUSE)
             source.mark_verified(payload.digest)
@@ -386,7 +386,7 @@ class Payloads:
 
         A name that cannot be ours is ignored, since the index may have been written by others.
         """
-        if not _NAME.fullmatch(name):
+        if not _ENTRY_FILE_NAME.fullmatch(name):
             return
         with suppress(OSError), self._shard(name[:2]) as folder:
             own = name[3:]
@@ -428,8 +428,8 @@ def _sweep(folder: int, shard: str, own: str, used: Callable[[str], bool]) -> bo
             return _remove_unused(own, folder)
         if name.endswith(_VOUCHER):
             return _remove_voucher(own, folder)
-        owner = name if _NAME.fullmatch(name) else name.removesuffix(_RECORD)
-        if name.endswith(_TEMPORARY) or (_NAME.fullmatch(owner) and not used(owner)):
+        owner = name if _ENTRY_FILE_NAME.fullmatch(name) else name.removesuffix(_RECORD)
+        if name.endswith(_TEMPORARY) or (_ENTRY_FILE_NAME.fullmatch(owner) and not used(owner)):
             os.unlink(own, dir_fd=folder)
             return True
     except OSError:  # a living writer holds it
@@ -477,7 +477,7 @@ def _parts(views: Sequence[memoryview]) -> Iterator[memoryview | bytes]:
 def _write(descriptor: int, parts: Iterable[memoryview | bytes]) -> None:
     """Write everything, without copying any of it."""
     left = (memoryview(part) for part in parts)
-    while batch := list(islice(left, _PARTS)):
+    while batch := list(islice(left, _BUFFERS_PER_WRITE)):
         while batch:
             written = os.writev(descriptor, batch)
             while batch and written >= batch[0].nbytes:

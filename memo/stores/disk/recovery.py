@@ -18,12 +18,12 @@ from memo.runtime import events, private_files
 
 Row = tuple[int, int, int, str, str]
 """A row of the journal: number, time in nanoseconds, 1 if it is due, turns, note."""
-EVERYTHING = '[["n",[],true]]'
+NAMESPACE_TURNS = '[["n",[],true]]'
 """The turns that invalidate the whole namespace."""
-ANYWHERE = '{"reason":"the journal was lost","to":["*"]}'
+JOURNAL_LOST_NOTE = '{"reason":"the journal was lost","to":["*"]}'
 """The note of an invalidation for the next shared tier in use."""
 _ROWS = "SELECT id, at, due, turns, note FROM journal ORDER BY id"
-_PIECE = 1 << 20
+_FILE_COPY_CHUNK_BYTES = 1 << 20
 
 
 def read_journal(path: Path) -> list[Row]:
@@ -56,7 +56,7 @@ def _copy(source: str, target: str) -> None:
         open(private_files.open_old(source), "rb") as old,
         open(private_files.create(target), "wb") as new,
     ):
-        shutil.copyfileobj(old, new, _PIECE)
+        shutil.copyfileobj(old, new, _FILE_COPY_CHUNK_BYTES)
 
 
 def rows_to_carry_over(path: Path, now: int) -> list[tuple[int, str, str]]:
@@ -74,4 +74,4 @@ def rows_for_lost_journal(path: Path, now: int) -> list[tuple[int, str, str]]:
     outcome = "its journal is lost, so everything is invalidated in the next Redis in use"
     detail = f"{path.name}: {outcome}"
     events.emit(events.Event(events.ERROR, tier="host", reason="journal", detail=detail))
-    return [(now, EVERYTHING, ANYWHERE)]
+    return [(now, NAMESPACE_TURNS, JOURNAL_LOST_NOTE)]

@@ -48,20 +48,26 @@ _SUFFIXES = ("-wal", "-shm", "-journal")
 """Suffixes of the files that SQLite creates beside its file."""
 _TEXT = partial(str, encoding="utf-8", errors="replace")
 """Decodes the text of a column, whatever its bytes are: a damaged text equals nothing."""
+SECONDS_BETWEEN_TRANSACTIONS = 0.002
+"""Seconds between two transactions of a long deletion, so that waiting writers get their turn."""
 RETRY_EVERY = 0.01
 """Seconds between retries while a lock is waited for."""
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_BUSY_CODES = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _INCOMPLETE = ("no such table", "no such column", "has no column")
 _opening = threading.RLock()
-_SQL = Path(__file__).parent / "sql"
+_SQL_FOLDER = Path(__file__).parent / "sql"
 
 
 def statements(file: str) -> Mapping[str, str]:
     """Return the statements in `sql/<file>.sql`, by their names (`-- name: ...` above each)."""
-    text = (_SQL / f"{file}.sql").read_text("utf-8")
+    text = (_SQL_FOLDER / f"{file}.sql").read_text("utf-8")
     parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)
     return {name: one.strip() for name, one in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+ENTRIES_SQL = statements("entries")
+"""The statements on the index of entries, by their names."""
 
 
 class DamagedError(Exception):
@@ -359,7 +365,7 @@ class SqliteFile:
         if is_damaged(error) and not self.read_only:
             with suppress(OSError, sqlite3.Error):
                 self.set_aside()
-        elif code not in _BUSY and code != sqlite3.SQLITE_FULL:
+        elif code not in _BUSY_CODES and code != sqlite3.SQLITE_FULL:
             self.close()
         return TierError(f"{self.path.name}: {describe(error)}")
 
@@ -432,7 +438,7 @@ def retry_while_locked(work: Callable[..., T], *args: Any) -> T:
             return work(*args)
         except TierError as error:
             cause = error.__cause__
-            if result_code(cause) not in _BUSY or time.monotonic() >= LOCK_WAIT_UNTIL.get():
+            if result_code(cause) not in _BUSY_CODES or time.monotonic() >= LOCK_WAIT_UNTIL.get():
                 raise
         time.sleep(RETRY_EVERY)
 

@@ -13,18 +13,16 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from memo.runtime.named_tuple import NamedTuple
 from memo.stores.disk.host_database import (
-    SHORTEST_LIFE,
-    TOMBSTONE_LIFE,
     Group,
     change_fields,
     extend_life,
     fields_of,
 )
 from memo.validity import generations, stamps
-from memo.validity.generations import Change
+from memo.validity.generations import MIN_GROUP_SECONDS, TOMBSTONE_SECONDS, Change
 from memo.validity.stamps import ALL, Turn
 
-MOST = 4096
+MAX_UNWRITTEN = 4096
 """Most invalidations; more are merged into one of the whole namespace."""
 MOST_NEW_GROUPS = 65_536
 """Most new groups; more are forgotten, which costs only misses."""
@@ -64,7 +62,7 @@ class Unwritten:
     def turn(self, turns: Sequence[Turn], note: str) -> None:
         """Add invalidations."""
         with self._lock:
-            if len(self._late) + len(turns) > MOST:
+            if len(self._late) + len(turns) > MAX_UNWRITTEN:
                 self._late, turns = {}, [Turn("n")]
             for turn in turns:
                 key = turn.group, turn.arguments
@@ -109,8 +107,10 @@ class Unwritten:
             fields = fields_of(connection, turn.group)
             change = generations.change_for(fields, turn, note, token)
             change_fields(connection, turn.group, change, commit)
-        extend_life(connection, new_groups, now + SHORTEST_LIFE)
-        extend_life(connection, {turn.group for turn, _, _ in late.values()}, now + TOMBSTONE_LIFE)
+        extend_life(connection, new_groups, now + MIN_GROUP_SECONDS)
+        extend_life(
+            connection, {turn.group for turn, _, _ in late.values()}, now + TOMBSTONE_SECONDS
+        )
         return new_groups, late
 
     def forget(self, written: tuple[object, ...]) -> None:

@@ -51,6 +51,7 @@ from memo.stores.redis.exchange import Command, pack
 from memo.stores.redis.lookups import Lookups, RecordLookup
 from memo.stores.redis.payload_store import KEEP, PayloadStore
 from memo.validity import generations, stamps
+from memo.validity.generations import MIN_GROUP_SECONDS, TOMBSTONE_SECONDS
 from memo.validity.stamps import Turn
 
 if TYPE_CHECKING:
@@ -64,14 +65,12 @@ LONGEST_LISTED = 1 << 16
 """Records above this many bytes are not read for counting."""
 RETENTION = 30 * 86400.0
 """Default retention in seconds: for entries without a ttl and for shared bookkeeping."""
-DAY = 86400.0
-"""Shortest life of a group in seconds, counted from the start of a computation that names it."""
 SLACK = 30.0
 """Seconds by which a group outlives the entries that name it."""
-TOMBSTONE_LIFE = 120.0
-"""Seconds that a group lives which an invalidation had to create, so that no host restores it."""
-ABSENT_AFTER = DAY
+ABSENT_AFTER = 86_400.0
 """Seconds after which a host that was not seen is no longer registered."""
+LIVE_EXTENSION_SECONDS = 86_400.0
+"""Seconds after which reading the shared live configuration extends its life again."""
 KNOWN = 65_536
 """Most groups whose lifetimes are remembered."""
 _LONGEST = 10**14
@@ -137,11 +136,11 @@ class Redis:
         self._groups = self._prefix + b"g:{"
         self._payloads = self._prefix + b"p:"
         self._live = f"{namespace}:live".encode()
-        self._live_kept = -DAY
+        self._live_kept = -LIVE_EXTENSION_SECONDS
         self._hosts = self._prefix + b"hosts"
         self._findings = self._prefix + b"c:"
         self.on_lost: Callable[[Port, Sequence[str]], Coroutine[Any, Any, bool]] | None = None
-        self.tombstone_life = TOMBSTONE_LIFE
+        self.tombstone_life = float(TOMBSTONE_SECONDS)
         self._lookups = Lookups(self.client, namespace, self._prefix, self._group_key)
         self.get_ready = self.client.get_ready
         self.lookup = self._lookups.lookup
@@ -337,7 +336,9 @@ class Redis:
                 if not shortens and self._lives.get(group, 0.0) >= now + lifetime + SLACK / 2:
                     continue
                 self._created.discard(group)
-                seconds = (lifetime + SLACK) * (1 if shortens or lifetime < DAY else 1.1)
+                seconds = (lifetime + SLACK) * (
+                    1 if shortens or lifetime < MIN_GROUP_SECONDS else 1.1
+                )
                 words = (b"%d" % _milliseconds(seconds), b"1" if shortens else b"")
                 calls.append(((self._group_key(group),), words))
                 self._note_expiry(group, now + seconds)
@@ -345,7 +346,9 @@ class Redis:
             if calls:
                 await self.client.run_each(port, EXTEND_LIFE, calls)
         except NoScriptsError:
-            life = b"%d" % _milliseconds(max(DAY, *(lifetime for _, lifetime in kept)))
+            life = b"%d" % _milliseconds(
+                max(MIN_GROUP_SECONDS, *(lifetime for _, lifetime in kept))
+            )
             commands = [(keys[0], pack(b"PEXPIRE", keys[0], life)) for keys, _ in calls]
             await self.client.ask_each(port, commands, writes=True)
 
@@ -455,7 +458,7 @@ class Redis:
         return await self.on_lost(port, list(missing))
 
     async def stamp_states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
-        """As `states`, but create missing groups, and let every group live for at least a `DAY`.
+        """As `states`, but create missing groups, and let every group live for at least a day.
 
         If Redis takes no writes, a missing group reads `LOST`.
         """
@@ -484,7 +487,7 @@ class Redis:
 
     def _missing(self, refs: Sequence[Ref], states: Sequence[State]) -> set[str]:
         """Return the groups that `stamp_states` creates, or whose life it extends."""
-        soon, missing = time.monotonic() + DAY / 2, set()
+        soon, missing = time.monotonic() + MIN_GROUP_SECONDS / 2, set()
         for (group, _), state in zip(refs, states, strict=True):
             lasts = group.startswith("t:") or self._lives.get(group, 0.0) >= soon
             if state == LOST or not lasts:  # most functions have few groups besides those of tags
@@ -492,7 +495,7 @@ class Redis:
         return missing
 
     async def _create_missing(self, port: Port, groups: Sequence[str]) -> None:
-        life = b"%d" % _milliseconds(DAY)
+        life = b"%d" % _milliseconds(MIN_GROUP_SECONDS)
         tokens = [stamps.token().encode()] * len(groups)  # equal tokens compress well in stamps
         keys = [self._group_key(group) for group in groups]
         now = time.monotonic()
@@ -513,7 +516,9 @@ class Redis:
                 bool(one) for one in (await self.client.ask_each(port, commands, writes=True))[::2]
             ]
         for group, new in zip(groups, made, strict=True):
-            self._note_expiry(group, now + DAY if new or not group.startswith("t:") else 0.0)
+            self._note_expiry(
+                group, now + MIN_GROUP_SECONDS if new or not group.startswith("t:") else 0.0
+            )
             if new:
                 self._created = self._created if len(self._created) < KNOWN else set()
                 self._created.add(group)
@@ -569,9 +574,11 @@ class Redis:
         calls = []
         for group, fields in groups.items():
             words = [word.encode("utf-8", "surrogateescape") for p in fields.items() for word in p]
-            calls.append(((self._group_key(group),), (b"%d" % _milliseconds(DAY), *words)))
+            calls.append(
+                ((self._group_key(group),), (b"%d" % _milliseconds(MIN_GROUP_SECONDS), *words))
+            )
             self._created.discard(group)
-            self._note_expiry(group, time.monotonic() + DAY)
+            self._note_expiry(group, time.monotonic() + MIN_GROUP_SECONDS)
         with suppress(NoScriptsError):
             await self.client.run_each(port, SEED, calls)
 
@@ -597,7 +604,9 @@ class Redis:
             commands = []
             for (key,), (_, _, value, *_) in calls:
                 commands.append((key, pack(b"HSET", key, b"*", value, b"!", value)))
-                commands.append((key, pack(b"PEXPIRE", key, b"%d" % _milliseconds(DAY))))
+                commands.append(
+                    (key, pack(b"PEXPIRE", key, b"%d" % _milliseconds(MIN_GROUP_SECONDS)))
+                )
             await self.client.ask_each(port, commands, writes=True)
 
     async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
@@ -644,7 +653,7 @@ class Redis:
         command, key = pack(b"HGETALL", self._live), self._live
         client = self.client
         found = client.run_blocking(lambda port: client.ask(port, command, parse=_fields, key=key))
-        if found and time.monotonic() > self._live_kept + DAY:
+        if found and time.monotonic() > self._live_kept + LIVE_EXTENSION_SECONDS:
             self._live_kept = time.monotonic()
             with suppress(TierError):  # its life is long enough
                 self._write_live()

@@ -629,7 +629,7 @@ def test_what_could_not_be_written_is_obeyed_here(
             assert outcome.tiers["disk"].startswith("failed: ")
             assert not outcome.complete
             assert load("EU") == "EU 2024 #2"
-        ahead.advance(2 * memo.stores.disk.host_state.RETRY_AFTER)
+        ahead.advance(2 * memo.stores.disk.host_state.INVALIDATION_RETRY_SECONDS)
         assert not load.is_cached("EU")
         assembly.reset()  # another process
         assert not load.is_cached("EU")

@@ -427,7 +427,7 @@ def test_background_work_opens_no_closed_tier(directory, host, ahead):
 
     disk = Disk(directory, MIB, host)
     put(disk, "first")
-    ahead.advance(disk_module.SWEEP + 1)
+    ahead.advance(disk_module.SWEEP_SECONDS + 1)
     for _ in range(POOL):  # the sweep that the next store begins waits behind these
         BLOCKING.spawn(wait, "wait")
     put(disk, "second")
@@ -975,9 +975,9 @@ def test_a_sweep_is_due_once_an_hour_per_host(disk, directory, host):
     orphan = directory / "payloads" / "ab"
     orphan.mkdir(parents=True)
     (orphan / ("0" * 32 + ".tmp")).write_bytes(b"x")
-    old = time.time() - 2 * disk_module.SWEEP
+    old = time.time() - 2 * disk_module.SWEEP_SECONDS
     os.utime(directory / "entries" / "swept", (old, old))
-    disk.last_sweep_at = -disk_module.SWEEP
+    disk.last_sweep_at = -disk_module.SWEEP_SECONDS
     put(disk, "b")
     until(lambda: not files(directory))
     other = Disk(directory, MIB, host)

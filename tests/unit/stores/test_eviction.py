@@ -31,7 +31,7 @@ from memo.runtime.clock import SECOND
 from memo.runtime.port import waiting_for_locks
 from memo.settings.configuration import configure
 from memo.settings.secret_keys import Secret
-from memo.stores.disk.disk_tier import REPORT_EVERY, SWEEP_SOON, Disk
+from memo.stores.disk.disk_tier import EARLY_SWEEP_SECONDS, REPORT_EVERY, Disk
 from memo.stores.disk.host_state import Host
 
 MIB = 1 << 20
@@ -403,7 +403,7 @@ def test_writers_killed_in_mid_store_leave_the_budget_as_it_is(
         with start(KILLED, tmp_path, "die") as process:
             assert process.wait(30) == -signal.SIGKILL
     assert whole(tmp_path) >= 2 * MIB  # the last one's at least
-    ahead.advance(SWEEP_SOON)  # they have swept too, each once a second
+    ahead.advance(EARLY_SWEEP_SECONDS)  # they have swept too, each once a second
     with configure(directory=tmp_path, size_limit=20 * MIB, secret="x" * 40):
         load = cache(lambda x: os.urandom(2 << 20), name="load")
         load(1)

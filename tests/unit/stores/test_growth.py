@@ -82,7 +82,7 @@ def _put(disk: Disk, name: str, record: bytes = b"x") -> None:
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five entries are cleared in one transaction."""
-    monkeypatch.setattr(index, "BATCH", 5)
+    monkeypatch.setattr(index, "ROWS_PER_TRANSACTION", 5)
 
 
 @pytest.mark.usefixtures("small_batches")

@@ -33,8 +33,9 @@ from memo.records import codec, seal
 from memo.records.stamp_types import LOST, Call, File, Generation, Ref, State
 from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.port import Port
-from memo.stores.redis.redis_tier import DAY, RETENTION, Redis
+from memo.stores.redis.redis_tier import RETENTION, Redis
 from memo.validity import stamps
+from memo.validity.generations import MIN_GROUP_SECONDS
 from memo.validity.stamps import Turn
 
 C = "c" * 16
@@ -347,7 +348,8 @@ def test_begin_makes_what_is_missing(tier: Redis, redis_server: RedisServer, run
     assert begun[0] == begun[2] != LOST
     assert run(lambda port: tier.stamp_states(port, refs)) == begun
     assert run(lambda port: tier.states(port, refs)) == begun
-    assert DAY - 10 < redis_server.client().ttl("memo:2:g:{n}") <= DAY
+    life = redis_server.client().ttl("memo:2:g:{n}")
+    assert MIN_GROUP_SECONDS - 10 < life <= MIN_GROUP_SECONDS
 
 
 def test_lost_is_never_revived(tier: Redis, redis_server: RedisServer, run: Run) -> None:
