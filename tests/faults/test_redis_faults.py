@@ -26,10 +26,10 @@ from memo.runtime.native import native
 from memo.runtime.port import Port
 from memo.stores.redis import breaker as breakers
 from memo.stores.redis.breaker import (
-    CLOSED,
-    FIRST,
-    LONGEST,
-    RATE,
+    CONNECTION_CLOSED,
+    FIRST_BACKOFF_SECONDS,
+    MAX_BACKOFF_SECONDS,
+    MIN_BYTES_PER_SECOND,
     REFUSED,
     REPLIES,
     SILENT,
@@ -229,7 +229,9 @@ def test_big_replies_have_more_time(run: Any, pause: float, arrives: bool) -> No
             assert run(fetch) is not None
             assert time.perf_counter() - begun > DEADLINE
         else:
-            assert run(lambda port: failing(port, fetch))[1] < DEADLINE + size / RATE
+            assert (
+                run(lambda port: failing(port, fetch))[1] < DEADLINE + size / MIN_BYTES_PER_SECOND
+            )
         tier.close()
 
 
@@ -309,7 +311,7 @@ def test_cut_at_every_byte(proxy: Proxy, run: Any, name: str) -> None:
         proxy.cut_at = at
         with contextlib.suppress(TierError):
             run(operations(tier)[name])
-        assert tier.client.breaker.fault in (None, CLOSED)
+        assert tier.client.breaker.fault in (None, CONNECTION_CLOSED)
         proxy.cut_at = None
         patient(tier)
         tier.close()
@@ -568,7 +570,7 @@ def test_killed_and_restarted(
         assert tier.outages > outages
         assert (await failing(port, lookup))[1] < 0.001
         redis_server.restart()
-        end = time.monotonic() + 2 * FIRST + 1
+        end = time.monotonic() + 2 * FIRST_BACKOFF_SECONDS + 1
         while time.monotonic() < end:
             try:
                 found = await lookup(port)
@@ -602,7 +604,7 @@ def test_frozen_and_thawed(redis_server: RedisServer, run: Any, heard: list[Even
             assert seconds < 0.02
             await port.sleep(0.005)
         redis_server.thaw()
-        end = time.monotonic() + LONGEST
+        end = time.monotonic() + MAX_BACKOFF_SECONDS
         while time.monotonic() < end:
             try:
                 await tier.lookup(port, "memo:k")
@@ -682,11 +684,11 @@ def test_breaker_opens_after_one_refusal_or_silence_or_two_cuts(heard: list[Even
         one.record_fault(fault)
         assert one.open
     two, _ = broken()
-    two.record_fault(CLOSED)
+    two.record_fault(CONNECTION_CLOSED)
     two.record_success()
-    two.record_fault(CLOSED)
+    two.record_fault(CONNECTION_CLOSED)
     assert not two.open
-    two.record_fault(CLOSED)
+    two.record_fault(CONNECTION_CLOSED)
     assert two.open
 
 
@@ -696,14 +698,14 @@ def test_breaker_lets_one_probe(heard: list[Event]) -> None:
     breaker.record_fault(REFUSED)
     with pytest.raises(TierUnavailable):
         breaker.admit()
-    clock.now += FIRST
+    clock.now += FIRST_BACKOFF_SECONDS
     assert breaker.admit() is True
     with pytest.raises(TierUnavailable):
         breaker.admit()
     breaker.record_success()
     assert breaker.admit() is False
     assert [e.kind for e in heard] == [TIER_DOWN, TIER_UP]
-    assert heard[1].seconds == pytest.approx(FIRST)
+    assert heard[1].seconds == pytest.approx(FIRST_BACKOFF_SECONDS)
 
 
 def test_breaker_backs_off(heard: list[Event]) -> None:
@@ -722,8 +724,8 @@ def test_breaker_backs_off(heard: list[Event]) -> None:
         waits.append(clock.now - begun)
         breaker.record_fault(REFUSED, probe=True)
     for number, wait in enumerate(waits):
-        longest = min(LONGEST, FIRST * 2**number)
-        assert (1 - breakers.JITTER) * longest - 0.02 <= wait <= longest + 0.02
+        longest = min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2**number)
+        assert (1 - breakers.BACKOFF_JITTER) * longest - 0.02 <= wait <= longest + 0.02
     assert [e.kind for e in heard] == [TIER_DOWN]
 
 
@@ -736,20 +738,20 @@ def test_breaker_remembers_flapping(heard: list[Event]) -> None:
         assert breaker.admit()
         breaker.record_success()
     breaker.record_fault(REFUSED)
-    assert breaker.retry_at - clock.now > 2 * FIRST
+    assert breaker.retry_at - clock.now > 2 * FIRST_BACKOFF_SECONDS
     clock.now = breaker.retry_at
     assert breaker.admit()
     breaker.record_success()
-    clock.now += LONGEST
+    clock.now += MAX_BACKOFF_SECONDS
     breaker.record_fault(REFUSED)
-    assert breaker.retry_at - clock.now <= FIRST
+    assert breaker.retry_at - clock.now <= FIRST_BACKOFF_SECONDS
 
 
 def test_breaker_survives_a_lost_probe() -> None:
     """A probe that was cancelled, or never reports back, is replaced by another."""
     breaker, clock = broken()
     breaker.record_fault(REFUSED)
-    clock.now += FIRST
+    clock.now += FIRST_BACKOFF_SECONDS
     assert breaker.admit()
     breaker.abandon_probe()
     assert breaker.admit()

@@ -31,7 +31,7 @@ from memo.errors import TierError
 from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SECOND, Clock
 from memo.stores.disk.host_state import Host
-from memo.stores.redis.tracking import BOUND
+from memo.stores.redis.tracking import MAX_OUTDATED_SECONDS
 
 LONG = bool(os.environ.get("MEMO_TEST_LONG"))
 SECONDS = float(os.environ.get("MEMO_TEST_SECONDS", "20" if LONG else "1.0"))
@@ -201,8 +201,8 @@ def test_cutoff(
         settings={**PATIENT, "coherence": coherence},
         plan={"cutoff": True, "ask": 0.6},
     )
-    here.seconds += BOUND * tracked
-    judged(here, exclusive=options is LOCKED, bound=BOUND * tracked)
+    here.seconds += MAX_OUTDATED_SECONDS * tracked
+    judged(here, exclusive=options is LOCKED, bound=MAX_OUTDATED_SECONDS * tracked)
 
 
 def test_cutoff_on_disk_alone(judged: Judge, nursery: Nursery, tmp_path: Path) -> None:
@@ -312,8 +312,8 @@ def test_tracking_on_two_hosts(
         hosts=2,
         settings={**PATIENT, **TRACKING},
     )
-    here.seconds += BOUND
-    judged(here, exclusive=options is LOCKED, bound=BOUND)
+    here.seconds += MAX_OUTDATED_SECONDS
+    judged(here, exclusive=options is LOCKED, bound=MAX_OUTDATED_SECONDS)
 
 
 def test_one_run_each_without_invalidations(
@@ -441,8 +441,8 @@ def test_tracking_with_faults_on_two_hosts(
         faults=faults,
         settings={**PATIENT, **TRACKING},
     )
-    here.seconds += BOUND
-    judged(here, bound=BOUND)
+    here.seconds += MAX_OUTDATED_SECONDS
+    judged(here, bound=MAX_OUTDATED_SECONDS)
 
 
 @pytest.mark.parametrize("faults", [killing, losing], ids=["killing", "losing"])

@@ -5,8 +5,8 @@ Rules of this module:
 1.  *Closed*: all calls pass.  It opens after one refused connection, one timeout (a second one
     would cost a second deadline), one reply that means "nothing works here", or `FAULTS_TO_OPEN`
     other faults in a row.
-2.  *Open*: every call is refused at once, until a backoff of `FIRST` to `LONGEST` seconds has
-    passed.
+2.  *Open*: every call is refused at once, until a backoff has passed: `FIRST_BACKOFF_SECONDS`, then
+    twice as long each time, up to `MAX_BACKOFF_SECONDS`.
 3.  *Half open*: one caller probes, all others are still refused.  If the probe succeeds the breaker
     closes, if it fails the breaker opens with a longer backoff.  A probe that never reports back is
     given up after `PROBE_LIFE` seconds.
@@ -26,15 +26,15 @@ from memo.runtime import fork
 from memo.runtime.events import TIER_DOWN, TIER_UP, Event, emit
 from memo.runtime.named_tuple import NamedTuple
 
-FIRST = 0.25
+FIRST_BACKOFF_SECONDS = 0.25
 """Seconds of the first backoff."""
-LONGEST = 5.0
+MAX_BACKOFF_SECONDS = 5.0
 """Seconds of the longest backoff, and of uptime after which the backoff starts over."""
-JITTER = 0.2
+BACKOFF_JITTER = 0.2
 """A backoff is shortened by a random fraction of up to this, so that clients spread out."""
 FAULTS_TO_OPEN = 2
 """Number of faults in a row that open the breaker."""
-RATE = 50_000_000
+MIN_BYTES_PER_SECOND = 50_000_000
 """Bytes per second: a server that transfers a big value more slowly than this counts as down.  A
 network of 1 Gbit/s transfers 120 MB/s."""
 PROBE_LIFE = 1.0
@@ -61,22 +61,22 @@ class Fault(NamedTuple):
     at_once: bool = False
 
 
-_START = "Start it, or correct redis_url."
-_SLOW = (
+_FIX_START = "Start it, or correct redis_url."
+_FIX_SLOW = (
     "Check whether it is overloaded or behind a firewall; MEMO_DEADLINE sets how long memo waits."
 )
-_LOGIN = "Put the right user and password in redis_url: redis://user:password@host:6379/0."
-_SENTINEL = "Correct the name in redis_url, or check the Sentinels."
-_CLUSTER = "Write redis+cluster:// in redis_url, so that the whole cluster is used."
+_FIX_LOGIN = "Put the right user and password in redis_url: redis://user:password@host:6379/0."
+_FIX_SENTINEL = "Correct the name in redis_url, or check the Sentinels."
+_FIX_CLUSTER = "Write redis+cluster:// in redis_url, so that the whole cluster is used."
 
-REFUSED = Fault("refused", "refuses connections", _START, at_once=True)
-UNRESOLVED = Fault("unresolved", "has a name that cannot be resolved", _START, at_once=True)
-SILENT = Fault("silent", "does not answer in time", _SLOW, at_once=True)
-CLOSED = Fault("closed", "closes the connection in the middle", "See its log.")
+REFUSED = Fault("refused", "refuses connections", _FIX_START, at_once=True)
+UNRESOLVED = Fault("unresolved", "has a name that cannot be resolved", _FIX_START, at_once=True)
+SILENT = Fault("silent", "does not answer in time", _FIX_SLOW, at_once=True)
+CONNECTION_CLOSED = Fault("closed", "closes the connection in the middle", "See its log.")
 GARBLED = Fault("garbled", "answers with something that is not RESP", "Correct redis_url.")
-_TLS = "Correct the certificates (redis_options: ssl_ca_certs, ssl_certfile), or the scheme."
-INSECURE = Fault("tls", "fails the TLS handshake", _TLS, at_once=True)
-UNREADABLE = Fault(
+_FIX_TLS = "Correct the certificates (redis_options: ssl_ca_certs, ssl_certfile), or the scheme."
+INSECURE = Fault("tls", "fails the TLS handshake", _FIX_TLS, at_once=True)
+MISSING_FILE = Fault(
     "file", "cannot be reached, since a file is missing", "Correct the path.", at_once=True
 )
 OTHER = Fault("ERR", "answers with an error", "See its log.", down=False)
@@ -87,21 +87,21 @@ REPLIES = {
         Fault("OOM", "is full and evicts nothing", "Set maxmemory-policy allkeys-lfu.", down=False),
         Fault("READONLY", "is a read-only replica", "Name the primary in redis_url.", down=False),
         Fault("LOADING", "is still loading its data", "Wait until it is done.", at_once=True),
-        Fault("NOAUTH", "asks for a password", _LOGIN, at_once=True),
-        Fault("WRONGPASS", "refuses this user or password", _LOGIN, at_once=True),
+        Fault("NOAUTH", "asks for a password", _FIX_LOGIN, at_once=True),
+        Fault("WRONGPASS", "refuses this user or password", _FIX_LOGIN, at_once=True),
         Fault("NOPERM", "forbids this user a command or key", "Extend its ACL.", down=False),
         Fault("MISCONF", "cannot save, and refuses writes", "See its disk and log.", down=False),
         Fault("BUSY", "is stuck in a script", "Send it SCRIPT KILL.", at_once=True),
         Fault("NOREPLICAS", "has too few replicas to write", "Repair the replicas.", down=False),
         Fault("MASTERDOWN", "has lost its primary", "Repair the primary.", at_once=True),
         Fault("CLUSTERDOWN", "is a cluster that is down", "Check its nodes.", at_once=True),
-        Fault("MOVED", "is one node of a cluster", _CLUSTER, down=False),
-        Fault("ASK", "is one node of a cluster", _CLUSTER, down=False),
+        Fault("MOVED", "is one node of a cluster", _FIX_CLUSTER, down=False),
+        Fault("ASK", "is one node of a cluster", _FIX_CLUSTER, down=False),
         Fault("TRYAGAIN", "is moving a slot", "Wait until it is done.", down=False),
-        Fault("CROSSSLOT", "is one node of a cluster", _CLUSTER, down=False),
+        Fault("CROSSSLOT", "is one node of a cluster", _FIX_CLUSTER, down=False),
         Fault("UNKNOWN", "does not have a command", "See docs/deployments.md.", down=False),
         Fault("DATABASE", "does not have that database", "Correct redis_url.", at_once=True),
-        Fault("MASTERS", "has Sentinels that know no primary", _SENTINEL, at_once=True),
+        Fault("MASTERS", "has Sentinels that know no primary", _FIX_SENTINEL, at_once=True),
         Fault("DENIED", "runs in protected mode", "Set a password or bind address.", at_once=True),
         Fault("MAXCLIENTS", "has too many clients", "Raise maxclients.", at_once=True),
         Fault(
@@ -154,7 +154,7 @@ class Breaker:
         self.openings = 0
         self.retry_at = 0.0
         self._since = 0.0
-        self._closed_at = -LONGEST
+        self._closed_at = -MAX_BACKOFF_SECONDS
         self._warned: set[str] = set()
         fork.renew_in_child(self)
 
@@ -274,18 +274,18 @@ class Breaker:
         now = self._now()
         if fresh:
             self._since = now
-            if now - self._closed_at >= LONGEST:  # not flapping
+            if now - self._closed_at >= MAX_BACKOFF_SECONDS:  # not flapping
                 self.openings = 0
         self.open, self._probing = True, False
-        seconds = min(LONGEST, FIRST * 2 ** min(self.openings, 16))
+        seconds = min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(self.openings, 16))
         self.openings += 1
-        self.retry_at = now + seconds * (1 - random.random() * JITTER)
+        self.retry_at = now + seconds * (1 - random.random() * BACKOFF_JITTER)
 
     def _message(self, fault: Fault, detail: str) -> str:
         return (
             f"memo: Redis at {self.where} {_with_detail(fault.text, detail)}."
             f" {self._consequence}; it is "
-            f"tried again at least every {LONGEST:g} s. {fault.fix}"
+            f"tried again at least every {MAX_BACKOFF_SECONDS:g} s. {fault.fix}"
         )
 
     def _warn_once(self, fault: Fault, detail: str) -> None:

@@ -45,14 +45,14 @@ if TYPE_CHECKING:
     from memo.stores.redis.connections import LoopConnections, ThreadConnections
 
 T = TypeVar("T")
-PROBE = 0.1
+PROBE_SECONDS = 0.1
 """Longest time in seconds that probing may delay a caller."""
-BATCH = 256
+LOOKUPS_PER_BATCH = 256
 """Most look-up commands of a thread that share a round trip."""
 _PROBE_COMMAND = pack(b"ECHO", b"")
-_READ_ONLY = "Hits go on; new results are stored on this host"
+_WRITES_REFUSED = "Hits go on; new results are stored on this host"
 _MOVED, _ASK = "MOVED", "ASK"
-_ELSEWHERE = frozenset((_MOVED, _ASK, "READONLY"))
+_WRONG_SERVER = frozenset((_MOVED, _ASK, "READONLY"))
 """Error replies of a server that does not have the key, or no longer takes writes."""
 _DENIED = ("NOPERM", "UNKNOWN")
 """Error replies of a server that does not let this user run scripts."""
@@ -115,7 +115,7 @@ class ThreadBatch:
     @property
     def full(self) -> bool:
         """True if the next look-up needs another round trip."""
-        return self._replies is not None or len(self._places) >= BATCH
+        return self._replies is not None or len(self._places) >= LOOKUPS_PER_BATCH
 
     def add(self, commands: Sequence[Command]) -> Deferred:
         """Add commands, and return their future replies.
@@ -161,7 +161,7 @@ class Client:
         self.where = self._address.where
         self.clustered = self._address.kind == CLUSTER
         self.breaker = Breaker(REDIS, self.where)
-        self.writes = Breaker(REDIS, self.where, consequence=_READ_ONLY)
+        self.writes = Breaker(REDIS, self.where, consequence=_WRITES_REFUSED)
         self.outages = 0
         self.interruptions = 0
         self.scripts: bool | None = None
@@ -302,8 +302,8 @@ class Client:
             parse: returns the result from the reply; raises if the reply has another form.
             key: selects the server; or the server itself.
             replies: number of replies; more than one are passed as a list.
-            seconds: the deadline, if not the usual one; the time for transferring data at `RATE` is
-                added.
+            seconds: the deadline, if not the usual one; the time for transferring data at
+                `MIN_BYTES_PER_SECOND` is added.
             writes: the commands write.
             blocks: the command waits at the server.
             body, sink: see `Exchange`; over a blocking port only.
@@ -318,7 +318,9 @@ class Client:
         if probe and breaker.fault is SILENT:
             self._probe(port)
             raise breaker.unavailable()
-        exchange = Exchange(parts, replies, min(seconds, PROBE) if probe else seconds, body, sink)
+        exchange = Exchange(
+            parts, replies, min(seconds, PROBE_SECONDS) if probe else seconds, body, sink
+        )
         send = partial(
             self._ask, port, key, exchange, parse, blocks=blocks, probe=probe, writes=writes
         )
@@ -500,12 +502,14 @@ class Client:
             return NoScriptError(fault.text)
         self.outages += 1
         self.interruptions += 1
-        if fault.down or (self._address.kind in (CLUSTER, SENTINEL) and fault.kind in _ELSEWHERE):
+        if fault.down or (
+            self._address.kind in (CLUSTER, SENTINEL) and fault.kind in _WRONG_SERVER
+        ):
             self._reconnect()
         if fault is GARBLED:
             self._flush()
         reported = (writes and fault.kind in WRITES_DENIED) or (
-            self.clustered and fault.kind in _ELSEWHERE
+            self.clustered and fault.kind in _WRONG_SERVER
         )
         detail = "" if error is None else str(error)
         return self.breaker.record_fault(fault, probe=probe, detail=detail, reported=reported)

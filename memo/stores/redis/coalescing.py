@@ -23,10 +23,10 @@ from memo.errors import TierError
 from memo.stores.redis.breaker import Breaker
 from memo.stores.redis.exchange import Command, ErrorReply, Exchange, Stream, with_key
 
-COUNT = 64
+COMMANDS_PER_BATCH = 64
 """Number of commands at which a batch is sent: enough to spread the cost of a packet, few enough
 that the server works on them while the next are collected."""
-SIZE = 64 * 1024
+BYTES_PER_BATCH = 64 * 1024
 """Bytes of commands at which a batch is sent."""
 
 
@@ -77,7 +77,7 @@ class Batch:
     @property
     def full(self) -> bool:
         """True if it should be sent now."""
-        return len(self.commands) >= COUNT or self.size >= SIZE
+        return len(self.commands) >= COMMANDS_PER_BATCH or self.size >= BYTES_PER_BATCH
 
     def distribute(self, replies: list[Any], as_failure: Callable[[Exception], Failure]) -> bool:
         """Pass each caller its replies; True if none of them is an error."""

@@ -47,7 +47,7 @@ from memo.stores.redis import breaker
 from memo.stores.redis.breaker import REPLIES, Fault
 from memo.stores.redis.coalescing import Coalescer, Failure, LoopOwner
 from memo.stores.redis.exchange import (
-    LATE,
+    LATE_SECONDS,
     MOST_EXCUSES,
     BusyError,
     Command,
@@ -74,15 +74,15 @@ longer."""
 OPENINGS = 4
 """Connections that a loop opens concurrently: many callers without one share the first connections,
 instead of each making a TLS handshake."""
-REFRESH = 0.5
+TOPOLOGY_REFRESH_SECONDS = 0.5
 """Least seconds between two queries of a cluster's topology."""
 REUSE_FOR = 1.0
 """Seconds for which threads reuse a connection without redis-py's pool, which checks it and renews
 its login."""
 _LOOK_AGAIN = 0.001
 """Seconds between two checks for a connection that has become free."""
-_CLOSED_HERE = "the connection was closed here"
-_BUSY = "all connections to Redis are busy"
+_CLOSED_HERE_TEXT = "the connection was closed here"
+_BUSY_TEXT = "all connections to Redis are busy"
 _DRIVER_INFO = importlib.util.find_spec("redis.driver_info") is not None
 
 
@@ -90,13 +90,13 @@ class MissingFileError(Exception):
     """A file that an option names does not exist."""
 
 
-_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_FILE_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 
 def _arguments(address: Address, options: dict[str, Any], retry: Any) -> dict[str, Any]:
     """Return the arguments for a client of redis-py, of either family."""
     given = {**address.options, **options}
-    for name in _FILES:
+    for name in _FILE_OPTIONS:
         if given.get(name) and not os.path.isfile(given[name]):
             raise MissingFileError(f"{name}: there is no file {given[name]}")
     given.pop("sentinel_kwargs", None)
@@ -368,7 +368,7 @@ class ThreadConnections:
             raise
         except Exception:
             if self.closed:
-                raise TierError(_CLOSED_HERE) from None
+                raise TierError(_CLOSED_HERE_TEXT) from None
             raise
 
     def _talk(self, pool: Any, connection: Any, exchange: Exchange) -> list[Any]:
@@ -429,7 +429,7 @@ class ThreadConnections:
         for last in (False, True):
             with self._lock:
                 if self.closed:
-                    raise TierError(_CLOSED_HERE)
+                    raise TierError(_CLOSED_HERE_TEXT)
                 opening = self._opening
                 mine = opening is None
                 if opening is None:
@@ -446,7 +446,7 @@ class ThreadConnections:
                 raise opening.error
         nodes = self._nodes
         if nodes is None:
-            raise TierError(_CLOSED_HERE)
+            raise TierError(_CLOSED_HERE_TEXT)
         return nodes
 
     def _open(self, route: Route) -> None:
@@ -455,7 +455,7 @@ class ThreadConnections:
         if nodes is None:
             nodes = _ThreadNodes(self._address, self._options)
             self._refreshed = time.monotonic()
-        elif time.monotonic() - self._refreshed > REFRESH:
+        elif time.monotonic() - self._refreshed > TOPOLOGY_REFRESH_SECONDS:
             nodes.refresh()
             self._refreshed = time.monotonic()
         pool = nodes.of(route)
@@ -509,7 +509,7 @@ class _Wait:
         self._answers = threads.answers
         self._opening = self._start_opening()
         if self._opening is None and blocks:
-            raise BusyError(_BUSY)
+            raise BusyError(_BUSY_TEXT)
         self._ends = time.monotonic() + (
             seconds if self._opening is None else max(OPEN_PATIENCE, seconds)
         )
@@ -524,7 +524,7 @@ class _Wait:
         """
         if time.monotonic() >= self._ends:
             if self._opening is None or self._threads.answers != self._answers:
-                raise BusyError(_BUSY)
+                raise BusyError(_BUSY_TEXT)
             raise TimeoutError(self._threads.slow)
         opening = self._opening = self._opening or self._start_opening()
         if opening is not None and not opening.done.wait(_LOOK_AGAIN):
@@ -740,7 +740,7 @@ class LoopConnections:
         self._slots = {blocks: asyncio.Semaphore(CONNECTIONS) for blocks in (False, True)}
         self._openings = asyncio.Semaphore(OPENINGS)
         self._refreshing = asyncio.Lock()
-        self._refreshed = -REFRESH
+        self._refreshed = -TOPOLOGY_REFRESH_SECONDS
         self._coalescers: dict[Any, Coalescer] = {}
         self._streams: dict[Stream, Any] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -788,7 +788,7 @@ class LoopConnections:
         slots = self._slots[blocks]
         if slots.locked():
             if blocks:
-                raise BusyError(_BUSY)
+                raise BusyError(_BUSY_TEXT)
             await self._queue(slots, exchange.seconds, check)
         else:
             await slots.acquire()
@@ -805,7 +805,7 @@ class LoopConnections:
             async with asyncio.timeout(seconds):
                 await slots.acquire()
         except TimeoutError:
-            raise BusyError(_BUSY) from None
+            raise BusyError(_BUSY_TEXT) from None
         try:
             check()
         except BaseException:
@@ -874,7 +874,7 @@ class LoopConnections:
                 seconds = max(OPEN_PATIENCE, self._owner.deadline)
                 due = self.loop.time() + seconds
                 await asyncio.wait({task}, timeout=seconds)
-                if task.done() or self.loop.time() - due < LATE:
+                if task.done() or self.loop.time() - due < LATE_SECONDS:
                     break
         finally:
             if not task.done():
@@ -901,7 +901,10 @@ class LoopConnections:
     async def _refresh_topology(self) -> None:
         """Query the topology of a cluster, unless another task has done so."""
         async with self._refreshing:
-            if self.look_up is None and self.loop.time() - self._refreshed > REFRESH:
+            if (
+                self.look_up is None
+                and self.loop.time() - self._refreshed > TOPOLOGY_REFRESH_SECONDS
+            ):
                 self._refreshed = self.loop.time()
                 await self.nodes.refresh()
                 self.look_up = self._look_up_at_each
@@ -1057,7 +1060,7 @@ def fault_of(error: BaseException) -> Fault:
     causes = list(_causes(error))
     if any(type(cause).__name__ == "MasterNotFoundError" for cause in causes):
         return REPLIES["MASTERS"]
-    for fault, kinds in _KINDS:
+    for fault, kinds in _FAULTS_BY_ERROR:
         if any(isinstance(cause, kinds) for cause in causes):
             return fault
     return breaker.GARBLED
@@ -1107,15 +1110,15 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-_KINDS: tuple[tuple[Fault, Any], ...] = (
+_FAULTS_BY_ERROR: tuple[tuple[Fault, Any], ...] = (
     (REPLIES["CLUSTERDOWN"], exceptions.SlotNotCoveredError),
-    (breaker.UNREADABLE, MissingFileError),
+    (breaker.MISSING_FILE, MissingFileError),
     (breaker.INSECURE, ssl.SSLError),
     (breaker.UNRESOLVED, socket.gaierror),
     (breaker.REFUSED, (ConnectionRefusedError, FileNotFoundError, PermissionError)),
     (breaker.SILENT, (TimeoutError, exceptions.TimeoutError)),
-    (breaker.CLOSED, (ConnectionError, EOFError)),
+    (breaker.CONNECTION_CLOSED, (ConnectionError, EOFError)),
     (breaker.GARBLED, (exceptions.InvalidResponse, GarbledError)),
     (breaker.REFUSED, OSError),  # no route to the host, no such network
-    (breaker.CLOSED, exceptions.ConnectionError),
+    (breaker.CONNECTION_CLOSED, exceptions.ConnectionError),
 )

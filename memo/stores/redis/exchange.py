@@ -5,7 +5,7 @@ Connections come from redis-py, connected and logged in.  Rules of this module:
 1.  The last command of an exchange is an `ECHO` of a nonce.  Its replies count only if the nonce
     comes back in its place, so replies to an earlier exchange are never taken for an answer.
 2.  An exchange has `seconds` in all, connecting not included, plus the time that the received bytes
-    take at `RATE`: a big reply may take longer, one that trickles in may not.
+    take at `MIN_BYTES_PER_SECOND`: a big reply may take longer, one that trickles in may not.
 3.  Time for which the thread or the event loop was busy does not count against the server.
 4.  A connection whose exchange did not end well is closed by its owner.
 5.  Replies are parsed here and not by hiredis, which allocates an array of any announced length
@@ -25,21 +25,21 @@ from typing import Any, Protocol
 
 from memo.errors import TierError
 from memo.records.payload_pieces import PayloadSink
-from memo.stores.redis.breaker import RATE
+from memo.stores.redis.breaker import MIN_BYTES_PER_SECOND
 
-CHUNK = 64 * 1024
+SOCKET_READ_BYTES = 64 * 1024
 """Bytes that are read from a socket at a time, and up to which commands are sent in one piece."""
 LONGEST_LINE = 4096
 """Bytes of the longest first line of a reply, such as an error with its text."""
 MOST_ELEMENTS = 1 << 20
 """Most elements of an array in a reply."""
-LARGEST = 512 << 20
+MAX_VALUE_BYTES = 512 << 20
 """Bytes of the largest value that Redis can store."""
-LATE = 0.02
+LATE_SECONDS = 0.02
 """Seconds by which a timer of a loop may be late before the loop, not Redis, counts as slow."""
 MOST_EXCUSES = 20
 """Times that a slow loop excuses a missing answer; after that the exchange fails."""
-_FIRST = 8 * 1024
+_FIRST_READ_BYTES = 8 * 1024
 _EXTRA_READS, _EXTRA_READ = 3, 0.005
 """Number and seconds of the extra reads after the deadline: the thread may have been delayed."""
 
@@ -204,7 +204,7 @@ def _parse(data: bytes, at: int, replies: list[Any], count: int) -> int:  # noqa
             if length < 0:
                 into.append(None)
                 continue
-            if length > LARGEST:
+            if length > MAX_VALUE_BYTES:
                 raise ValueError("a value above the largest size")
             end = at + length
             if data[end : end + 2] != b"\r\n":
@@ -248,7 +248,7 @@ class Exchange:
     Args:
         commands: packed commands, in order.
         count: number of replies to them.
-        seconds: the deadline; the time for transferring data at `RATE` is added.
+        seconds: the deadline; the time for transferring data at `MIN_BYTES_PER_SECOND` is added.
         body: called for each attempt: yields what is sent after the first of `commands`, in pieces.
         sink: takes the bytes of the first reply; over a blocking connection only.
 
@@ -269,13 +269,13 @@ class Exchange:
         nonce = self._nonce = b"%012x" % next(_nonces)
         echo = b"*2\r\n$4\r\nECHO\r\n$12\r\n%s\r\n" % nonce
         size = sum(map(len, commands))
-        if body is None and size <= CHUNK:
+        if body is None and size <= SOCKET_READ_BYTES:
             self.commands: Sequence[Part] = (b"".join((*commands, echo)),)
         else:
             self.commands = (*commands, echo)
         self.given = commands
         self.count = count
-        self.seconds = seconds + size / RATE
+        self.seconds = seconds + size / MIN_BYTES_PER_SECOND
         self.body = body
         self.sink = sink
         self.replies: list[Any] = []
@@ -354,7 +354,7 @@ class _TimedSocket:
             sock.settimeout(seconds)
 
     def _set_timeout(self) -> None:
-        seconds = self._ends + self._received / RATE - time.monotonic()
+        seconds = self._ends + self._received / MIN_BYTES_PER_SECOND - time.monotonic()
         if seconds <= 0:
             if self._extra_reads >= _EXTRA_READS:
                 raise TimeoutError("deadline")
@@ -374,7 +374,9 @@ class _TimedSocket:
             self._calls_left -= 1
         else:
             self._set_timeout()
-        data: bytes = self._sock.recv(_FIRST if not self._received else CHUNK)
+        data: bytes = self._sock.recv(
+            _FIRST_READ_BYTES if not self._received else SOCKET_READ_BYTES
+        )
         if not data:
             raise ConnectionError("closed")
         self._received += len(data)
@@ -398,7 +400,7 @@ def _receive(line: _TimedSocket, reader: Reader, sink: PayloadSink) -> Any:
     if header == b"$-1":
         return False
     if header != b"$%d" % sink.size:
-        if header[:1] == b"$" and header[1:].isdigit() and int(header[1:]) <= LARGEST:
+        if header[:1] == b"$" and header[1:].isdigit() and int(header[1:]) <= MAX_VALUE_BYTES:
             raise WrongSizeError
         raise GarbledError("not a value")
     sink.begin()
@@ -506,12 +508,12 @@ class Stream(asyncio.Protocol):
             return
         exchange, _, begun, before = self.sent[0]
         now = self._loop.time()
-        due_at = begun + exchange.seconds + (self._received - before) / RATE
+        due_at = begun + exchange.seconds + (self._received - before) / MIN_BYTES_PER_SECOND
         if now < due_at:
             self._due = due_at
-        elif self._excuses < MOST_EXCUSES and (now - self._due > LATE or self._unread()):
+        elif self._excuses < MOST_EXCUSES and (now - self._due > LATE_SECONDS or self._unread()):
             self._excuses += 1
-            self._due = now + min(exchange.seconds, 2 * LATE)
+            self._due = now + min(exchange.seconds, 2 * LATE_SECONDS)
         else:
             self.fail(TimeoutError("deadline"))
             return

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from memo.stores.redis.client import Client
 
 V = TypeVar("V")
-READS = 4
+STATE_READ_ATTEMPTS = 4
 """Attempts to read generations that change meanwhile."""
-GROUPS = 16
+GROUPS_PER_LOOKUP = 16
 """Most groups that are read with a record."""
-KNOWN = 4096
+MAX_KNOWN = 4096
 """Most functions, and groups, that are remembered."""
-BIG = 64 * 1024
+LONE_RECORD_BYTES = 64 * 1024
 """Records of a function of at least this many bytes are read without groups."""
 _BASE = (ALL, LAST, SHAPES)
 
@@ -140,8 +140,8 @@ class FunctionGroups:
         """Read the groups of this entry with every record from now on."""
         wanted = dict.fromkeys(name for name, _ in parts)
         both = dict.fromkeys((*self.expected.places, *wanted))
-        chosen = both if len(both) <= GROUPS else wanted
-        if len(chosen) > GROUPS:
+        chosen = both if len(both) <= GROUPS_PER_LOOKUP else wanted
+        if len(chosen) > GROUPS_PER_LOOKUP:
             return
         places = {name: (place, self.known[name]) for place, name in enumerate(chosen)}
         commands = tuple(group.command for _, group in places.values())
@@ -179,7 +179,7 @@ class FunctionGroups:
         return tuple(found)
 
     def _remember(self, entry: str, parts: Sequence[GroupPart]) -> None:
-        if len(self.parts) >= KNOWN:
+        if len(self.parts) >= MAX_KNOWN:
             self.parts.clear()
         self.parts[entry] = tuple(map(normalise_part, parts))
 
@@ -244,7 +244,7 @@ class Lookups:
         Raises:
             TierError: they cannot be read.
         """
-        for _ in range(READS):
+        for _ in range(STATE_READ_ATTEMPTS):
             query = StatesQuery(self._groups, refs)
             if not query.commands:
                 return []
@@ -333,7 +333,7 @@ class RecordLookup:
         if not isinstance(record, bytes):
             raise TypeError("not bytes")
         function = self.function
-        function.big = len(record) > BIG
+        function.big = len(record) > LONE_RECORD_BYTES
         if self._query is None:
             states_of = partial(function.states, self._name, self._expected, others)
         else:
@@ -401,7 +401,7 @@ class StatesQuery:
 
 
 class _BoundedTable(dict[str, V]):
-    """Functions or groups by name, created at first use; beyond `KNOWN` the oldest go.
+    """Functions or groups by name, created at first use; beyond `MAX_KNOWN` the oldest go.
 
     Args:
         make: creates one.
@@ -411,6 +411,6 @@ class _BoundedTable(dict[str, V]):
         self._make = make
 
     def __missing__(self, name: str) -> V:
-        while len(self) >= KNOWN:
+        while len(self) >= MAX_KNOWN:
             self.pop(next(iter(self), ""), None)
         return self.setdefault(name, self._make(name))

@@ -6,9 +6,9 @@ Rules of this module:
     epoch than before knows that Redis has lost its data.
 2.  A host that is alone in its namespace has all invalidations on its own disk.  It may restore
     any group that Redis lost, as soon as that group is read.
-3.  Other hosts that were seen within `REMEMBERED` seconds may have invalidated groups without this
-    host's knowledge.  With `"recompute"` nothing is restored; with `"trust_disk"` all groups of
-    this host are, once for each new epoch.
+3.  Other hosts that were seen within `HOST_PRESENT_SECONDS` may have invalidated groups without
+    this host's knowledge.  With `"recompute"` nothing is restored; with `"trust_disk"` all groups
+    of this host are, once for each new epoch.
 4.  Only a missing group is restored.  Invalidating a missing group creates it, so nothing that was
     invalidated since comes back.
 5.  A Redis that has gone back to an older state may have lost invalidations: a host that finds
@@ -37,13 +37,13 @@ REGISTER_EVERY = 5.0
 """Seconds after which a host checks again for other hosts."""
 REGISTER_SOON = 1.0
 """Seconds until the next check if the tier takes no writes."""
-REMEMBERED = 30 * 86400.0
+HOST_PRESENT_SECONDS = 30 * 86400.0
 """Seconds for which another host counts as present after it was last seen."""
 FORGOTTEN_AFTER = 43_200.0
 """Seconds without a check after which other hosts may have removed this host's registration."""
-BATCH = 500
+GROUPS_PER_EXCHANGE = 500
 """Number of groups that are restored in one exchange."""
-_NOTE = "census "
+_CENSUS_NOTE = "census "
 _WHY = json.dumps({"reason": "Redis lost its data"})
 
 
@@ -60,7 +60,7 @@ class _ServerState(NamedTuple):
 
     @property
     def alone(self) -> bool:
-        return time.time() - self.others_at > REMEMBERED
+        return time.time() - self.others_at > HOST_PRESENT_SECONDS
 
 
 class LossRecovery:
@@ -91,7 +91,7 @@ class LossRecovery:
         self._lock = threading.Lock()
         tier.on_lost = self.restore_groups
         if trusts_disk:
-            tier.tombstone_life = REMEMBERED
+            tier.tombstone_life = HOST_PRESENT_SECONDS
 
     def must_register(self) -> bool:
         """True if `register` must run before anything is read from the tier."""
@@ -160,7 +160,7 @@ class LossRecovery:
                 return
             self._recovering = self._trusts_disk and not found.alone
         try:
-            if self._recovering and time.time() - census.created_at < REMEMBERED:
+            if self._recovering and time.time() - census.created_at < HOST_PRESENT_SECONDS:
                 await self._restore_all(port)
             elif census.was_restored and not found.alone:
                 await self.tier.generations.turn(port, [Turn("n")], _WHY)
@@ -181,8 +181,10 @@ class LossRecovery:
         generations = self._host.generations
         with suppress(TierError):
             names = await port.offload(generations.all_groups)
-            for at in range(0, len(names), BATCH):
-                tables = await port.offload(generations.fields_of_groups, names[at : at + BATCH])
+            for at in range(0, len(names), GROUPS_PER_EXCHANGE):
+                tables = await port.offload(
+                    generations.fields_of_groups, names[at : at + GROUPS_PER_EXCHANGE]
+                )
                 await self.tier.seed(port, tables)
 
     def _report_loss(self, how: str, *, warn: bool) -> None:
@@ -198,13 +200,13 @@ class LossRecovery:
     def _load_known(self) -> _ServerState:
         with suppress(TierError):
             self._id = self._host.id or self._id
-            text = self._host.load_note(_NOTE + self.tier.where)
+            text = self._host.load_note(_CENSUS_NOTE + self.tier.where)
             return _parse_server_state(text)
         return _ServerState()
 
     def _save_known(self, known: _ServerState) -> None:
         with suppress(TierError):  # then only this process remembers it
-            self._host.save_note(_NOTE + self.tier.where, json.dumps(known))
+            self._host.save_note(_CENSUS_NOTE + self.tier.where, json.dumps(known))
 
 
 def _parse_server_state(text: str) -> _ServerState:

@@ -5,9 +5,9 @@ Rules of this module:
 1.  A payload is named by its digest, in a directory for its namespace and format.  It is written
     whole or not at all.
 2.  Bytes are not verified here: they are hashed on arrival, like those from Redis.
-3.  After a fault the store is not used for `RETRY_AFTER` seconds; each outage logs one warning.
-4.  An entry in Redis lives at most `KEEP` seconds with a payload here.  If a payload is stored
-    again and is older than that, it is written again; it is swept when it is twice as old.
+3.  After a fault the store is not used for `STORE_RETRY_SECONDS`; each outage logs one warning.
+4.  An entry in Redis lives at most `PAYLOAD_KEPT_SECONDS` with a payload here.  If a payload is
+    stored again and is older than that, it is written again; it is swept when it is twice as old.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from memo.records.payload_pieces import OutgoingPayload, PayloadSink, aligned_pi
 from memo.settings.checks import redacted
 
 T = TypeVar("T")
-KEEP = 30 * 86400.0
+PAYLOAD_KEPT_SECONDS = 30 * 86400.0
 """Seconds for which a payload may be used after it was written."""
-RETRY_AFTER = 5.0
+STORE_RETRY_SECONDS = 5.0
 """Seconds for which the store is not used after a fault."""
 SWEEP_EVERY = 86400.0
 """Shortest time in seconds between two sweeps by a process."""
@@ -74,7 +74,11 @@ class PayloadStore:
 
     def _store(self, fs: Any, path: str, size: int, pieces: Iterable[bytes | memoryview]) -> None:
         facts = self._facts(fs, path)
-        if facts is not None and facts.get("size") == size and self._age(facts) < KEEP:
+        if (
+            facts is not None
+            and facts.get("size") == size
+            and self._age(facts) < PAYLOAD_KEPT_SECONDS
+        ):
             return
         fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         with fs.open(path, "wb", autocommit=False) as file:
@@ -148,7 +152,7 @@ class PayloadStore:
     def _sweep(self, fs: Any) -> None:
         """Remove payloads that no entry in Redis refers to any more."""
         for path, facts in fs.find(self._root, detail=True).items():
-            if self._age(facts) > 2 * KEEP:
+            if self._age(facts) > 2 * PAYLOAD_KEPT_SECONDS:
                 with suppress(FileNotFoundError):  # another host may sweep at the same time
                     fs.rm_file(path)
 
@@ -181,7 +185,7 @@ class PayloadStore:
         except TierError:  # raised by the sink
             raise
         except Exception as error:
-            self._retry_at = time.monotonic() + RETRY_AFTER
+            self._retry_at = time.monotonic() + STORE_RETRY_SECONDS
             message = f"the payload store {self.where}: {type(error).__name__}: {error}"
             if not self._warned:
                 self._warned = True

@@ -9,7 +9,7 @@ key                              content and lifetime
                                  setting `retention` after it was stored or last used
 `{namespace}:2:p:{digest}`       a payload; as long as the longest-lived entry stored with it
 `{namespace}:2:g:{group}`        a group of generations (`stamps`), a hash; as long as the
-                                 longest-lived entry that names it, plus `SLACK`
+                                 longest-lived entry that names it, plus `EXTRA_GROUP_SECONDS`
 `{namespace}:2:l:…`, `…:w:…`     leases and their bells (`cluster_leases`)
 `{namespace}:2:hosts`            the hosts that use the namespace, and the epoch (`loss_recovery`),
                                  a hash; `RETENTION` after it was last read
@@ -44,12 +44,12 @@ from memo.records.seal import ALIGN, Entry
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.port import Port
 from memo.stores.protocols import REDIS, Census, Lookup, RecordToStore, Source
-from memo.stores.redis.breaker import RATE
+from memo.stores.redis.breaker import MIN_BYTES_PER_SECOND
 from memo.stores.redis.client import CREATE_GROUP, EXTEND_LIFE, SEED, TURN, Client, NoScriptsError
 from memo.stores.redis.cluster_leases import RedisLeases
 from memo.stores.redis.exchange import Command, pack
 from memo.stores.redis.lookups import Lookups, RecordLookup
-from memo.stores.redis.payload_store import KEEP, PayloadStore
+from memo.stores.redis.payload_store import PAYLOAD_KEPT_SECONDS, PayloadStore
 from memo.validity import generations, stamps
 from memo.validity.generations import MIN_GROUP_SECONDS, TOMBSTONE_SECONDS
 from memo.validity.stamps import Turn
@@ -59,27 +59,27 @@ if TYPE_CHECKING:
 
 VALUE_LIMIT = 64 * 1024 * 1024
 """Largest record or payload in bytes that is sent to Redis, unless a setting says otherwise."""
-BATCH = 1000
+NAMES_PER_SCAN = 1000
 """Names that one step of `clear` scans."""
 LONGEST_LISTED = 1 << 16
 """Records above this many bytes are not read for counting."""
 RETENTION = 30 * 86400.0
 """Default retention in seconds: for entries without a ttl and for shared bookkeeping."""
-SLACK = 30.0
+EXTRA_GROUP_SECONDS = 30.0
 """Seconds by which a group outlives the entries that name it."""
-ABSENT_AFTER = 86_400.0
+HOST_ABSENT_SECONDS = 86_400.0
 """Seconds after which a host that was not seen is no longer registered."""
 LIVE_EXTENSION_SECONDS = 86_400.0
 """Seconds after which reading the shared live configuration extends its life again."""
-KNOWN = 65_536
+MAX_KNOWN_LIFETIMES = 65_536
 """Most groups whose lifetimes are remembered."""
-_LONGEST = 10**14
+_MAX_LIFETIME_MS = 10**14
 """Milliseconds (3,000 years) above which Redis might refuse a lifetime."""
 _GONE = -2
 """The answer of PTTL for a missing key."""
-_TRIES = 4
+_SEND_ATTEMPTS = 4
 """Number of attempts to send a payload that appears or disappears in Redis meanwhile."""
-_GLOB = re.compile(r"([*?\[\]\\^])")
+_GLOB_SPECIALS = re.compile(r"([*?\[\]\\^])")
 
 
 class Redis:
@@ -89,7 +89,7 @@ class Redis:
         url: see `redis_urls`; user and password in it are never shown.
         namespace: in front of all names.
         deadline: seconds that one operation may take in all; the time for transferring data at
-            `memo.stores.redis.breaker.RATE` is added.
+            `memo.stores.redis.breaker.MIN_BYTES_PER_SECOND` is added.
         value_limit: bytes; larger payloads go to `payload_store`, larger records are refused.
         tracking: let Redis push changes, so that a memory tier need not ask each time.
         options: arguments of redis-py's clients, beyond those in the URL.
@@ -228,7 +228,7 @@ class Redis:
             await self._store_payload(port, payload, lifetime)
         elif payload is not None and self.payload_store is not None:
             await port.offload(self.payload_store.store, payload)
-            lifetime = min(lifetime, KEEP)
+            lifetime = min(lifetime, PAYLOAD_KEPT_SECONDS)
         await self._set_record(port, self._lookups.key(name), record, lifetime)
         await self._keep_groups(port, [(record, lifetime)])
 
@@ -251,7 +251,7 @@ class Redis:
         now = time.monotonic()
         if age < self._retention / 2 or now < self._extended.get(name, 0.0):
             return
-        if len(self._extended) >= KNOWN:
+        if len(self._extended) >= MAX_KNOWN_LIFETIMES:
             self._extended.clear()
         self._extended[name] = now + self._retention / 4
 
@@ -283,7 +283,7 @@ class Redis:
         before = await self.client.ask(port, pack(b"PTTL", name), parse=int, key=name)
         life = b"%d" % _milliseconds(lifetime)
         there = before != _GONE
-        for _ in range(_TRIES):
+        for _ in range(_SEND_ATTEMPTS):
             words = (b"XX", b"KEEPTTL") if there else (b"NX", b"PX", life)
             if await self._set_payload(port, name, payload, words):
                 break
@@ -298,7 +298,7 @@ class Redis:
     ) -> bool:
         head, tail = _set_command(name, payload.size, *words)
         if isinstance(payload, OutgoingPayload):
-            seconds = self.client.deadline + payload.size / RATE
+            seconds = self.client.deadline + payload.size / MIN_BYTES_PER_SECOND
             return await self.client.ask(
                 port,
                 head,
@@ -333,10 +333,13 @@ class Redis:
         for record, lifetime in kept:
             for group in seal.groups_of(record):
                 shortens = group in self._created and group.startswith("t:")
-                if not shortens and self._lives.get(group, 0.0) >= now + lifetime + SLACK / 2:
+                if (
+                    not shortens
+                    and self._lives.get(group, 0.0) >= now + lifetime + EXTRA_GROUP_SECONDS / 2
+                ):
                     continue
                 self._created.discard(group)
-                seconds = (lifetime + SLACK) * (
+                seconds = (lifetime + EXTRA_GROUP_SECONDS) * (
                     1 if shortens or lifetime < MIN_GROUP_SECONDS else 1.1
                 )
                 words = (b"%d" % _milliseconds(seconds), b"1" if shortens else b"")
@@ -353,7 +356,7 @@ class Redis:
             await self.client.ask_each(port, commands, writes=True)
 
     def _note_expiry(self, group: str, until: float) -> None:
-        if len(self._lives) >= KNOWN:
+        if len(self._lives) >= MAX_KNOWN_LIFETIMES:
             self._lives.clear()
         self._lives[group] = until
 
@@ -378,7 +381,7 @@ class Redis:
         """See `memo.stores.protocols.ServerTier.search`; without records above `LONGEST_LISTED`."""
         start = self._lookups.key(prefix)
         start = start if start != self._prefix else start + b"{"
-        pattern = _GLOB.sub(r"\\\1", start.decode()).encode() + b"*"
+        pattern = _GLOB_SPECIALS.sub(r"\\\1", start.decode()).encode() + b"*"
         found: list[tuple[str, bytes]] = []
         whole = True
         for node in await self.client.nodes(port):
@@ -386,7 +389,9 @@ class Redis:
             while cursor != b"0":
                 if time.monotonic() > until or (most is not None and len(found) >= most):
                     return found, False
-                command = pack(b"SCAN", cursor or b"0", b"MATCH", pattern, b"COUNT", b"%d" % BATCH)
+                command = pack(
+                    b"SCAN", cursor or b"0", b"MATCH", pattern, b"COUNT", b"%d" % NAMES_PER_SCAN
+                )
                 cursor, keys = await self.client.ask(port, command, parse=_page, key=node)
                 ranges = [
                     (key, pack(b"GETRANGE", key, b"0", b"%d" % LONGEST_LISTED)) for key in keys
@@ -419,12 +424,14 @@ class Redis:
         if self._groups.startswith(self._lookups.key(prefix)):
             kept = (self._group_key("n"), *(start for start in kept if start != self._groups))
             self._lives.clear()
-        pattern = _GLOB.sub(r"\\\1", self._lookups.key(prefix).decode()).encode() + b"*"
+        pattern = _GLOB_SPECIALS.sub(r"\\\1", self._lookups.key(prefix).decode()).encode() + b"*"
         dropped = 0
         for node in await self.client.nodes(port):
             cursor = None
             while cursor != b"0":
-                command = pack(b"SCAN", cursor or b"0", b"MATCH", pattern, b"COUNT", b"%d" % BATCH)
+                command = pack(
+                    b"SCAN", cursor or b"0", b"MATCH", pattern, b"COUNT", b"%d" % NAMES_PER_SCAN
+                )
                 cursor, names = await self.client.ask(port, command, parse=_page, key=node)
                 if names := [name for name in names if not name.startswith(kept)]:
                     await self.client.ask_each(
@@ -520,7 +527,7 @@ class Redis:
                 group, now + MIN_GROUP_SECONDS if new or not group.startswith("t:") else 0.0
             )
             if new:
-                self._created = self._created if len(self._created) < KNOWN else set()
+                self._created = self._created if len(self._created) < MAX_KNOWN_LIFETIMES else set()
                 self._created.add(group)
 
     async def census(self, port: Port, host: str, epoch: str) -> Census:
@@ -552,7 +559,9 @@ class Redis:
         giver = fields.get("giver", "")
         others = {name: _number(seen) for name, seen in fields.items() if name.startswith("h:")}
         others.pop(field.decode())
-        if gone := [name for name, seen in others.items() if seen < time.time() - ABSENT_AFTER]:
+        if gone := [
+            name for name, seen in others.items() if seen < time.time() - HOST_ABSENT_SECONDS
+        ]:
             counts = (f"n:{name[2:]}" for name in gone)
             command = pack(b"HDEL", key, *map(str.encode, (*gone, *counts)))
             await self.client.ask(port, command, parse=int, key=key, writes=True)
@@ -724,7 +733,9 @@ class Redis:
         """
         name, group = f"{self._namespace}:{{memo doctor}}:probe", "f:memo doctor"
         tried: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
-            "write": lambda: self._set_record(port, self._lookups.key(name), b"probe", SLACK),
+            "write": lambda: self._set_record(
+                port, self._lookups.key(name), b"probe", EXTRA_GROUP_SECONDS
+            ),
             "read": lambda: self.lookup(port, name),
             "script": lambda: self.client.runs_scripts(port),
             "lease": lambda: self._try_lease(port, name),
@@ -752,7 +763,7 @@ class Redis:
         await self.turn(port, [Turn(group)], "{}")
         after = await self.states(port, refs)
         key = self._group_key(group)
-        command = pack(b"PEXPIRE", key, b"%d" % _milliseconds(SLACK))
+        command = pack(b"PEXPIRE", key, b"%d" % _milliseconds(EXTRA_GROUP_SECONDS))
         await self.client.ask(port, command, parse=int, key=key, writes=True)
         return LOST not in (*before, *after) and before != after
 
@@ -840,4 +851,4 @@ def _encoded(text: str) -> bytes:
 
 
 def _milliseconds(seconds: float) -> int:
-    return max(1, int(min(seconds * 1000, _LONGEST)))
+    return max(1, int(min(seconds * 1000, _MAX_LIFETIME_MS)))

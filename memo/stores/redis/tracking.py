@@ -5,14 +5,16 @@ A daemon thread keeps one connection, on which Redis pushes the names of the gro
 long as no change of its groups has arrived since.  Rules of this module:
 
 1.  A mark is taken before Redis is asked, and only while the listener *listens*: tracking is on,
-    and every message sent until `BOUND` seconds ago has arrived.  An echo on the same connection
-    proves that, since no older message can arrive after it.  Without such an echo no mark is valid.
+    and every message sent until `MAX_OUTDATED_SECONDS` ago has arrived.  An echo on the same
+    connection proves that, since no older message can arrive after it.  Without such an echo no
+    mark is valid.
 2.  A new connection, a flush of the server and a fork invalidate all earlier marks.
 3.  Bookkeeping is written before the count that announces it, and read after it, so that readers
     need no lock.
 4.  After any fault, Redis is asked each time, as without a listener; the breaker is not involved.
     A server that refuses tracking causes one event, and is asked again once a minute.
-5.  The connection is opened at its first use, and closed after `IDLE` seconds without use.
+5.  The connection is opened at its first use, and closed after `IDLE_CONNECTION_SECONDS` without
+    use.
 """
 
 from __future__ import annotations
@@ -33,17 +35,17 @@ from memo.stores.protocols import REDIS
 from memo.stores.redis.breaker import Fault
 from memo.stores.redis.exchange import ErrorReply, pack
 
-BOUND = 1.0
+MAX_OUTDATED_SECONDS = 1.0
 """Seconds after which a lost push is noticed: no answer is outdated for longer."""
 ECHO_EVERY = 0.25
 """Seconds between two echoes."""
-IDLE = 30.0
+IDLE_CONNECTION_SECONDS = 30.0
 """Seconds without use after which the connection is closed."""
-FIRST, LONGEST = 0.05, 5.0
+FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.05, 5.0
 """Seconds of the first and of the longest pause before the next connection."""
 REFUSED_FOR = 60.0
 """Seconds to pause if the server does not let this user track changes."""
-GROUPS = 65_536
+MAX_TRACKED_GROUPS = 65_536
 """Most groups that are remembered; beyond it all marks are invalidated and the list starts
 again."""
 LONGEST_MESSAGE = 16 << 20
@@ -153,7 +155,7 @@ class Listener:
             count = self.count + 1
             for group in groups:
                 self.changed_at[group] = count
-            if len(self.changed_at) > GROUPS:
+            if len(self.changed_at) > MAX_TRACKED_GROUPS:
                 self._renew()
             else:
                 self.count = count
@@ -169,7 +171,7 @@ class Listener:
         self.count = self.oldest_valid
 
     def confirm(self, receiver: Receiver, until: int) -> None:
-        """Record that all messages sent until `BOUND` before `until` have arrived."""
+        """Record that all messages sent `MAX_OUTDATED_SECONDS` before `until` have arrived."""
         with self._lock:
             if self._receiver is receiver:
                 self.until = until
@@ -262,13 +264,13 @@ class Receiver:
         if self.listener.in_use:
             self.listener.in_use = False
             self._asked_at = now
-        return not self.closing and now - self._asked_at < IDLE
+        return not self.closing and now - self._asked_at < IDLE_CONNECTION_SECONDS
 
     def _pause_after(self, error: Exception) -> tuple[float, str]:
         """Return for how many seconds to pause after an error, and the error in words."""
         fault = _fault_of(error)
         if fault.down:
-            pause = min(LONGEST, FIRST * 2.0 ** min(self._failures, 16))
+            pause = min(MAX_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(self._failures, 16))
             self._failures += 1
             return pause * (1 - random.random() / 4), fault.text
         self._report_refusal(fault, str(error))
@@ -319,9 +321,9 @@ class Receiver:
         sent = self.listener.now()
         nonce = b"%d" % sent
         stream.send(b"ECHO", nonce)
-        if self._reply(stream, BOUND) != nonce:
+        if self._reply(stream, MAX_OUTDATED_SECONDS) != nonce:
             raise ValueError("another echo than was sent")
-        self.listener.confirm(self, sent + int(BOUND * SECOND))
+        self.listener.confirm(self, sent + int(MAX_OUTDATED_SECONDS * SECOND))
         self._failures = 0
         ends = time.monotonic() + ECHO_EVERY
         with contextlib.suppress(TimeoutError):
@@ -379,7 +381,7 @@ class _Stream:
 
     def send(self, *words: bytes) -> None:
         """Send a command."""
-        self._sock.settimeout(BOUND)
+        self._sock.settimeout(MAX_OUTDATED_SECONDS)
         self._sock.sendall(pack(*words))
 
     def next(self, ends: float) -> Any:

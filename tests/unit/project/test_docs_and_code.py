@@ -25,11 +25,11 @@ FIGURES = [
     ("guarantees", r"([\d,]+) (?:other )?keys", check.REMEMBERED),
     ("guarantees", r"lease holder waits (\d+) s", leases.LOCK_PATIENCE),
     ("guarantees", r"holds on the disk delays a store by ([\d.]+) s", sqlite_file.PATIENCE),
-    ("guarantees", r"at (\d+) MB/s", breaker.RATE / 1e6),
+    ("guarantees", r"at (\d+) MB/s", breaker.MIN_BYTES_PER_SECOND / 1e6),
     ("guarantees", r"arguments above (\d+) MB", offloading.HEAVY / 2**20),
     ("settings", r"every ([\d.]+) s, when a cached", live_values.FILE_CHECK_SECONDS),
-    ("settings", r"(\d+) s after the last hit", tracking.IDLE),
-    ("settings", r"after at most (\d+) s", tracking.BOUND),
+    ("settings", r"(\d+) s after the last hit", tracking.IDLE_CONNECTION_SECONDS),
+    ("settings", r"after at most (\d+) s", tracking.MAX_OUTDATED_SECONDS),
     ("options", r"up to (\d+) %", check.JITTER * 100),
     ("options", r"lease has ended \((\d+) s\)", protocols.LEASE),
     ("options", r"after (\d+) s, 2 s, 4 s", refreshing.BACKOFF_SECONDS[0]),
@@ -45,7 +45,7 @@ FIGURES = [
     ("deployments", r"each other every (\d+) s", loss_recovery.REGISTER_EVERY),
     ("deployments", r"in the last (\d+) s", authorities.RECENT_FOR),
     ("deployments", r"again every (\d+) ms", cluster_leases.LOOK_SOON * 1000),
-    ("deployments", r"(\d+) to 60 days", payload_store.KEEP / 86_400),
+    ("deployments", r"(\d+) to 60 days", payload_store.PAYLOAD_KEPT_SECONDS / 86_400),
 ]
 """Page, what it may say with the figure in a group, the figure in the code."""
 

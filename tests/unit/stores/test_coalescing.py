@@ -33,9 +33,9 @@ from memo.runtime.port import Port
 from memo.settings.redis_urls import parse
 from memo.stores.protocols import PendingLookup
 from memo.stores.redis import exchange
-from memo.stores.redis.breaker import CLOSED, GARBLED
+from memo.stores.redis.breaker import CONNECTION_CLOSED, GARBLED
 from memo.stores.redis.client import Client
-from memo.stores.redis.coalescing import COUNT, Batch, Failure
+from memo.stores.redis.coalescing import COMMANDS_PER_BATCH, Batch, Failure
 from memo.stores.redis.connections import CONNECTIONS, REUSE_FOR, LoopConnections
 from memo.stores.redis.exchange import command_bytes, pack
 from memo.stores.redis.lookups import Group
@@ -125,7 +125,7 @@ def test_gathered_look_ups_share_packets(redis_server: RedisServer, proxy: Proxy
     assert proxy.accepted - before[1] == 1
     counts = redis_server.commands()
     assert counts["get"] == MANY
-    assert counts["echo"] <= MANY / COUNT * 1.5 + 2
+    assert counts["echo"] <= MANY / COMMANDS_PER_BATCH * 1.5 + 2
     assert counts["hmget"] <= (counts["echo"] + 2) * len(REFS)
     assert counts.get("evalsha", 0) <= 1, "only the one who opens the connection"
     tier.close()
@@ -487,7 +487,7 @@ def test_cut_in_the_midst_of_a_batch(proxy: Proxy, at: int) -> None:
             assert isinstance(one, TierError) or one.record == stored[name(number)]
         assert any(isinstance(one, TierError) for one in found)
         assert tier.outages <= 2
-        assert tier.client.breaker.fault is CLOSED
+        assert tier.client.breaker.fault is CONNECTION_CLOSED
         proxy.cut_at = None
         tier.client.breaker.record_success()
         assert all(one.record for one in await gathered(tier, port, range(100)))
@@ -539,7 +539,7 @@ def test_the_answer_to_another_question_is_nobodys() -> None:
         tier = Redis(server.url, deadline=PATIENT)
 
         async def work(port: Port) -> None:
-            found = await gathered(tier, port, range(COUNT))
+            found = await gathered(tier, port, range(COMMANDS_PER_BATCH))
             assert all(isinstance(one, TierError) for one in found)
 
         looping(work)
@@ -575,7 +575,9 @@ def test_a_redis_that_cannot_save_is_read(tier: Redis, redis_server: RedisServer
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 def test_a_big_answer_earns_its_time(asynchronous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch that brings much may take longer than the deadline, as the bytes come in."""
-    monkeypatch.setattr(exchange, "RATE", 1_000_000)  # so that a slow machine is fast enough
+    monkeypatch.setattr(
+        exchange, "MIN_BYTES_PER_SECOND", 1_000_000
+    )  # so that a slow machine is fast enough
     size, deadline = 4_000_000, 0.1
     with Scripted(b"$%d\r\n%s\r\n" % (size, bytes(size)), echoes=True) as server:
         server.piece, server.pause = size, 3 * deadline

@@ -25,7 +25,7 @@ import memo
 from memo.records.codec import payload
 from memo.records.payload_pieces import PayloadInMemory
 from memo.runtime.blocking import drain_blocking
-from memo.stores.redis.payload_store import KEEP, PayloadStore
+from memo.stores.redis.payload_store import PAYLOAD_KEPT_SECONDS, PayloadStore
 from memo.testing import recording
 
 N = 300_000
@@ -235,13 +235,13 @@ def test_old_payloads_are_swept(place: Any) -> None:
     clock = [time.time()]
     store = PayloadStore(place.url, "memo/2", lambda: clock[0])
     store.store(old), store.store(kept)
-    clock[0] += KEEP + days
+    clock[0] += PAYLOAD_KEPT_SECONDS + days
     store.store(kept)  # too old to outlive a new entry: written again
     assert len(place.files()) == 2
     for path in place.files():
         if isinstance(place, Folder) and kept.digest.hex() in path:
             os.utime(path, (clock[0], clock[0]))
-    clock[0] += KEEP
+    clock[0] += PAYLOAD_KEPT_SECONDS
     store.store(payload([memoryview(b"c" * 500)]))
     assert not any(old.digest.hex() in path for path in place.files())
     assert isinstance(place, Bucket) or store.fetch(kept.digest, PayloadInMemory(kept.size))
@@ -260,7 +260,7 @@ def test_two_hosts_may_sweep_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         remove(fs, path)
 
     monkeypatch.setattr(LocalFileSystem, "rm_file", removed_by_both)
-    clock[0] += 3 * KEEP
+    clock[0] += 3 * PAYLOAD_KEPT_SECONDS
     for data in (b"b", b"c"):  # the sweep behind the first removes all, as old as the clock is
         store.store(payload([memoryview(data * 500)]))
     assert len(place.files()) == 1

@@ -31,7 +31,7 @@ from memo.runtime.events import ERROR
 from memo.stores.authorities import Authorities
 from memo.stores.redis import tracking as tracking_module
 from memo.stores.redis.redis_tier import Redis
-from memo.stores.redis.tracking import BOUND, Listener, parse
+from memo.stores.redis.tracking import MAX_OUTDATED_SECONDS, Listener, parse
 from memo.testing import ManualClock, recording
 from memo.validity.stamps import Turn
 
@@ -49,7 +49,7 @@ def _no_runs() -> None:
 @pytest.fixture
 def tracking(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
     """A Redis, and settings that have hits in memory answered without it; no machine is slow."""
-    monkeypatch.setattr(tracking_module, "BOUND", PATIENCE)
+    monkeypatch.setattr(tracking_module, "MAX_OUTDATED_SECONDS", PATIENCE)
     configure(redis_url=redis_server.url, coherence="tracking", deadline=5.0)
     return redis_server
 
@@ -57,7 +57,7 @@ def tracking(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Redi
 @pytest.fixture
 def as_promised(tracking: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
     """The same, with the bound that is promised."""
-    monkeypatch.setattr(tracking_module, "BOUND", BOUND)
+    monkeypatch.setattr(tracking_module, "MAX_OUTDATED_SECONDS", MAX_OUTDATED_SECONDS)
     return tracking
 
 
@@ -486,7 +486,7 @@ def half_dead(as_promised: RedisServer) -> Iterator[HalfDead]:
 def test_a_silent_connection_is_noticed_within_the_bound(
     tracking: RedisServer, half_dead: HalfDead
 ) -> None:
-    """If pushes get lost, no call gives an entry that was invalidated `BOUND` seconds before it."""
+    """If pushes get lost, an entry is given for at most `MAX_OUTDATED_SECONDS` longer."""
     before = proven(load, "EU")
     half_dead.deaf = True
     returned = elsewhere(tracking.url, load)
@@ -498,7 +498,7 @@ def test_a_silent_connection_is_noticed_within_the_bound(
             break
         oldest = max(oldest, begun - returned)
         assert begun < ends
-    assert oldest < BOUND
+    assert oldest < MAX_OUTDATED_SECONDS
     assert not listener_in_use().listening
     half_dead.deaf = False
     until(lambda: listener_in_use().listening)
@@ -506,13 +506,13 @@ def test_a_silent_connection_is_noticed_within_the_bound(
 
 
 def test_a_frozen_redis_is_noticed_within_the_bound(as_promised: RedisServer) -> None:
-    """A Redis that hangs is not believed for longer than `BOUND`; when it is back, it is again."""
+    """A Redis that hangs is believed for `MAX_OUTDATED_SECONDS`, and again when it is back."""
     configure(deadline=0.25)
     proven(load, "EU")
     listener = listener_in_use()
     as_promised.freeze()
     frozen = time.monotonic()
-    limit = listener.now() + int((BOUND + 0.001) * 1e9)
+    limit = listener.now() + int((MAX_OUTDATED_SECONDS + 0.001) * 1e9)
     until(lambda: not listener.listening)
     assert listener.until <= limit
     assert not is_quick(load, "EU")
@@ -639,7 +639,7 @@ def test_the_thread_ends_with_the_chain(tracking: RedisServer) -> None:
 def test_the_thread_ends_when_nobody_wants_it(ahead: Ahead) -> None:
     """A process that asks nothing for a while keeps no connection; it comes back when wanted."""
     before = proven(load, "EU")
-    until(lambda: ahead.advance(2 * tracking_module.IDLE) or not threads())
+    until(lambda: ahead.advance(2 * tracking_module.IDLE_CONNECTION_SECONDS) or not threads())
     assert not listener_in_use().listening
     assert proven(load, "EU") == before
 
@@ -737,7 +737,7 @@ def test_the_interpreter_exits_promptly(redis_server: RedisServer, tmp_path: Pat
         assert process.stdout.readline() == "listening\n"
         begun = time.monotonic()
         assert process.wait(PATIENCE) == 0
-        assert time.monotonic() - begun < tracking_module.IDLE / 2
+        assert time.monotonic() - begun < tracking_module.IDLE_CONNECTION_SECONDS / 2
 
 
 def test_health_says_so(tracking: RedisServer) -> None:
@@ -753,7 +753,7 @@ def test_health_says_so(tracking: RedisServer) -> None:
 def heard(clock: ManualClock) -> Listener:
     """A listener without a thread, that listens for a second of its clock."""
     listener = Listener("redis://nowhere", b"memo:2:g:{", 1.0, "nowhere", clock)
-    listener.until = clock.boot_ns() + int(BOUND * 1e9)
+    listener.until = clock.boot_ns() + int(MAX_OUTDATED_SECONDS * 1e9)
     return listener
 
 
@@ -775,28 +775,28 @@ def test_marks_hold_until_something_is_heard() -> None:
 
 
 def test_marks_do_not_outlive_the_bound() -> None:
-    """Without another echo, no mark is given or holds after `BOUND` seconds."""
+    """Without another echo, no mark is given or holds after `MAX_OUTDATED_SECONDS`."""
     clock = ManualClock()
     listener = heard(clock)
     mark = listener.mark()
     assert mark is not None
-    clock.advance(BOUND * 0.99)
+    clock.advance(MAX_OUTDATED_SECONDS * 0.99)
     assert listener.renew_mark(mark, []) == mark
-    clock.advance(BOUND * 0.01)
+    clock.advance(MAX_OUTDATED_SECONDS * 0.01)
     assert listener.renew_mark(mark, []) is None
     assert listener.state.startswith("strict")
 
 
 def test_groups_are_bounded() -> None:
-    """Past `GROUPS` groups it forgets them, and with them all earlier marks."""
+    """Past `MAX_TRACKED_GROUPS` groups it forgets them, and with them all earlier marks."""
     listener = heard(ManualClock())
     mark = listener.mark()
     assert mark is not None
-    listener.record_changes([f"g{number}" for number in range(tracking_module.GROUPS)])
+    listener.record_changes([f"g{number}" for number in range(tracking_module.MAX_TRACKED_GROUPS)])
     assert listener.renew_mark(mark, ["x"]) is not None
     listener.record_changes(["d"])
     assert listener.renew_mark(mark, ["x"]) is None
-    assert len(listener.changed_at) <= tracking_module.GROUPS
+    assert len(listener.changed_at) <= tracking_module.MAX_TRACKED_GROUPS
 
 
 @pytest.mark.parametrize(
