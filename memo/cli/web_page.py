@@ -26,7 +26,7 @@ HOST = "127.0.0.1"
 TOKEN_HEADER = "X-Memo-Token"  # noqa: S105 - the name of the header
 LARGEST_MESSAGE = 10_000
 """Bytes of the largest message that a page may send."""
-FILES = {"view.js": "text/javascript", "view.css": "text/css", "page.js": "text/javascript"}
+PAGE_FILES = {"view.js": "text/javascript", "view.css": "text/css", "page.js": "text/javascript"}
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
@@ -87,10 +87,10 @@ class LivePage:
     def file(self, request: Request) -> Response:
         """Serve a file of the page, which contains nothing of the cache."""
         name = request.path_params["name"]
-        if name not in FILES:
+        if name not in PAGE_FILES:
             return _plain_response("Not found.", 404)
         refusal = self.refusal(request, needs_token=False)
-        return refusal or Response(page_file(name), 200, HEADERS, FILES[name])
+        return refusal or Response(page_file(name), 200, HEADERS, PAGE_FILES[name])
 
     def state(self, request: Request) -> Response:
         """Return the state that the page draws."""

@@ -30,7 +30,7 @@ from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port, Waiter
 from memo.validity.stamps import Turn, affects_any
 
-MOST_RECENT = 4096
+MAX_RECENT_FLIGHTS = 4096
 """Number of ended flights whose names are remembered."""
 
 
@@ -197,7 +197,9 @@ class Flights:
             since: `ended_count` before the caller looked the entry up.
         """
         flight, leads = self.join(name, refs)
-        may_have_ended = self._recent.get(name, 0) > since or self.ended_count - since > MOST_RECENT
+        may_have_ended = (
+            self._recent.get(name, 0) > since or self.ended_count - since > MAX_RECENT_FLIGHTS
+        )
         if leads and may_have_ended:
             self._withdraw(flight)
             self.forget_wait(flight)
@@ -261,7 +263,7 @@ class Flights:
             self.ended_count += 1
             self._recent.pop(flight.name, None)
             self._recent[flight.name] = self.ended_count
-            if len(self._recent) > MOST_RECENT:
+            if len(self._recent) > MAX_RECENT_FLIGHTS:
                 del self._recent[next(iter(self._recent))]
             return flight.join_count
 

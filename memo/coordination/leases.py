@@ -41,7 +41,7 @@ LOOP_CHECK_SECONDS = 0.5
 POLL_SECONDS = (0.002, 0.02)
 """Polling interval of a host lock in seconds: it starts at the first value, and doubles up to the
 second as long as the holder stays the same."""
-LOCK_PATIENCE = 2.0
+HOLDER_LOCK_SECONDS = 2.0
 """How long in seconds a lease holder waits for a locked cache file (others wait 0.25 s).  If it
 gives up, every waiting process has to recompute."""
 _AFTER_EXPIRY = 0.01
@@ -283,8 +283,8 @@ async def acquire_lease(
 
 
 def lock_patience(policy: Policy) -> AbstractContextManager[None]:
-    """With `use_lock`, let this block wait longer for locks of SQLite, up to `LOCK_PATIENCE`."""
-    return waiting_for_locks(LOCK_PATIENCE) if policy.use_lock else nullcontext()
+    """With `use_lock`, let this block wait `HOLDER_LOCK_SECONDS` for locks of SQLite."""
+    return waiting_for_locks(HOLDER_LOCK_SECONDS) if policy.use_lock else nullcontext()
 
 
 async def wait_until_over(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar
 from memo import engine
 from memo.decorators import cached_function
 from memo.decorators.helpers import (
-    MISSING,
+    ITS_OWN,
     OwnAnnotations,
     OwnDoc,
     is_helper,
@@ -96,7 +96,7 @@ class BoundFunction(_Helpers[P, R]):
 
     @public
     def _invalidate_own(
-        self, awaited: bool, soft: bool, /, *args: Any, reason: str = MISSING, **kwargs: Any
+        self, awaited: bool, soft: bool, /, *args: Any, reason: str = ITS_OWN, **kwargs: Any
     ) -> Any:
         """Invalidate the entries of an object in its current state."""
         drop = self.__func__._checked_invalidation(self.__self__, args, kwargs, reason, soft=soft)

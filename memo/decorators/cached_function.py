@@ -32,7 +32,7 @@ from memo import engine, metrics
 from memo.decorators import assembly, pickling
 from memo.decorators.bound_functions import BoundFunction
 from memo.decorators.function_options import Ttl, make_function
-from memo.decorators.helpers import MISSING, helper, takes_any_arguments
+from memo.decorators.helpers import ITS_OWN, helper, takes_any_arguments
 from memo.engine import replay
 from memo.engine.call import (
     NOTHING,
@@ -210,7 +210,7 @@ class CachedFunction(Generic[P, R]):
         *,
         mode: modes.Kind | None = None,
         max_age: float | str | durations.timedelta | None = None,
-        ttl: Ttl = MISSING,
+        ttl: Ttl = ITS_OWN,
     ) -> Self:
         """Return the same function with other settings for its own calls, not for calls inside.
 
@@ -230,7 +230,7 @@ class CachedFunction(Generic[P, R]):
         made.__dict__.update(self.__dict__)
         made._original = self._original or self
         made._own_mode = modes.check_mode(mode, max_age).over(self._own_mode)
-        if ttl is not MISSING:
+        if ttl is not ITS_OWN:
             made._function = self._function.with_policy(
                 self._function.policy._replace(ttl=self._checked_ttl(ttl))
             )
@@ -338,7 +338,7 @@ class CachedFunction(Generic[P, R]):
 
     @helper(partial=True, reason="")
     def invalidate(
-        self, /, *args: Any, reason: str = MISSING, **kwargs: Any
+        self, /, *args: Any, reason: str = ITS_OWN, **kwargs: Any
     ) -> engine.Invalidation:
         """Invalidate every entry whose arguments include the given ones; without any: all entries.
 
@@ -357,13 +357,13 @@ class CachedFunction(Generic[P, R]):
 
     @helper(partial=True, reason="")
     async def ainvalidate(
-        self, /, *args: Any, reason: str = MISSING, **kwargs: Any
+        self, /, *args: Any, reason: str = ITS_OWN, **kwargs: Any
     ) -> engine.Invalidation:
         """As `invalidate`, without blocking the event loop."""
         return await self._checked_invalidation(NOT_GIVEN, args, kwargs, reason)(native())
 
     @helper(partial=True, reason="")
-    def expire(self, /, *args: Any, reason: str = MISSING, **kwargs: Any) -> engine.Invalidation:
+    def expire(self, /, *args: Any, reason: str = ITS_OWN, **kwargs: Any) -> engine.Invalidation:
         """Let entries expire now; arguments, result and errors are those of `invalidate`.
 
         Within `stale_while_revalidate` the old value is served while one refresh runs.
@@ -374,7 +374,7 @@ class CachedFunction(Generic[P, R]):
 
     @helper(partial=True, reason="")
     async def aexpire(
-        self, /, *args: Any, reason: str = MISSING, **kwargs: Any
+        self, /, *args: Any, reason: str = ITS_OWN, **kwargs: Any
     ) -> engine.Invalidation:
         """As `expire`, without blocking the event loop."""
         return await self._checked_invalidation(NOT_GIVEN, args, kwargs, reason, soft=True)(
@@ -388,8 +388,8 @@ class CachedFunction(Generic[P, R]):
 
         If the function has an argument of that name, the value belongs to the call.
         """
-        if given is MISSING or name not in self._function.keyer.plan.names:
-            return kwargs, otherwise if given is MISSING else given
+        if given is ITS_OWN or name not in self._function.keyer.plan.names:
+            return kwargs, otherwise if given is ITS_OWN else given
         return {**kwargs, name: given}, otherwise
 
     def _checked_invalidation(
@@ -493,7 +493,7 @@ class CachedFunction(Generic[P, R]):
         return replay.unwrap(found)
 
     @helper(default=None)
-    def peek(self, /, *args: Any, default: Any = MISSING, **kwargs: Any) -> Any:
+    def peek(self, /, *args: Any, default: Any = ITS_OWN, **kwargs: Any) -> Any:
         """Return the stored value if a call would use it, else `default` (None); never compute.
 
         If the function has an argument called `default`, it is that argument, and the default is
@@ -503,7 +503,7 @@ class CachedFunction(Generic[P, R]):
         return drive(self._peek(BLOCKING, args, kwargs, default))
 
     @helper(default=None)
-    async def apeek(self, /, *args: Any, default: Any = MISSING, **kwargs: Any) -> Any:
+    async def apeek(self, /, *args: Any, default: Any = ITS_OWN, **kwargs: Any) -> Any:
         """As `peek`, without blocking the event loop."""
         kwargs, default = self._own_option(kwargs, "default", default, None)
         return await self._peek(native(), args, kwargs, default)
@@ -529,7 +529,7 @@ class CachedFunction(Generic[P, R]):
         return await self._with_plan(port, function, found, args, kwargs) if plan else found
 
     @helper()
-    def explain(self, /, *args: Any, plan: bool = MISSING, **kwargs: Any) -> engine.Explanation:
+    def explain(self, /, *args: Any, plan: bool = ITS_OWN, **kwargs: Any) -> engine.Explanation:
         """Explain whether this call would hit, and if not, why; nothing is computed or loaded.
 
         With `each`, the first element that misses is explained.
@@ -544,7 +544,7 @@ class CachedFunction(Generic[P, R]):
 
     @helper()
     async def aexplain(
-        self, /, *args: Any, plan: bool = MISSING, **kwargs: Any
+        self, /, *args: Any, plan: bool = ITS_OWN, **kwargs: Any
     ) -> engine.Explanation:
         """As `explain`, without blocking the event loop."""
         kwargs, plan = self._own_option(kwargs, "plan", plan, False)
@@ -727,14 +727,14 @@ def _asyncio_marker() -> object:
     return getattr(coroutines, "_is_coroutine", None)
 
 
-_MOST_KEYS = 4096
+_MAX_RETURNED_KEYS = 4096
 """Most keys that this process remembers after it has returned them to the user."""
 _turns_by_key: dict[str, Turn] = {}
 
 
 def remember_key(call: Call, function_id: str) -> None:
     """Remember the call of a key that the user gets, so that the key can be invalidated."""
-    if len(_turns_by_key) >= _MOST_KEYS:
+    if len(_turns_by_key) >= _MAX_RETURNED_KEYS:
         with suppress(KeyError, StopIteration, RuntimeError):  # other threads do the same
             del _turns_by_key[next(iter(_turns_by_key))]
     _turns_by_key[call.text] = Turn(f"f:{function_id}", call.arguments, whole=True)
@@ -745,7 +745,7 @@ def turn_of_key(key: str) -> Turn | None:
     return _turns_by_key.get(key)
 
 
-_FUNCTIONS = (functools.partial, CachedFunction, BoundFunction)
+_FUNCTION_TYPES = (functools.partial, CachedFunction, BoundFunction)
 """Types of functions besides those that `inspect.isroutine` knows."""
 
 
@@ -756,7 +756,7 @@ def _refuse_predicates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         OptionError: an argument is a function.
     """
     for name, value in (*enumerate(args, 1), *kwargs.items()):
-        if inspect.isroutine(value) or isinstance(value, _FUNCTIONS):
+        if inspect.isroutine(value) or isinstance(value, _FUNCTION_TYPES):
             which = name if isinstance(name, str) else f"argument {name}"
             fix = (
                 "is a function, and predicates are not supported: give the values one by one or, "

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 UNBOUND: Final = sys.version_info >= (3, 13)
 """True if a classmethod binds its function as a plain method."""
-NOTE: Final = "__memo_note__"
+NOTE_ATTRIBUTE: Final = "__memo_note__"
 """The attribute that holds the note in a class body."""
 _FRAMES: Final = 16
 """Most stack frames that are searched for a class body, since decorators may call each other."""
@@ -59,7 +59,7 @@ def bind_later(made: Any, bind: Callable[[], None], function: Callable[..., Any]
         return
     body = _class_body(outer)
     if body is not None:
-        body.setdefault(NOTE, Note()).functions.append((made, bind))
+        body.setdefault(NOTE_ATTRIBUTE, Note()).functions.append((made, bind))
 
 
 def _class_body(name: str) -> Any:

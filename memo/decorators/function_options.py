@@ -13,7 +13,7 @@ from memo.decorators import assembly
 from memo.engine import same_types
 from memo.engine.call import Function
 from memo.keys import bindings
-from memo.keys.call_keys import GLOBAL, Call, Keyer
+from memo.keys.call_keys import GLOBAL_PREFIX, Call, Keyer
 from memo.keys.encoding import canonical
 from memo.keys.fingerprint.function_version import Identity
 from memo.runtime.port import Port
@@ -98,7 +98,7 @@ def make_function(
     """
     replay = options.flag("replay", given["replay"])
     ignored = options.texts("ignore", given["ignore"])
-    state = [label for label in ignored if label.startswith(GLOBAL)]
+    state = [label for label in ignored if label.startswith(GLOBAL_PREFIX)]
     keyer = Keyer(
         function,
         identity=Identity(

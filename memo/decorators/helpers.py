@@ -28,7 +28,7 @@ class NotGiven:
 
 
 ANY = NotGiven("<any>")
-MISSING: Any = NotGiven("<its own>")
+ITS_OWN: Any = NotGiven("<its own>")
 
 
 class _Helper:

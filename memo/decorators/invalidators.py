@@ -150,7 +150,7 @@ async def _key_target(port: Port, text: str) -> _Target:
             f"names one address and is no pattern; {rest} to invalidate all addresses of a prefix."
         )
         raise OptionError("key", text, fix)
-    if re.fullmatch(_KEY, text):
+    if re.fullmatch(_KEY_PATTERN, text):
         turns = await _turns_of_key(port, text)
         return _Target(turns, f"key {text!r}", _elsewhere_hint)
 
@@ -162,11 +162,11 @@ async def _key_target(port: Port, text: str) -> _Target:
 
 def _elsewhere_hint(_: Matches) -> str:
     """Return the hint that a key does not find calls which only other hosts know."""
-    return ELSEWHERE if assembly.default_chain().authorities.shared is not None else ""
+    return UNKNOWN_KEY_HINT if assembly.default_chain().authorities.shared is not None else ""
 
 
-_KEY: Final = r"[0-9a-f]{40}"
-ELSEWHERE: Final = (
+_KEY_PATTERN: Final = r"[0-9a-f]{40}"
+UNKNOWN_KEY_HINT: Final = (
     "a call that another host is computing now is not known by its key here: "
     "give its address, tag or function"
 )

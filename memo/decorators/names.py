@@ -20,7 +20,7 @@ MOST_NAMES = 20_000
 """Most names of one kind that are read from this host."""
 MOST_NEAREST = 3
 """Most names that an error lists."""
-LONGEST_NAME = 1000
+MAX_COMPARED_CHARACTERS = 1000
 """Longest name, in characters, for which similar names are searched."""
 FUNCTION, PREFIX, TAG = "f", "p", "t"
 
@@ -156,7 +156,7 @@ def without_match(patterns: Iterable[str], identities: Sequence[str]) -> list[st
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
     """Return the names that are nearest to a misspelled one, best first."""
-    if len(name) > LONGEST_NAME:
+    if len(name) > MAX_COMPARED_CHARACTERS:
         return []
     import difflib  # needed only for an error
 

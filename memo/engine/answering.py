@@ -64,13 +64,14 @@ from memo.records import codec, seal
 from memo.records.seal import Entry
 from memo.runtime import events
 from memo.runtime.clock import SECOND
+from memo.runtime.events import MISS, STALE
 from memo.runtime.named_tuple import new_tuple
 from memo.runtime.port import Port
 from memo.runtime.reasons import EXPIRED, SOURCE_UNREACHABLE, UNREACHABLE
 from memo.settings.live_values import live
 from memo.stores.chain import Answer, Chain
 from memo.stores.protocols import MEMORY, REDIS, PendingLookup
-from memo.validity.check import FRESH, MISS, STALE, Verdict, expiry, judge
+from memo.validity.check import FRESH, Verdict, expiry, judge
 
 WAITED_AT_LEAST = 0.001
 """Seconds below which a lease counts as free: the process did not wait for it."""

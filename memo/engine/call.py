@@ -16,13 +16,14 @@ from memo.keys.call_keys import Call, Keyer
 from memo.keys.offloading import HeavyError
 from memo.records.stamp_types import Times
 from memo.runtime import events
+from memo.runtime.events import MISS
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.runtime.reasons import SOURCE_UNREACHABLE
 from memo.settings.live_values import live
 from memo.settings.options import Policy
 from memo.stores.protocols import PendingLookup
-from memo.validity.check import MISS, Verdict, judge
+from memo.validity.check import Verdict, judge
 from memo.validity.dependencies import Dependencies
 
 if TYPE_CHECKING:

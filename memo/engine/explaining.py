@@ -27,6 +27,7 @@ from memo.records.seal import Header
 from memo.records.stamp_types import ADDRESS, File, Generation, Ref, Stamp, State
 from memo.records.stamp_types import Call as CallStamp
 from memo.runtime.clock import SECOND
+from memo.runtime.events import MISS, STALE
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.runtime.reasons import (
@@ -47,10 +48,10 @@ from memo.runtime.reasons import (
 from memo.settings.options import Policy
 from memo.stores.chain import Answer, Chain
 from memo.validity import dependencies, generations, results, stamps
-from memo.validity.check import BORN_STALE, MISS, STALE, Judge, age, judge, why_changed
+from memo.validity.check import BORN_STALE, Judge, age, judge, why_changed
 
 CODE_CHANGED = "code changed"
-ARGUMENTS = "other arguments"
+OTHER_ARGUMENTS = "other arguments"
 EVICTED = "evicted"
 _FAULT_FACTS = {
     UNREADABLE: "the entry is damaged, or of another format; the next call replaces it",
@@ -467,7 +468,7 @@ def _not_cached_facts(
         facts.append(_hidden_difference_text(call, code, nearest))
     many = f"the nearest of {len(stored)} entries" if len(stored) > 1 else "the only entry"
     facts.append(f"{many}: {rendering.address(nearest)}{_arguments_text(nearest)}")
-    return ARGUMENTS, facts, []
+    return OTHER_ARGUMENTS, facts, []
 
 
 def _arguments_text(header: Header) -> str:
@@ -606,7 +607,12 @@ def _span(nanoseconds: float) -> str:
 # --- plans ----------------------------------------------------------------------------------------
 
 
-HIT, REFRESH, REVALIDATE, COMPUTE = "hit", "hit, then refresh", "revalidate", "compute"
+PLANNED_HIT, PLANNED_REFRESH, PLANNED_REVALIDATION, PLANNED_COMPUTATION = (
+    "hit",
+    "hit, then refresh",
+    "revalidate",
+    "compute",
+)
 MOST_STEPS = 1000
 """Most steps in a plan."""
 
@@ -651,20 +657,22 @@ class Planner:
             if now:
                 await self.add(function, now[0].key, shown, depth)
                 return
-            does, reason = COMPUTE, CODE_CHANGED
+            does, reason = PLANNED_COMPUTATION, CODE_CHANGED
         self.steps.append(
             Step(
                 shown or (label(function) if last is None else rendering.address(last)),
                 function,
                 does,
-                "" if does == HIT else reason,
+                "" if does == PLANNED_HIT else reason,
                 None if last is None else last.times.cost / SECOND,
                 depth,
             )
         )
-        if last is None or does in (HIT, REFRESH):
+        if last is None or does in (PLANNED_HIT, PLANNED_REFRESH):
             return
-        for inner, inner_key in await self._calls_beneath(last, only_doubtful=does == REVALIDATE):
+        for inner, inner_key in await self._calls_beneath(
+            last, only_doubtful=does == PLANNED_REVALIDATION
+        ):
             await self.add(inner, inner_key, depth=depth + 1)
 
     async def add_root(self, function: str, key: str, shown: str, summary: str) -> None:
@@ -762,5 +770,5 @@ def _age_judge(chain: Chain) -> Judge:
 
 def _step_kind(found: Answer) -> str:
     if found.verdict.kind == MISS:
-        return REVALIDATE if found.verdict.renewable else COMPUTE
-    return REFRESH if found.verdict.kind == STALE else HIT
+        return PLANNED_REVALIDATION if found.verdict.renewable else PLANNED_COMPUTATION
+    return PLANNED_REFRESH if found.verdict.kind == STALE else PLANNED_HIT

@@ -201,7 +201,7 @@ async def _turn_all(
     FLIGHTS.detach(turns)
     for function in {_function_of(turn): None for turn in turns} or ("",):
         about = _turns_text(turns)
-        events.emit(events.Event(events.INVALIDATED, function, reason=reason, detail=about))
+        events.emit(events.Event(events.INVALIDATION, function, reason=reason, detail=about))
     return tiers
 
 

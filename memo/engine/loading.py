@@ -12,11 +12,12 @@ from memo.records import codec, seal
 from memo.records.seal import Entry, Header
 from memo.runtime import events
 from memo.runtime.clock import SECOND
+from memo.runtime.events import MISS
 from memo.runtime.port import Port
 from memo.runtime.reasons import PAYLOAD_MISSING, UNREADABLE
 from memo.stores.chain import Answer
 from memo.stores.protocols import PendingLookup, SharesVerification, Source
-from memo.validity.check import MISS, Verdict
+from memo.validity.check import Verdict
 
 BIG_STREAM = 1 << 20
 """A pickle stream of more bytes than this is loaded off the event loop."""

@@ -69,7 +69,7 @@ def _visible_parts(value: Any, depth: int) -> str | None:
     kind = type(value)
     if own := _own_cells(value):
         return _visible_function(value, own)
-    if kind in atoms.PLAIN or kind in canonical.BUILTIN:
+    if kind in atoms.PLAIN_TYPES or kind in canonical.BUILTIN:
         return None
     from memo.keys.encoding import python_types  # most calls do not need it
 

@@ -34,13 +34,14 @@ from memo.records.stamp_types import Result
 from memo.runtime import events
 from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SECOND
+from memo.runtime.events import STALE
 from memo.runtime.native import run_elsewhere
 from memo.runtime.port import Port
 from memo.runtime.reasons import INVALIDATED
 from memo.stores.chain import Answer
 from memo.stores.protocols import MEMORY
 from memo.validity import results
-from memo.validity.check import FRESH, STALE, Unconfirmed
+from memo.validity.check import FRESH, Unconfirmed
 from memo.validity.results import UsedResult
 
 BACKOFF_SECONDS = (1.0, 60.0)
@@ -284,7 +285,7 @@ def _end_refresh(job: Job, result: FlightResult | None) -> tuple[str, str]:
     backoff, key = job.function.backoff, job.call.text
     if result is None:  # another process is refreshing it, or just has
         backoff[key] = (time.monotonic() + RECHECK_SECONDS, 0.0)
-        return events.REFRESH_DONE, events.ELSEWHERE
+        return events.REFRESH_DONE, events.REFRESHED_ELSEWHERE
     if result.cache_failed:
         return events.REFRESH_FAILED, ARGUMENTS_CHANGED
     if result.error is None:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from memo.keys.encoding.atoms import PLAIN_TYPES
 from memo.runtime import fork
 
 MOST_KEPT = 4 * 1024 * 1024
@@ -28,7 +29,7 @@ _DISPLAY = "display"
 _CUT = "\n[memo: the output after this was not kept]\n"
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 """A view of a widget is useless without its model, which lives in one kernel only."""
-_PLAIN = (str, bytes, bool, int, float, type(None))
+_PLAIN_BASES = tuple(PLAIN_TYPES)
 
 Output = tuple[tuple[str, Any], ...]
 """Pairs of kind and content in order: `"stdout"` or `"stderr"` and a text, `"display"` and the
@@ -179,7 +180,7 @@ def _is_plain(value: Any) -> bool:
         return all(map(_is_plain, (*value.keys(), *value.values())))
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
-    return isinstance(value, _PLAIN)
+    return isinstance(value, _PLAIN_BASES)
 
 
 def _size(bundle: Mapping[str, Any]) -> int:

@@ -26,18 +26,17 @@ from contextlib import suppress
 from typing import Any
 
 from memo.errors import EntryError
+from memo.keys.encoding.atoms import PLAIN_OR_CONTAINER_TYPES, PLAIN_TYPES
 from memo.keys.fingerprint import origin
 from memo.keys.fingerprint.function_version import code_digest
 from memo.records import codec
 
 _OURS = __name__.partition(".")[0]
-_PLAIN = frozenset({int, float, str, bytes, bool, type(None), list, tuple, dict, set, frozenset})
-_ATOMS = frozenset({int, float, str, bytes, bool, type(None)})
 _MOST_CHECKED = 64
 """Largest container whose members are all checked for being plain."""
 _AS_BASE = frozenset({"numpy.memmap"})
 """Types whose objects are stored as objects of their base class, as documented."""
-_NEW: tuple[Any, ...] = (copyreg.__newobj__, copyreg.__newobj_ex__)  # type: ignore[attr-defined]
+_NEW_OBJECT: tuple[Any, ...] = (copyreg.__newobj__, copyreg.__newobj_ex__)  # type: ignore[attr-defined]
 _loads_as: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
 """Type -> how its objects differ when loaded; `""` if they load unchanged."""
 _pickled_types: weakref.WeakSet[type] = weakref.WeakSet()
@@ -59,7 +58,7 @@ def encode(value: Any, result: Any, compress: int | None) -> codec.Encoded:
         return value.encode(pickle_item(value.returned))
     encoded = codec.encode(value, compress, _pickle_by_name)
     kind = type(result)
-    if kind in _PLAIN or kind.__module__.partition(".")[0] == _OURS:
+    if kind in PLAIN_OR_CONTAINER_TYPES or kind.__module__.partition(".")[0] == _OURS:
         return encoded
     if f"{kind.__module__}.{kind.__qualname__}" in _AS_BASE:
         return encoded
@@ -85,7 +84,7 @@ def pickle_item(value: Any) -> bytes:
     if _is_plain(value, 3):
         return pickle.dumps(value, 5)
     stream = codec.encode_inline(value, _pickle_by_name)
-    if type(value) not in _PLAIN:
+    if type(value) not in PLAIN_OR_CONTAINER_TYPES:
         _check_type(value, type(value))
     return stream
 
@@ -93,7 +92,7 @@ def pickle_item(value: Any) -> bytes:
 def _is_plain(value: Any, depth: int) -> bool:
     """True if plain `pickle` is enough and loads the value unchanged."""
     kind = type(value)
-    if kind in _ATOMS:
+    if kind in PLAIN_TYPES:
         return True
     if not depth or len(value) > _MOST_CHECKED if kind in (list, tuple, dict) else True:
         return False
@@ -128,7 +127,7 @@ def _is_made_by_other(value: Any, kind: type) -> bool:
         return False
     if isinstance(made, str):
         return False
-    plain = made[0] in _NEW and bool(made[1])
+    plain = made[0] in _NEW_OBJECT and bool(made[1])
     maker = made[1][0] if plain else made[0]
     return not (isinstance(maker, type) and issubclass(maker, kind))
 

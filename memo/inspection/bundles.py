@@ -30,6 +30,7 @@ from memo.records.stamp_types import Times
 from memo.runtime import VERSION
 from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SECOND
+from memo.runtime.events import MISS
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.settings.options import Policy
@@ -48,7 +49,7 @@ from memo.stores.bundle import (
     write,
 )
 from memo.stores.chain import Chain
-from memo.validity.check import MISS, Verdict, age, judge
+from memo.validity.check import Verdict, age, judge
 
 Target = CachedFunction[..., Any] | Callable[..., Any] | str
 SAME_CODE, OTHER_CODE, CODE_UNKNOWN = "same code", "other code", "code not known here"

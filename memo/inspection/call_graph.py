@@ -16,7 +16,7 @@ from memo.coordination.flights import FLIGHTS
 from memo.decorators import assembly
 from memo.engine.explaining import MOST_SEARCHED, list_headers
 from memo.inspection import graph_drawing, inventory
-from memo.inspection.graph_drawing import RUNNING, STORED, Node, to_networkx
+from memo.inspection.graph_drawing import ONLY_STORED, RUNNING, Node, to_networkx
 from memo.inspection.running_computations import COMPUTATIONS, Running
 from memo.metrics import rendering
 from memo.metrics.recorder import COUNTERS
@@ -24,7 +24,10 @@ from memo.records.seal import Header
 from memo.records.stamp_types import Generation, Ref
 from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SECOND
+from memo.runtime.events import STALE
 from memo.runtime.port import Port
+from memo.runtime.reasons import EXPIRED, INVALIDATED
+from memo.validity.check import FRESH
 
 GROUPED_FROM = 40
 """Most calls that are shown one by one."""
@@ -81,8 +84,8 @@ class Graph:
 
 
 MOST_URGENT = (
-    *(RUNNING, inventory.OUTDATED, inventory.INVALIDATED, inventory.EXPIRED),
-    *(inventory.IN_DOUBT, inventory.STALE),
+    *(RUNNING, inventory.OUTDATED, INVALIDATED, EXPIRED),
+    *(inventory.IN_DOUBT, STALE),
 )
 """States that a group shows if any of its calls has them; else it shows the most frequent one."""
 
@@ -146,9 +149,9 @@ async def _graph(port: Port, everything: bool) -> Graph:
     nodes: dict[Ref, Node] = {}
     for ref in chosen:
         header, size = headers[ref]
-        seen = outcomes.get(header.function, {}).get(header.key, STORED)
+        seen = outcomes.get(header.function, {}).get(header.key, ONLY_STORED)
         state = RUNNING if ref in running else states[ref]
-        nodes[ref] = _node(header, size, seen if state == inventory.FRESH else state)
+        nodes[ref] = _node(header, size, seen if state == FRESH else state)
     for ref in sorted(running, key=str):
         name = ref.group[2:]
         nodes.setdefault(ref, Node(_name(ref), name, running[ref], RUNNING))

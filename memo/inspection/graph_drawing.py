@@ -20,7 +20,7 @@ from memo.runtime.named_tuple import NamedTuple
 if TYPE_CHECKING:
     import networkx as nx
 
-HIT, COMPUTED, RUNNING, STORED = "hit", "computed", "running", "stored"
+RUNNING, ONLY_STORED = "running", "stored"
 STATE_COLOURS = {
     "hit": "#9fd8b0",
     "computed": "#a9cdf5",
@@ -46,7 +46,7 @@ STATE_MEANINGS = {
     "unknown": "no tier can tell now whether it is valid",
 }
 """State -> its explanation in the legend."""
-WIDTH, HEIGHT = 188, 58
+BOX_WIDTH, BOX_HEIGHT = 188, 58
 BOLD_CHARACTERS = 23
 """Most characters of bold text that fit into a box."""
 _ACROSS, _DOWN, _EDGE = 56, 16, 12
@@ -75,7 +75,7 @@ class Node:
     id: str
     function: str
     arguments: str = ""
-    state: str = STORED
+    state: str = ONLY_STORED
     seconds: float = 0.0
     size: int = 0
     calls: int = 1
@@ -159,12 +159,12 @@ def place_nodes(graph: Graph) -> tuple[dict[str, Placed], int, int]:
     most = max(map(len, found), default=0)
     places: dict[str, Placed] = {}
     for column, layer in enumerate(found):
-        top = (most - len(layer)) * (HEIGHT + _DOWN) // 2
+        top = (most - len(layer)) * (BOX_HEIGHT + _DOWN) // 2
         for row, name in enumerate(layer):
-            x = _EDGE + column * (WIDTH + _ACROSS)
-            places[name] = Placed(nodes[name], x, _EDGE + top + row * (HEIGHT + _DOWN))
-    wide = 2 * _EDGE + len(found) * (WIDTH + _ACROSS) - _ACROSS
-    return places, wide, 2 * _EDGE + most * (HEIGHT + _DOWN) - _DOWN
+            x = _EDGE + column * (BOX_WIDTH + _ACROSS)
+            places[name] = Placed(nodes[name], x, _EDGE + top + row * (BOX_HEIGHT + _DOWN))
+    wide = 2 * _EDGE + len(found) * (BOX_WIDTH + _ACROSS) - _ACROSS
+    return places, wide, 2 * _EDGE + most * (BOX_HEIGHT + _DOWN) - _DOWN
 
 
 def svg(graph: Graph) -> str:
@@ -190,8 +190,8 @@ def svg(graph: Graph) -> str:
 
 
 def _edge_svg(start: Placed, end: Placed) -> str:
-    x1, y1 = start.x + WIDTH, start.y + HEIGHT // 2
-    x2, y2 = end.x, end.y + HEIGHT // 2
+    x1, y1 = start.x + BOX_WIDTH, start.y + BOX_HEIGHT // 2
+    x2, y2 = end.x, end.y + BOX_HEIGHT // 2
     bend = max(24, (x2 - x1) // 2)
     return (
         f'<path d="M{x1} {y1}C{x1 + bend} {y1} {x2 - bend} {y2} {x2} {y2}" fill="none" '
@@ -215,7 +215,7 @@ def _box_svg(place: Placed) -> str:
         f'<g class="memo-node" data-id="{escape(node.id)}" data-key="{escape(node.key)}" '
         f'data-function="{escape(node.function)}" data-state="{node.state}">'
         f"<title>{escape(tooltip(node))}</title>"
-        f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="7" fill="{fill}" '
+        f'<rect x="{x}" y="{y}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="7" fill="{fill}" '
         f'stroke="#5b6470"/>{lines}</g>'
     )
 

@@ -26,14 +26,15 @@ from memo.records.seal import Header
 from memo.records.stamp_types import Call, File, Generation, Ref, Stamp, State
 from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SECOND
+from memo.runtime.events import MISS
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
-from memo.runtime.reasons import SOURCE_UNREACHABLE
+from memo.runtime.reasons import EXPIRED, INVALIDATED, SOURCE_UNREACHABLE
 from memo.settings.options import Policy
 from memo.stores.chain import Chain
 from memo.stores.protocols import Listable, Listed, ServerTier, display_name
-from memo.validity import check, dependencies, stamps
-from memo.validity.check import Expired, age, judge, why_changed
+from memo.validity import dependencies, stamps
+from memo.validity.check import FRESH, Expired, age, judge, why_changed
 from memo.validity.results import unflatten
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Item(NamedTuple):
         header: everything known without loading its value.
         size: bytes of its record and its payload.
         tiers: names of the tiers that hold it now.
-        state: one of the words below.
+        state: `FRESH`, `STALE`, `EXPIRED`, `INVALIDATED`, or one of the words below.
         age: seconds since it was computed; None: unknown.
     """
 
@@ -58,11 +59,6 @@ class Item(NamedTuple):
     age: float | None = None
 
 
-FRESH = "fresh"
-STALE = "stale"
-"""It is served, and a refresh runs."""
-EXPIRED = "expired"
-INVALIDATED = "invalidated"
 OUTDATED = "outdated"
 """The code of its function, or a dependency, has changed since."""
 IN_DOUBT = "in doubt"
@@ -276,11 +272,11 @@ def _state(
     policy = policy.of_errors if header.flags & seal.RAISED else policy
     expired = min(times) if times else None
     kind = judge(header.times, policy, chain.clock, expired=expired).kind
-    if doubt and kind == check.FRESH:
+    if doubt and kind == FRESH:
         return IN_DOUBT
     if function is None:
-        return FRESH if kind == check.FRESH else EXPIRED
-    return {check.FRESH: FRESH, check.STALE: STALE}.get(kind, EXPIRED)
+        return FRESH if kind == FRESH else EXPIRED
+    return EXPIRED if kind == MISS else kind
 
 
 def _invalid_state(

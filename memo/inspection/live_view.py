@@ -29,6 +29,7 @@ from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SECOND
 from memo.runtime.native import native
 from memo.runtime.port import Port
+from memo.runtime.reasons import INVALIDATED
 
 LISTED_EVERY = 3.0
 """Seconds between two listings of the entries on the disk."""
@@ -174,7 +175,7 @@ class Model:
         done = work()
         after = drive(inventory.states(BLOCKING, chain, headers))
         pairs = zip(headers, before, after, strict=True)
-        gone = [h for h, old, new in pairs if old != new and new == inventory.INVALIDATED]
+        gone = [h for h, old, new in pairs if old != new and new == INVALIDATED]
         gone.sort(key=lambda header: header.times.finished)  # what was built on it comes after it
         how = ", ".join(f"{tier}: {what}" for tier, what in done.tiers.items())
         if not gone:

@@ -306,7 +306,7 @@ def _parse_arguments(magic: Any, line: str) -> Any:
     try:
         return parse_argstring(magic, line)
     except UsageError as error:
-        flags = _OPTIONS.get(magic.__name__, ())
+        flags = _MAGIC_OPTIONS.get(magic.__name__, ())
         wrong = next((w for w in line.split() if w.startswith("-") and w not in flags), "")
         if "unrecognized" not in str(error) or not wrong:
             raise
@@ -625,7 +625,7 @@ MAGIC_NAMES = (
     *("cache_stats", "cache_clear", "cache_explain", "cache_ls", "cache_graph"),
     "cache_report",
 )
-_OPTIONS = {
+_MAGIC_OPTIONS = {
     "cache_stats": ("--all", "--plot", "--json", "--frame", "--limit", "--reset"),
     "cache_clear": ("--all", "--where", "--tag"),
     "cache_ls": ("--where", "--tag", "--tier", "--by", "--limit", "--frame"),
@@ -690,7 +690,7 @@ def _matcher(context: Any) -> Any:
     if name == "cache_explain":  # a call: Python completes what is in its parentheses
         names = [] if "(" in rest else [_typeable_name(f).rpartition(":")[2] for f in functions()]
     elif word.startswith("-") or name in ("cache_report", "cache"):
-        names = list(_OPTIONS[name])
+        names = list(_MAGIC_OPTIONS[name])
     else:
         names = list(map(_typeable_name, functions()))
     found = [one for one in dict.fromkeys(names) if one.startswith(word)]

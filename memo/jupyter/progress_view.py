@@ -32,7 +32,7 @@ SHOWN_AFTER = 0.5
 """Seconds after which a computation or a wait is shown."""
 UPDATE_SECONDS = 0.25
 """Seconds between two updates of the lines."""
-_MOST_KEYS = 4096
+_MAX_KNOWN_DURATIONS = 4096
 """Keys whose last duration is remembered."""
 _MOST_ESTIMATES = 20
 """Most runs whose end is estimated in one update."""
@@ -328,7 +328,7 @@ class Watcher:
         self.latest[event.function] = event.seconds
         self.known[event.key] = event.seconds
         self.known.move_to_end(event.key)
-        if len(self.known) > _MOST_KEYS:
+        if len(self.known) > _MAX_KNOWN_DURATIONS:
             self.known.popitem(last=False)
 
     def _start_updates(self) -> None:

@@ -55,7 +55,7 @@ LONGEST_MEMOIZED: Final = 256
 _STEADY_TYPES: Final = frozenset({int, type(None)})
 """Types besides text that are immutable, and whose equal values have equal encodings.  Bool and
 float do not qualify: `True` equals 1, and 0.0 equals -0.0."""
-GLOBAL: Final = "global:"
+GLOBAL_PREFIX: Final = "global:"
 """Prefix of the names of globals in `ignore`."""
 SELF_STATE: Final = "@self"
 """Name for the digest of `self` among the digests of the arguments."""
@@ -68,9 +68,9 @@ CACHE_KEY: Final = "__cache_key__"
 # --- addresses -----------------------------------------------------------------------------------
 
 
-LONGEST_PREFIX = 1000
+MAX_PREFIX_CHARACTERS = 1000
 """Most characters of a prefix; only so much of an address is searched for prefixes."""
-LONGEST_NAME = 200
+MAX_KEYWORD_CHARACTERS = 200
 """Most characters of a keyword in generations; a longer one is represented by its digest."""
 
 
@@ -81,8 +81,8 @@ def normal_prefix(key_prefix: str) -> str:
         OptionError: it is empty, is too long, or has braces.
     """
     prefix = key_prefix.rstrip(":")
-    if len(prefix) > LONGEST_PREFIX:
-        fix = f"has {len(prefix):,} characters; a prefix has at most {LONGEST_PREFIX:,}."
+    if len(prefix) > MAX_PREFIX_CHARACTERS:
+        fix = f"has {len(prefix):,} characters; a prefix has at most {MAX_PREFIX_CHARACTERS:,}."
         raise OptionError("key_prefix", key_prefix, fix)
     if not set("{}").isdisjoint(prefix):
         fix = "is static, so it has no braces; write a template as key_resolver=."
@@ -99,9 +99,9 @@ def address(prefix: str, *parts: str) -> str:
 
 def possible_prefixes(address: str) -> list[str]:
     """Return the prefixes that an address may have, shortest first: each part before a colon."""
-    head = address[: LONGEST_PREFIX + 1]
-    ends = [at for at, one in enumerate(head) if one == ":" and at <= LONGEST_PREFIX]
-    whole = [address] if len(address) <= LONGEST_PREFIX else []
+    head = address[: MAX_PREFIX_CHARACTERS + 1]
+    ends = [at for at, one in enumerate(head) if one == ":" and at <= MAX_PREFIX_CHARACTERS]
+    whole = [address] if len(address) <= MAX_PREFIX_CHARACTERS else []
     return [*(head[:end] for end in ends), *whole]
 
 
@@ -969,7 +969,7 @@ class Keyer:
         assert self._resolver is not None
         return (
             not self._resolver.plain
-            or type(value) in atoms.PLAIN
+            or type(value) in atoms.PLAIN_TYPES
             or resolvers.has_readable_text(value)
         )
 
@@ -994,7 +994,11 @@ class Keyer:
     def _ref_name(self, name: str, extra: bool = True) -> str:
         """Return a name as it is; if it is long, ambiguous or no identifier, `%` and a digest."""
         if name.isidentifier() and not (extra and name in self.plan.names):
-            return name if len(name) <= LONGEST_NAME else f"%{atoms.short_digest(atoms.text(name))}"
+            return (
+                name
+                if len(name) <= MAX_KEYWORD_CHARACTERS
+                else f"%{atoms.short_digest(atoms.text(name))}"
+            )
         return f"%{atoms.short_digest(atoms.text(name))[:8]}"
 
 

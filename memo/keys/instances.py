@@ -34,7 +34,7 @@ from memo.keys.own_changes import BeforeComputation, Changes, CurrentValue, Valu
 from memo.runtime import fork
 from memo.runtime.named_tuple import NamedTuple, new_tuple
 
-_PLAIN: Final[dict[type, Callable[[Any], bytes]]] = {
+_PLAIN_ENCODERS: Final[dict[type, Callable[[Any], bytes]]] = {
     **SIMPLE,
     type(None): lambda _: atoms.NONE,
     bool: lambda value: atoms.TRUE if value else atoms.FALSE,
@@ -89,7 +89,7 @@ def attributes_of(own: Any, state: State, light: bool = False) -> Attributes:
     try:
         held = object.__getattribute__(own, "__dict__")
         values = [held[name] for name in state.names]
-        encodings = [_PLAIN[type(value)](value) for value in values]
+        encodings = [_PLAIN_ENCODERS[type(value)](value) for value in values]
     except (AttributeError, KeyError, TypeError):  # checked last: the most frequent case is fast
         return _look_up(own, state, light)
     found = new_tuple(Attributes, (state.names, values, encodings, ()))
@@ -141,7 +141,7 @@ def record_before(own: Any, state: State) -> ObjectBefore:
     """Record the attributes of an object before a computation, for `changes_since` after it."""
     held = _stored_attributes(own, state)
     names = state.names if not state.whole else tuple(dict.fromkeys((*held, *state.changed)))
-    objects = [name for name in names if type(held.get(name, NO_VALUE)) not in _PLAIN]
+    objects = [name for name in names if type(held.get(name, NO_VALUE)) not in _PLAIN_ENCODERS]
     changed = state.changed.union(*(_names_changed_by(held[n]) for n in objects if n in held))
     found = [
         (
@@ -327,7 +327,7 @@ def _encode_all(names: tuple[str, ...], values: list[Any], light: bool) -> Attri
     if light:
         refuse_heavy([value for value in values if value is not NOT_GIVEN], {})
     try:
-        simple = [_NO_ATTRIBUTE if v is NOT_GIVEN else _PLAIN[type(v)](v) for v in values]
+        simple = [_NO_ATTRIBUTE if v is NOT_GIVEN else _PLAIN_ENCODERS[type(v)](v) for v in values]
         return Attributes(names, tuple(values), tuple(simple))
     except KeyError:
         pass

@@ -142,7 +142,7 @@ class Field(NamedTuple):
 
 
 _FIELD: Final = r"(\w+)((?:\.\w+|\[[^\]\[]+\])*)"
-_STEP: Final = r"\.(\w+)|\[([^\]\[]+)\]"
+_STEP_PATTERN: Final = r"\.(\w+)|\[([^\]\[]+)\]"
 
 
 class Template:
@@ -219,7 +219,7 @@ def _field(given: str, name: str, spec: str, conversion: str) -> Field:
         raise _wrong(given, f'has the placeholder "{{{name}}}"; write {{argument.attribute[key]}}.')
     steps = tuple(
         (True, attribute) if attribute else (False, int(key) if key.isdigit() else key)
-        for attribute, key in re.findall(_STEP, match[2])
+        for attribute, key in re.findall(_STEP_PATTERN, match[2])
     )
     return Field(match[1], steps, name, conversion, spec)
 

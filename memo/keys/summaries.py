@@ -110,12 +110,12 @@ def _short_repr(value: Any, left: list[int]) -> str | None:
     """Return the `repr` of a value that is short, plain and without secrets; else None."""
     left[0] -= 1
     kind = type(value)
-    if left[0] < 0 or kind not in (*atoms.PLAIN, list, tuple, dict, set, frozenset):
+    if left[0] < 0 or kind not in atoms.PLAIN_OR_CONTAINER_TYPES:
         return None
     if kind is int and value.bit_length() > MOST_BITS:
         return None
     if hasattr(value, "__len__") and len(value) > (
-        LONGEST_ARGUMENT if kind in atoms.PLAIN else left[0]
+        LONGEST_ARGUMENT if kind in atoms.PLAIN_TYPES else left[0]
     ):
         return None
     if kind is dict:
@@ -123,7 +123,7 @@ def _short_repr(value: Any, left: list[int]) -> str | None:
             return None
         parts = [part for pair in value.items() for part in pair]
     else:
-        parts = [] if kind in atoms.PLAIN else list(value)
+        parts = [] if kind in atoms.PLAIN_TYPES else list(value)
     if any(_short_repr(part, left) is None for part in parts):
         return None
     text = repr(value)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from memo.runtime import events
 from memo.runtime.clock import SECOND
-from memo.runtime.events import ELSEWHERE, Event
+from memo.runtime.events import REFRESHED_ELSEWHERE, Event
 
 STEPS_PER_DOUBLING = 8
 """Steps per doubling in the histogram of hit times: a median is accurate to about 4.5 %."""
@@ -215,7 +215,7 @@ def _refresh_started(tally: Tally, _event: Event) -> None:
 
 def _refresh_done(tally: Tally, event: Event) -> None:
     tally.running = max(0, tally.running - 1)
-    tally.done += event.reason != ELSEWHERE
+    tally.done += event.reason != REFRESHED_ELSEWHERE
 
 
 def _refresh_failed(tally: Tally, _event: Event) -> None:
@@ -260,7 +260,7 @@ COUNTERS_BY_KIND: dict[str, Callable[[Tally, Event], None]] = {
     events.REFRESH_STARTED: _refresh_started,
     events.REFRESH_DONE: _refresh_done,
     events.REFRESH_FAILED: _refresh_failed,
-    events.INVALIDATED: _invalidated,
+    events.INVALIDATION: _invalidated,
     events.WAITED: _waited,
     events.LOCK_TIMEOUT: _lock_timeout,
     events.LEASE_LOST: _lease_lost,

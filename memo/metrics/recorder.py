@@ -364,7 +364,7 @@ class Span:
         begins = running and event.kind == events.REFRESH_STARTED
         if event.key not in self.refreshes and not begins:
             return
-        elsewhere = event.reason == events.ELSEWHERE
+        elsewhere = event.reason == events.REFRESHED_ELSEWHERE
         self.refreshes[event.key] = event.reason if elsewhere else _REFRESH_STATES[event.kind]
         if self._ended is None:
             return

@@ -33,7 +33,7 @@ from memo.metrics.snapshots import (
 from memo.records.seal import COMPRESSED, Header
 from memo.records.stamp_types import ADDRESS, Generation
 from memo.runtime.clock import SECOND
-from memo.runtime.events import ELSEWHERE
+from memo.runtime.events import REFRESHED_ELSEWHERE
 from memo.runtime.named_tuple import NamedTuple
 
 NO_CALLS = "No cached function was called yet. Put @cache above a function and call it."
@@ -44,7 +44,7 @@ MOST_BARS = 96
 PLOT_COLOURS = {"hits": "#3a9d5d", "stale": "#c98a00", "misses": "#c9503f"}
 """The contrast against white and against JupyterLab's dark grey is above 3 : 1 for each."""
 SEPARATOR = " · "
-NO_VALUE, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"  # en dash, minus sign, multiplication sign
+DASH, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"  # en dash, minus sign, multiplication sign
 
 
 # --- Numbers for people -------------------------------------------------------------------------
@@ -53,7 +53,7 @@ NO_VALUE, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"  # en dash, minus sign, mu
 def duration(seconds: float | None) -> str:
     """Return a time as text: `14 µs`, `3.2 ms`, `41.8 s`, `2 min 05 s`, `3 h 20 min`."""
     if seconds is None:
-        return NO_VALUE
+        return DASH
     if seconds < 0:
         return f"{MINUS}{duration(-seconds)}"
     if seconds == 0:
@@ -83,7 +83,7 @@ def _long_duration(seconds: int) -> str:
 def size(count: float | None) -> str:
     """Return a number of bytes as text, in powers of 1024: `512 B`, `3.2 KiB`, `1.2 GiB`."""
     if count is None:
-        return NO_VALUE
+        return DASH
     if abs(count) < 1024:
         return f"{count:.0f} B"
     for unit in ("KiB", "MiB", "GiB", "TiB"):
@@ -106,7 +106,7 @@ def quantity(count: int, noun: str, plural: str = "") -> str:
 def percent(share: float | None) -> str:
     """Return a fraction as text; 100 % only if nothing is missing."""
     if share is None:
-        return NO_VALUE
+        return DASH
     return f"{min(share * 100, 100 if share == 1 else 99.9):.3g} %"
 
 
@@ -429,7 +429,7 @@ _COLUMNS = (
 )
 
 
-_SPARE = (
+_SPARE_COLUMNS = (
     *("read", "stored", "median hit", "waited", "refreshed", "answered"),
     *("raised", "cache errors", "computing", "shared", "revalidated", "stale", "saved"),
 )
@@ -451,7 +451,9 @@ def table(stats: Stats, limit: int = 0) -> Table:
         for name, part in ordered[: limit or None]
     ]
     last = [Cell("total"), *(column.cell(total) for column in shown)] if len(ordered) > 1 else ()
-    return Table(["function", *(column.title for column in shown)], rows, last, spare=_SPARE)
+    return Table(
+        ["function", *(column.title for column in shown)], rows, last, spare=_SPARE_COLUMNS
+    )
 
 
 def headline(stats: Stats) -> str:
@@ -736,7 +738,7 @@ def _entry_row(header: Header, held: int, age: float | None, expired: bool) -> l
 
 # --- Plots --------------------------------------------------------------------------------------
 
-_WIDTH, _HEIGHT, _FOOT = 640, 96, 34
+_CHART_WIDTH, _CHART_HEIGHT, _CHART_FOOT = 640, 96, 34
 
 
 def bars(stats: Stats) -> tuple[float, list[Point]]:
@@ -760,26 +762,26 @@ def svg(stats: Stats) -> str:
     if not points:
         return ""
     top = max(sum(point[1:]) for point in points)
-    step = _WIDTH / max(len(points), 12)
+    step = _CHART_WIDTH / max(len(points), 12)
     drawn = "".join(_bar(i * step, step, point, top) for i, point in enumerate(points))
     first, last = (_clock(point) for point in (points[0], points[-1]))
-    foot = _HEIGHT + 14
+    foot = _CHART_HEIGHT + 14
     return (
         f'<svg role="img" aria-label="hits, stale hits and misses over time" '
-        f'viewBox="0 -14 {_WIDTH} {_HEIGHT + _FOOT + 14}" width="{_WIDTH}" '
-        f'height="{_HEIGHT + _FOOT + 14}" xmlns="http://www.w3.org/2000/svg">'
+        f'viewBox="0 -14 {_CHART_WIDTH} {_CHART_HEIGHT + _CHART_FOOT + 14}" width="{_CHART_WIDTH}" '
+        f'height="{_CHART_HEIGHT + _CHART_FOOT + 14}" xmlns="http://www.w3.org/2000/svg">'
         f'<text x="0" y="-4">{number(top)} calls in {escape(duration(width))}</text>{drawn}'
-        f'<line x1="0" y1="{_HEIGHT}" x2="{_WIDTH}" y2="{_HEIGHT}" stroke="currentColor" '
-        f'stroke-opacity=".4"/><text x="0" y="{foot}">{first}</text>'
-        f'<text x="{min(_WIDTH, max(len(points) * step, 130)):.1f}" y="{foot}" '
+        f'<line x1="0" y1="{_CHART_HEIGHT}" x2="{_CHART_WIDTH}" y2="{_CHART_HEIGHT}" '
+        f'stroke="currentColor" stroke-opacity=".4"/><text x="0" y="{foot}">{first}</text>'
+        f'<text x="{min(_CHART_WIDTH, max(len(points) * step, 130)):.1f}" y="{foot}" '
         f'text-anchor="end">{last}</text>{_legend(foot + 16)}</svg>'
     )
 
 
 def _bar(x: float, step: float, point: Point, top: int) -> str:
-    parts, base = [], float(_HEIGHT)
+    parts, base = [], float(_CHART_HEIGHT)
     for (name, colour), count in zip(PLOT_COLOURS.items(), point[1:], strict=True):
-        height = count / top * _HEIGHT
+        height = count / top * _CHART_HEIGHT
         base -= height
         if count:
             parts.append(
@@ -853,7 +855,7 @@ def _answers(hits: int, by_tier: Counts) -> str:
 def _stale_part(stale: int, states: Iterable[str]) -> str:
     kinds = list(states)
     words = [f"{number(stale)} stale"] if stale else []
-    for state in (REFRESHING, REFRESHED, ELSEWHERE, FAILED_REFRESH):
+    for state in (REFRESHING, REFRESHED, REFRESHED_ELSEWHERE, FAILED_REFRESH):
         count = kinds.count(state)
         if count:
             words.append(state if count == len(kinds) else f"{number(count)} {state}")

@@ -34,7 +34,12 @@ else:
 
 SCOPE = "memo"
 """Name of the instrumentation scope."""
-FUNCTION, TIER, REASON, KEY = "memo.function", "memo.tier", "memo.reason", "memo.key"
+FUNCTION_ATTRIBUTE, TIER_ATTRIBUTE, REASON_ATTRIBUTE, KEY_ATTRIBUTE = (
+    "memo.function",
+    "memo.tier",
+    "memo.reason",
+    "memo.key",
+)
 ERROR_TYPE = "error.type"
 MOST_LINKABLE = 4096
 """Recent computations of this process to which later ones can be linked."""
@@ -92,7 +97,7 @@ class Instrumentation:
             events.STORED: lambda event, at: self._stored.add(event.size, at),
             events.REFRESH_DONE: self._record_refresh,
             events.REFRESH_FAILED: self._record_refresh,
-            events.INVALIDATED: lambda event, at: self._invalidations.add(1, at),
+            events.INVALIDATION: lambda event, at: self._invalidations.add(1, at),
             events.ERROR: self._record_fault,
         }
 
@@ -110,10 +115,10 @@ class Instrumentation:
         """Handle an event."""
         handle = self._handlers.get(event.kind)
         if handle is not None:
-            handle(event, {FUNCTION: label(event.function)} if event.function else {})
+            handle(event, {FUNCTION_ATTRIBUTE: label(event.function)} if event.function else {})
 
     def _record_answer(self, event: Event, at: dict[str, Any]) -> None:
-        at[TIER] = event.tier
+        at[TIER_ATTRIBUTE] = event.tier
         self._lookup.record(event.seconds, at)
         self._add_link(event.key)
 
@@ -122,29 +127,33 @@ class Instrumentation:
         self._stale.add(1, at)
 
     def _record_miss(self, event: Event, at: dict[str, Any]) -> None:
-        self._misses.add(1, {**at, REASON: event.reason})
+        self._misses.add(1, {**at, REASON_ATTRIBUTE: event.reason})
 
     def _record_shared_answer(self, event: Event, at: dict[str, Any]) -> None:
         self._shared.add(1, at)
         self._add_link(event.key)
 
     def _record_refresh(self, event: Event, at: dict[str, Any]) -> None:
-        if event.reason == events.ELSEWHERE:
+        if event.reason == events.REFRESHED_ELSEWHERE:
             return
         failed = {ERROR_TYPE: "refresh"} if event.kind == events.REFRESH_FAILED else {}
         self._refreshes.add(1, {**at, **failed})
 
     def _record_fault(self, event: Event, at: dict[str, Any]) -> None:
-        tier = {TIER: event.tier} if event.tier else {}
+        tier = {TIER_ATTRIBUTE: event.tier} if event.tier else {}
         self._errors.add(1, {**at, **tier, ERROR_TYPE: event.reason})
 
     def _begin(self, event: Event, at: dict[str, Any]) -> None:
         from opentelemetry import context, trace
 
-        facts = {**at, KEY: event.key, "code.function.name": at[FUNCTION].replace(":", ".")}
+        facts = {
+            **at,
+            KEY_ATTRIBUTE: event.key,
+            "code.function.name": at[FUNCTION_ATTRIBUTE].replace(":", "."),
+        }
         if event.reason:
-            facts[REASON] = event.reason
-        span = self._tracer.start_span(at[FUNCTION], attributes=facts)
+            facts[REASON_ATTRIBUTE] = event.reason
+        span = self._tracer.start_span(at[FUNCTION_ATTRIBUTE], attributes=facts)
         before = context.attach(trace.set_span_in_context(span))
         _current.set(_OpenSpan(span, before, _current.get()))
 
@@ -173,26 +182,26 @@ class Instrumentation:
         around = _current.get()
         made = self._contexts.get(key)
         if around is not None and made is not None:
-            around.span.add_link(made, {KEY: key})
+            around.span.add_link(made, {KEY_ATTRIBUTE: key})
 
 
 def _hits(now: Stats) -> Readings:
     for name, part in now.functions.items():
         for tier, hits in part.hits_by_tier.items():
-            yield hits, {FUNCTION: label(name), TIER: tier}
+            yield hits, {FUNCTION_ATTRIBUTE: label(name), TIER_ATTRIBUTE: tier}
 
 
 def _of_functions(field: str) -> Read:
     def read(now: Stats) -> Readings:
         for name, part in now.functions.items():
-            yield getattr(part, field), {FUNCTION: label(name)}
+            yield getattr(part, field), {FUNCTION_ATTRIBUTE: label(name)}
 
     return read
 
 
 def _up(now: Stats) -> Readings:
     for name, tier in now.tiers.items():
-        yield int(tier.up is not False), {TIER: name}
+        yield int(tier.up is not False), {TIER_ATTRIBUTE: name}
 
 
 _COUNTED = (

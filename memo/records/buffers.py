@@ -36,7 +36,7 @@ KEPT_IN_STREAM = 4096
 """Most bytes of a buffer that stays in the stream, and of an array that is left as it is."""
 _CHECKED_FOR_TEXT = 1024
 """Fewest elements of an object array that is checked for being all strings."""
-_SLACK = 1.25
+_MAX_SHARED_RATIO = 1.25
 """Factor by which an Arrow array may refer to more bytes than its own before it is copied."""
 
 
@@ -215,10 +215,12 @@ def _arrow(pickler: BufferPickler, value: Any) -> Any:
     if not isinstance(value, pa.Array) or isinstance(value, pa.ExtensionArray):
         return NotImplemented
     held = value.get_total_buffer_size()
-    if held < KEPT_IN_STREAM or held <= _SLACK * value.nbytes:
+    if held < KEPT_IN_STREAM or held <= _MAX_SHARED_RATIO * value.nbytes:
         return NotImplemented
     own = pa.concat_arrays([value])
-    return (same, (own,)) if own.get_total_buffer_size() < held / _SLACK else NotImplemented
+    return (
+        (same, (own,)) if own.get_total_buffer_size() < held / _MAX_SHARED_RATIO else NotImplemented
+    )
 
 
 def _polars(_: BufferPickler, frame: Any) -> Any:

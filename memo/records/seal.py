@@ -10,7 +10,7 @@ offset bytes  content
 8      8      id of the secret that sealed the record
 16     32     seal: keyed BLAKE2b-256 over bytes 0-15 and everything from byte 48 on
 48     4 x 3  lengths: whole header up to the stream; offset and length of the stamps (absolute)
-60     ...    fixed part `_FIXED`, then the fields of `_TEXTS`, the buffer table, the stamps
+60     ...    fixed part `_FIXED_PART`, then the fields of `_TEXTS`, the buffer table, the stamps
 ...    ...    the stream
 ====== ====== =====================================================================================
 
@@ -54,9 +54,9 @@ LONGEST_TEXT = 0xFFFF
 _SEAL_AT = 16
 _LENGTHS_AT = 48
 _PLACES = struct.Struct(">III")
-_FIXED = struct.Struct(">Qqqqqqq16sI7H2I")
+_FIXED_PART = struct.Struct(">Qqqqqqq16sI7H2I")
 _FIXED_AT = _LENGTHS_AT + _PLACES.size
-_OUTLINE = struct.Struct(_PLACES.format + _FIXED.format[1:])
+_OUTLINE = struct.Struct(_PLACES.format + _FIXED_PART.format[1:])
 _TEXTS_AT = _LENGTHS_AT + _OUTLINE.size
 _BUFFER = struct.Struct(">Q32s")
 
@@ -297,7 +297,7 @@ def pack(header: Header, stream: bytes | memoryview, secret: Secret) -> bytes:
     table = b"".join(starmap(_BUFFER.pack, h.buffers))
     stamps = stamp_blocks.pack(h.stamps)
     t = h.times
-    fixed = _FIXED.pack(
+    fixed = _FIXED_PART.pack(
         len(stream),
         t.started,
         t.finished,
@@ -335,7 +335,7 @@ def open_record(
             unknown secret, changed since, or sealed for another key or namespace).
     """
     view = memoryview(record)
-    if len(view) < _LENGTHS_AT + _PLACES.size + _FIXED.size or view[:8] != RECORD_MAGIC:
+    if len(view) < _LENGTHS_AT + _PLACES.size + _FIXED_PART.size or view[:8] != RECORD_MAGIC:
         raise EntryError(UNREADABLE, "not a record of this format")
     check_seal(record, view, secrets)
     try:
@@ -484,7 +484,7 @@ def check_seal(record: bytes, view: memoryview, secrets: Sequence[Secret]) -> No
 def parse(view: memoryview) -> tuple[Header, memoryview]:
     """Parse the header of a record whose seal was checked; return it and the pickle stream."""
     header_end, stamps_at, stamps_size = _PLACES.unpack_from(view, _LENGTHS_AT)
-    fixed = _FIXED.unpack_from(view, _FIXED_AT)
+    fixed = _FIXED_PART.unpack_from(view, _FIXED_AT)
     length, started, finished, boot, ttl, grace, cost, boot_id, flags = fixed[:9]
     table_size = fixed[17]
     texts, at = _read_texts(view, fixed[9:17])
@@ -505,7 +505,7 @@ def parse(view: memoryview) -> tuple[Header, memoryview]:
 
 def _read_texts(view: memoryview, sizes: Sequence[int]) -> tuple[list[str], int]:
     """Return the texts of a header, and where they end."""
-    at = _FIXED_AT + _FIXED.size
+    at = _FIXED_AT + _FIXED_PART.size
     end = at + sum(sizes)
     whole = str(view[at:end], "utf-8")
     texts: list[str] = []

@@ -34,7 +34,7 @@ EXIT_GRACE = 1.5
 """Seconds that background work may still take when the interpreter exits."""
 POOL = 4
 """Most threads for background work of sync code, started when needed."""
-_IDLE = 10.0
+_IDLE_THREAD_SECONDS = 10.0
 """Seconds after which an idle pool thread ends."""
 
 
@@ -142,7 +142,7 @@ class Pool:
         while True:
             with self._lock:
                 self._idle += 1
-                there = self._jobs_waiting.wait_for(lambda: self._jobs, _IDLE)
+                there = self._jobs_waiting.wait_for(lambda: self._jobs, _IDLE_THREAD_SECONDS)
                 self._idle -= 1
                 if not there:
                     self._threads -= 1

@@ -5,7 +5,7 @@ Those two import OpenSSL, which is not needed here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hashlib import blake2b
@@ -18,4 +18,13 @@ else:
         from hashlib import blake2b
         from hmac import compare_digest
 
-__all__ = ["blake2b", "compare_digest"]
+__all__ = ["blake2b", "compare_digest", "digest_of_file"]
+_READ_BYTES = 1 << 20
+
+
+def digest_of_file(file: Any) -> str:
+    """Return the BLAKE2b digest, in hexadecimal, of what is left to read of a binary file."""
+    digest = blake2b(digest_size=20)
+    while piece := file.read(_READ_BYTES):
+        digest.update(piece)
+    return digest.hexdigest()

@@ -5,7 +5,7 @@ Rules of this module:
 1.  The memory tier of every chain is a *holder*.  Together they hold at most the largest limit of
     any of them.
 2.  Bookkeeping that grows with the number of keys (*tables*) is part of the budget, and so is a
-    constant amount (`FIXED`).
+    constant amount (`FIXED_BYTES`).
 3.  When the budget is exceeded, the least recently used entry of all holders is evicted.
 """
 
@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 
 MEASURE_EVERY = 256
 """Number of stored entries between two measurements of the tables."""
-FIXED = 2 << 20
+FIXED_BYTES = 2 << 20
 """Bytes that do not grow with the number of keys, such as the page caches of SQLite; at most a
 fifth of a small limit."""
 
@@ -96,7 +96,7 @@ class Budget:
         for holder in _alive(self._holders):
             limit = max(limit, holder.limit)
             held += holder.held_bytes()
-        return held + min(FIXED, limit // 5) > limit
+        return held + min(FIXED_BYTES, limit // 5) > limit
 
 
 def _alive(refs: list[weakref.ref[T]]) -> Iterator[T]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
-_NEW = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_FILE_FLAGS = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD = os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -183,7 +183,7 @@ def create(path: str | Path, flags: int = os.O_WRONLY, folder: int | None = None
         FileExistsError: it exists.
         OSError: it cannot be created.
     """
-    descriptor = os.open(path, flags | _NEW, FILE_MODE, dir_fd=folder)
+    descriptor = os.open(path, flags | _NEW_FILE_FLAGS, FILE_MODE, dir_fd=folder)
     try:
         if stat.S_IMODE(os.fstat(descriptor).st_mode) != FILE_MODE:
             os.fchmod(descriptor, FILE_MODE)

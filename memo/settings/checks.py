@@ -18,7 +18,7 @@ from memo.errors import OptionError, SettingError, shown, type_named
 from memo.runtime.named_tuple import NamedTuple
 from memo.settings import options, secret_keys
 from memo.settings.durations import seconds
-from memo.settings.modes import KINDS
+from memo.settings.modes import MODE_KINDS
 from memo.settings.secret_keys import Secret
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def _compress(value: Any, place: SettingSource) -> int | None:
 
 
 def _mode(value: Any, place: SettingSource) -> str | None:
-    return None if value is None or value == "" else _one_of(*KINDS)(value, place)
+    return None if value is None or value == "" else _one_of(*MODE_KINDS)(value, place)
 
 
 def _one_of(*choices: str) -> Check:
@@ -293,5 +293,5 @@ CHECKS: Final[dict[str, tuple[Check, Any]]] = {
 }
 """Setting -> its check and its default; SPEC, section 6.  The deadline is five times a slow
 round trip within one data centre; 64 MiB is about what a 1 Gbit/s line carries in half a second."""
-NAMES: Final = tuple(CHECKS)
+SETTING_NAMES: Final = tuple(CHECKS)
 """Every name that `configure` takes."""

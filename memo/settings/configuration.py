@@ -25,7 +25,7 @@ from memo.errors import SettingError, public
 from memo.runtime import fork
 from memo.runtime.named_tuple import NamedTuple
 from memo.settings import durations, secret_keys
-from memo.settings.checks import CHECKS, NAMES, SettingSource
+from memo.settings.checks import CHECKS, SETTING_NAMES, SettingSource
 from memo.settings.secret_keys import Secret
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 DEFAULT: Final = "default"
 CONFIGURE: Final = "configure()"
 OTHER_PROCESS: Final = "configure() of another process"
-_PREFIX = "MEMO_"
+_VARIABLE_PREFIX = "MEMO_"
 _PYPROJECT_TABLE = "[tool.memo]"
 
 
@@ -124,12 +124,12 @@ def _similar_setting(name: str, likeness: float) -> list[str]:
     """Return the setting whose name is most like a misspelled one, if any."""
     import difflib
 
-    return difflib.get_close_matches(name, NAMES, 1, likeness)
+    return difflib.get_close_matches(name, SETTING_NAMES, 1, likeness)
 
 
 def _unknown(name: str, source: str) -> SettingError:
     near = _similar_setting(name, 0.6)
-    hint = f"did you mean {near[0]!r}?" if near else f"the settings are {', '.join(NAMES)}."
+    hint = f"did you mean {near[0]!r}?" if near else f"the settings are {', '.join(SETTING_NAMES)}."
     return SettingError(name, source, f"there is no such setting; {hint}")
 
 
@@ -144,14 +144,14 @@ def _environment() -> Layer:
     """
     values = {}
     for variable, text in os.environ.items():
-        name = variable[len(_PREFIX) :].lower()
-        if not variable.startswith(_PREFIX) or name.startswith("test_"):
+        name = variable[len(_VARIABLE_PREFIX) :].lower()
+        if not variable.startswith(_VARIABLE_PREFIX) or name.startswith("test_"):
             continue
         if not text.strip() and name != "secret":
             continue
         if name in CHECKS or _similar_setting(name, 0.7):
             values[name] = text
-    return _layer(values, lambda name: _PREFIX + name.upper(), None)
+    return _layer(values, lambda name: _VARIABLE_PREFIX + name.upper(), None)
 
 
 def _project() -> Layer:

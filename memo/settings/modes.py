@@ -17,7 +17,7 @@ Kind = Literal["refresh", "off", "only"]
 REFRESH: Final = "refresh"
 OFF: Final = "off"
 ONLY: Final = "only"
-KINDS: Final[tuple[str, ...]] = get_args(Kind)
+MODE_KINDS: Final[tuple[str, ...]] = get_args(Kind)
 
 
 class Mode(NamedTuple):
@@ -48,9 +48,9 @@ def check_mode(kind: Any, max_age: Any) -> Mode:
     Raises:
         OptionError: there is no such mode, or the age is not a duration.
     """
-    if kind is not None and (not isinstance(kind, str) or kind not in KINDS):
-        near = nearest(kind, KINDS) if isinstance(kind, str) else ""
-        listed = ", ".join(f'"{one}"' for one in KINDS)
+    if kind is not None and (not isinstance(kind, str) or kind not in MODE_KINDS):
+        near = nearest(kind, MODE_KINDS) if isinstance(kind, str) else ""
+        listed = ", ".join(f'"{one}"' for one in MODE_KINDS)
         raise OptionError("mode", kind, f"the modes are {listed}{near}")
     return Mode(kind, None if max_age is None else seconds("max_age", max_age))
 

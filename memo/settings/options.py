@@ -27,7 +27,7 @@ class Policy(NamedTuple):
     Attributes:
         ttl: seconds, None for no expiry, a callable that returns either from the result, or
             `INHERIT`.
-        use_jitter: shorten each ttl by up to `JITTER`.
+        use_jitter: shorten each ttl by up to `TTL_JITTER`.
         refresh_ahead: after `refresh_threshold * ttl` a hit also starts a refresh.
         refresh_threshold: fraction of the ttl, in (0, 1).
         stale_while_revalidate: seconds past the ttl in which the old value is served and refreshed.
@@ -209,16 +209,16 @@ def texts(option: str, value: Any) -> tuple[str, ...]:
     return many
 
 
-_SIZE = r"(?ai)(\d{1,18}(?:\.\d{1,9})?)\s*([kmgt]i?b|b)?"
-_SCALE = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-_SCALE |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
+_SIZE_PATTERN = r"(?ai)(\d{1,18}(?:\.\d{1,9})?)\s*([kmgt]i?b|b)?"
+_SIZE_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_SIZE_UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 
 
 def size(value: Any) -> int | None:
     """Return bytes, from a number or from text such as `"10GiB"`; None if it is neither."""
-    if isinstance(value, str) and (found := re.fullmatch(_SIZE, value.strip())):
+    if isinstance(value, str) and (found := re.fullmatch(_SIZE_PATTERN, value.strip())):
         number, unit = found.groups()
-        return int(float(number) * _SCALE[(unit or "b").lower()])
+        return int(float(number) * _SIZE_UNITS[(unit or "b").lower()])
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 

@@ -41,7 +41,7 @@ _TLS_OPTIONS = (
     "ssl_ciphers",
 )
 _TEXT_OPTIONS = ("username", "password", "client_name", *_TLS_OPTIONS)
-OPTIONS = (
+REDIS_OPTIONS = (
     *_TEXT_OPTIONS,
     "db",
     "credential_provider",
@@ -210,8 +210,8 @@ def check_options(given: Any) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         raise ValueError(f"{shown(given)} is not a mapping of redis-py's connection arguments.")  # noqa: TRY004
     for name in given:
-        if name not in OPTIONS:
-            raise ValueError(unknown_name_text(str(name), OPTIONS, "argument"))
+        if name not in REDIS_OPTIONS:
+            raise ValueError(unknown_name_text(str(name), REDIS_OPTIONS, "argument"))
     if given.get("credential_provider") and (given.get("username") or given.get("password")):
         raise ValueError("give either credential_provider, or username and password.")
     return dict(given)

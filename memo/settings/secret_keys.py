@@ -34,7 +34,7 @@ APPLICATION = "jupyter-memo"
 LARGEST_FILE = 65_536
 """Bytes; a longer file is not a secret."""
 
-_SEPARATOR = r"[,\r\n]+"
+_SECRETS_SEPARATOR = r"[,\r\n]+"
 _HOW_TO_MAKE = 'make one with: python -c "import secrets; print(secrets.token_hex(32))"'
 
 
@@ -92,7 +92,7 @@ def _split(part: Any, source: str) -> Iterable[bytes]:
     if isinstance(part, (bytes, bytearray)):
         return [bytes(part)]
     if isinstance(part, str):
-        return [one.strip().encode() for one in re.split(_SEPARATOR, part) if one.strip()]
+        return [one.strip().encode() for one in re.split(_SECRETS_SEPARATOR, part) if one.strip()]
     kind = type(part).__name__
     raise SecretError("secret", source, f"has the type {kind}; give text, bytes or a list of them.")
 

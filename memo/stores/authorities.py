@@ -46,16 +46,16 @@ from memo.validity.stamps import Turn
 
 T = TypeVar("T")
 _Read = Callable[[Generations], Coroutine[Any, Any, list[State]]]
-RECENT_FOR = 30.0
+RECENT_SECONDS = 30.0
 """Seconds for which an acknowledged invalidation may still be lost: when the shared tier fails over
 or restarts, its last writes may not have reached its replica or disk."""
-MOST_RECENT = 10_000
+MAX_RECENT_INVALIDATIONS = 10_000
 """Most of these invalidations that a process remembers."""
-READS = 3
+SHARED_READ_ATTEMPTS = 3
 """Number of times a read from a shared tier is tried if each attempt is interrupted."""
-LOCK_PATIENCE = 10.0
+INVALIDATION_LOCK_SECONDS = 10.0
 """Seconds for which an invalidation waits for a locked file of this host."""
-REASON = 500
+MAX_REASON_CHARACTERS = 500
 """Most characters of a reason that are kept with an invalidation."""
 
 
@@ -90,7 +90,9 @@ class Authorities:
         self.host: Host | None = None
         self.recovery: LossRecovery | None = None
         self._unsent: list[tuple[Sequence[Turn], str]] = []
-        self._recent: deque[tuple[float, Sequence[Turn], str]] = deque(maxlen=MOST_RECENT)
+        self._recent: deque[tuple[float, Sequence[Turn], str]] = deque(
+            maxlen=MAX_RECENT_INVALIDATIONS
+        )
         self._interruptions = 0
         self._last_success = 0.0
 
@@ -321,7 +323,7 @@ class Authorities:
             return None
         note = with_receivers(note, ["*" if self.shared is None else self.shared.where])
         try:
-            with waiting_for_locks(LOCK_PATIENCE):
+            with waiting_for_locks(INVALIDATION_LOCK_SECONDS):
                 if self.shared is not None:
                     return await port.offload(self.host.journal.add, turns, note)
                 await self.host.generations.turn(port, turns, note)
@@ -376,7 +378,7 @@ class Authorities:
         Raises:
             TierError: the tier cannot be reached.
         """
-        for again in reversed(range(READS)):
+        for again in reversed(range(SHARED_READ_ATTEMPTS)):
             await self._catch_up(port)
             found = await read()
             if not (again and self.was_interrupted()):
@@ -421,7 +423,7 @@ class Authorities:
         interruptions = tier.client.interruptions
         if interruptions == self._interruptions:
             return
-        since = self._last_success - RECENT_FOR
+        since = self._last_success - RECENT_SECONDS
         for sent in list(self._recent):
             at, turns, note = sent
             if at > since:
@@ -463,7 +465,11 @@ async def _due_rows(port: Port, journal: Journal) -> Sequence[tuple[int, Sequenc
 def make_note(reason: str, by: str) -> str:
     """Return the note of an invalidation: JSON with `at` (Unix seconds), `by` and `reason`."""
     reason = str(reason)
-    kept = reason if len(reason) <= REASON else f"{reason[: REASON - 1]}…"
+    kept = (
+        reason
+        if len(reason) <= MAX_REASON_CHARACTERS
+        else f"{reason[: MAX_REASON_CHARACTERS - 1]}…"
+    )
     return json.dumps({"at": round(time.time(), 3), "by": by, "reason": kept})
 
 

@@ -52,11 +52,11 @@ KEY_VARIABLE = "MEMO_BUNDLE_KEY"
 """Environment variable with the key, used if no key is given."""
 _MANIFEST_AT = 56
 _LENGTH = struct.Struct(">Q")
-_LARGEST = 256 << 20
+_MAX_MANIFEST_BYTES = 256 << 20
 """Largest accepted manifest in bytes."""
-_AT_ONCE = 256
+_REFS_PER_STEP = 256
 """Most refs whose states are read in one step."""
-_PIECE = 4 << 20
+_WRITE_CHUNK_BYTES = 4 << 20
 _SEALED_STATES = b"memo bundle states"
 
 
@@ -189,9 +189,9 @@ def write(path: Path, origin: Origin, parts: Sequence[Part], secret: Secret) -> 
 
 
 def _write(file: Any, blob: memoryview) -> None:
-    for start in range(0, blob.nbytes, _PIECE):
-        file.write(blob[start : start + _PIECE])
-        codec.release_pages(blob, start, _PIECE)
+    for start in range(0, blob.nbytes, _WRITE_CHUNK_BYTES):
+        file.write(blob[start : start + _WRITE_CHUNK_BYTES])
+        codec.release_pages(blob, start, _WRITE_CHUNK_BYTES)
     file.write(bytes(-blob.nbytes % ALIGN))
 
 
@@ -274,7 +274,7 @@ class Bundle:
             if len(head) < _MANIFEST_AT or not head.startswith(BUNDLE_MAGIC):
                 raise BundleError(f"{self.path.name} is not a memo bundle.")
             (size,) = _LENGTH.unpack(head[48:])
-            manifest = file.read(size) if size <= _LARGEST else b""
+            manifest = file.read(size) if size <= _MAX_MANIFEST_BYTES else b""
         if len(manifest) != size:
             raise BundleError(f"{self.path.name} is cut short.")
         if self._secret is not None:
@@ -513,8 +513,8 @@ async def present_states(
     """
     refs = list(dict.fromkeys(ref for entry in entries for ref in entry.refs))
     states: dict[Ref, State] = {}
-    for start in range(0, len(refs), _AT_ONCE):
-        some = refs[start : start + _AT_ONCE]
+    for start in range(0, len(refs), _REFS_PER_STEP):
+        some = refs[start : start + _REFS_PER_STEP]
         states.update(zip(some, await chain.authorities.stamp_states(port, some), strict=True))
     return states
 

@@ -26,6 +26,7 @@ from memo.records.seal import Entry, Header
 from memo.records.stamp_types import Ref, State, Times
 from memo.runtime import events
 from memo.runtime.clock import SECOND, SYSTEM, Clock
+from memo.runtime.events import MISS
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.runtime.reasons import (
@@ -57,7 +58,7 @@ from memo.stores.shared_findings import Findings
 from memo.stores.transfers import Transfers, Work
 from memo.stores.writing import Writer
 from memo.validity import check
-from memo.validity.check import MISS, Judge, LatestAnswers, Verdict, age, state_texts, why_changed
+from memo.validity.check import Judge, LatestAnswers, Verdict, age, state_texts, why_changed
 
 _group_part = itemgetter(1, 2)
 

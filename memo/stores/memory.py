@@ -34,7 +34,7 @@ from memo.validity.stamps import ALL, Turn
 OVERHEAD = 384
 """Bytes of an entry besides its record, name and payload: the objects that hold them, and its slot
 in the table."""
-SPARE = 64
+SPARE_SLOTS = 64
 """The queue is rebuilt once it has this many more slots than twice the number of entries."""
 _uses = itertools.count(1)
 """Counts uses of entries in all memory tiers, so that any two uses can be ordered."""
@@ -268,7 +268,7 @@ class Memory:
         """Add an entry to the table and the queue; the caller holds the lock."""
         self._entries[name] = entry
         heapq.heappush(self._queue, (entry.used, name))
-        if len(self._queue) > 2 * len(self._entries) + SPARE:
+        if len(self._queue) > 2 * len(self._entries) + SPARE_SLOTS:
             self._queue = [(one.used, name) for name, one in self._entries.items()]
             heapq.heapify(self._queue)
 

@@ -20,9 +20,9 @@ from memo.runtime.port import Port
 from memo.settings.secret_keys import Secret
 from memo.stores.protocols import ServerTier
 
-MOST: Final = 256
+MAX_FINDINGS: Final = 256
 """Most findings that are kept for one function."""
-_SEAL: Final = 64
+_SEAL_CHARACTERS: Final = 64
 """Number of characters of the seal in front of a finding."""
 
 
@@ -68,7 +68,7 @@ class Findings:
         for secret in self._secrets:
             fields = await tier.findings(port, self._place(function, secret))
             for name, sealed in fields.items():
-                value = sealed[_SEAL:]
+                value = sealed[_SEAL_CHARACTERS:]
                 right = self._seal_value(secret, function, name, value)
                 if compare_digest(_bytes(sealed), _bytes(right)):
                     found.setdefault(name, value)
@@ -80,7 +80,7 @@ class Findings:
         if self._tier is None or known is None:
             return
         secret = self._secrets[0]
-        room = max(0, MOST - len(known))
+        room = max(0, MAX_FINDINGS - len(known))
         new = dict([one for one in findings.items() if one[0] not in known][:room])
         sealed = {name: self._seal_value(secret, function, name, new[name]) for name in new}
         try:

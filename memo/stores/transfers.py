@@ -35,7 +35,7 @@ from memo.runtime.port import Port, Waiter
 from memo.stores.protocols import MEMORY, Found, LocalTier, ServerTier, Source, Tier
 
 Work = Callable[[Port], Coroutine[Any, Any, None]]
-BIG = 1 << 20
+BACKGROUND_UPLOAD_BYTES = 1 << 20
 """Entries of at least this many bytes are sent in the background: 1 MiB takes 10 ms at 1 Gbit/s."""
 WORKERS = 2
 """Number of concurrent uploads."""
@@ -98,7 +98,7 @@ class Transfers:
         if server is None or tier is not server or record > server.value_limit:
             return False
         moved = payload.size if payload is not None and server.accepts_payload(payload.size) else 0
-        return record + moved > BIG or self.uploads.get(name) is not None
+        return record + moved > BACKGROUND_UPLOAD_BYTES or self.uploads.get(name) is not None
 
     def _as_server(self, tier: Tier) -> ServerTier | None:
         return self._server if self._server is tier else None
@@ -140,7 +140,7 @@ class Transfers:
             TierError: the tier could not read it.
         """
         size = seal.payload_size(entry.header.buffers)
-        if self._as_server(tier) is None or size <= BIG:
+        if self._as_server(tier) is None or size <= BACKGROUND_UPLOAD_BYTES:
             return await self._source(port, tier, name, entry)
         begun = time.perf_counter()
         _emit(events.FETCH_STARTED, entry, tier.name)

@@ -20,8 +20,10 @@ from memo.stores.transfers import Transfers
 
 SMALL = 32 * 1024
 """A record of at most this many bytes may be stored in one batch with others."""
-BATCH = 256
-"""Most entries in one batch, and most KiB: between batches other processes can write."""
+ENTRIES_PER_WRITE = 256
+"""Most entries in one batch: between batches other processes can write."""
+BYTES_PER_WRITE = 256 * 1024
+"""Bytes of records at which a batch is complete."""
 
 
 class Item(NamedTuple):
@@ -202,11 +204,11 @@ class Writer:
 
 
 def _batches(places: Sequence[int], items: Sequence[Item]) -> Iterator[list[int]]:
-    """Split the positions of items into batches of at most `BATCH` items and as many KiB."""
+    """Split the positions of items into batches; see `ENTRIES_PER_WRITE` and `BYTES_PER_WRITE`."""
     batch: list[int] = []
     size = 0
     for at in places:
-        if batch and (len(batch) >= BATCH or size >= BATCH * 1024):
+        if batch and (len(batch) >= ENTRIES_PER_WRITE or size >= BYTES_PER_WRITE):
             yield batch
             batch, size = [], 0
         batch.append(at)

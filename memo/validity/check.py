@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from memo.records.stamp_types import Generation, Result, Stamp, State, Times
 from memo.runtime.clock import SECOND, Clock
+from memo.runtime.events import MISS, STALE
 from memo.runtime.memory_budget import BUDGET
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
@@ -36,17 +37,16 @@ from memo.validity.results import split_reasons
 from memo.validity.stamps import expired_at
 
 FRESH = "fresh"
-STALE = "stale"
-MISS = "miss"
+"""The kind of a verdict: use it.  The others, `STALE` and `MISS`, are kinds of events too."""
 
 BORN_STALE = 0
 """The ttl, in nanoseconds, of results that were built on a stale answer."""
-JITTER = 0.1
+TTL_JITTER = 0.1
 """`use_jitter` shortens a ttl by a random fraction of up to this, and never lengthens it."""
 FUTURE_TOLERANCE = 60 * SECOND
 """Nanoseconds by which another host's wall clock may be ahead before its entries are refused."""
 _NAMELESS = bytes(16)
-REMEMBERED = 65_536
+MAX_LATEST_ANSWERS = 65_536
 """Number of keys whose latest answers are remembered, memory permitting."""
 _AT_LEAST = 4096
 """Number of keys whose latest answers are always remembered."""
@@ -269,23 +269,23 @@ def judge(
             return Verdict(MISS, CLOCK if old is None else EXPIRED)
     ttl = ttl_in_force(times, policy, live_ttl)
     if ttl is None and times.boot_id == clock.boot_id:
-        return _FRESH
+        return _FRESH_VERDICT
     old = age(times, clock)
     if old is None:
         return Verdict(MISS, CLOCK)
     if ttl is None:
-        return _FRESH
+        return _FRESH_VERDICT
     if old < ttl:
         if policy.refresh_ahead and old >= ttl * policy.refresh_threshold:
             return Verdict(STALE, "ahead")
-        return _FRESH
+        return _FRESH_VERDICT
     past = old - ttl
     if past < policy.stale_while_revalidate * SECOND:
         return Verdict(STALE, EXPIRED)
     return Verdict(MISS, EXPIRED, fallback=past < policy.stale_if_error * SECOND)
 
 
-_FRESH = Verdict(FRESH)
+_FRESH_VERDICT = Verdict(FRESH)
 
 
 def remaining(
@@ -321,7 +321,7 @@ def _share(times: Times, policy: Policy) -> float:
 
     It is derived from the last digits of the stored ttl, which are random with jitter.
     """
-    return 1 - JITTER * (times.ttl % 1000) / 1000 if policy.use_jitter else 1.0
+    return 1 - TTL_JITTER * (times.ttl % 1000) / 1000 if policy.use_jitter else 1.0
 
 
 def ttl_ns(
@@ -355,7 +355,7 @@ def ttl_ns(
     if policy.use_jitter:
         import random
 
-        ttl *= 1 - random.random() * JITTER
+        ttl *= 1 - random.random() * TTL_JITTER
     return max(1, int(ttl * SECOND))
 
 
@@ -393,7 +393,7 @@ class LatestAnswers:
         most: most keys to remember, whatever the limit.
     """
 
-    def __init__(self, limit: int = 0, most: int = REMEMBERED) -> None:
+    def __init__(self, limit: int = 0, most: int = MAX_LATEST_ANSWERS) -> None:
         self._most = min(most, max(_AT_LEAST, limit // _PER_KEY)) if limit else most
         self._recent: dict[str, int] = {}
         self._previous: dict[str, int] = {}

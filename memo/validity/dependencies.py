@@ -4,7 +4,7 @@
 the source before the computation began.  An entry is valid as long as the source is unchanged.
 
 A file is identified by size, modification time and inode, which costs one `stat`, or by its content
-with `File(by_content=True)`.  A file that was modified less than `RACY` seconds before the stamp
+with `File(by_content=True)`.  A file that was modified less than `RACY_SECONDS` before the stamp
 was taken could change again without its time changing, so its content is compared as well. URLs are
 handled in `remote`.
 """
@@ -25,7 +25,7 @@ from memo.errors import DependencyError, EntryError, OptionError, public, shown
 from memo.records import codec
 from memo.records.stamp_types import Call, Stamp
 from memo.records.stamp_types import File as FileStamp
-from memo.runtime.checksums import blake2b
+from memo.runtime.checksums import blake2b, digest_of_file
 from memo.runtime.port import Port
 from memo.runtime.reasons import DEPENDENCY_CHANGED, FILE_CHANGED, SOURCE_UNREACHABLE
 from memo.settings import options
@@ -34,16 +34,15 @@ from memo.settings.durations import seconds
 if TYPE_CHECKING:
     from memo.validity import remote  # imported elsewhere only when there is a URL
 
-RACY = 0.1
+RACY_SECONDS = 0.1
 """Seconds: the coarsest resolution of modification times on file systems in common use."""
-_GLOB = frozenset("*?[")
+_PATTERN_CHARACTERS = frozenset("*?[")
 _URL = "[a-z][a-z0-9+.-]+(://|::)"
-_READ = 1 << 20
-ARGUMENTS = 64 * 1024
+MAX_ARGUMENT_BYTES = 64 * 1024
 """Most bytes of pickled arguments of a callable that an entry stores."""
 _AT_EACH_CALL = "0 asks at each call"
-_MISSING = "missing"
-"""The version of a path that does not exist."""
+MISSING = "missing"
+"""The version of a path or a URL that does not exist."""
 
 
 class File:
@@ -145,16 +144,21 @@ def _remote_facts(urls: list[remote.UrlQuery]) -> dict[remote.UrlQuery, str]:
     return {one: facts or remote.unknown_version() for one, facts in remote.query_all(urls).items()}
 
 
+def is_pattern(path: str) -> bool:
+    """True if a path has characters of a glob pattern."""
+    return not _PATTERN_CHARACTERS.isdisjoint(path)
+
+
 def _facts(path: str, by_content: bool) -> str:
-    if _GLOB & set(path) and not os.path.lexists(path):
+    if is_pattern(path) and not os.path.lexists(path):
         from glob import glob
 
         found = sorted(glob(path, recursive=True))
-        return _digest_of_files(found, by_content) if found else _MISSING
+        return _digest_of_files(found, by_content) if found else MISSING
     try:
         status = os.stat(path)
     except (OSError, ValueError):
-        return _MISSING
+        return MISSING
     if stat.S_ISDIR(status.st_mode):
         return _digest_of_files(sorted(_walk(path)), by_content)
     return _file_facts(path, status, by_content)
@@ -184,7 +188,7 @@ def _file_facts(path: str, status: os.stat_result, by_content: bool) -> str:
     if by_content:
         return _content(path, status)
     facts = f"{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
-    if abs(time.time() - status.st_mtime) < RACY:
+    if abs(time.time() - status.st_mtime) < RACY_SECONDS:
         facts += f":{_content(path, status)}"
     return facts
 
@@ -195,22 +199,20 @@ _digests: dict[str, tuple[tuple[int, ...], str]] = {}
 def _content(path: str, status: os.stat_result) -> str:
     """Return the digest of the content, read again only if size, time or inode have changed."""
     identity = (status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
-    is_settled = abs(time.time() - status.st_mtime) >= RACY
+    is_settled = abs(time.time() - status.st_mtime) >= RACY_SECONDS
     known = _digests.get(path)
     if is_settled and known is not None and known[0] == identity:
         return known[1]
-    digest = blake2b(digest_size=20)
     try:
         with open(path, "rb") as file:
-            while piece := file.read(_READ):
-                digest.update(piece)
+            digest = digest_of_file(file)
     except OSError as error:
         return f"unreadable:{error.errno}"
     if is_settled:
         if len(_digests) > 4096:
             _digests.clear()
-        _digests[path] = (identity, digest.hexdigest())
-    return digest.hexdigest()
+        _digests[path] = (identity, digest)
+    return digest
 
 
 def _file_holds(stamp: FileStamp) -> bool:
@@ -377,12 +379,16 @@ class Dependencies:
         return {name: flat[name] for name in (flat if names is None else names) if name in flat}
 
     def _pack(self, function: Callable[..., Any], needed: Mapping[str, Any]) -> str:
-        encoded, why = None, f"take more than {ARGUMENTS // 1024} KiB"
+        encoded, why = None, f"take more than {MAX_ARGUMENT_BYTES // 1024} KiB"
         try:
             encoded = self._encode(needed)
         except Exception as error:
             why = f"cannot be pickled ({type(error).__name__})"
-        if encoded is None or encoded.payload is not None or len(encoded.stream) > ARGUMENTS:
+        if (
+            encoded is None
+            or encoded.payload is not None
+            or len(encoded.stream) > MAX_ARGUMENT_BYTES
+        ):
             raise DependencyError(
                 f"{self.identity}: the arguments of depends_on {shown(function)} {why}; an entry "
                 "has to hold them, to ask again: declare smaller ones, such as an id."

@@ -77,7 +77,7 @@ def fields_without_table(turn: Turn, note: str) -> dict[str, str]:
     if stamps.is_soft(
         turn.arguments
     ):  # always of the whole group, so readers need only one more field
-        return {stamps.field(_EXPIRED): token + note, LAST: token}
+        return {stamps.field(_EXPIRED_FIELD): token + note, LAST: token}
     narrow = turn.whole or len(turn.arguments) == 1
     return {stamps.field(turn.arguments) if narrow else ALL: token + note, LAST: token}
 
@@ -85,12 +85,15 @@ def fields_without_table(turn: Turn, note: str) -> dict[str, str]:
 def readable_fields(ref: Ref) -> list[tuple[tuple[str, str], ...]]:
     """Return the arguments of the fields that such a store reads for a ref, beside `*` and `!`."""
     if not ref.arguments:
-        return [_EXPIRED]
-    singles: list[tuple[tuple[str, str], ...]] = [_EXPIRED, *((pair,) for pair in ref.arguments)]
+        return [_EXPIRED_FIELD]
+    singles: list[tuple[tuple[str, str], ...]] = [
+        _EXPIRED_FIELD,
+        *((pair,) for pair in ref.arguments),
+    ]
     return singles if len(singles) == 2 else [*singles, tuple(ref.arguments)]
 
 
-_EXPIRED = ((stamps.SOFT, ""),)
+_EXPIRED_FIELD = ((stamps.SOFT, ""),)
 
 
 def change_to_learn(fields: Mapping[str, str], ref: Ref, now: State) -> Change:

@@ -19,30 +19,28 @@ from memo.errors import OptionError
 from memo.records.stamp_types import File
 from memo.runtime import events
 from memo.runtime.blocking import Pool
-from memo.runtime.checksums import blake2b
+from memo.runtime.checksums import blake2b, digest_of_file
 from memo.runtime.reasons import SOURCE_UNREACHABLE
+from memo.validity.dependencies import MISSING, is_pattern
 
 if TYPE_CHECKING:
     import urllib.error
 
-TIMEOUT = 10.0
+QUERY_TIMEOUT_SECONDS = 10.0
 """Seconds that a server may take to answer."""
-MISSING = "missing"
-"""The version of a URL that has no content."""
-SLOW = 1.0
+SLOW_QUERY_SECONDS = 1.0
 """A failed query that took this many seconds or more counts as a wait: the source is then not asked
 again for as long as the query took."""
-AT_ONCE = 16
+CONCURRENT_QUERIES = 16
 """Most URLs that are queried concurrently, in the whole process."""
 MOST_REMEMBERED = 4096
 """Most URLs whose latest facts are remembered."""
 _WEB = ("http", "https")
-_READ = 1 << 20
 _known: dict[tuple[str, bool], tuple[float, str]] = {}
 _silent: dict[tuple[str, bool], tuple[float, str]] = {}
 """Sources that kept a caller waiting: (monotonic time until which they are not asked, error)."""
 _lock = threading.Lock()
-_pool = Pool("memo-offload-remote", AT_ONCE - 1)  # plus the caller's own thread
+_pool = Pool("memo-offload-remote", CONCURRENT_QUERIES - 1)  # plus the caller's own thread
 
 
 class UnreachableError(Exception):
@@ -77,7 +75,7 @@ def unknown_version() -> str:
 
 
 def query_all(wanted: Iterable[UrlQuery]) -> dict[UrlQuery, str | None]:
-    """As `query`, for several URLs, up to `AT_ONCE` of them at the same time."""
+    """As `query`, for several URLs, up to `CONCURRENT_QUERIES` of them at the same time."""
     todo = list(dict.fromkeys(wanted))
     found: dict[UrlQuery, str | None] = {}
     answered = threading.Semaphore(0)
@@ -121,7 +119,7 @@ def query(url: str, by_content: bool) -> str | None:
 
 def _pause_source(url: str, by_content: bool, waited: float, why: str) -> None:
     """Pause queries to a slow source, since one call may check it for several tiers."""
-    if waited < SLOW:
+    if waited < SLOW_QUERY_SECONDS:
         return
     with _lock:
         _silent[url, by_content] = (time.monotonic() + waited, why)
@@ -189,16 +187,13 @@ def _content_of_page(url: str) -> str:
     import urllib.error  # imports ssl, which only a dependency on a URL needs
     from http.client import HTTPException
 
-    digest = blake2b(digest_size=20)
     try:
         with _open(url, "GET") as reply:
-            while piece := reply.read(_READ):
-                digest.update(piece)
+            return f"content:{digest_of_file(reply)}"
     except urllib.error.HTTPError as error:
         return _missing_or_raise(error)
     except (OSError, HTTPException, ValueError) as error:
         raise UnreachableError(type(error).__name__) from None
-    return f"content:{digest.hexdigest()}"
 
 
 def _open(url: str, method: str) -> Any:
@@ -206,7 +201,7 @@ def _open(url: str, method: str) -> Any:
     import urllib.request
 
     request = urllib.request.Request(url, method=method, headers={"User-Agent": "memo"})  # noqa: S310
-    return urllib.request.urlopen(request, timeout=TIMEOUT)  # noqa: S310
+    return urllib.request.urlopen(request, timeout=QUERY_TIMEOUT_SECONDS)  # noqa: S310
 
 
 def _missing_or_raise(error: urllib.error.HTTPError) -> str:
@@ -237,7 +232,7 @@ def _files_version(url: str, by_content: bool) -> str:
 
 def _find_files(files: Any, path: str) -> Mapping[str, Mapping[str, Any]]:
     """Return the files of a path, a directory or a pattern, with the facts of each."""
-    if any(sign in path for sign in "*?["):
+    if is_pattern(path):
         found: dict[str, Any] = files.glob(path, detail=True)
         return {name: info for name, info in found.items() if info.get("type") != "directory"}
     info = files.info(path)
@@ -258,11 +253,8 @@ def _version(info: Mapping[str, Any]) -> str:
 
 
 def _content(files: Any, path: str) -> str:
-    digest = blake2b(digest_size=20)
     with files.open(path, "rb") as file:
-        while piece := file.read(_READ):
-            digest.update(piece)
-    return f"content:{digest.hexdigest()}"
+        return f"content:{digest_of_file(file)}"
 
 
 def _combine(names: Iterable[str], version: Any) -> str:

@@ -52,7 +52,7 @@ TOKEN = 16
 """Characters of a token: 96 random bits in URL-safe base 64."""
 MOST_FIELDS = 4096
 """Most fields of a group; beyond it the group is renewed."""
-LONGEST_NAME = 1000
+MAX_GROUP_NAME_CHARACTERS = 1000
 """Most characters of a prefix or a tag that become part of the name of its group."""
 MOST_REFS = 256
 """Most refs of one group in an entry; with more of them it has one stamp of the whole group."""
@@ -147,8 +147,9 @@ def group(kind: str, name: str) -> str:
     A long name is cut, and ends with its digest.
     """
     name = encodable(name)
-    if len(name) > LONGEST_NAME:
-        name = f"{name[:LONGEST_NAME]}…{blake2b(name.encode(), digest_size=16).hexdigest()}"
+    if len(name) > MAX_GROUP_NAME_CHARACTERS:
+        digest = blake2b(name.encode(), digest_size=16).hexdigest()
+        name = f"{name[:MAX_GROUP_NAME_CHARACTERS]}…{digest}"
     return f"{kind}:{name}"
 
 

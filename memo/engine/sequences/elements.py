@@ -63,13 +63,14 @@ from memo.errors import DependencyError, OptionError, shown, type_named
 from memo.keys.bindings import NOT_GIVEN
 from memo.keys.call_keys import Call, Keyer
 from memo.runtime import events, reasons
+from memo.runtime.events import MISS
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port, Waiter, sharing_round_trips
 from memo.stores.chain import Answer
 from memo.stores.protocols import PendingLookup
-from memo.validity.check import MISS, Verdict
+from memo.validity.check import Verdict
 
-_SEQUENCES = (list, tuple, set, frozenset)
+_COLLECTION_TYPES = (list, tuple, set, frozenset)
 
 
 # --- collections ----------------------------------------------------------------------------------
@@ -162,7 +163,7 @@ class Each:
             OptionError: it is not a collection that can be split and rebuilt.
         """
         kind = type(value)
-        if kind in _SEQUENCES:
+        if kind in _COLLECTION_TYPES:
             items = list(value)
             return Collection(items, lambda at: kind([items[i] for i in at]))
         if kind is range or isinstance(value, (type({}.keys()), type({}.values()))):

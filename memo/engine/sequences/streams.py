@@ -64,9 +64,10 @@ from memo.records import codec
 from memo.records.spool import Cursor, Spool, Stream, load_item
 from memo.records.stamp_types import Stamp
 from memo.runtime import events, fork, reasons
+from memo.runtime.events import MISS
 from memo.runtime.port import Port, Waiter
 from memo.stores.chain import Answer
-from memo.validity.check import MISS, Verdict
+from memo.validity.check import Verdict
 
 END = object()
 """Returned instead of an item when there are no more."""

@@ -103,8 +103,9 @@ def binary(value: bytes) -> bytes:
     return b"b" + with_length(value)
 
 
-PLAIN: Final = {int, str, float, bytes, bool, type(None)}
+PLAIN_TYPES: Final[frozenset[type]] = frozenset({int, str, float, bytes, bool, type(None)})
 """Types whose values are plain."""
+PLAIN_OR_CONTAINER_TYPES: Final[frozenset[type]] = PLAIN_TYPES | {list, tuple, dict, set, frozenset}
 
 
 class _Strict(pickle.Pickler):
@@ -128,7 +129,7 @@ def plain_sequence(pieces: Iterable[Any]) -> bytes | None:
     for piece in pieces:
         if not _are_texts(piece):
             kinds = set(map(type, piece))
-            if not kinds <= PLAIN:
+            if not kinds <= PLAIN_TYPES:
                 return None
             if float in kinds and any(map(operator.ne, piece, piece)):
                 piece = [v if v == v else math.nan for v in piece]  # noqa: PLR0124, PLW2901

@@ -164,7 +164,7 @@ _families: Final[tuple[tuple[type, Encoder], ...]] = (
     (frozenset, _node("frozenset", _set)),
     (collections.OrderedDict, _node("ordered", _ordered)),
 )
-_TUPLE: Final = _node("tuple", _tuple)
+_TUPLE_ENCODER: Final = _node("tuple", _tuple)
 _COMPILED: Final = _node("builtin", callables.compiled)
 _CACHED: Final = _node("cached", callables.memo_cached)
 _OBJECT: Final = _node(
@@ -194,7 +194,7 @@ def find(kind: type) -> Encoder:
         if issubclass(kind, base):
             return encoder
     if issubclass(kind, tuple) and _is_plain(kind):
-        return _TUPLE
+        return _TUPLE_ENCODER
     if origin.is_compiled(kind):
         return _COMPILED
     if hasattr(kind, "__call__") and origin.of_type(kind).kind == origin.MEMO:  # noqa: B004

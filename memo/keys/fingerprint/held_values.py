@@ -195,7 +195,7 @@ def _plain(value: Any, budget: list[int]) -> bool:
         return all(_plain(item, budget) for item in value)
     if kind is dict:
         return all(_plain(k, budget) and _plain(v, budget) for k, v in value.items())
-    return kind in _PLAIN_TYPES and kind is not bytes
+    return kind in _IMMUTABLE_BUILTINS and kind is not bytes
 
 
 def short_digest(data: bytes) -> str:
@@ -211,7 +211,7 @@ def qualified_name(value: Any) -> str:
     return f"{'__main__' if module == '__mp_main__' else module}:{name}"
 
 
-_PLAIN_TYPES: frozenset[type] = frozenset(
+_IMMUTABLE_BUILTINS: frozenset[type] = frozenset(
     {int, float, complex, bool, str, bytes, type(None), type(...), type(NotImplemented)}
 )
 _IMMUTABLE = frozenset(
@@ -278,7 +278,7 @@ class FingerprintWalk:
         """Return the text of one value; `path` leads to it, for `lost`."""
         if self.given and path in self.given:
             return self.given[path]
-        if type(value) in _PLAIN_TYPES:
+        if type(value) in _IMMUTABLE_BUILTINS:
             return _atom(value)
         known = self.done.get(id(value))
         if known is not None:
@@ -596,7 +596,7 @@ def innermost(function: Any) -> Any:
 
 def is_immutable(kind: type) -> bool:
     """True if values of a type, and all that they hold, never change in place."""
-    return kind in _PLAIN_TYPES or f"{kind.__module__}.{kind.__qualname__}" in _IMMUTABLE
+    return kind in _IMMUTABLE_BUILTINS or f"{kind.__module__}.{kind.__qualname__}" in _IMMUTABLE
 
 
 def is_transparent(kind: type) -> bool:

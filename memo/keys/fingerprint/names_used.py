@@ -41,9 +41,9 @@ class Use(NamedTuple):
     """A name that code reads from outside itself.
 
     Attributes:
-        root: `GLOBAL`, `FREE` (a closure's variable), `SELF` (the first parameter), `SUPER` (the
-            result of `super()`), `IMPORT` (a module imported inside the function), or `ANY_HOLDER`
-            (any other holder of an attribute that is set).
+        root: `GLOBAL_NAME`, `FREE` (a closure's variable), `SELF` (the first parameter), `SUPER`
+            (the result of `super()`), `IMPORT` (a module imported inside the function), or
+            `ANY_HOLDER` (any other holder of an attribute that is set).
         name: the variable; for `IMPORT` the module, relative ones with their leading dots.
         chain: the attributes taken directly from it.
     """
@@ -97,7 +97,7 @@ IGNORED_INSTRUCTIONS = frozenset({"CACHE", "NOP", "EXTENDED_ARG", "RESUME", "PRE
 _FAST = re.compile(r"(LOAD|STORE)_FAST")
 _GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
 _CELLS = {"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"}
-_SUPER = Use(GLOBAL_NAME, "super")
+_SUPER_NAME = Use(GLOBAL_NAME, "super")
 _SETTERS = ("setattr", "__setattr__")
 _VARIABLE = re.compile(r"(?<![\w.@])@([A-Za-z_]\w*)")
 _TABLE_NAME = re.compile(r"\b(?:from|join)\s+([A-Za-z_]\w*)\b(?!\s*[.(])", re.IGNORECASE)
@@ -227,7 +227,7 @@ class _Scope:
             self.copied = self.pending
         elif name == "LOAD_SUPER_ATTR":
             self.pending = Use(SUPER, "", (value,))
-        elif name == "CALL" and self.pending == _SUPER:
+        elif name == "CALL" and self.pending == _SUPER_NAME:
             self.pending = Use(SUPER, "")
         else:
             if name == "LOAD_CONST" and self.pending is not None and isinstance(value, str):

@@ -71,7 +71,7 @@ from memo.keys.own_changes import CurrentValue, ValuePlace
 from memo.runtime.named_tuple import NamedTuple
 
 _BUILTINS = vars(builtins)
-_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+_PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 _DYNAMIC = frozenset({"eval", "exec", "__import__", "globals"})
 _DYNAMIC_IN = {
     "importlib": {"import_module"},
@@ -184,7 +184,7 @@ class GraphBuilder:
         self.home = qualified_name(innermost(function)).partition(":")[0]
         self.owner = owner
         root = self.nodes[_ROOT] = Node("", "")
-        root.facts.add(("python", _PYTHON))
+        root.facts.add(("python", _PYTHON_VERSION))
         marked = isinstance(function, types.FunctionType) and STABLE in vars(function)
         fingerprint = ValueFingerprint("@0", (function,)) if marked else fingerprint_of(function)  # type: ignore[arg-type]
         self.add_fingerprint(root, "function", fingerprint, owner)

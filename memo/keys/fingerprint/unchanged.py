@@ -203,7 +203,7 @@ Part = tuple[Callable[[], Sequence[Any]], Sequence[Any]]
 
 _SAME: Final = operator.is_
 _TEXT_TYPES: Final = (str, bytes)
-_SEQUENCES: Final = (list, deque, set)
+_MUTABLE_SEQUENCES: Final = (list, deque, set)
 _IMMUTABLE_CONTAINERS: Final = (tuple, frozenset)
 _MAPPINGS: Final = (dict, OrderedDict, defaultdict, Counter)
 _LEAVES: Final = (types.FunctionType, type, types.ModuleType, types.GenericAlias, types.UnionType)
@@ -278,7 +278,7 @@ class _ProbeBuilder:
             raise _Opaque
         if kind in _IMMUTABLE_CONTAINERS:
             self._add_all(value)
-        elif kind in _SEQUENCES:
+        elif kind in _MUTABLE_SEQUENCES:
             self._add_part(functools.partial(list, value))
         elif kind in _MAPPINGS:
             read = _defaulted if kind is defaultdict else _items

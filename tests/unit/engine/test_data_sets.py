@@ -156,7 +156,7 @@ def test_sources_are_asked_at_the_same_time(
     names = [f"{number}.csv" for number in range(count)]
     for name in names:
         server.pages[name], server.etags[name] = b"1", '"a"'
-    server.wait_for = min(count, remote.AT_ONCE)
+    server.wait_for = min(count, remote.CONCURRENT_QUERIES)
     load = way.cached(counted, depends_on=[server.url(name) for name in names])
     assert way.call(load, 1) == 1
     assert server.most == server.wait_for
@@ -265,7 +265,7 @@ def test_explain_names_what_cannot_be_asked(way: Way, server: Server) -> None:
 def test_a_silent_server_is_waited_for_once(way: Way) -> None:
     """A call that looks at several tiers does not wait for each; nor does the next one at once."""
     RUNS.clear()
-    with HangingUp(after=1.2 * remote.SLOW) as silent:
+    with HangingUp(after=1.2 * remote.SLOW_QUERY_SECONDS) as silent:
         load = way.cached(counted, depends_on=f"http://127.0.0.1:{silent.port}/x")
         assert [way.call(load, "EU"), way.call(load, "EU")] == [1, 2]
     assert silent.accepted == 1

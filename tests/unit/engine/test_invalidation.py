@@ -608,7 +608,9 @@ async def test_an_invalidation_outlasts_a_lock(
 
 def given_up(ahead: Ahead, call: Callable[[], Any]) -> Any:
     """The outcome of an invalidation that finds the file of the host locked, ten seconds later."""
-    passing = threading.Timer(0.2, ahead.work, [2 * memo.stores.authorities.LOCK_PATIENCE])
+    passing = threading.Timer(
+        0.2, ahead.work, [2 * memo.stores.authorities.INVALIDATION_LOCK_SECONDS]
+    )
     passing.start()
     outcome = call()
     passing.join()

@@ -103,7 +103,7 @@ def test_a_stamp_that_was_taken_just_after_writing_stays_good(tmp_path: Path, ah
     path.write_text("text")
     read = reader(path, path)
     read()
-    ahead.advance(2 * dependencies.RACY)
+    ahead.advance(2 * dependencies.RACY_SECONDS)
     assert read.is_cached()
 
 

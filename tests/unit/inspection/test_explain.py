@@ -537,7 +537,7 @@ def test_invalidations_name_their_function() -> None:
     with recording() as heard:
         load.invalidate(1)
         memo.invalidate(tag="t")
-    told = [event.function for event in heard if event.kind == events.INVALIDATED]
+    told = [event.function for event in heard if event.kind == events.INVALIDATION]
     assert told == ["load", ""]
     assert memo.stats("load").functions["load"].invalidations == 1
 

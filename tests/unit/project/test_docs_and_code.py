@@ -21,16 +21,16 @@ from memo.stores.redis import breaker, cluster_leases, loss_recovery, payload_st
 from memo.validity import check, stamps
 
 FIGURES = [
-    ("guarantees", r"waits up to (\d+) s for a lock", authorities.LOCK_PATIENCE),
-    ("guarantees", r"([\d,]+) (?:other )?keys", check.REMEMBERED),
-    ("guarantees", r"lease holder waits (\d+) s", leases.LOCK_PATIENCE),
+    ("guarantees", r"waits up to (\d+) s for a lock", authorities.INVALIDATION_LOCK_SECONDS),
+    ("guarantees", r"([\d,]+) (?:other )?keys", check.MAX_LATEST_ANSWERS),
+    ("guarantees", r"lease holder waits (\d+) s", leases.HOLDER_LOCK_SECONDS),
     ("guarantees", r"holds on the disk delays a store by ([\d.]+) s", sqlite_file.PATIENCE),
     ("guarantees", r"at (\d+) MB/s", breaker.MIN_BYTES_PER_SECOND / 1e6),
     ("guarantees", r"arguments above (\d+) MB", offloading.HEAVY / 2**20),
     ("settings", r"every ([\d.]+) s, when a cached", live_values.FILE_CHECK_SECONDS),
     ("settings", r"(\d+) s after the last hit", tracking.IDLE_CONNECTION_SECONDS),
     ("settings", r"after at most (\d+) s", tracking.MAX_OUTDATED_SECONDS),
-    ("options", r"up to (\d+) %", check.JITTER * 100),
+    ("options", r"up to (\d+) %", check.TTL_JITTER * 100),
     ("options", r"lease has ended \((\d+) s\)", protocols.LEASE),
     ("options", r"after (\d+) s, 2 s, 4 s", refreshing.BACKOFF_SECONDS[0]),
     ("options", r"4 s,? (?:and so on )?up to (\d+) s", refreshing.BACKOFF_SECONDS[1]),
@@ -43,7 +43,7 @@ FIGURES = [
     ("notebooks", r"counting takes at most (\d+) ms", invalidating.COUNT_SECONDS * 1000),
     ("notebooks", r"More than (\d+) calls", call_graph.GROUPED_FROM),
     ("deployments", r"each other every (\d+) s", loss_recovery.REGISTER_EVERY),
-    ("deployments", r"in the last (\d+) s", authorities.RECENT_FOR),
+    ("deployments", r"in the last (\d+) s", authorities.RECENT_SECONDS),
     ("deployments", r"again every (\d+) ms", cluster_leases.LOOK_SOON * 1000),
     ("deployments", r"(\d+) to 60 days", payload_store.PAYLOAD_KEPT_SECONDS / 86_400),
 ]

@@ -17,7 +17,7 @@ DATA_ELSEWHERE: Final = (
     "depends_on=[...], choose what counts by key_resolver, or name the argument in ignore=[...]."
 )
 _HANDLE: Final = RefusingEncoder(DATA_ELSEWHERE)
-_NAMES: Final = (
+_HANDLE_CLASSES: Final = (
     *("zarr.Array", "zarr.AsyncArray", "zarr.Group", "zarr.AsyncGroup", "zarr.Store"),
     *("pyarrow.Dataset", "pyarrow.Scanner", "pyarrow.FileSystem", "pyarrow.NativeFile"),
     *("pyarrow.ParquetFile", "pyarrow.ParquetDataset", "pyarrow.RecordBatchReader"),
@@ -41,5 +41,8 @@ def _ibis(value: Any, walk: Walk) -> bytes:
     return python_types.plain_object(value, walk)
 
 
-ADAPTERS: Final[dict[str, Encoder]] = {**dict.fromkeys(_NAMES, _HANDLE), "ibis.Expr": _ibis}
+ADAPTERS: Final[dict[str, Encoder]] = {
+    **dict.fromkeys(_HANDLE_CLASSES, _HANDLE),
+    "ibis.Expr": _ibis,
+}
 """`package.class` -> encoder, for values of the class and its subclasses."""

@@ -79,11 +79,11 @@ def _compiled(value: Any, walk: Walk) -> bytes:
 def _generator(value: Any, walk: Walk) -> bytes:
     """Encode a generator of numpy by its state; the global one, which is not an input, by name."""
     if value is sys.modules["numpy.random"].mtrand._rand:
-        return _GLOBAL(value, walk)
+        return _GLOBAL_GENERATOR(value, walk)
     return python_types.plain_object(value, walk)
 
 
-_GLOBAL: Final = node("generator", lambda value, walk: b"global")
+_GLOBAL_GENERATOR: Final = node("generator", lambda value, walk: b"global")
 
 
 def _estimator(value: Any, walk: Walk) -> bytes:

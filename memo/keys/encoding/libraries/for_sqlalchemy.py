@@ -14,8 +14,8 @@ from memo.keys.encoding import atoms
 from memo.keys.encoding.canonical import Encoder, Walk
 from memo.keys.encoding.libraries.for_arrays import node
 
-_ENCODED_AS_VALUE: Final = (*atoms.PLAIN, enum.Enum, type)
-_FUNCTIONS: Final = (types.BuiltinFunctionType, types.FunctionType)
+_ENCODED_AS_VALUE: Final = (*atoms.PLAIN_TYPES, enum.Enum, type)
+_BUILTIN_OR_PYTHON_FUNCTIONS: Final = (types.BuiltinFunctionType, types.FunctionType)
 
 
 def _element(value: Any, walk: Walk) -> bytes:
@@ -39,7 +39,7 @@ def _part(part: Any, walk: Walk) -> bytes:
         return b"(" + atoms.with_length(b"".join(_part(one, walk) for one in part))
     if isinstance(part, dict):
         return b"{" + _part(tuple(part.items()), walk)
-    if isinstance(part, (*_ENCODED_AS_VALUE, *_FUNCTIONS)):
+    if isinstance(part, (*_ENCODED_AS_VALUE, *_BUILTIN_OR_PYTHON_FUNCTIONS)):
         return walk.encode(part)
     if hasattr(part, "columns") and hasattr(part, "metadata"):
         return _table(part, walk)
