@@ -89,6 +89,36 @@ def test_forks_are_registered_in_one_place() -> None:
     assert calls == [PACKAGE / "runtime" / "fork.py"]
 
 
+SHARED_NAMES = {"ADAPTERS"}
+"""Constants that each module of a kind defines: see `keys/encoding/libraries/`."""
+
+
+def constants(module: Path) -> set[str]:
+    """Constants that a module defines, without the underscore of private ones."""
+    tree = ast.parse(module.read_text("utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, DEFINITIONS)]
+    inside = {id(node) for one in functions for node in ast.walk(one)}
+    found = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, (ast.Assign, ast.AnnAssign)) or id(node) in inside:
+            continue
+        value = "" if node.value is None else ast.unparse(node.value)
+        if value.startswith(("TypeVar(", "ParamSpec(")):
+            continue
+        for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+            found |= {name.id for name in ast.walk(target) if isinstance(name, ast.Name)}
+    return {name.lstrip("_") for name in found if name.isupper()} - SHARED_NAMES
+
+
+def test_a_constant_has_a_name_of_its_own() -> None:
+    """No two modules have a constant of one name: the same value is imported, another renamed."""
+    modules: dict[str, list[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for name in constants(path):
+            modules.setdefault(name, []).append(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in modules.items() if len(paths) > 1} == {}
+
+
 def is_private(name: str) -> bool:
     return name.startswith("_") and not name.endswith("__")
 
