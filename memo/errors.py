@@ -163,7 +163,12 @@ def shown(value: object, limit: int = 80) -> str:
         text = repr(value)
     except Exception:
         text = f"<{type(value).__name__}>"
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return shortened(text, limit)
+
+
+def shortened(text: str, limit: int) -> str:
+    """Return a text of at most `limit` characters, with `…` in place of what is cut off."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def encodable(text: str) -> str:
@@ -188,7 +193,7 @@ def label(function: str) -> str:
     return re.sub(_FOLDER_DIGEST, "", function, count=1).removeprefix("__main__:")
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
+def nearest_hint(name: str, names: Iterable[str]) -> str:
     """Return `; did you mean 'ttl'?` if one of some names is close to a wrong one, else `""`."""
     import difflib  # needed only for an error
 
@@ -272,7 +277,7 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
         known = names()
         wrong = None if known is None else next((name for name in given if name not in known), None)
         if known is not None and wrong is not None:
-            there = nearest(wrong, known) or f"; there are: {', '.join(known)}."
+            there = nearest_hint(wrong, known) or f"; there are: {', '.join(known)}."
             raise OptionError(wrong, given[wrong], f"there is no such option{there}")
 
     @functools.wraps(function)

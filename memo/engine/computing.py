@@ -45,6 +45,7 @@ from memo.stores.chain import Answer
 from memo.stores.writing import Item
 from memo.validity import results, stamps
 from memo.validity.check import BORN_STALE, ttl_ns
+from memo.validity.dependencies import MAX_ARGUMENT_BYTES
 from memo.validity.stamps import TAGS
 
 LIVE_TTL_RETENTION = 86_400 * SECOND
@@ -53,8 +54,6 @@ ARGUMENTS_CHANGED = "arguments changed"
 """Reason for not storing a result: the arguments changed during the computation."""
 STATE_CHANGED = "inputs changed"
 """Reason for not storing a result: state in its key changed while the function ran."""
-MOST_ARGUMENT_BYTES = 64 * 1024
-"""Most bytes of pickled arguments that an entry keeps to repeat its call."""
 _SCALARS = frozenset({bool, int, float, complex, str, bytes, type(None)})
 """Types of arguments that are immutable."""
 
@@ -295,7 +294,7 @@ def pickled_arguments(job: Job) -> str:
         encoded = same_types.encode_arguments((args, dict(kwargs)))
     except Exception:  # pickling may raise anything; such a call just cannot be repeated
         return ""
-    if encoded.payload is not None or len(encoded.stream) > MOST_ARGUMENT_BYTES:
+    if encoded.payload is not None or len(encoded.stream) > MAX_ARGUMENT_BYTES:
         return ""
     return b2a_base64(encoded.stream, newline=False).decode()
 
@@ -778,7 +777,7 @@ def _header(
         job.call.text,
         function.id,
         job.call.code,
-        _shortened(job.call.address),
+        _fitting_address(job.call.address),
         encoded.codec,
         writer_name(),
         job.call.summary,
@@ -789,7 +788,7 @@ def _header(
     )
 
 
-def _shortened(address: str) -> str:
+def _fitting_address(address: str) -> str:
     """Shorten a long address for the header, with a visible mark."""
     data = address[: seal.LONGEST_TEXT + 1].encode("utf-8", "replace")
     if len(data) <= seal.LONGEST_TEXT:

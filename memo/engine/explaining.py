@@ -723,15 +723,15 @@ class Planner:
         self, header: Header, absolute: Iterable[Stamp]
     ) -> list[tuple[str, str]]:
         """Return the calls beneath an entry without `cutoff`, found by their generations."""
-        wanted = [ref for ref in _call_refs(absolute) if ref != _own_ref(header)]
+        wanted = [ref for ref in _call_refs(absolute) if ref != own_ref(header)]
         found: dict[Ref, Header] = {}
         for ref in wanted:
             for one in await self._headers_of(ref.group[2:]):
                 before = found.get(ref)
-                if _own_ref(one) == ref and (before is None or before.times < one.times):
+                if own_ref(one) == ref and (before is None or before.times < one.times):
                     found[ref] = one
         inner = {
-            ref for one in found.values() for ref in _call_refs(one.stamps) if ref != _own_ref(one)
+            ref for one in found.values() for ref in _call_refs(one.stamps) if ref != own_ref(one)
         }
         return [(one.function, one.key) for ref, one in found.items() if ref not in inner]
 
@@ -752,7 +752,8 @@ def _call_refs(known: Iterable[Stamp]) -> list[Ref]:
     return [ref for ref in refs if ref.group.startswith("f:") and ref.arguments is not None]
 
 
-def _own_ref(header: Header) -> Ref | None:
+def own_ref(header: Header) -> Ref | None:
+    """Return the generation of an entry's own call, if it is stamped with one."""
     name = f"f:{header.function}"
     return next((ref for ref in _call_refs(header.stamps) if ref.group == name), None)
 

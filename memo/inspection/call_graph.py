@@ -14,7 +14,7 @@ from typing import Any
 
 from memo.coordination.flights import FLIGHTS
 from memo.decorators import assembly
-from memo.engine.explaining import MOST_SEARCHED, list_headers
+from memo.engine.explaining import MOST_SEARCHED, list_headers, own_ref
 from memo.inspection import graph_drawing, inventory
 from memo.inspection.graph_drawing import ONLY_STORED, RUNNING, Node, to_networkx
 from memo.inspection.running_computations import COMPUTATIONS, Running
@@ -187,9 +187,7 @@ def _refs(header: Header) -> list[Ref]:
 
 
 def _own_ref(header: Header) -> Ref:
-    name = f"f:{header.function}"
-    found = [ref for ref in _refs(header) if ref.group == name and ref.arguments is not None]
-    return found[0] if found else Ref(name, (("", header.key),))
+    return own_ref(header) or Ref(f"f:{header.function}", (("", header.key),))
 
 
 def _used(header: Header, nodes: Mapping[Ref, Any]) -> list[Ref]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from memo.coordination.flights import current_path
 from memo.errors import MemoError, label
-from memo.metrics.recorder import COUNTERS, cancel_publish_soon, publish_soon
+from memo.metrics.recorder import COUNTERS, cancel_publish_soon, no_directory, publish_soon
 from memo.runtime import events, fork, private_files
 from memo.runtime.events import Event
 from memo.runtime.named_tuple import NamedTuple
@@ -238,11 +238,7 @@ def turn_of(key: str) -> Turn | None:
     return None
 
 
-def _no_directory() -> Path | None:
-    return None
-
-
-COMPUTATIONS = RunningComputations(_no_directory)
+COMPUTATIONS = RunningComputations(no_directory)
 """The running computations of this process, and access to those of others."""
 
 
@@ -252,7 +248,7 @@ def listen(directory: Callable[[], Path | None]) -> None:
     Args:
         directory: returns the cache directory in force; None: only this process sees them.
     """
-    first, COMPUTATIONS.directory = COMPUTATIONS.directory is _no_directory, directory
+    first, COMPUTATIONS.directory = COMPUTATIONS.directory is no_directory, directory
     if not first:  # `%reload_ext memo` imports it again
         return
     COUNTERS.listen(COMPUTATIONS.handle, (events.COMPUTE_STARTED, events.COMPUTE_ENDED))

@@ -312,7 +312,9 @@ def _parse_arguments(magic: Any, line: str) -> Any:
             raise
         known = f" Flags: {', '.join(flags)}." if flags else ""
         sign = "%%" if magic.__name__ == "cache" else "%"  # the one cell magic
-        message = f"{sign}{magic.__name__} has no {wrong}{errors.nearest(wrong, flags)}.{known}"
+        message = (
+            f"{sign}{magic.__name__} has no {wrong}{errors.nearest_hint(wrong, flags)}.{known}"
+        )
         raise UsageError(message.replace("?.", "?")) from None
 
 

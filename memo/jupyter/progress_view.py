@@ -24,6 +24,7 @@ from memo.metrics import rendering
 from memo.metrics.recorder import COUNTERS
 from memo.runtime import events, fork
 from memo.runtime.blocking import DISPLAYS
+from memo.runtime.clock import SECOND
 from memo.runtime.events import Event
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port
@@ -442,7 +443,7 @@ async def _recorded(
         return [], False
     own = [header for header in found if header.key == key]
     latest = sorted(own or found, key=lambda header: -header.times.finished)[:_ENTRIES_COMPARED]
-    return [header.times.cost / 1e9 for header in latest], bool(own)
+    return [header.times.cost / SECOND for header in latest], bool(own)
 
 
 WATCHER = Watcher()

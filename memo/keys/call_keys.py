@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
-from memo.errors import KeyingError, OptionError, label, nearest, shown, type_named
+from memo.errors import KeyingError, OptionError, label, nearest_hint, shown, type_named
 from memo.keys import instances, resolvers, summaries
 from memo.keys.bindings import (
     NOT_GIVEN,
@@ -420,7 +420,7 @@ class Keyer:
                 continue
             if name not in self.plan.names and not self.plan.var_keyword:
                 known = ", ".join(self.plan.names) or "none"
-                near = nearest(name, self.plan.names) or "."
+                near = nearest_hint(name, self.plan.names) or "."
                 fix = f"is not an argument of the function, which has: {known}{near}"
                 raise OptionError(option, name, fix)
 

@@ -417,7 +417,8 @@ _REFRESH_STATES = {
 # --- The counters of this process ---------------------------------------------------------------
 
 
-def _no_directory() -> Path | None:
+def no_directory() -> Path | None:
+    """Return no cache directory: the default until the settings are read."""
     return None
 
 
@@ -425,7 +426,7 @@ def _explain_nothing() -> None:
     """Do nothing: the default."""
 
 
-_directory: Callable[[], Path | None] = _no_directory
+_directory: Callable[[], Path | None] = no_directory
 _explain: Callable[[], None] = _explain_nothing
 _publisher: Publisher | None = None
 _installed = False
@@ -476,7 +477,7 @@ COUNTERS = Counters(on_new_second=publish)
 
 
 def install(
-    directory: Callable[[], Path | None] = _no_directory,
+    directory: Callable[[], Path | None] = no_directory,
     explain: Callable[[], None] = _explain_nothing,
 ) -> None:
     """Start to count; `import memo` does this once.

@@ -10,7 +10,7 @@ import io
 import mmap
 import pickle
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import lru_cache
@@ -19,11 +19,12 @@ from typing import Any
 from memo.errors import EntryError, type_named
 from memo.records.buffers import KEPT_IN_STREAM, reduction_of
 from memo.records.seal import (
-    ALIGN,
     COMPRESSED,
     RAISED,
     Buffer,
     Header,
+    aligned,
+    padding,
     payload_digest,
     payload_size,
 )
@@ -350,7 +351,7 @@ def has_valid_digests(payload: memoryview, table: Sequence[Buffer]) -> bool:
             release_pages(payload, start, _HASHED_AT_ONCE)
         if digester.digest() != buffer.digest:
             return False
-        at += -(-buffer.size // ALIGN) * ALIGN
+        at += aligned(buffer.size)
     return True
 
 
@@ -421,18 +422,14 @@ def buffers_of(payload: memoryview | None, table: Sequence[Buffer]) -> list[memo
     for buffer in table:
         assert payload is not None
         views.append(payload[at : at + buffer.size])
-        at += -(-buffer.size // ALIGN) * ALIGN
+        at += aligned(buffer.size)
     return views
 
 
 def payload_of(view: memoryview, header: Header) -> Payload:
     """Return the payload of a header over its stored bytes."""
-    views: list[memoryview] = []
-    at = 0
-    for buffer in header.buffers:
-        views.append(view[at : at + buffer.size])
-        at += -(-buffer.size // ALIGN) * ALIGN
-    return Payload(payload_digest(header.buffers), header.buffers, tuple(views))
+    views = tuple(buffers_of(view, header.buffers))
+    return Payload(payload_digest(header.buffers), header.buffers, views)
 
 
 def copies(views: Sequence[memoryview]) -> list[memoryview]:
@@ -440,12 +437,16 @@ def copies(views: Sequence[memoryview]) -> list[memoryview]:
     return [memoryview(bytearray(view)) for view in views]
 
 
+def aligned_pieces(payload: Payload) -> Iterator[memoryview | bytes]:
+    """Yield the buffers of a payload, each followed by its padding."""
+    for view in payload.views:
+        yield view
+        yield padding(view.nbytes)
+
+
 def aligned_bytes(payload: Payload) -> bytes:
     """Return a payload's bytes in one piece, with its buffers aligned."""
-    parts: list[bytes | memoryview] = []
-    for view in payload.views:
-        parts += (view, bytes(-view.nbytes % ALIGN))
-    return b"".join(parts)
+    return b"".join(aligned_pieces(payload))
 
 
 def pickle_format() -> str:

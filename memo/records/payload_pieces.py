@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from memo.errors import TierError
 from memo.records import codec
 from memo.records.codec import Payload
-from memo.records.seal import ALIGN, Buffer, payload_digest, payload_size
+from memo.records.seal import Buffer, aligned, padding, payload_digest, payload_size
 
 MOVED_AT_ONCE = 1 << 20
 """Bytes that are moved at a time: few enough to stay in the processor's cache between the socket
@@ -92,15 +92,8 @@ class OutgoingPayload(Payload):
             for start in range(0, view.nbytes, MOVED_AT_ONCE):
                 yield view[start : start + MOVED_AT_ONCE]
                 codec.release_pages(view, at + start, MOVED_AT_ONCE)
-            yield bytes(-view.nbytes % ALIGN)
-            at += view.nbytes + -view.nbytes % ALIGN
-
-
-def aligned_pieces(payload: Payload) -> Iterator[memoryview | bytes]:
-    """Yield all bytes of a payload in memory, aligned as stored."""
-    for view in payload.views:
-        yield view
-        yield bytes(-view.nbytes % ALIGN)
+            yield padding(view.nbytes)
+            at += aligned(view.nbytes)
 
 
 def outgoing(mapped: memoryview, table: Sequence[Buffer]) -> OutgoingPayload:
@@ -192,7 +185,7 @@ class DigestCheck:
         for buffer in self._left:
             self._buffer: Buffer | None = buffer
             self._hasher: Any = codec.hasher()
-            self._due, self._pad = buffer.size, -buffer.size % ALIGN
+            self._due, self._pad = buffer.size, len(padding(buffer.size))
             if buffer.size:
                 return
             self._end(buffer)

@@ -92,9 +92,19 @@ def payload_digest(buffers: Iterable[Buffer]) -> bytes:
     ).digest()
 
 
+def aligned(size: int) -> int:
+    """Return a number of bytes, rounded up to a multiple of `ALIGN`."""
+    return size + -size % ALIGN
+
+
+def padding(size: int) -> bytes:
+    """Return the zeros that follow so many bytes up to a multiple of `ALIGN`."""
+    return bytes(-size % ALIGN)
+
+
 def payload_size(buffers: Iterable[Buffer]) -> int:
     """Return the bytes of a payload with its buffers aligned."""
-    return sum(-(-b.size // ALIGN) * ALIGN for b in buffers)
+    return sum(aligned(buffer.size) for buffer in buffers)
 
 
 class Header(NamedTuple):

@@ -35,7 +35,7 @@ from memo.errors import EntryError, TierError
 from memo.records import codec
 from memo.records.codec import OUT_OF_BAND, Encoded
 from memo.records.payload_pieces import IncomingPayload, PayloadSink
-from memo.records.seal import ALIGN, STREAM, Buffer
+from memo.records.seal import STREAM, Buffer, aligned, padding
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.reasons import UNREADABLE
 
@@ -139,7 +139,7 @@ class Stream:
         for buffer in self._table:
             yield self._payload[at : at + buffer.size]
             codec.release_pages(self._payload, at, buffer.size)
-            at += -(-buffer.size // ALIGN) * ALIGN
+            at += aligned(buffer.size)
 
 
 class _SpoolPayload(IncomingPayload):
@@ -158,7 +158,7 @@ class _SpoolPayload(IncomingPayload):
         sink.begin()
         at = 0
         for chunk in self._spool.chunks():
-            for piece in (chunk, memoryview(bytes(-chunk.nbytes % ALIGN))):
+            for piece in (chunk, memoryview(padding(chunk.nbytes))):
                 done = 0
                 while done < piece.nbytes:
                     room = sink.buffer_at(at)
@@ -242,7 +242,7 @@ class Spool(codec.Encodable):
         else:
             self._write(chunk)
         self.table.append(Buffer(len(chunk), codec.digest(chunk)))
-        self.size += -(-len(chunk) // ALIGN) * ALIGN
+        self.size += aligned(len(chunk))
 
     def _compress_chunk(self, chunk: bytes) -> bytes:
         """Compress a chunk if that is wanted and worthwhile."""
@@ -266,7 +266,7 @@ class Spool(codec.Encodable):
 
     def _write(self, chunk: bytes) -> None:
         assert self._file is not None
-        for piece in (memoryview(chunk), memoryview(bytes(-len(chunk) % ALIGN))):
+        for piece in (memoryview(chunk), memoryview(padding(len(chunk)))):
             left = piece
             while left:
                 left = left[self._file.write(left) or 0 :]

@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from memo.errors import EntryError
-from memo.records.seal import ALIGN, Buffer
+from memo.records.seal import Buffer, aligned, padding
 from memo.runtime.reasons import UNREADABLE
 
 LEVEL = 3
@@ -51,7 +51,7 @@ def zstd_module() -> Any:
 def compress(stream: bytes, views: Sequence[memoryview]) -> bytes | None:
     """Compress a pickle stream and its buffers; None if that is not worthwhile."""
     sizes = (len(stream), *(view.nbytes for view in views))
-    total = sum(map(_aligned, sizes))
+    total = sum(map(aligned, sizes))
     machine = zstd_module().ZstdCompressor(level=LEVEL)
     machine.set_pledged_input_size(total)
     parts = [_HEAD.pack(sizes[0], len(views)), struct.pack(f">{len(views)}Q", *sizes[1:])]
@@ -71,7 +71,7 @@ def decompressed_size(stream: memoryview | bytes) -> int:
     Raises:
         EntryError: `"unreadable"`: it is not such a stream.
     """
-    return sum(map(_aligned, _lengths(stream)[0]))
+    return sum(map(aligned, _lengths(stream)[0]))
 
 
 def decompress(stream: memoryview | bytes) -> tuple[memoryview, memoryview, tuple[Buffer, ...]]:
@@ -81,7 +81,7 @@ def decompress(stream: memoryview | bytes) -> tuple[memoryview, memoryview, tupl
         EntryError: `"unreadable"`: it does not match its lengths.
     """
     sizes, at = _lengths(stream)
-    total = sum(map(_aligned, sizes))
+    total = sum(map(aligned, sizes))
     frame = memoryview(stream)[at:]
     try:
         announced = zstd_module().get_frame_info(frame[:64]).decompressed_size
@@ -91,7 +91,7 @@ def decompress(stream: memoryview | bytes) -> tuple[memoryview, memoryview, tupl
         decompress_into(frame, room)
     except (zstd_module().ZstdError, OSError, OverflowError, ValueError) as error:
         raise EntryError(UNREADABLE, f"does not decompress: {type(error).__name__}") from error
-    end = _aligned(sizes[0])
+    end = aligned(sizes[0])
     return room[: sizes[0]], room[end:], tuple(Buffer(size, b"") for size in sizes[1:])
 
 
@@ -129,8 +129,4 @@ def _pieces(*views: memoryview) -> Iterator[memoryview | bytes]:
     for view in views:
         for start in range(0, view.nbytes, COMPRESSED_AT_ONCE):
             yield view[start : start + COMPRESSED_AT_ONCE]
-        yield bytes(-view.nbytes % ALIGN)
-
-
-def _aligned(size: int) -> int:
-    return size + -size % ALIGN
+        yield padding(view.nbytes)

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypedDict, Unpack, cast
 
-from memo.errors import SettingError, public
+from memo.errors import SettingError, nearest_hint, public
 from memo.runtime import fork
 from memo.runtime.named_tuple import NamedTuple
 from memo.settings import durations, secret_keys
@@ -120,17 +120,16 @@ def _layer(values: Mapping[str, Any], where: Callable[[str], str], base: Path | 
     return layer
 
 
-def _similar_setting(name: str, likeness: float) -> list[str]:
-    """Return the setting whose name is most like a misspelled one, if any."""
+def _is_like_setting(name: str) -> bool:
+    """True if a name is probably a misspelled name of a setting."""
     import difflib
 
-    return difflib.get_close_matches(name, SETTING_NAMES, 1, likeness)
+    return bool(difflib.get_close_matches(name, SETTING_NAMES, 1, cutoff=0.7))
 
 
 def _unknown(name: str, source: str) -> SettingError:
-    near = _similar_setting(name, 0.6)
-    hint = f"did you mean {near[0]!r}?" if near else f"the settings are {', '.join(SETTING_NAMES)}."
-    return SettingError(name, source, f"there is no such setting; {hint}")
+    near = nearest_hint(name, SETTING_NAMES) or f"; the settings are {', '.join(SETTING_NAMES)}."
+    return SettingError(name, source, f"there is no such setting{near}")
 
 
 def _environment() -> Layer:
@@ -149,7 +148,7 @@ def _environment() -> Layer:
             continue
         if not text.strip() and name != "secret":
             continue
-        if name in CHECKS or _similar_setting(name, 0.7):
+        if name in CHECKS or _is_like_setting(name):
             values[name] = text
     return _layer(values, lambda name: _VARIABLE_PREFIX + name.upper(), None)
 

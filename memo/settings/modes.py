@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextvars import ContextVar, Token
 from typing import Any, Final, Literal, get_args
 
-from memo.errors import OptionError, nearest, public
+from memo.errors import OptionError, nearest_hint, public
 from memo.runtime.named_tuple import NamedTuple
 from memo.settings import durations
 from memo.settings.durations import seconds
@@ -49,7 +49,7 @@ def check_mode(kind: Any, max_age: Any) -> Mode:
         OptionError: there is no such mode, or the age is not a duration.
     """
     if kind is not None and (not isinstance(kind, str) or kind not in MODE_KINDS):
-        near = nearest(kind, MODE_KINDS) if isinstance(kind, str) else ""
+        near = nearest_hint(kind, MODE_KINDS) if isinstance(kind, str) else ""
         listed = ", ".join(f'"{one}"' for one in MODE_KINDS)
         raise OptionError("mode", kind, f"the modes are {listed}{near}")
     return Mode(kind, None if max_age is None else seconds("max_age", max_age))

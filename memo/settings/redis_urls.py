@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from memo.errors import shown
+from memo.errors import nearest_hint, shown
 from memo.runtime.named_tuple import NamedTuple
 
 SERVER, SENTINEL, CLUSTER, SOCKET = "server", "sentinel", "cluster", "socket"
@@ -194,11 +194,8 @@ def unknown_name_text(name: str, known: tuple[str, ...], what: str) -> str:
     """Return the text of the error about an unknown name, with the nearest known one."""
     if name in _NOT_OPTIONS:
         return f"{name!r} cannot be set: {_NOT_OPTIONS[name]}."
-    import difflib  # needed only for an error
-
-    near = difflib.get_close_matches(name, known, 1, 0.6)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
-    return f"there is no {what} {name!r}; {hint}"
+    near = nearest_hint(name, known) or f"; there are {', '.join(known)}."
+    return f"there is no {what} {name!r}{near}"
 
 
 def check_options(given: Any) -> dict[str, Any]:

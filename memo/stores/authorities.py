@@ -23,7 +23,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from memo.errors import TierError, TierUnavailable
+from memo.errors import TierError, TierUnavailable, shortened
 from memo.records.stamp_types import LOST, Generation, Ref, Stamp, State
 from memo.runtime import events
 from memo.runtime.port import Port, waiting_for_locks
@@ -465,11 +465,7 @@ async def _due_rows(port: Port, journal: Journal) -> Sequence[tuple[int, Sequenc
 def make_note(reason: str, by: str) -> str:
     """Return the note of an invalidation: JSON with `at` (Unix seconds), `by` and `reason`."""
     reason = str(reason)
-    kept = (
-        reason
-        if len(reason) <= MAX_REASON_CHARACTERS
-        else f"{reason[: MAX_REASON_CHARACTERS - 1]}…"
-    )
+    kept = shortened(reason, MAX_REASON_CHARACTERS)
     return json.dumps({"at": round(time.time(), 3), "by": by, "reason": kept})
 
 

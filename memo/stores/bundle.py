@@ -38,7 +38,7 @@ from typing import Any
 from memo import stores
 from memo.errors import BundleError, EntryError, OptionError, TierError
 from memo.records import codec, seal
-from memo.records.seal import ALIGN, Entry
+from memo.records.seal import Entry, aligned, padding
 from memo.records.stamp_types import Generation, Ref, State
 from memo.runtime import private_files
 from memo.runtime.checksums import compare_digest
@@ -161,10 +161,10 @@ def write(path: Path, origin: Origin, parts: Sequence[Part], secret: Secret) -> 
     """
     at, items = 0, []
     for part in parts:
-        record, at = (at, len(part.record)), _aligned(at + len(part.record))
+        record, at = (at, len(part.record)), aligned(at + len(part.record))
         payload = None
         if part.payload is not None:
-            payload, at = (at, part.payload.nbytes), _aligned(at + part.payload.nbytes)
+            payload, at = (at, part.payload.nbytes), aligned(at + part.payload.nbytes)
         items.append(part.item._replace(record=record, payload=payload))
     manifest = json.dumps({"origin": origin, "entries": items}).encode()
     head = BUNDLE_MAGIC + secret.id
@@ -174,7 +174,7 @@ def write(path: Path, origin: Origin, parts: Sequence[Part], secret: Secret) -> 
     try:
         with open(descriptor, "wb") as file:
             file.write(head + secret.seal(head, length, manifest) + length + manifest)
-            file.write(bytes(-(_MANIFEST_AT + len(manifest)) % ALIGN))
+            file.write(padding(_MANIFEST_AT + len(manifest)))
             for part in parts:
                 for blob in (part.record, part.payload):
                     if blob is not None:
@@ -192,11 +192,7 @@ def _write(file: Any, blob: memoryview) -> None:
     for start in range(0, blob.nbytes, _WRITE_CHUNK_BYTES):
         file.write(blob[start : start + _WRITE_CHUNK_BYTES])
         codec.release_pages(blob, start, _WRITE_CHUNK_BYTES)
-    file.write(bytes(-blob.nbytes % ALIGN))
-
-
-def _aligned(size: int) -> int:
-    return size + -size % ALIGN
+    file.write(padding(blob.nbytes))
 
 
 class _Slice:
@@ -280,7 +276,7 @@ class Bundle:
         if self._secret is not None:
             self._verify(self._secret, head, manifest)
         self._identity = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
-        self._body = _aligned(_MANIFEST_AT + size)
+        self._body = aligned(_MANIFEST_AT + size)
         self.id = head[16:48].hex()
         try:
             contents = json.loads(manifest)

@@ -18,8 +18,8 @@ from typing import Any
 
 from memo.errors import TierError
 from memo.records import seal
-from memo.records.codec import Payload
-from memo.records.seal import ALIGN, Entry
+from memo.records.codec import Payload, aligned_bytes
+from memo.records.seal import Entry
 from memo.records.stamp_types import Ref, State
 from memo.runtime import fork
 from memo.runtime.clock import SECOND, SYSTEM, Clock
@@ -299,7 +299,7 @@ class Memory:
         held = self._payloads.get(payload.digest)
         if held is not None:
             return held
-        return PayloadBytes(await port.offload(_join, payload.views))
+        return PayloadBytes(await port.offload(aligned_bytes, payload))
 
     def _forget(self, name: str) -> bool:
         entry = self._entries.pop(name, None)
@@ -374,14 +374,6 @@ class Memory:
             self._queue.clear()
             self._payloads.clear()
             self._bytes = 0
-
-
-def _join(views: Sequence[memoryview]) -> bytes:
-    """Join buffers into one piece, aligned as they are stored."""
-    parts: list[memoryview | bytes] = []
-    for view in views:
-        parts += (view, bytes(-view.nbytes % ALIGN))
-    return b"".join(parts)
 
 
 class MemoryGenerations:

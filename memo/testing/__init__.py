@@ -32,7 +32,7 @@ from typing import Any, Final
 from memo.decorators import assembly
 from memo.decorators.cached_function import CachedFunction
 from memo.engine import used_calls
-from memo.errors import OptionError, label, nearest
+from memo.errors import OptionError, label, nearest_hint
 from memo.inspection.running_computations import COMPUTATIONS
 from memo.metrics.recorder import reset as reset_stats
 from memo.runtime import blocking, events, ownership
@@ -136,7 +136,7 @@ def expecting(
         if name not in KIND_BY_COUNT:
             known = ", ".join(KIND_BY_COUNT)
             raise OptionError(
-                name, count, f"is not counted{nearest(name, KIND_BY_COUNT)}; give {known}"
+                name, count, f"is not counted{nearest_hint(name, KIND_BY_COUNT)}; give {known}"
             )
     wanted = function.function_id if isinstance(function, CachedFunction) else function
     with recording() as heard:

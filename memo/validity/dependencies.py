@@ -39,7 +39,7 @@ RACY_SECONDS = 0.1
 _PATTERN_CHARACTERS = frozenset("*?[")
 _URL = "[a-z][a-z0-9+.-]+(://|::)"
 MAX_ARGUMENT_BYTES = 64 * 1024
-"""Most bytes of pickled arguments of a callable that an entry stores."""
+"""Most bytes of pickled arguments that an entry keeps, to repeat a call with them."""
 _AT_EACH_CALL = "0 asks at each call"
 MISSING = "missing"
 """The version of a path or a URL that does not exist."""

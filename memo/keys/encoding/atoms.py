@@ -61,9 +61,9 @@ def hashed(encoding: bytes) -> bytes:
     return blake2b(encoding, digest_size=DIGEST_BYTES).digest()
 
 
-def short_digest(encoding: bytes) -> str:
-    """Return the digest of an encoding for names and addresses: 16 hexadecimal digits."""
-    return blake2b(encoding, digest_size=8).hexdigest()
+def short_digest(data: bytes) -> str:
+    """Return the digest of some bytes for names and addresses: 16 hexadecimal digits."""
+    return blake2b(data, digest_size=8).hexdigest()
 
 
 def text(value: str) -> bytes:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from memo.errors import KeyingError, OptionError, encodable, public, shown
 from memo.keys import own_changes
+from memo.keys.encoding.atoms import short_digest
 from memo.keys.fingerprint.held_values import (
     DESCRIPTORS,
     NO_VALUE,
@@ -29,7 +30,6 @@ from memo.keys.fingerprint.held_values import (
     layers,
     note_reference,
     qualified_name,
-    short_digest,
 )
 from memo.keys.own_changes import BeforeComputation, may_change
 from memo.runtime.checksums import blake2b

@@ -21,9 +21,9 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from memo.keys.encoding.atoms import short_digest
 from memo.keys.fingerprint import origin
 from memo.records import codec
-from memo.runtime.checksums import blake2b
 from memo.runtime.named_tuple import NamedTuple
 
 STABLE = "__memo_stable__"
@@ -196,11 +196,6 @@ def _plain(value: Any, budget: list[int]) -> bool:
     if kind is dict:
         return all(_plain(k, budget) and _plain(v, budget) for k, v in value.items())
     return kind in _IMMUTABLE_BUILTINS and kind is not bytes
-
-
-def short_digest(data: bytes) -> str:
-    """Return 16 hex digits for some bytes."""
-    return blake2b(data, digest_size=8).hexdigest()
 
 
 def qualified_name(value: Any) -> str:

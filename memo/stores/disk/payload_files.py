@@ -39,7 +39,6 @@ from memo.errors import TierError
 from memo.records import codec
 from memo.records.codec import Payload
 from memo.records.payload_pieces import IncomingPayload
-from memo.records.seal import ALIGN
 from memo.runtime import ownership, private_files
 from memo.runtime.checksums import compare_digest
 from memo.runtime.clock import SYSTEM
@@ -59,7 +58,6 @@ _PAUSE = 0.0005
 """Seconds between two reads of that clock."""
 _COARSE_TICK_NS = 12_000_000
 """Most nanoseconds by which it is behind: its tick is 1, 4 or 10 ms."""
-_PADS = {n: bytes(n) for n in range(1, ALIGN)}
 _BUFFERS_PER_WRITE = 512
 """Buffers passed to one `writev`; systems take at least 1,024."""
 _FLAGS = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
@@ -308,7 +306,7 @@ class Payloads:
             if isinstance(payload, IncomingPayload):
                 payload.write(descriptor)
             else:
-                _write(descriptor, _parts(payload.views))
+                _write(descriptor, codec.aligned_pieces(payload))
             try:
                 os.link(temporary, name[3:], src_dir_fd=folder, dst_dir_fd=folder)
             except OSError:  # no links here: the entry gets a file of its own
@@ -465,13 +463,6 @@ def _remove_voucher(own: str, folder: int) -> bool:
         return False
     os.unlink(own, dir_fd=folder)
     return True
-
-
-def _parts(views: Sequence[memoryview]) -> Iterator[memoryview | bytes]:
-    for view in views:
-        yield view
-        if pad := -view.nbytes % ALIGN:
-            yield _PADS[pad]
 
 
 def _write(descriptor: int, parts: Iterable[memoryview | bytes]) -> None:

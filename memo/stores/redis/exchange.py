@@ -83,6 +83,16 @@ def pack(*words: bytes) -> bytes:
     return b"".join(parts)
 
 
+def encoded(text: str) -> bytes:
+    """Encode a name for Redis; `decoded` restores it, whatever it contains."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def decoded(word: bytes) -> str:
+    """Decode a name or a text that Redis holds."""
+    return word.decode("utf-8", "surrogateescape")
+
+
 def command_bytes(commands: Iterable[Command]) -> tuple[bytes, ...]:
     """Return the bytes of commands, without the keys that select their server."""
     return tuple(map(itemgetter(1), commands))

@@ -20,7 +20,7 @@ from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.stores.protocols import Found, GroupPart
-from memo.stores.redis.exchange import Command, pack
+from memo.stores.redis.exchange import Command, decoded, encoded, pack
 from memo.validity import stamps
 from memo.validity.stamps import ALL, LAST, SHAPES
 
@@ -70,7 +70,7 @@ class Group:
         """Return the command that reads `*`, `!`, `?` and some more fields."""
         if not names:
             return self.command
-        words = (name.encode("utf-8", "surrogateescape") for name in (*_BASE, *names))
+        words = (encoded(name) for name in (*_BASE, *names))
         return self.key, pack(b"HMGET", self.key, *words)
 
     def state(
@@ -94,9 +94,7 @@ class Group:
         fields = {}
         if isinstance(reply, list) and len(reply) == len(_BASE) + len(names):
             pairs = zip((*_BASE, *names), reply, strict=True)
-            fields = {
-                k: v.decode("utf-8", "surrogateescape") for k, v in pairs if isinstance(v, bytes)
-            }
+            fields = {k: decoded(v) for k, v in pairs if isinstance(v, bytes)}
         self.shapes = fields.get(SHAPES, "")
         if self.shapes and not set(self.covering_fields(arguments)) <= set(names):
             return None

@@ -22,8 +22,8 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from memo.errors import TierError, TierUnavailable
-from memo.records.codec import Payload
-from memo.records.payload_pieces import OutgoingPayload, PayloadSink, aligned_pieces
+from memo.records.codec import Payload, aligned_pieces
+from memo.records.payload_pieces import OutgoingPayload, PayloadSink
 from memo.settings.checks import redacted
 
 T = TypeVar("T")

@@ -38,16 +38,16 @@ from typing import TYPE_CHECKING, Any
 from memo import runtime
 from memo.errors import TierError
 from memo.records import seal
-from memo.records.codec import Payload
+from memo.records.codec import Payload, aligned_pieces
 from memo.records.payload_pieces import OutgoingPayload, PayloadInMemory, PayloadSink
-from memo.records.seal import ALIGN, Entry
+from memo.records.seal import Entry
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.port import Port
 from memo.stores.protocols import REDIS, Census, Lookup, RecordToStore, Source
 from memo.stores.redis.breaker import MIN_BYTES_PER_SECOND
 from memo.stores.redis.client import CREATE_GROUP, EXTEND_LIFE, SEED, TURN, Client, NoScriptsError
 from memo.stores.redis.cluster_leases import RedisLeases
-from memo.stores.redis.exchange import Command, pack
+from memo.stores.redis.exchange import Command, decoded, encoded, pack
 from memo.stores.redis.lookups import Lookups, RecordLookup
 from memo.stores.redis.payload_store import PAYLOAD_KEPT_SECONDS, PayloadStore
 from memo.validity import generations, stamps
@@ -181,7 +181,7 @@ class Redis:
         return self.client.writes.open
 
     def _group_key(self, group: str) -> bytes:
-        return b"%s%s}" % (self._groups, group.encode("utf-8", "surrogateescape"))
+        return b"%s%s}" % (self._groups, encoded(group))
 
     # --- entries ---------------------------------------------------------------------------------
 
@@ -309,9 +309,7 @@ class Redis:
                 writes=True,
                 body=payload.pieces,
             )
-        parts: list[bytes | memoryview] = []
-        for view in payload.views:
-            parts += (view, bytes(-view.nbytes % ALIGN))
+        parts = aligned_pieces(payload)
         return await self.client.ask(
             port, head, *parts, tail, parse=_parse_set, key=name, writes=True
         )
@@ -399,7 +397,7 @@ class Redis:
                 records = await self.client.ask_each(port, ranges) if ranges else []
                 whole = whole and all(len(_bytes(one)) <= LONGEST_LISTED for one in records)
                 found += [
-                    (f"{self._namespace}:{_text(key[len(self._prefix) :])}", record)
+                    (f"{self._namespace}:{decoded(key[len(self._prefix) :])}", record)
                     for key, record in zip(keys, records, strict=True)
                     if len(record) <= LONGEST_LISTED
                 ]
@@ -555,7 +553,7 @@ class Redis:
                 (key, pack(b"HGET", key, b"epoch")),
             ]
             _, found = await self.client.ask_each(port, made, writes=True)
-            fields["epoch"] = _text(_bytes(found))
+            fields["epoch"] = decoded(_bytes(found))
         giver = fields.get("giver", "")
         others = {name: _number(seen) for name, seen in fields.items() if name.startswith("h:")}
         others.pop(field.decode())
@@ -582,7 +580,7 @@ class Redis:
         """See `memo.stores.protocols.ServerTier.seed`; does nothing without scripts."""
         calls = []
         for group, fields in groups.items():
-            words = [word.encode("utf-8", "surrogateescape") for p in fields.items() for word in p]
+            words = [encoded(word) for p in fields.items() for word in p]
             calls.append(
                 ((self._group_key(group),), (b"%d" % _milliseconds(MIN_GROUP_SECONDS), *words))
             )
@@ -637,7 +635,7 @@ class Redis:
         Raises:
             TierError: they cannot be read.
         """
-        key = self._findings + _encoded(name)
+        key = self._findings + encoded(name)
         return await self.client.ask(port, pack(b"HGETALL", key), parse=_fields, key=key)
 
     async def add_findings(self, port: Port, name: str, findings: Mapping[str, str]) -> None:
@@ -646,8 +644,8 @@ class Redis:
         Raises:
             TierError: they could not be written.
         """
-        key = self._findings + _encoded(name)
-        commands = [pack(b"HSETNX", key, _encoded(n), _encoded(v)) for n, v in findings.items()]
+        key = self._findings + encoded(name)
+        commands = [pack(b"HSETNX", key, encoded(n), encoded(v)) for n, v in findings.items()]
         commands.append(pack(b"PEXPIRE", key, b"%d" % _milliseconds(RETENTION)))
         await self.client.ask_each(port, [(key, one) for one in commands], writes=True)
 
@@ -804,7 +802,7 @@ def _set_command(name: bytes, size: int, *words: bytes) -> tuple[bytes, bytes]:
 
 
 def _fields(flat: list[Any]) -> dict[str, str]:
-    return dict(zip(map(_text, flat[::2]), map(_text, flat[1::2]), strict=True))
+    return dict(zip(map(decoded, flat[::2]), map(decoded, flat[1::2]), strict=True))
 
 
 def _page(answer: list[Any]) -> tuple[bytes, list[bytes]]:
@@ -814,7 +812,7 @@ def _page(answer: list[Any]) -> tuple[bytes, list[bytes]]:
 
 def _facts(answers: list[Any]) -> tuple[dict[str, str], int]:
     info, names = answers
-    lines = (line.partition(":") for line in _text(info).splitlines())
+    lines = (line.partition(":") for line in decoded(info).splitlines())
     return {name: value for name, _, value in lines}, int(names)
 
 
@@ -840,14 +838,6 @@ def _bytes(answer: Any) -> bytes:
     if not isinstance(answer, bytes):
         raise TypeError("not bytes")
     return answer
-
-
-def _text(word: bytes) -> str:
-    return word.decode("utf-8", "surrogateescape")
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
 
 
 def _milliseconds(seconds: float) -> int:

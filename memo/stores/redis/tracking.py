@@ -33,7 +33,7 @@ from memo.runtime import events, fork
 from memo.runtime.clock import SECOND, SYSTEM, Clock
 from memo.stores.protocols import REDIS
 from memo.stores.redis.breaker import Fault
-from memo.stores.redis.exchange import ErrorReply, pack
+from memo.stores.redis.exchange import ErrorReply, decoded, pack
 
 MAX_OUTDATED_SECONDS = 1.0
 """Seconds after which a lost push is noticed: no answer is outdated for longer."""
@@ -358,7 +358,7 @@ class Receiver:
             return
         prefix = self.listener.prefix
         names = [name[len(prefix) : -1] for name in message[1] if name.startswith(prefix)]
-        self.listener.record_changes(name.decode("utf-8", "surrogateescape") for name in names)
+        self.listener.record_changes(decoded(name) for name in names)
 
 
 # --- parsing what Redis sends --------------------------------------------------------------------

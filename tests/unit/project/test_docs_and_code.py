@@ -9,7 +9,7 @@ import pytest
 from checkout import ROOT
 
 from memo.coordination import leases
-from memo.engine import computing, invalidating, refreshing, replay
+from memo.engine import invalidating, refreshing, replay
 from memo.inspection import call_graph
 from memo.keys import offloading
 from memo.records import spool
@@ -18,7 +18,7 @@ from memo.settings import live_values
 from memo.stores import authorities, protocols
 from memo.stores.disk import sqlite_file
 from memo.stores.redis import breaker, cluster_leases, loss_recovery, payload_store, tracking
-from memo.validity import check, stamps
+from memo.validity import check, dependencies, stamps
 
 FIGURES = [
     ("guarantees", r"waits up to (\d+) s for a lock", authorities.INVALIDATION_LOCK_SECONDS),
@@ -35,7 +35,7 @@ FIGURES = [
     ("options", r"after (\d+) s, 2 s, 4 s", refreshing.BACKOFF_SECONDS[0]),
     ("options", r"4 s,? (?:and so on )?up to (\d+) s", refreshing.BACKOFF_SECONDS[1]),
     ("options", r"refreshes get ([\d.]+) s", blocking.EXIT_GRACE),
-    ("options", r"more than (\d+) KiB", computing.MOST_ARGUMENT_BYTES / 1024),
+    ("options", r"more than (\d+) KiB", dependencies.MAX_ARGUMENT_BYTES / 1024),
     ("options", r"first (\d+) MiB are kept", replay.MOST_KEPT / 2**20),
     ("options", r"past (\d+) MiB", spool.IN_MEMORY / 2**20),
     ("invalidation", r"Counting takes at most (\d+) ms", invalidating.COUNT_SECONDS * 1000),
