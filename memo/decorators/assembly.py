@@ -5,15 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from memo import runtime, stores
-from memo.errors import OptionError, SettingError, lacks_resources
+from memo.errors import OptionError, SettingError, lacks_resources, public
 from memo.runtime import events
 from memo.runtime.port import Port
 from memo.settings import configuration, options, secret_keys
 from memo.settings.checks import TRACKING, TRUST_DISK
-from memo.settings.configuration import Settings
+from memo.settings.configuration import Changes, Restore, Settings
 from memo.settings.live_values import live
 from memo.settings.modes import OFF, Mode
 from memo.stores.protocols import DISK, MEMORY, REDIS, CacheProtocol, ServerTier, Tier
@@ -104,6 +104,29 @@ def release() -> None:
             if id(_hosts[home]) not in used:
                 _hosts.pop(home).close()
                 _manifests.pop(home, None)
+
+
+@public
+def configure(**settings: Unpack[Changes]) -> Restore:
+    """Change settings of this process, at once, also for functions that are already decorated.
+
+    ::
+
+        memo.configure(redis_url="redis://cache:6379/0", memory_limit="1GiB")
+        with memo.configure(enabled=False):
+            ...
+
+    Args:
+        settings: see section "Settings" of the documentation.  None means the default for
+            `redis_url`, `directory`, `tiers`, `secret` and `live_file`.
+
+    Returns:
+        A context manager that undoes this call at the end of its block; nest them.
+
+    Raises:
+        SettingError: an unknown name or a wrong value; nothing has been changed then.
+    """
+    return configuration.configure(release, **settings)
 
 
 async def _release_later(_port: Port) -> None:
@@ -383,7 +406,6 @@ def _publish(key: str, text: str | None) -> None:
 
 
 _detach_live: Callable[[], None] = live.attach(None, _publish)
-configuration.on_block_end = release
 
 
 def chains() -> list[stores.Chain]:

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypedDict, Unpack, cast
 
-from memo.errors import SettingError, nearest_hint, public
+from memo.errors import SettingError, nearest_hint
 from memo.runtime import fork
 from memo.runtime.named_tuple import NamedTuple
 from memo.settings import durations, secret_keys
@@ -290,20 +290,18 @@ def settings_in_use() -> list[Settings]:
         return [current(), *_suspended]
 
 
-def _do_nothing() -> None:
-    """Do nothing: the default of `on_block_end`."""
-
-
-on_block_end: Callable[[], None] = _do_nothing
-"""Called after a `with configure(...)` block; `assembly` sets it to `release`."""
-
-
 class Restore:
     """Returned by `configure`: leaving its `with` block restores the previous values."""
 
-    def __init__(self, before: Mapping[str, Given | None], hidden: Settings | None) -> None:
+    def __init__(
+        self,
+        before: Mapping[str, Given | None],
+        hidden: Settings | None,
+        after_block: Callable[[], None] | None,
+    ) -> None:
         self._before = before
         self._hidden = hidden
+        self._after_block = after_block
 
     def __enter__(self) -> Self:
         if self._hidden is not None:
@@ -325,7 +323,8 @@ class Restore:
             if self._hidden is not None and self._hidden in _suspended:
                 _suspended.remove(self._hidden)
             _changed()
-        on_block_end()
+        if self._after_block is not None:
+            self._after_block()
 
     def __repr__(self) -> str:
         return f"<configured {', '.join(self._before) or 'nothing'}>"
@@ -373,22 +372,15 @@ class Changes(TypedDict, total=False):
     live_file: str | os.PathLike[str] | None
 
 
-@public
-def configure(**settings: Unpack[Changes]) -> Restore:
-    """Change settings of this process, at once, also for functions that are already decorated.
-
-    ::
-
-        memo.configure(redis_url="redis://cache:6379/0", memory_limit="1GiB")
-        with memo.configure(enabled=False):
-            ...
+def configure(
+    after_block: Callable[[], None] | None = None, /, **settings: Unpack[Changes]
+) -> Restore:
+    """Change settings of this process; `memo.configure` is the public form.
 
     Args:
-        settings: see section "Settings" of the documentation.  None means the default for
-            `redis_url`, `directory`, `tiers`, `secret` and `live_file`.
-
-    Returns:
-        A context manager that undoes this call at the end of its block; nest them.
+        after_block: called at the end of the `with` block, when the previous values are back.
+        settings: None means the default for `redis_url`, `directory`, `tiers`, `secret` and
+            `live_file`.
 
     Raises:
         SettingError: an unknown name or a wrong value; nothing has been changed then.
@@ -399,7 +391,7 @@ def configure(**settings: Unpack[Changes]) -> Restore:
         hidden = _current
         _overrides.update(layer)
         _changed()
-    return Restore(before, hidden)
+    return Restore(before, hidden, after_block)
 
 
 # --- settings that travel with a function to the workers of this process --------------------------
