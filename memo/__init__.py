@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from memo.coordination.flights import FLIGHTS as _FLIGHTS
-from memo.decorators.assembly import CacheFallbackFactory, configure, stats_directory
+from memo.decorators.assembly import CacheFallbackFactory, configure, live, stats_directory
 from memo.decorators.cache_decorator import cache
 from memo.decorators.cached_function import explain, functions
 from memo.errors import (
@@ -45,7 +45,6 @@ from memo.runtime import VERSION
 from memo.runtime import lazy_attributes as _later
 from memo.runtime.events import Event, on_event
 from memo.runtime.native import drain
-from memo.settings.live_values import live
 from memo.settings.modes import mode
 from memo.stores.protocols import CacheProtocol
 from memo.validity.dependencies import File

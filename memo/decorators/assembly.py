@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from memo import runtime, stores
 from memo.errors import OptionError, SettingError, lacks_resources, public
-from memo.runtime import events
+from memo.runtime import events, fork
 from memo.runtime.port import Port
 from memo.settings import configuration, options, secret_keys
 from memo.settings.checks import TRACKING, TRUST_DISK
 from memo.settings.configuration import Changes, Restore, Settings
-from memo.settings.live_values import live
+from memo.settings.live_values import Live
 from memo.settings.modes import OFF, Mode
 from memo.stores.protocols import DISK, MEMORY, REDIS, CacheProtocol, ServerTier, Tier
 
@@ -80,8 +80,6 @@ def default_chain() -> stores.Chain:
             chain = _chains[key] = CacheFallbackFactory.create(settings)
         if seen is not None and seen[1] is not chain:
             events.emit(events.Event(events.RECONFIGURED))
-        if seen is None or seen[1] is not chain:
-            _attach_live(chain)
         _current = (revision, chain)
         if seen is not None and seen[1] is not chain:
             release()
@@ -98,7 +96,7 @@ def release() -> None:
         wanted = {_chain_key(settings) for settings in named}
         for key in _chains.keys() - wanted:
             if not _chains[key].after_uploads(_release_later):
-                _close(_chains.pop(key))
+                _chains.pop(key).close()
         used = {id(chain.host) for chain in _chains.values()}
         for home in _hosts.keys() - {home_of(settings) for settings in named}:
             if id(_hosts[home]) not in used:
@@ -131,14 +129,6 @@ def configure(**settings: Unpack[Changes]) -> Restore:
 
 async def _release_later(_port: Port) -> None:
     release()
-
-
-def _close(chain: stores.Chain) -> None:
-    global _detach_live
-    if _current is not None and _current[1] is chain:
-        _detach_live()
-        _detach_live = live.attach(None, _publish)
-    chain.close()
 
 
 def _chain_key(settings: Settings) -> Any:
@@ -313,19 +303,6 @@ def _with_current_settings(chain: stores.Chain) -> stores.Chain:
     return chain
 
 
-def live_ttl_getter(key: str | None) -> Callable[[], float | None]:
-    """Return a getter of the ttl that the live configuration has for a `ttl_key`, in seconds."""
-    if key is None:
-        return lambda: None
-
-    def ttl() -> float | None:
-        default_chain()  # so that the shared values are those of the current settings
-        seconds: float | None = live.get(key)
-        return seconds
-
-    return ttl
-
-
 def compression_getter(given: bool | int | str | None) -> Callable[[], int | None]:
     """Return a getter of the size in bytes above which results are compressed.
 
@@ -379,33 +356,15 @@ def publish_own_changes(function: str, found: Mapping[str, str]) -> None:
         events.emit(events.Event(events.ERROR, reason="manifest", detail=str(error)))
 
 
-def _server_tier(chain: stores.Chain) -> ServerTier | None:
-    """Return the tier of a chain that holds the shared live configuration: Redis."""
-    return next((tier for tier in chain.tiers if isinstance(tier, ServerTier)), None)
+def _redis_in_use() -> ServerTier | None:
+    """Return the Redis of the current settings, which holds the shared live configuration."""
+    return next((tier for tier in default_chain().tiers if isinstance(tier, ServerTier)), None)
 
 
-def _attach_live(chain: stores.Chain) -> None:
-    """Let the live configuration use this chain's Redis, if it has one."""
-    global _detach_live
-    _detach_live()
-    tier = _server_tier(chain)
-    _detach_live = live.attach(None if tier is None else tier.live, _publish)
+live = Live(_redis_in_use)
+"""The live configuration of this process."""
 
-
-def _publish(key: str, text: str | None) -> None:
-    """Set a key of the shared live configuration, in the Redis of the current settings.
-
-    Raises:
-        OptionError: there is none.
-        TierError: it could not be written.
-    """
-    tier = _server_tier(default_chain())
-    if tier is None:
-        raise OptionError("shared", True, "needs a Redis; set redis_url first.")
-    tier.publish(key, text)
-
-
-_detach_live: Callable[[], None] = live.attach(None, _publish)
+fork.in_child(live.renew_locks)
 
 
 def chains() -> list[stores.Chain]:
@@ -415,7 +374,7 @@ def chains() -> list[stores.Chain]:
 
 def reset() -> None:
     """Close and forget every chain; the next call builds new ones."""
-    global _current, _detach_live
+    global _current
     with _lock:
         for chain in _chains.values():
             chain.close()
@@ -425,8 +384,6 @@ def reset() -> None:
         _hosts.clear()
         _manifests.clear()
         _current = None
-        _detach_live()
-        _detach_live = live.attach(None, _publish)
 
 
 def stats_directory() -> Path | None:

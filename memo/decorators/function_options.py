@@ -116,14 +116,15 @@ def make_function(
         method=_is_method(function),
         replay=replay,
     )
+    policy = _policy(given)
     return Function(
         identity,
         function,
         keyer,
-        _policy(given),
+        policy,
         assembly.chain_getter(given["provider"]),
         _answer,
-        assembly.live_ttl_getter(given["ttl_key"]),
+        assembly.live if policy.ttl_key is not None else None,
         _dependencies(function, identity, given),
         assembly.record_manifest,
         assembly.compression_getter(given["compress"]),

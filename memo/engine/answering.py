@@ -68,7 +68,6 @@ from memo.runtime.events import MISS, STALE
 from memo.runtime.named_tuple import new_tuple
 from memo.runtime.port import Port
 from memo.runtime.reasons import EXPIRED, SOURCE_UNREACHABLE, UNREACHABLE
-from memo.settings.live_values import live
 from memo.stores.chain import Answer, Chain
 from memo.stores.protocols import MEMORY, REDIS, PendingLookup
 from memo.validity.check import FRESH, Verdict, expiry, judge
@@ -133,8 +132,8 @@ def _load_if_fresh(
     """Load the value of a valid entry; `NOTHING` if it is not fresh, is big or does not load."""
     if len(entry.stream) > BIG_STREAM:
         return NOTHING
-    rules, ttl, times = function.policy, None, entry.times
-    if rules.ttl_key is not None:
+    rules, ttl, times, live = function.policy, None, entry.times, function.live
+    if live is not None:
         if live.due():
             return NOTHING
         ttl = function.live_ttl()

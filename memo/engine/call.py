@@ -20,7 +20,7 @@ from memo.runtime.events import MISS
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.runtime.reasons import SOURCE_UNREACHABLE
-from memo.settings.live_values import live
+from memo.settings.live_values import Live
 from memo.settings.options import Policy
 from memo.stores.protocols import PendingLookup
 from memo.validity.check import Verdict, judge
@@ -55,7 +55,7 @@ class Function:
         keyer: makes keys from its arguments and its code version.
         policy: its ttl and the other rules for the age of its entries.
         chain: returns the chain that holds its entries under the current settings.
-        live_ttl: returns the ttl of the live configuration in seconds, or None.
+        live: the live configuration, if its policy has a `ttl_key`, or None.
         record_manifest: records the parts that make up a code version; returns False if it failed.
         last_manifest: chain and code version of the last recorded manifest.
         compress: returns the size in bytes above which results are compressed, or None.
@@ -88,7 +88,7 @@ class Function:
         "keys_by_appearance",
         "last_duration",
         "last_manifest",
-        "live_ttl",
+        "live",
         "policy",
         "publish_own_changes",
         "record_manifest",
@@ -105,7 +105,7 @@ class Function:
         policy: Policy,
         chain: Callable[[], Chain],
         answer: AnswerCall,
-        live_ttl: Callable[[], float | None] = lambda: None,
+        live: Live | None = None,
         dependencies: Dependencies | None = None,
         record_manifest: Callable[[str, Callable[[], Mapping[str, str]]], bool] | None = None,
         compress: Callable[[], int | None] = lambda: None,
@@ -120,7 +120,7 @@ class Function:
         self.keyer = keyer
         self.policy = policy
         self.chain = chain
-        self.live_ttl = live_ttl
+        self.live = live
         self.dependencies = dependencies
         self.record_manifest = record_manifest
         self.last_manifest: tuple[weakref.ref[Chain], str] | None = None
@@ -167,6 +167,11 @@ class Function:
         policy = self.policy.of_errors if raised else self.policy
         ttl = None if raised else self.live_ttl()
         return judge(times, policy, self.chain().clock, ttl, expired)
+
+    def live_ttl(self) -> float | None:
+        """Return the ttl of the live configuration in seconds, or None."""
+        live, key = self.live, self.policy.ttl_key
+        return None if live is None or key is None else live.get(key)
 
     def with_policy(self, policy: Policy) -> Function:
         """Return a copy of the function with another policy."""
@@ -286,7 +291,8 @@ async def make_call(
 
 async def reload_live_if_due(port: Port, function: Function) -> None:
     """Reload the live configuration if the function takes its ttl from it and a reload is due."""
-    if function.policy.ttl_key is not None and live.due():
+    live = function.live
+    if live is not None and live.due():
         await port.offload(live.refresh)
 
 

@@ -7,8 +7,8 @@ one with the key decides:
 1.  this process: `memo.live["ttl.products"] = 30`,
 2.  a TOML file: the setting `live_file`, checked on access, at most every `FILE_CHECK_SECONDS`; a
     dot in a key leads into a table,
-3.  a shared one (Redis), passed to `attach`: at most `SHARED_REFRESH_SECONDS` old if the caller
-    checks `due` and then calls `refresh`, which may block.
+3.  a shared one (Redis): at most `SHARED_REFRESH_SECONDS` old if the caller checks `due` and then
+    calls `refresh`, which may block.
 
 It needs neither a thread nor an event loop.
 """
@@ -20,10 +20,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from memo.errors import OptionError, public
-from memo.runtime import fork
 from memo.runtime.events import ERROR, Event, emit
 from memo.settings import configuration, durations
 from memo.settings.durations import seconds
@@ -37,8 +36,21 @@ _SETTLED_SECONDS = 0.1
 
 Ttl: TypeAlias = "float | int | str | durations.timedelta | None"
 """A ttl as written: seconds, `"1h30m"`, a `timedelta`; None, `"none"` or infinity: no expiry."""
-Fetch = Callable[[], Mapping[str, Any]]
-Publish = Callable[[str, str | None], Any]
+
+
+class SharedValues(Protocol):
+    """The ttls that all processes share."""
+
+    def live(self) -> Mapping[Any, Any]:
+        """Return all keys and their ttl as users write them, as text or bytes; may block or raise.
+
+        A number without a unit is in seconds.
+        """
+        ...
+
+    def publish(self, key: str, text: str | None) -> Any:
+        """Set a key for all processes; None removes it."""
+        ...
 
 
 def _seconds(key: str, value: Any) -> float:
@@ -58,9 +70,18 @@ def _name(key: object) -> str:
 
 
 class Live(Mapping[str, float]):
-    """A thread-safe mapping of keys to seconds; `math.inf` means no expiry."""
+    """A thread-safe mapping of keys to seconds; `math.inf` means no expiry.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        find_shared: returns the shared source under the current settings; None: there is none.
+    """
+
+    def __init__(
+        self,
+        find_shared: Callable[[], SharedValues | None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._find_shared = find_shared
         self._clock = clock
         self._lock = threading.RLock()
         self._own: dict[str, float] = {}
@@ -72,14 +93,12 @@ class Live(Mapping[str, float]):
         self._seen: object = None
         self._complaints: dict[str, str] = {}
         self._fetching = threading.Lock()
-        self._fetch: Fetch | None = None
-        self._publish: Publish | None = None
+        self._source: SharedValues | None = None
         self._fetched_at = -math.inf
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the seconds for a key (`math.inf`: no expiry), or `default` if none has it."""
-        if self._clock() >= self._look_at or configuration.revision != self._settings:
-            self._check_file()
+        self._check_sources()
         return self._values.get(key, default)
 
     def __getitem__(self, key: str) -> float:
@@ -141,33 +160,11 @@ class Live(Mapping[str, float]):
             self._own.clear()
             self._merge()
 
-    def attach(self, fetch: Fetch | None, publish: Publish | None = None) -> Callable[[], None]:
-        """Add a shared source.
-
-        Args:
-            fetch: returns all keys and their ttl as users write them (text or bytes, in seconds or
-                with units); may block, may raise.  None: there is no source.
-            publish: `publish(key, text)` sets a key for all processes, and with None deletes it.
-
-        Returns:
-            A function that removes the source.
-        """
-        with self._lock:
-            self._fetch, self._publish, self._fetched_at = fetch, publish, -math.inf
-
-        def detach() -> None:
-            with self._lock:
-                if self._fetch is fetch:
-                    self._fetch = self._publish = None
-                    self._shared = {}
-                    self._merge()
-
-        return detach
-
     def due(self) -> bool:
-        """True if the shared source has to be read again.  Never blocks."""
+        """True if the shared source has to be read again.  Never waits for it."""
+        self._check_sources()
         return (
-            self._fetch is not None and self._clock() - self._fetched_at >= SHARED_REFRESH_SECONDS
+            self._source is not None and self._clock() - self._fetched_at >= SHARED_REFRESH_SECONDS
         )
 
     def refresh(self) -> None:
@@ -176,27 +173,33 @@ class Live(Mapping[str, float]):
         A source that fails keeps its last values, and causes one event per outage.
         """
         with self._fetching:
-            fetch = self._fetch
-            if fetch is None or not self.due():
+            source = self._find_shared()
+            self._use_source(source)
+            if source is None or not self.due():
                 return
             try:
-                found = self._valid_values(fetch())
+                found = self._valid_values(source.live())
             except Exception as error:  # a fault of the cache: the last values stay
                 self._report_fault("shared", f"{type(error).__name__}: {error}")
             else:
-                self._share(fetch, found)
+                self._share(source, found)
             self._fetched_at = self._clock()
 
-    def _share(self, fetch: Fetch, found: dict[str, float]) -> None:
+    def renew_locks(self) -> None:
+        """Replace the locks, in the child of a fork."""
+        self._lock, self._fetching = threading.RLock(), threading.Lock()
+
+    def _share(self, source: SharedValues, found: dict[str, float]) -> None:
         with self._lock:
-            if self._fetch is fetch:
+            if self._source is source:
                 self._shared = found
                 self._merge()
 
     def _publish_or_fail(self, key: str, text: str | None) -> None:
-        if self._publish is None:
+        source = self._find_shared()
+        if source is None:
             raise OptionError("shared", True, "needs a Redis; set redis_url first.")
-        self._publish(key, text)
+        source.publish(key, text)
         self._fetched_at = -math.inf
 
     def _valid_values(self, found: Mapping[Any, Any]) -> dict[str, float]:
@@ -214,15 +217,27 @@ class Live(Mapping[str, float]):
     def _merge(self) -> None:
         self._values = {**self._shared, **self._filed, **self._own}
 
-    def _check_file(self) -> None:
+    def _check_sources(self) -> None:
+        """Read the file if that is due, and look for another shared source if settings changed."""
+        if self._clock() < self._look_at and configuration.revision == self._settings:
+            return
+        revision = configuration.revision
+        if revision != self._settings:
+            self._use_source(self._find_shared())
         with self._lock:
-            self._settings = configuration.revision
+            self._settings = revision
             self._look_at = self._clock() + FILE_CHECK_SECONDS
             path = configuration.current().live_file
             if path is None:
                 self._adopt(None, {})
                 return
             self._read_file(str(path))
+
+    def _use_source(self, source: SharedValues | None) -> None:
+        with self._lock:
+            if source is not self._source:
+                self._source, self._shared, self._fetched_at = source, {}, -math.inf
+                self._merge()
 
     def _read_file(self, path: str) -> None:
         try:
@@ -291,14 +306,3 @@ def _text(value: Any) -> Any:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, str) and value.replace(".", "", 1).strip().isdecimal()
-
-
-live = Live()
-"""The live configuration of this process."""
-
-
-def _after_fork() -> None:
-    live._lock, live._fetching = threading.RLock(), threading.Lock()
-
-
-fork.in_child(_after_fork)

@@ -39,7 +39,6 @@ from memo.runtime import blocking, events, ownership
 from memo.runtime.clock import SECOND, SYSTEM, Clock
 from memo.runtime.events import Event, on_event
 from memo.settings import configuration, secret_keys
-from memo.settings.live_values import live
 
 
 class ManualClock(Clock):
@@ -181,6 +180,6 @@ def reset() -> None:
     assembly.reset()
     configuration.reset()
     secret_keys.forget()
-    live.clear()
+    assembly.live.clear()
     ownership.forget()
     reset_stats()

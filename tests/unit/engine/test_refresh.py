@@ -375,15 +375,16 @@ LOOKS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("how", LOOKS)
-def test_every_look_asks_the_shared_source(source: Source, how: str, clock: ManualClock) -> None:
+def test_every_look_asks_the_shared_source(
+    source: Source, how: str, clock: ManualClock, redis_server: RedisServer
+) -> None:
     """A shared ttl is asked for by a call, also one that memory answers, and by a look."""
     f = cached(STYLES[0], source, ttl=60, ttl_key="ttl.asked")
-    with isolated(clock=clock):
+    with isolated(clock=clock, redis_url=redis_server.url):
         assert f() == f() == 1
-        detach = memo.live.attach(lambda: {"ttl.asked": "1ms"})
+        memo.live.set("ttl.asked", "1ms", shared=True)
         clock.advance(0.005)
         assert not LOOKS[how](f)
-        detach()
 
 
 def test_shared_without_redis_is_an_error() -> None:

@@ -6,6 +6,7 @@ import math
 import os
 import threading
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 
 import pytest
@@ -31,9 +32,44 @@ def clock():
     return Time()
 
 
+class Shared:
+    """A shared source: what `live` returns is to be set."""
+
+    values: Mapping[object, object] | None = None
+    calls = 0
+
+    def live(self) -> Mapping[object, object]:
+        self.calls += 1
+        return self.values or {}
+
+    def publish(self, key: str, text: str | None) -> None:
+        self.values = {name: one for name, one in (self.values or {}).items() if name != key}
+        if text is not None:
+            self.values |= {key: text}
+
+
+class Sources:
+    """Where the live configuration finds its shared source; None: there is none."""
+
+    shared: Shared | None = None
+
+    def __call__(self) -> Shared | None:
+        return self.shared
+
+    def use(self, shared: Shared | None) -> None:
+        """Change the source, as other settings do."""
+        self.shared = shared
+        configuration.reload()
+
+
 @pytest.fixture
-def live(clock):
-    return Live(clock)
+def sources():
+    return Sources()
+
+
+@pytest.fixture
+def live(clock, sources):
+    return Live(sources, clock)
 
 
 @pytest.fixture(autouse=True)
@@ -229,9 +265,10 @@ def test_another_file_acts_at_once(live, file, tmp_path):
     assert live.get("x") is None
 
 
-def test_this_process_wins_over_the_file_over_the_shared_source(live, file, clock):
+def test_this_process_wins_over_the_file_over_the_shared_source(live, file, clock, sources):
     """The nearest source wins; taking a value back uncovers the next one."""
-    live.attach(lambda: {"x": "3"})
+    sources.use(Shared())
+    sources.shared.values = {"x": "3"}
     live.refresh()
     assert live["x"] == 3
     write(file, "x = 2\n")
@@ -243,11 +280,12 @@ def test_this_process_wins_over_the_file_over_the_shared_source(live, file, cloc
     assert live["x"] == 2
 
 
-def test_the_shared_source_is_due_when_it_is_old(live, clock):
-    """It is asked once per `SHARED_AGE`, however often `refresh` is called."""
-    calls = []
+def test_the_shared_source_is_due_when_it_is_old(live, clock, sources):
+    """It is asked once per `SHARED_REFRESH_SECONDS`, however often `refresh` is called."""
     assert not live.due()
-    live.attach(lambda: calls.append(1) or {b"x": b"5.5", "y": "1h", "z": "none"})
+    shared = Shared()
+    shared.values = {b"x": b"5.5", "y": "1h", "z": "none"}
+    sources.use(shared)
     assert live.due()
     live.refresh()
     live.refresh()
@@ -256,20 +294,21 @@ def test_the_shared_source_is_due_when_it_is_old(live, clock):
     clock.now += SHARED_REFRESH_SECONDS
     assert live.due()
     live.refresh()
-    assert len(calls) == 2
+    assert shared.calls == 2
 
 
-def test_a_shared_source_that_fails_keeps_its_values(live, clock, errors):
+def test_a_shared_source_that_fails_keeps_its_values(live, clock, errors, sources):
     """An outage is one event and changes nothing; a wrong value spoils only its own key."""
     answers: list[object] = [{"x": "1"}, OSError("gone"), OSError("gone"), {"x": "2", "y": "soon"}]
 
-    def fetch():
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    class Failing(Shared):
+        def live(self):
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
 
-    live.attach(fetch)
+    sources.use(Failing())
     for expected in (1, 1, 1, 2):
         live.refresh()
         assert live["x"] == expected
@@ -278,16 +317,18 @@ def test_a_shared_source_that_fails_keeps_its_values(live, clock, errors):
     assert len(errors) == 2
 
 
-def test_a_slow_shared_source_stops_nobody_else(live):
+def test_a_slow_shared_source_stops_nobody_else(live, sources):
     """While one thread waits for the source, others read and set."""
     entered, leave = threading.Event(), threading.Event()
 
-    def fetch():
-        entered.set()
-        leave.wait(5)
-        return {}
+    class Slow(Shared):
+        def live(self):
+            entered.set()
+            leave.wait(5)
+            return {}
 
-    live.attach(fetch)
+    sources.use(Slow())
+    assert live.due()
     thread = threading.Thread(target=live.refresh)
     thread.start()
     assert entered.wait(10)
@@ -298,15 +339,11 @@ def test_a_slow_shared_source_stops_nobody_else(live):
     thread.join()
 
 
-def test_setting_for_everybody_needs_a_shared_source(live):
+def test_setting_for_everybody_needs_a_shared_source(live, sources):
     """`shared=True` publishes what others can read; without a source it is an error."""
     with pytest.raises(OptionError, match="redis_url"):
         live.set("x", 1, shared=True)
-    store: dict[str, str] = {}
-    detach = live.attach(
-        lambda: store,
-        lambda key, text: store.pop(key, None) if text is None else store.update({key: text}),
-    )
+    sources.use(Shared())
     live.set("x", "1h", shared=True)
     live.set("y", None, shared=True)
     live.refresh()
@@ -314,7 +351,7 @@ def test_setting_for_everybody_needs_a_shared_source(live):
     assert live.delete("x", shared=True) is True
     live.refresh()
     assert dict(live) == {"y": math.inf}
-    detach()
+    sources.use(None)
     assert dict(live) == {}
     assert not live.due()
 
