@@ -30,7 +30,7 @@ from benchmarks.samples import Figures, Task
 
 Cell = tuple[str, str, str, str, int]
 QUICK_PEERS = 1
-"""How many peers a row has in quick mode: the first, which did best in a full run."""
+"""Number of peers of a row in quick mode: the first ones, which were fastest in a full run."""
 
 
 EMPTY = ("stampede", "store_pairs")
@@ -52,7 +52,7 @@ class Bench:
         self._done: dict[Cell, tuple[Figures, Figures] | str] = {}
 
     def row(self, row: Row) -> Result:
-        """Everybody's figures for a row."""
+        """Measure a row: memo, its peers and the floor."""
         peers = row.peers[:QUICK_PEERS] if self._quick else row.peers
         if row.measure in TURNS:
             self._in_turns(row, (*row.ours, *peers, row.floor))
@@ -69,7 +69,7 @@ class Bench:
         return Result(row, floor, found, row.named(quick=self._quick), runs)
 
     def figure(self, row: Row, subject: str, name: str = "") -> float | str:
-        """A figure, or why there is none."""
+        """Return a figure, or the reason why there is none."""
         done = self._subject(row, subject)
         if isinstance(done, str):
             return done
@@ -78,7 +78,7 @@ class Bench:
         return figures.get(name or row.figure, "not measured")
 
     def _in_turns(self, row: Row, subjects: Sequence[str]) -> None:
-        """Measure subjects in rounds, each of them once in each."""
+        """Measure subjects in rounds, each subject once per round."""
         cells = [self._cell(row, subject) for subject in subjects if subject]
         begun = time.perf_counter()
         samples: dict[Cell, tuple[list[Figures], list[Figures]]] = {c: ([], []) for c in cells}
@@ -118,7 +118,7 @@ class Bench:
         return (subject, row.store, measure, row.kind, size)
 
     def _measured(self, cell: Cell) -> tuple[Figures, Figures] | str:
-        """What the process that stores measures, and those that hit, each in medians."""
+        """Return medians of the storing process and of the hitting processes."""
         places = self._runs if cell[2] in EMPTY else 1
         try:
             stored, hits = self._samples(cell, places, self._runs // places)
@@ -127,7 +127,7 @@ class Bench:
         return _medians(stored), _medians(hits)
 
     def _samples(self, cell: Cell, places: int, each: int) -> tuple[list[Figures], list[Figures]]:
-        """What processes measure that store, and that hit, so many of them in each place.
+        """Run storing and hitting processes, this many of each per place.
 
         Raises:
             FailedError: one of them failed.

@@ -82,7 +82,7 @@ PATHS = ("memory", "memory async", "disk", "set", "map", "key")
 
 
 def checked_out(commit: str, into: Path) -> Path:
-    """A directory with `memo` of a commit and `benchmarks` of this checkout."""
+    """Return a directory with `memo` of a commit and `benchmarks` of this checkout."""
     shutil.copytree(ROOT / "benchmarks", into / "benchmarks")
     if commit == ".":
         shutil.copytree(ROOT / "memo", into / "memo")
@@ -102,13 +102,13 @@ def checked_out(commit: str, into: Path) -> Path:
 
 
 def instructions(tree: Path, path: str) -> float:
-    """Instructions of one call on a hot path."""
+    """Count the instructions of one call on a hot path."""
     few, many = (executed(tree, path, calls) for calls in (FEW, MANY))
     return (many - few) / (MANY - FEW)
 
 
 def executed(tree: Path, path: str, calls: int) -> int:
-    """Instructions of one process of a commit that makes so many calls."""
+    """Count the instructions of a process that makes this many calls with a commit."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("MEMO_")}
     valgrind = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"]
     with tempfile.TemporaryDirectory(prefix="memo-compare-") as directory:

@@ -49,7 +49,7 @@ SECTION = "## How costs grow\n"
 
 
 class NotHereError(Exception):
-    """What a row needs cannot be had here; its text says what."""
+    """A row needs something that this machine lacks; the text names it."""
 
 
 class Row(NamedTuple):
@@ -86,7 +86,7 @@ def _median(work: Callable[[], object], rounds: int) -> float:
 
 
 def _addresses(count: int) -> float:
-    """An `invalidate_cache` that names so many addresses; the median of three."""
+    """Time an `invalidate_cache` that names `count` addresses; the median of three."""
     start = itertools.count(0, 10_000)
 
     @memo.invalidate_cache(
@@ -104,7 +104,7 @@ def _addresses(count: int) -> float:
 
 
 def _functions(count: int) -> float:
-    """The first call of the last functions of a module that has so many; the median of 50."""
+    """Time the first call of the last functions of a module with `count` of them; median of 50."""
     name = f"growth_{count}"
     lines = [f"@memo.cache(ttl=600)\ndef f{n}(x):\n    return x + {n}" for n in range(count)]
     with tempfile.TemporaryDirectory() as folder:
@@ -117,7 +117,7 @@ def _functions(count: int) -> float:
 
 
 def _lag(count: int) -> float:
-    """The longest that an event loop stands still while first calls of functions are gathered.
+    """Return the longest pause of an event loop while first calls of functions are gathered.
 
     Without the garbage collector, which takes a tenth of a second by itself among so much code.
     """
@@ -160,7 +160,7 @@ async def _longest_step(functions: Sequence[Any]) -> float:
 
 
 def _tags(count: int) -> float:
-    """A hit on an entry with so many tags; the median of 200."""
+    """Time a hit on an entry with `count` tags; the median of 200."""
     names = [f"tag-{count}-{n}" for n in range(count)]
 
     @memo.cache(ttl=600, tags=names, name=f"tagged_{count}")
@@ -172,7 +172,7 @@ def _tags(count: int) -> float:
 
 
 def _attributes(count: int) -> float:
-    """A hit on a method that reads so many attributes; of many batches of 20 calls the fastest."""
+    """Time a hit on a method that reads `count` attributes; the fastest batch of 20 calls."""
     values = [n if n % 3 == 0 else f"text {n}" if n % 3 == 1 else n + 0.5 for n in range(count)]
     names = [f"a{n}" for n in range(count)]
     reads = ", ".join(f"self.{name}" for name in names)
@@ -197,7 +197,7 @@ def _attributes(count: int) -> float:
 
 
 def _nested(depth: int) -> Callable[[int], object]:
-    """A call of so many cached functions, each of which calls the next."""
+    """Make a chain of `depth` cached functions, each of which calls the next."""
 
     def step(x: int, rest: tuple[Any, ...]) -> int:
         return rest[0](x, rest[1:]) + 1 if rest else x
@@ -210,7 +210,7 @@ def _nested(depth: int) -> Callable[[int], object]:
 
 
 def _nesting(depth: int) -> float:
-    """CPU time of a call so deep, computed and stored at each level; the least of nine."""
+    """CPU time of a call nested that deep, stored at each level; the least of nine."""
     call, arguments = _nested(depth), itertools.count()
     call(next(arguments))
 
@@ -223,14 +223,14 @@ def _nesting(depth: int) -> float:
 
 
 def _nested_hit(depth: int) -> float:
-    """A hit on the outermost of so many nested calls; the median of 50."""
+    """Time a hit on the outermost of `depth` nested calls; the median of 50."""
     call = _nested(depth)
     call(1)
     return _median(lambda: call(1), 50)
 
 
 def _nested_record(depth: int) -> float:
-    """Bytes of the record of the outermost of so many nested calls."""
+    """Bytes of the record of the outermost of `depth` nested calls."""
     with _elsewhere():
         _nested(depth)(1)
         return float(max(entry.size for entry in memo.entries()))
@@ -238,7 +238,7 @@ def _nested_record(depth: int) -> float:
 
 @contextmanager
 def _elsewhere(**settings: Any) -> Iterator[str]:
-    """An empty directory."""
+    """Use an empty directory."""
     with (
         tempfile.TemporaryDirectory() as folder,
         memo.configure(directory=folder, secret=SECRET, **settings),
@@ -261,7 +261,7 @@ _FILL = (
 
 @contextmanager
 def _many(count: int, real: int = 100, **settings: Any) -> Iterator[Any]:
-    """A function with so many entries on the disk, some of them real, in a process that is warm."""
+    """Make a function with `count` entries on the disk, some of them real, in a warm process."""
 
     def load(x: int) -> dict[str, Any]:
         return {"id": x, "name": f"n{x}", "tags": ["a", "b"]}
@@ -280,7 +280,7 @@ def _many(count: int, real: int = 100, **settings: Any) -> Iterator[Any]:
 
 
 def _listing(count: int) -> float:
-    """What `memo ls` lists among so many entries; the median of five."""
+    """Time `memo ls` among `count` entries; the median of five."""
     from memo.inspection import inventory
 
     with _many(count):
@@ -288,13 +288,13 @@ def _listing(count: int) -> float:
 
 
 def _clearing(count: int) -> float:
-    """Seconds for each entry that `cache_clear` drops of so many."""
+    """Seconds per entry that `cache_clear` drops, of `count`."""
     with _many(count) as function:
         return _timed(function.cache_clear) / count
 
 
 def _holding(count: int) -> float:
-    """The longest that others of this process wait for the index while so many are cleared."""
+    """Longest wait of another thread for the index while `count` entries are cleared."""
     from memo.stores.disk.disk_tier import Disk
 
     taken: list[float] = []
@@ -316,19 +316,19 @@ def _holding(count: int) -> float:
 
 
 def _whole(count: int) -> float:
-    """An invalidation of the whole of a function that has so many entries; the median of 20."""
+    """Time the invalidation of a whole function with `count` entries; the median of 20."""
     with _many(count) as function:
         return _median(function.invalidate, 20)
 
 
 def _among(count: int) -> float:
-    """A hit among so many entries on the disk; the median of the 100 that are real."""
+    """Time a hit among `count` entries on the disk; the median of the 100 that are real."""
     with _many(count) as function:
         return statistics.median(_timed(lambda x=x: function(x)) for x in range(100))
 
 
 def _beside_diskcache(count: int) -> float:
-    """A hit among so many entries on the disk, as a multiple of `diskcache.Cache.get` there."""
+    """Time a hit among `count` entries on the disk, as a multiple of `diskcache.Cache.get`."""
     import diskcache
 
     value = {"id": 1, "name": "n1", "tags": ["a", "b"]}
@@ -350,7 +350,7 @@ def _beside_diskcache(count: int) -> float:
 
 
 def _storing(count: int) -> float:
-    """A call that computes and stores a small result, as a multiple of `diskcache.Cache.set`."""
+    """Time a call that stores a small result, as a multiple of `diskcache.Cache.set`."""
     import diskcache
 
     value = {"id": 1, "name": "n1", "tags": ["a", "b"]}
@@ -374,7 +374,7 @@ def _storing(count: int) -> float:
 
 @contextmanager
 def _redis(*more: str, **settings: Any) -> Iterator[Any]:
-    """A client of a server of its own, which memo is configured to use."""
+    """Start a server and configure memo to use it; yield a client of it."""
     import redis
 
     program = shutil.which("redis-server")
@@ -401,13 +401,13 @@ def _redis(*more: str, **settings: Any) -> Iterator[Any]:
 
 
 def _left(client: Any) -> float:
-    """The longest life of a key in Redis, in seconds; infinity: one never expires."""
+    """Longest remaining life of a key in Redis, in seconds; infinity: one never expires."""
     lives = [client.pttl(name) for name in client.scan_iter(count=1000)]
     return float("inf") if -1 in lives else max(lives, default=0) / 1000
 
 
 def _addresses_in_redis(count: int) -> float:
-    """Seconds for which a key in Redis may outlive so many updates of different products."""
+    """Longest life of a key in Redis after `count` updates of different products."""
     with _redis() as client:
 
         @memo.invalidate_cache(key_prefix="products", key_resolver="products:{product}")
@@ -420,7 +420,7 @@ def _addresses_in_redis(count: int) -> float:
 
 
 def _groups_left(count: int) -> float:
-    """Groups in Redis and on the host after `memo clear --all`, of so many updates."""
+    """Groups in Redis and on the host after `count` updates and `memo clear --all`."""
     from memo.runtime.blocking import BLOCKING, drive
 
     with _redis() as client:
@@ -440,7 +440,7 @@ def _groups_left(count: int) -> float:
 
 
 def _tags_in_redis(count: int) -> float:
-    """Seconds from the end of a ttl of 2 s until the last of so many tags is gone from Redis."""
+    """Seconds from the end of a ttl of 2 s until the last of `count` tags is gone from Redis."""
     with _redis() as client:
         load = memo.cache(lambda user: user, name="user", ttl=2, tags=["user:{user}"])
         for user in range(count):
@@ -451,7 +451,7 @@ def _tags_in_redis(count: int) -> float:
 
 
 def _full_redis(count: int) -> float:
-    """The part of repeated calls that hit, on a Redis of 4 MB that so many tags have filled."""
+    """Fraction of repeated calls that hit, on a Redis of 4 MB that `count` tags have filled."""
     policy = ("--maxmemory", "4mb", "--maxmemory-policy", "volatile-lru")
     with _redis(*policy, memory_limit=0, tiers=["redis"]):
         for at in range(0, count, 500):
@@ -468,7 +468,7 @@ def _full_redis(count: int) -> float:
 
 
 def _kept_in_redis(count: int) -> float:
-    """The longest life of a key in Redis after so many results without a ttl, in seconds.
+    """Longest life of a key in Redis after `count` results without a ttl, in seconds.
 
     Records live for `retention`, 30 days; the generations that they name a tenth longer.
     """
@@ -481,7 +481,7 @@ def _kept_in_redis(count: int) -> float:
 
 
 def _gathered(count: int) -> float:
-    """Seconds for each of so many hits in one gather, from Redis; the fastest of five."""
+    """Seconds per hit of `count` hits in one gather, from Redis; the fastest of five."""
     with _redis(memory_limit=0, tiers=["redis"]):
 
         @memo.cache(name="gathered", ttl=600)
@@ -501,7 +501,7 @@ def _gathered(count: int) -> float:
 
 
 def _each(work: str, redis: bool, count: int) -> float:
-    """Seconds for each of so many elements of one call; the median of five.
+    """Seconds per element of one call with `count` elements; the median of five.
 
     Args:
         work: `"store"`: computed and stored; `"hit"`: found.
@@ -524,7 +524,7 @@ def _each(work: str, redis: bool, count: int) -> float:
 
 
 def _evicting(count: int) -> float:
-    """The longest of 700 stores into a budget that so many entries exceed by a part."""
+    """Longest of 700 stores into a budget that `count` entries slightly exceed."""
     with _many(count, real=0, size_limit=count * 900) as function:
         assembly.reset()  # as a process that finds a directory beyond its limit
         function.is_cached(-1)
@@ -532,7 +532,7 @@ def _evicting(count: int) -> float:
 
 
 def _first_call(count: int) -> float:
-    """From `import memo` to the first answer of a new process, with so many entries on the disk."""
+    """Seconds from `import memo` to the first answer of a new process, with `count` entries."""
     with _many(count):
         folder = str(memo.CacheFallbackFactory.create().tiers[-1].directory.parent)
         kept = {k: v for k, v in os.environ.items() if not k.startswith("MEMO_")}
@@ -558,7 +558,7 @@ print(time.perf_counter() - begun)
 
 
 def _grown(limit: int) -> float:
-    """How much a process grows that fills `memory_limit` (MiB), as a multiple of the limit."""
+    """Growth of a process that fills `memory_limit` (MiB), as a multiple of the limit."""
     command = [sys.executable, "-c", _GROWN, str(limit << 20)]
     kept = {k: v for k, v in os.environ.items() if not k.startswith("MEMO_")}
     done = subprocess.run(
@@ -591,7 +591,7 @@ with tempfile.TemporaryDirectory() as folder, memo.configure(
 
 
 def _directory(limit: int) -> float:
-    """How large a directory gets whose `size_limit` (MiB) is spent, as a multiple of it."""
+    """Size of a directory whose `size_limit` (MiB) is used up, as a multiple of the limit."""
     most = 0
     with _elsewhere(size_limit=limit << 20, memory_limit=0) as folder:
         load = memo.cache(lambda x: os.urandom(2000), name="load")
@@ -604,7 +604,7 @@ def _directory(limit: int) -> float:
 
 
 def _after_kills(count: int) -> float:
-    """The same directory, full, after so many processes were killed in mid-store."""
+    """Size of the same directory, full, after `count` processes were killed in mid-store."""
     from memo.runtime.blocking import drain_blocking
     from memo.stores.disk.disk_tier import EARLY_SWEEP_SECONDS
 
@@ -637,7 +637,7 @@ memo.cache(lambda x: os.urandom(1 << 20), name="load")(os.getpid())
 
 
 def _log(count: int) -> float:
-    """The longest log beside a file of SQLite, in MiB, while four threads store so many results."""
+    """Longest log of a SQLite file, in MiB, while four threads store `count` results."""
     most = 0
     with _elsewhere(memory_limit=0) as folder:
         load = memo.cache(lambda x: os.urandom(2000), name="load", ttl=600, tags=["user:{x}"])
@@ -651,7 +651,7 @@ def _log(count: int) -> float:
 
 @contextmanager
 def _small_disk(size: int) -> Iterator[str]:
-    """A directory on a file system of so many MiB, of its own.
+    """Mount a file system of `size` MiB; yield a directory on it.
 
     Raises:
         NotHereError: none can be mounted.
@@ -677,7 +677,7 @@ def _small_disk(size: int) -> Iterator[str]:
 
 
 def _on_a_full_disk(size: int) -> float:
-    """The part of the results that are there once they were stored, of three times what fits."""
+    """Fraction of the results still stored after writing three times what fits."""
     with _small_disk(size):
         load = memo.cache(lambda x: os.urandom(200_000), name="blob", ttl=3600)
         count = 15 * size
@@ -689,7 +689,7 @@ def _on_a_full_disk(size: int) -> float:
 
 
 def _said_of_a_full_disk(size: int) -> float:
-    """Warnings where others fill a disk time and again, and nothing of its own is left to go."""
+    """Warnings while others fill the disk repeatedly and no entry is left to evict."""
     with _small_disk(size) as folder, warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         load = memo.cache(lambda x: os.urandom(200_000), name="blob", ttl=3600)
@@ -719,9 +719,9 @@ _registry = _Registry(0)
 
 
 def _big_global(size: int) -> float:
-    """A hit of a function that reads an object of so many objects as a global; the median of 9.
+    """Time a hit of a function that reads a global made of `size` objects; the median of 9.
 
-    Without end where that takes more than its goal, and no warning names the global.
+    Infinite if that takes more than its goal and no warning names the global.
     """
     global _registry
     _registry = _Registry(size)
@@ -860,7 +860,7 @@ _WHOLE = ("bytes", "groups", "s", "warnings")
 
 
 def lines(rows: Sequence[Row]) -> Iterator[str]:
-    """The rows as a Markdown table, each measured when it is asked for."""
+    """Yield the rows as a Markdown table; each is measured when it is requested."""
     yield "| what | sizes | takes | ratio | goal | reached |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for row in rows:
@@ -901,7 +901,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def with_row(page: str, line: str) -> str:
-    """The page with a row of the table in the place of the one with the same title."""
+    """Return the page with a row of the table replaced, found by its title."""
     before, _, rest = page.partition(SECTION)
     section, heading, after = rest.partition("\n## ")
     title = line.partition(" | ")[0] + " | "
@@ -910,7 +910,7 @@ def with_row(page: str, line: str) -> str:
 
 
 def _apart(title: str, size: int) -> float:
-    """Measure a row in a process of its own: what others leave behind is no part of it.
+    """Measure a row in a separate process, so that other rows leave nothing behind for it.
 
     Raises:
         TimeoutError: it takes more than `PATIENCE` seconds.
@@ -930,6 +930,6 @@ def _measured(title: str, size: int) -> float:
 
 
 def quicker(row: Row) -> Row:
-    """The same work, of which the larger is smaller."""
+    """Return the row with smaller sizes."""
     small, large = row.sizes
     return row._replace(sizes=(small, max(2 * small, large // 10)))

@@ -1,4 +1,4 @@
-"""How long `import memo` takes over bare Python.
+"""Time of `import memo` beyond that of bare Python.
 
 Each sample is a fresh interpreter, from its start to its end, with the bytecode compiled before.
 Samples with and without memo alternate, so that a slow spell of the machine meets both alike; the
@@ -30,19 +30,19 @@ class Cost(NamedTuple):
 
     @property
     def over(self) -> float:
-        """What memo adds."""
+        """The part that memo adds."""
         return self.memo - self.bare
 
 
 def sample(code: str, environment: dict[str, str]) -> float:
-    """Milliseconds of a fresh interpreter that runs some code, start to end."""
+    """Milliseconds that a fresh interpreter takes to run some code, from start to end."""
     begin = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
     return (time.perf_counter() - begin) * 1000
 
 
 def measure(runs: int) -> Cost:
-    """The medians of `runs` interpreters of each kind, after one of each that compiles."""
+    """Return the medians of `runs` interpreters of each kind, after one each that compiles."""
     kinds = ("pass", "import memo")
     with tempfile.TemporaryDirectory() as compiled:
         environment = {**os.environ, "PYTHONPYCACHEPREFIX": compiled}
@@ -52,7 +52,7 @@ def measure(runs: int) -> Cost:
 
 
 def main() -> int:
-    """Print the medians; 1 where memo costs more than the limit."""
+    """Print the medians; return 1 if memo costs more than the limit."""
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     options.add_argument("--runs", type=int, default=21, help="interpreters of each kind")
     options.add_argument("--limit", type=float, default=LIMIT, help="milliseconds")

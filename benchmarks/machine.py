@@ -23,7 +23,7 @@ PATIENCE = 900.0
 
 
 class FailedError(Exception):
-    """A sample ended with an error; its text is the last line that it said."""
+    """A sample ended with an error; the text is the last line that it printed."""
 
 
 def redis_server() -> str | None:
@@ -39,7 +39,7 @@ def redis_server() -> str | None:
 
 @contextmanager
 def places() -> Iterator[Machine]:
-    """A machine with a scratch directory and a redis-server; both go when the block ends."""
+    """Yield a machine with a scratch directory and a redis-server; both are removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="memo-benchmarks-") as scratch:
         binary = redis_server()
         if binary is None:
@@ -78,7 +78,7 @@ class Machine:
 
     @contextmanager
     def place(self) -> Iterator[Place]:
-        """An empty directory and an empty Redis."""
+        """Return an empty directory and an empty Redis."""
         import redis
 
         redis.Redis(port=self._port).flushall()
@@ -91,7 +91,7 @@ class Machine:
             shutil.rmtree(directory, ignore_errors=True)
 
     def sample(self, task: Task, tree: Path = ROOT) -> Figures:
-        """What a fresh process measures, with `memo` and `benchmarks` of a tree.
+        """Run a task in a fresh process with a tree's `memo` and `benchmarks`; return its figures.
 
         Raises:
             FailedError: it ended with an error, or did not end.

@@ -15,7 +15,7 @@ HUGE = 1 << 40
 
 
 class Place(NamedTuple):
-    """Where a subject may keep things.
+    """The places where a subject stores its entries.
 
     Attributes:
         directory: an empty directory, kept from the process that stores to those that hit.
@@ -161,10 +161,10 @@ ASYNC = {"aiocache", "aiocache Redis", "cashews", "cashews disk", "cashews Redis
 
 
 def is_async(subject: str) -> bool:
-    """Whether a subject caches coroutine functions."""
+    """True if a subject caches coroutine functions."""
     return subject in ASYNC or subject.endswith(" async")
 
 
 def decorated(subject: str, place: Place, plain: Function, coroutine: Function) -> Function:
-    """A function as a subject caches it: the plain one, or the coroutine function."""
+    """Decorate the plain function, or the coroutine function, as a subject does."""
     return SUBJECTS[subject](place, coroutine if is_async(subject) else plain)

@@ -24,21 +24,21 @@ RAN: Counter[str] = Counter()
 
 
 def load(path: str) -> list[float]:
-    """The numbers in a file."""
+    """Return the numbers in a file."""
     RAN["load"] += 1
     time.sleep(LOAD)
     return [float(one) for one in Path(path).read_text("utf-8").split()]
 
 
 def clean(numbers: Sequence[float]) -> list[float]:
-    """The positive ones."""
+    """Return the positive ones."""
     RAN["clean"] += 1
     time.sleep(CLEAN)
     return [one for one in numbers if one > 0]
 
 
 def report(parts: Sequence[Sequence[float]]) -> float:
-    """Their sum."""
+    """Return their sum."""
     RAN["report"] += 1
     time.sleep(REPORT)
     return sum(map(sum, parts))
@@ -131,7 +131,7 @@ SUBJECTS: dict[str, Callable[[str], Run]] = {
 
 
 class Took(NamedTuple):
-    """What one run took: computations of each stage, and seconds."""
+    """The cost of one run: computations of each stage, and seconds."""
 
     ran: Counter[str]
     seconds: float
@@ -142,7 +142,7 @@ class Took(NamedTuple):
 
 
 def measured(subject: str) -> list[Took]:
-    """A first run, one with nothing changed, one with a file touched, one with a file changed."""
+    """Measure four runs: the first, nothing changed, a file touched, a file changed."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         data = Path(directory, "data")
         data.mkdir()

@@ -1,4 +1,4 @@
-"""The rows: who measures what, and what memo is to reach."""
+"""The rows of the table: what each measures, and memo's target."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Row:
         title: what is measured.
         measure: of `benchmarks.samples`, in the processes that count.
         ours: memo's subjects.
-        floor: the least that anybody could take, or "".
-        peers: everybody else.
-        target: what is to be reached, in words.
+        floor: the lowest possible time, or "".
+        peers: the other caches.
+        target: the target in words.
         bound: the most that each of ours may take, in the unit of `figure`, from the floor's
             and the best peer's figures.
         store: the measure of the process that stores first, or "".
@@ -46,7 +46,7 @@ class Row:
     notes: str = ""
 
     def named(self, *, quick: bool) -> str:
-        """The title, with the size that is measured."""
+        """Return the title, with the size that is measured."""
         if not quick or self.size == self.quick_size:
             return self.title
         number, unit = (self.quick_size // MB, " MB") if self.size >= MB else (self.quick_size, "")

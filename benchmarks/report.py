@@ -23,7 +23,7 @@ PROSE = "## Which types map"
 
 
 class Result(NamedTuple):
-    """A row's figures; a text where there is none says why."""
+    """A row's figures; a text in place of one says why there is none."""
 
     row: Row
     floor: float | str | None
@@ -33,19 +33,19 @@ class Result(NamedTuple):
 
     @property
     def best_peer(self) -> tuple[str, float] | None:
-        """The peer that took least, and what it took."""
+        """The fastest peer, and its figure."""
         peers = [(self.found[p], p) for p in self.row.peers if p in self.found]
         numbers = [(figure, p) for figure, p in peers if isinstance(figure, float | int)]
         return (min(numbers)[1], min(numbers)[0]) if numbers else None
 
     def bound(self) -> float | None:
-        """The most that memo may take; None where what it depends on was not measured."""
+        """The most that memo may take; None if what it depends on was not measured."""
         floor = self.floor if isinstance(self.floor, float | int) else math.nan
         bound = self.row.bound(floor, self.best_peer[1] if self.best_peer else math.nan)
         return None if math.isnan(bound) else bound
 
     def disturbed(self) -> str:
-        """The subject that took less than the floor, where the target depends on the floor."""
+        """The subject that took less than the floor, if the target depends on the floor."""
         floor, row = self.floor, self.row
         if not isinstance(floor, float | int) or row.floor.startswith("hit among"):
             return ""
@@ -57,7 +57,7 @@ class Result(NamedTuple):
         return next((who for who, figure in figures.items() if figure < 0.95 * floor), "")
 
     def reached(self, subject: str) -> str:
-        """`yes` where one of ours reached its target, else `no` and how far it is from it."""
+        """`yes` if a subject of memo reached its target, else `no` and the ratio to it."""
         bound, figure = self.bound(), self.found[subject]
         if bound is None or math.isinf(bound) or not isinstance(figure, float | int):
             return ""
@@ -69,7 +69,7 @@ class Result(NamedTuple):
 
 
 def shown(figure: float | str | None, row: Row) -> str:
-    """A figure for people."""
+    """Format a figure for display."""
     if figure is None:
         return ""
     if isinstance(figure, str):
@@ -83,7 +83,7 @@ def shown(figure: float | str | None, row: Row) -> str:
 
 
 def prose(path: Path) -> str:
-    """The part of a page that is written by hand; it stays when the figures are measured anew."""
+    """Return the hand-written part of a page, which stays when the figures are measured anew."""
     _, heading, rest = path.read_text(encoding="utf-8").partition(PROSE)
     return heading + rest
 
@@ -91,7 +91,7 @@ def prose(path: Path) -> str:
 def page(
     results: Sequence[Result], begun: float, load: float, *, quick: bool, rest: str = ""
 ) -> str:
-    """The page: the table, the figures of all subjects, how it was measured, and the `rest`."""
+    """Return the page: the table, all subjects' figures, how it was measured, and the `rest`."""
     text = [
         "# Performance",
         "",
@@ -116,7 +116,7 @@ def page(
 
 
 def lines(result: Result) -> list[str]:
-    """A row of the table, one line for each of ours."""
+    """Return a row of the table, with one line for each subject of memo."""
     row, best = result.row, result.best_peer
     floor = f"{shown(result.floor, row)} ({row.floor})" if row.floor else ""
     peer = f"{shown(best[1], row)} ({best[0]})" if best else ""
@@ -168,7 +168,7 @@ _COLOURS = {"floor": "#9aa0a6", "best peer": "#e8710a", "memo": "#1a73e8"}
 
 
 def picture(results: Sequence[Result]) -> str:
-    """An SVG: for each row the floor, the best peer and memo on one logarithmic scale of time."""
+    """Draw an SVG: for each row the floor, the best peer and memo, on a logarithmic time scale."""
     timed = [r for r in results if r.row.figure == "value"]
     marks = [(r, _marks(r)) for r in timed]
     values = [v for _, row in marks for v in row.values()]
@@ -218,6 +218,6 @@ def _marks(result: Result) -> dict[str, float]:
 
 
 def _tick(power: int) -> str:
-    """A power of ten seconds, for people."""
+    """Format a power of ten seconds for display."""
     unit, base = ("s", 0) if power >= 0 else ("ms", -3) if power >= -3 else ("µs", -6)
     return f"{10.0 ** (power - base):g} {unit}"

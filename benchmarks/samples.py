@@ -1,4 +1,4 @@
-"""One sample: what one fresh process measures.  Run by `benchmarks.machine`, prints JSON.
+"""One sample: a fresh process that measures and prints JSON.  Run by `benchmarks.machine`.
 
 Each function below is a *measure*: it gets a `Task` and gives figures; seconds, but for those whose
 names say bytes or a number.  A measure whose name begins with `store_` leaves entries behind for
@@ -32,12 +32,12 @@ ALONE = ("hit_record", "hit_all", "store_all")
 
 
 class Task(NamedTuple):
-    """What to measure.
+    """A task for one sample.
 
     Attributes:
         measure: the name of a function here.
-        subject: who, a name of `benchmarks.peers`; or the name of a floor.
-        place: where its entries lie.
+        subject: a name of `benchmarks.peers`, or the name of a floor.
+        place: the place of its entries.
         kind: of value, for `benchmarks.work.make`.
         size: bytes of the value, or number of entries.
         seconds: for how long.
@@ -75,7 +75,7 @@ def per_call(call: Callable[[], Any], seconds: float, batch: int = 0) -> float:
 
 
 async def per_await(call: Callable[[], Awaitable[Any]], seconds: float, batch: int = 0) -> float:
-    """As `per_call`, of what is awaited."""
+    """As `per_call`, for a coroutine function."""
     await call()
     begun = time.perf_counter()
     await call()
@@ -92,7 +92,7 @@ async def per_await(call: Callable[[], Awaitable[Any]], seconds: float, batch: i
 
 
 def take_the_quietest_core() -> None:
-    """Stay on the core that is the fastest now; one whose other half is busy is half as fast."""
+    """Stay on the core that is fastest now; one whose sibling is busy is half as fast."""
     if not hasattr(os, "sched_setaffinity"):
         return
     taken = {}
@@ -111,12 +111,12 @@ def _spin() -> float:
 
 @lru_cache(maxsize=1)
 def loop() -> asyncio.Runner:
-    """One event loop for all that a sample awaits: clients belong to the loop that made them."""
+    """Return the sample's only event loop: clients belong to the loop that made them."""
     return asyncio.Runner()
 
 
 def timed(task: Task, function: Any, *arguments: Any, batch: int = 0) -> float:
-    """Seconds that one hit takes, awaited where the subject is async.
+    """Seconds of one hit, awaited if the subject is async.
 
     Raises:
         RuntimeError: it was computed again, so it was no hit.
@@ -130,12 +130,12 @@ def timed(task: Task, function: Any, *arguments: Any, batch: int = 0) -> float:
 
 
 def marker(task: Task) -> str:
-    """What a process that stored leaves behind, so that those that hit know that they must."""
+    """Return the marker of the storing process: later processes fail if they miss."""
     return f"{task.place.directory}/stored"
 
 
 def only_hits(task: Task, taken: float, allowed: int = 0) -> float:
-    """A figure, if nothing was computed but what was allowed.
+    """Return a figure if nothing was computed but what was allowed.
 
     Raises:
         RuntimeError: it was computed again, so it was no hit.
@@ -146,7 +146,7 @@ def only_hits(task: Task, taken: float, allowed: int = 0) -> float:
 
 
 def once(task: Task, function: Any, *arguments: Any) -> float:
-    """Seconds that a single call takes."""
+    """Seconds of a single call."""
     if not is_async(task.subject):
         begun = time.perf_counter()
         function(*arguments)
@@ -170,7 +170,7 @@ def resident(kind: str) -> int:
 
 
 def forget_peak() -> int:
-    """Begin to measure the peak of resident memory; what is resident now."""
+    """Start measuring the peak of resident memory; return the bytes resident now."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
@@ -182,7 +182,7 @@ def forget_peak() -> int:
 
 
 def records(task: Task) -> Any:
-    """The function of small values, cached."""
+    """Return the cached function of small values."""
     return decorated(task.subject, task.place, work.record, work.arecord)
 
 
@@ -200,7 +200,7 @@ def store_record(task: Task) -> Figures:
 
 
 def hit_record(task: Task) -> Figures:
-    """A hit on the dict of five fields."""
+    """Time a hit on the dict of five fields."""
     if task.subject == "open + read + loads":
         path = Path(task.place.directory, "record")
 
@@ -220,7 +220,7 @@ def hit_record(task: Task) -> Figures:
 
 
 def hit_threads(task: Task) -> Figures:
-    """Hits of 16 threads at once: seconds from one answer to the next."""
+    """Time hits of 16 threads at once: seconds from one answer to the next."""
     if task.subject == "redis-py GET":
         import redis
 
@@ -231,7 +231,7 @@ def hit_threads(task: Task) -> Figures:
 
 
 def per_answer(call: Callable[[], Any], seconds: float) -> float:
-    """Seconds from one answer to the next, of threads that ask without a pause."""
+    """Seconds from one answer to the next, with threads that call without a pause."""
     begin = threading.Barrier(THREADS + 1)
     over = threading.Event()
     answers: list[int] = []
@@ -289,7 +289,7 @@ def store_many(task: Task) -> Figures:
 
 
 def hit_many(task: Task) -> Figures:
-    """1,000 hits in one `asyncio.gather`: seconds of one."""
+    """Seconds per hit of 1,000 hits in one `asyncio.gather`."""
     return {"value": asyncio.run(_hit_many(task)) / CONCURRENT}
 
 
@@ -324,7 +324,7 @@ async def _hit_many(task: Task) -> float:
 
 
 def store_all(task: Task) -> Figures:
-    """Fill a disk tier with small entries; seconds that one of the last thousand took."""
+    """Fill a disk tier with small entries; seconds per entry of the last thousand."""
     function = records(task)
     for i in range(task.size - 1000):
         function(i, "Ada")
@@ -337,7 +337,7 @@ def store_all(task: Task) -> Figures:
 
 
 def hit_all(task: Task) -> Figures:
-    """A hit on one of many small entries, chosen at random."""
+    """Time a hit on one of many small entries, chosen at random."""
     function, choose = records(task), random.Random(0)
     taken = per_call(lambda: function(choose.randrange(task.size), "Ada"), task.seconds)
     return {"value": only_hits(task, taken)}
@@ -347,12 +347,12 @@ def hit_all(task: Task) -> Figures:
 
 
 def frames(task: Task) -> Any:
-    """The function of big values, cached."""
+    """Return the cached function of big values."""
     return decorated(task.subject, task.place, work.frame, work.aframe)
 
 
 def plain_bytes(value: Any) -> list[memoryview]:
-    """The bytes of a value, without any form: what has to be written, or hashed, at least."""
+    """Return the bare bytes of a value: the least that has to be written or hashed."""
     import numpy as np
 
     if isinstance(value, np.ndarray):
@@ -361,7 +361,7 @@ def plain_bytes(value: Any) -> list[memoryview]:
 
 
 def _parts(values: Any) -> list[memoryview]:
-    """The buffers of one block: of an array, of Arrow, of dates or of categories."""
+    """Return the buffers of one block: an array, Arrow, dates or categories."""
     if hasattr(values, "_pa_array"):
         buffers = [b for chunk in values._pa_array.chunks for b in chunk.buffers()]
         return [memoryview(buffer).cast("B") for buffer in buffers if buffer is not None]
@@ -371,7 +371,7 @@ def _parts(values: Any) -> list[memoryview]:
 
 
 def write(task: Task, value: Any) -> float:
-    """Seconds that `write()` of a value's bytes takes."""
+    """Seconds of a `write()` of a value's bytes."""
     path = Path(task.place.directory, "floor")
     parts = plain_bytes(value)
     begun = time.perf_counter()
@@ -386,11 +386,11 @@ def write(task: Task, value: Any) -> float:
 
 
 PAIRS = 5
-"""How often a big value is stored in one process, each time after a `write()` of the same bytes."""
+"""Stores of a big value in one process, each after a `write()` of the same bytes."""
 
 
 def store_frame(task: Task) -> Figures:
-    """Leave a big value behind for those that hit it."""
+    """Store a big value for the processes that hit it."""
     import numpy as np
 
     if task.subject == "np.load mmap":
@@ -413,9 +413,9 @@ def store_pairs(task: Task) -> Figures:
     """Store a big value: seconds, those of `write()` of the same bytes, and peak memory.
 
     The first big write of a process may take ten times as long as the next, since the system has
-    to find the pages; whoever writes after a file was removed gets its pages.  So the pages are
-    found first, floor and subject take turns, and what either wrote is removed before the next.
-    The bytes differ each time, so that nobody can leave out what is stored already.
+    to find the pages; a process that writes after a file was removed gets its pages.  So the pages
+    are found first, floor and subject take turns, and what either wrote is removed before the next.
+    The bytes differ each time, so that no subject can skip what is stored already.
     """
     value = work.make(task.kind, task.size)
     function = frames(task)
@@ -441,14 +441,14 @@ def store_pairs(task: Task) -> Figures:
 
 
 def remove_big(directory: str) -> None:
-    """Remove the big files that a subject has written, to have their pages back."""
+    """Remove the big files that a subject has written, to free their pages."""
     for path in Path(directory).rglob("*"):
         if path.is_file() and path.stat().st_size > work.BIG:
             path.unlink()
 
 
 def hit_frame(task: Task) -> Figures:
-    """A hit on a big value: seconds of the first and of any later one, and peak memory."""
+    """Time the first and later hits on a big value; measure the peak memory."""
     import numpy as np
     import pandas as pd
 
@@ -472,7 +472,7 @@ def hit_frame(task: Task) -> Figures:
 
 
 def hit_elsewhere(task: Task) -> Figures:
-    """The first hit on another host: with the same Redis and a directory of its own."""
+    """Time the first hit on another host: the same Redis, an empty directory."""
     import tempfile
 
     import numpy as np
@@ -491,7 +491,7 @@ def hit_elsewhere(task: Task) -> Figures:
 
 
 def key(task: Task) -> Figures:
-    """The key of a call whose argument is a big value."""
+    """Time the key of a call whose argument is a big value."""
     value = work.make(task.kind, task.size)
     if task.subject == "BLAKE3, all cores":
         from blake3 import blake3
@@ -529,7 +529,7 @@ PROCESSES, CALLERS, JOB = 4, 32, 0.5
 
 
 def stampede(task: Task) -> Figures:
-    """4 processes with 32 callers each ask for one result at once: seconds until all have it."""
+    """Seconds until 4 processes with 32 callers each, which start at once, have one result."""
     import multiprocessing
 
     context = multiprocessing.get_context("spawn")

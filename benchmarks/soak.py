@@ -29,13 +29,13 @@ MARGIN = 1.1
 
 
 class Series(NamedTuple):
-    """What is watched.
+    """A figure that is watched.
 
     Attributes:
-        title: with its unit.
-        read: gives it now.
-        slack: what it may rise by in any case, in the same unit.
-        limit: that it must keep; 0: none.
+        title: the figure, with its unit.
+        read: returns the present value.
+        slack: the rise that is always allowed, in the same unit.
+        limit: the highest value allowed; 0: none.
     """
 
     title: str
@@ -69,7 +69,7 @@ def _disk(directory: str) -> float:
 
 
 class Work:
-    """The functions, and what is done with them until `stop` is set."""
+    """The functions, and the calls of them until `stop` is set."""
 
     def __init__(self) -> None:
         self.stop = threading.Event()
@@ -91,7 +91,7 @@ class Work:
         self.load, self.big, self.outer = load, big, outer
 
     def thread(self) -> None:
-        """Call until it is stopped, and invalidate now and then."""
+        """Call, and invalidate now and then, until stopped."""
         chance = random.Random()
         while not self.stop.is_set():
             user = int(chance.expovariate(1 / 3000))
@@ -109,7 +109,7 @@ class Work:
             time.sleep(0.001)
 
     def tasks(self) -> None:
-        """Gather until it is stopped, in an event loop of this thread."""
+        """Gather calls in an event loop of this thread, until stopped."""
 
         async def go() -> None:
             while not self.stop.is_set():
@@ -125,7 +125,7 @@ class Work:
 
 
 def _soak(seconds: float, series: Sequence[Series], work: Work) -> list[list[float]]:
-    """Run the work, and sample what is watched."""
+    """Run the work and sample the figures."""
     threads = [threading.Thread(target=work.thread) for _ in range(3)]
     threads.append(threading.Thread(target=work.tasks))
     for thread in threads:
@@ -145,7 +145,7 @@ def _soak(seconds: float, series: Sequence[Series], work: Work) -> list[list[flo
 
 
 def is_flat(one: Series, values: Sequence[float]) -> bool:
-    """Whether the second half is no higher than the first, and the limit is kept."""
+    """True if the second half is no higher than the first and the limit is kept."""
     half = len(values) // 2
     first, second = max(values[:half]), max(values[half:])
     kept = not one.limit or max(values) <= MARGIN * one.limit
@@ -153,7 +153,7 @@ def is_flat(one: Series, values: Sequence[float]) -> bool:
 
 
 def picture(series: Sequence[Series], samples: Sequence[Sequence[float]], minutes: float) -> str:
-    """An SVG with one small plot for each series, from zero."""
+    """Draw an SVG with one small plot for each series, from zero."""
     width, height, left = 760, 92, 190
     parts = [
         '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="13"',
@@ -187,7 +187,7 @@ def picture(series: Sequence[Series], samples: Sequence[Sequence[float]], minute
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Soak, print what was found, draw it; 0 where everything was flat."""
+    """Run the soak test, print and draw the figures; return 0 if all are flat."""
     options = argparse.ArgumentParser(prog="python -m benchmarks soak", description=__doc__)
     options.add_argument("--minutes", type=float, default=5.0)
     options.add_argument("--output", type=Path, help="the picture (docs/soak.svg)")

@@ -1,4 +1,4 @@
-"""The size of the package, and the way of a call through it: `python -m benchmarks.structure`.
+"""Size of the package, and a call's path through it: `python -m benchmarks.structure`.
 
 Counted, not timed, so that a busy machine changes nothing.  A flow runs until it is warm; then
 `sys.setprofile` counts calls into memo's files, and the files, of one call in its own thread.
@@ -29,7 +29,7 @@ PACKAGE = Path(memo.__file__).parent
 WARM = 20
 """Calls before those that are counted."""
 TIMES = 9
-"""Calls that are counted; the one with the fewest steps is told."""
+"""Calls that are counted; the shortest is reported."""
 _LAYOUT = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -42,7 +42,7 @@ _LAYOUT = {
 
 
 class Size(NamedTuple):
-    """What there is of the package.
+    """The size of the package.
 
     Attributes:
         entries: folders and modules of `memo/`, without what begins with an underscore.
@@ -56,14 +56,14 @@ class Size(NamedTuple):
 
 
 class Way(NamedTuple):
-    """How one call went: calls into memo, and distinct modules."""
+    """The path of one call: calls into memo, and distinct modules."""
 
     calls: int
     modules: int
 
 
 def size() -> Size:
-    """The size of the package that is imported."""
+    """Measure the package that is imported."""
     files = list(PACKAGE.rglob("*.py"))
     names = [one.name for one in PACKAGE.iterdir() if one.suffix in ("", ".py")]
     entries = [name for name in names if not name.startswith("_")]
@@ -86,7 +86,7 @@ def _code_lines(source: str) -> int:
 
 @contextmanager
 def counting() -> Iterator[list[str]]:
-    """The files of memo that are called into, one for each call."""
+    """Yield a list that gets the file of each call into memo."""
     inside = f"{PACKAGE}{os.sep}"
     found: list[str] = []
 
@@ -102,7 +102,7 @@ def counting() -> Iterator[list[str]]:
 
 
 def way(call: Callable[[], Any]) -> Way:
-    """How a call goes once it is warm: the one of `TIMES` with the fewest steps.
+    """Return the path of a warm call: the shortest of `TIMES`.
 
     Now and then one does more, such as a look at the host's file, a millisecond after the last.
     """
@@ -173,7 +173,7 @@ def partial_invalidation() -> Way:
 
 
 def main() -> None:
-    """Print all of it."""
+    """Print all figures."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument(
         "--redis", default="", help="URL of a server; without it two rows are left out"

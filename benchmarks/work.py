@@ -1,4 +1,4 @@
-"""What the rows cache: functions that give what was made before, and the values themselves."""
+"""The cached functions of the rows, which return prepared values, and these values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COMPUTED: list[int] = []
 
 
 def make(kind: str, size: int) -> Any:
-    """A value of about `size` bytes.
+    """Make a value of about `size` bytes.
 
     Args:
         kind: `"floats"` (a frame of ten columns), `"mixed"` (a frame of ints, floats, strings,
@@ -38,7 +38,7 @@ def make(kind: str, size: int) -> Any:
 
 
 def record(number: int, text: str) -> dict[str, Any]:
-    """A dict of five fields, from an int and a str."""
+    """Return a dict of five fields, made from an int and a str."""
     COMPUTED.append(number)
     return {
         "id": number,
@@ -62,7 +62,7 @@ async def arecord(number: int, text: str) -> dict[str, Any]:
 
 
 def frame(kind: str) -> Any:
-    """The value of a kind that lies ready."""
+    """Return the prepared value of a kind."""
     return READY[kind]
 
 

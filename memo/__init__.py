@@ -9,7 +9,8 @@
 
 The folders: `decorators` creates cached functions, `engine` answers their calls, `keys` determines
 the entry of a call, `stores` keeps entries in tiers, `validity` checks that an entry is still
-valid.
+valid.  This file imports from all of them, and nothing in them imports it.  Start with
+`decorators/cached_function.py`, where a call begins.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
     from memo.jupyter.dashboard_widget import dashboard
     from memo.jupyter.progress_view import progress
     from memo.metrics.telemetry import instrument
-    from memo.stores.bundle import Bundle
+    from memo.stores.bundle_file import Bundle
     from memo.stores.chain import Chain
 
 __version__ = VERSION
@@ -125,7 +126,7 @@ def __dir__() -> list[str]:
 
 
 _LATER = {
-    "Bundle": "memo.stores.bundle",
+    "Bundle": "memo.stores.bundle_file",
     "Chain": "memo.stores.chain",
     "Invalidation": "memo.engine.invalidating",
     "aexpire": "memo.decorators.invalidators",

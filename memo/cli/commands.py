@@ -29,7 +29,7 @@ from memo.records import seal
 from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SECOND
 from memo.settings import configuration
-from memo.stores.bundle import given_key
+from memo.stores.bundle_file import given_key
 from memo.stores.protocols import MEMORY
 from memo.validity.stamps import Turn
 

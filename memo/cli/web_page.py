@@ -37,15 +37,6 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
-PAGE_HTML = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>memo</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark"><link rel="stylesheet" href="view.css">
-<script type="module" src="page.js"></script></head>
-<body class="memo-page"><main id="memo"></main>
-<noscript>This page needs JavaScript; memo stats and memo ls show the same facts.</noscript>
-</body></html>
-"""
 
 
 class LivePage:
@@ -82,7 +73,7 @@ class LivePage:
 
     def page(self, request: Request) -> Response:
         """The page."""
-        return self.refusal(request) or Response(PAGE_HTML, 200, HEADERS, "text/html")
+        return self.refusal(request) or Response(page_file("page.html"), 200, HEADERS, "text/html")
 
     def file(self, request: Request) -> Response:
         """Serve a file of the page, which contains nothing of the cache."""

@@ -1,6 +1,6 @@
 """Export and import: chosen entries as one sealed file, with their origin.
 
-`memo.stores.bundle` has the format of the file.
+`memo.stores.bundle_file` has the format of the file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.settings.options import Policy
 from memo.settings.secret_keys import Secret
-from memo.stores.bundle import (
+from memo.stores.bundle_file import (
     KEY_VARIABLE,
     Bundle,
     Item,

@@ -58,7 +58,7 @@ class Model:
         self._count = 0
         self._graph: dict[str, Any] = {}
         self.list_at = 0.0
-        """When entries and graph are read again, on the monotonic clock; 0: at the next look."""
+        """The time of the next read of entries and graph, by the monotonic clock; 0: at the next look."""
         self._chain: Any = None
         self._long: set[tuple[int, str]] = set()
         self.said: dict[str, str] = {}
@@ -314,7 +314,7 @@ def _refresh(header: Header) -> str:
 
 
 def page_file(name: str) -> str:
-    """Return the text of a file of the page: `view.js`, `view.css` or `page.js`."""
+    """Return the text of a file of the page: `page.html`, `view.js`, `view.css` or `page.js`."""
     return rendering.static_file(__package__, name)
 
 

@@ -250,7 +250,7 @@ class Entry:
         return Entry(*parts, results=self.results, blocks=self.blocks)
 
     def __sizeof__(self) -> int:
-        """Return the bytes that it takes besides its record."""
+        """Return its size in bytes, without the record."""
         shared = 2 * _POINTER * len(self.packed_generations) + sum(
             block.weight for block in self.blocks
         )

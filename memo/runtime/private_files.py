@@ -40,10 +40,12 @@ def claim(path: Path, setting: str = "directory") -> None:
     me = os.geteuid()
     link = os.lstat(path)
     if stat.S_ISLNK(link.st_mode) and link.st_uid not in (me, 0):
-        raise SettingError(setting, str(path), "is another user's link; name a directory of yours.")
+        raise SettingError(
+            setting, str(path), "is another user's link; choose a directory of your own."
+        )
     facts = os.stat(path)
     if facts.st_uid != me:
-        raise SettingError(setting, str(path), "is another user's; name a directory of your own.")
+        raise SettingError(setting, str(path), "is another user's; choose a directory of your own.")
     _close_to_others(path, facts)
 
 

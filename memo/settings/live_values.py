@@ -264,7 +264,7 @@ class Live(Mapping[str, float]):
             self._merge()
 
     def _report_fault(self, about: str, text: str) -> None:
-        """Emit an event for a fault, once until it changes; `""`: it is over."""
+        """Emit an event for a fault, unless it was the last one; `""` marks its end."""
         if text and text != self._complaints.get(about):
             emit(Event(ERROR, reason="live configuration", detail=f"{about}: {text}"))
         self._complaints[about] = text

@@ -1,7 +1,8 @@
 """Storage of entries: the chain of tiers, memory, disk, Redis, and a user's own store.
 
 Imports `validity`, `records` and below; it never imports the engine.
-Start with `protocols.py` for the interface of a tier, then `chain.py`.
+Start with `protocols.py` for the interface of a tier, then `chain.py`; `authorities.py` decides
+what is valid, and replays invalidations that a tier has missed.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@
             assert not report.is_cached(2024)
 
 With pytest, `pytest_plugins = ["memo.testing.plugin"]` in `conftest.py` gives the same as fixtures.
+
+May import every folder, and none imports it.  Start with `isolated`.
 """
 
 from __future__ import annotations

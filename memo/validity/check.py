@@ -1,4 +1,4 @@
-"""The check: do an entry's stamps hold, is it young enough, and was no later answer given.
+"""The check of an entry: its stamps, its age, and that no newer answer was given.
 
 Every path to an answer and every store uses it.  A path may skip work, such as parsing a header or
 asking a tier, but never this check.

@@ -1,39 +1,28 @@
 """The registry of libraries: encoders for classes of numpy, pandas, xarray, SQLAlchemy and others.
 
 memo imports none of them: their values only occur where they are imported, and are recognized by
-the module and name of a class that they inherit from.  To add a library, write a module
-`libraries/for_<library>.py` with its `ADAPTERS` and name it in `LIBRARIES`.
+the module and name of a class that they inherit from.  Every module `libraries/for_<library>.py`
+is part of the registry, by its `ADAPTERS`: to add a library, add a file.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import pkgutil
 from collections.abc import Mapping
-from typing import Final
 
+from memo.keys.encoding import libraries
 from memo.keys.encoding.canonical import Encoder, module_of
-
-LIBRARIES: Final = (
-    "for_arrays",
-    "for_arrow",
-    "for_pandas",
-    "for_dask",
-    "for_handles",
-    "for_science",
-    "for_spacy",
-    "for_sqlalchemy",
-    "for_xarray",
-)
-"""Modules with the encoders of libraries."""
 
 
 @functools.cache
 def adapters() -> Mapping[str, Encoder]:
     """Return `package.class` -> encoder, for all libraries."""
     found: dict[str, Encoder] = {}
-    for name in LIBRARIES:
-        found.update(importlib.import_module(f"{__package__}.libraries.{name}").ADAPTERS)
+    for module in pkgutil.iter_modules(libraries.__path__, f"{libraries.__name__}."):
+        if ".for_" in module.name:
+            found.update(importlib.import_module(module.name).ADAPTERS)
     return found
 
 

@@ -6,7 +6,7 @@ Rules of this module:
     (fsync) when `write` returns.
 2.  A process keeps a *mirror* of the groups that it uses.  The mirror is current as long as the
     *bell* has not changed: 16 bytes in a file that all processes map, rewritten after every commit.
-    Checking it costs 0.1 µs, where `PRAGMA data_version` costs 3 µs.  Once in
+    Checking it costs a tenth of `PRAGMA data_version` (docs/architecture.md).  Once in
     `BELL_TRUSTED_SECONDS` the file itself is checked too, for changes without a bell: a writer that
     was killed between its commit and the bell, or a directory that was removed.
 3.  The bell also holds the number of the last commit.  A file older than its bell has lost
@@ -92,7 +92,7 @@ class Group:
 
 
 class ReadBell(Sequence[int]):
-    """A bell that is read, not mapped (0.5 µs instead of 0.05), as others may truncate its file.
+    """A bell that is read, not mapped (ten times as slow), as others may truncate its file.
 
     Missing bytes read as 0, a value that no bell ever has.
     """

@@ -296,7 +296,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         return volume + min(self._other_bytes(), limit // 2) + size - limit
 
     def has_room(self, size: int) -> bool:
-        """True if `size` more bytes fit for sure, according to the last check of the budget.
+        """True if `size` more bytes certainly fit, by the last check of the budget.
 
         Only a fraction of what was free then may be used before the next check, and only for a
         while, since other processes store too.

@@ -732,7 +732,7 @@ class _ThreadPort:
     native = False
 
     def spawn(self, work: Callable[[Port], Any], name: str) -> None:
-        """Refuse: the next caller with a port probes."""
+        """Start nothing: the next caller with a port probes."""
         raise RuntimeError("no background work here")
 
 

@@ -48,7 +48,7 @@ _WHY = json.dumps({"reason": "Redis lost its data"})
 
 
 class _ServerState(NamedTuple):
-    """What a host knows about a shared tier.
+    """The state of a shared tier as this host knows it.
 
     Attributes:
         epoch: see `Census`; `""` if the tier was never used.

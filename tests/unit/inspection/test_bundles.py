@@ -16,7 +16,7 @@ from ways import Way
 import memo
 from memo import BundleError, OptionError, cache
 from memo.cli.commands import main
-from memo.stores.bundle import Bundle
+from memo.stores.bundle_file import Bundle
 from memo.testing import ManualClock, isolated, recording
 
 KEY = "k" * 40

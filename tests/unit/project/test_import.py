@@ -51,7 +51,7 @@ LATER = {
     *("memo.keys.fingerprint.reachable", "memo.keys.fingerprint.source_history"),
     *("memo.keys.fingerprint.unchanged", "memo.metrics.rendering", "memo.metrics.shared_counters"),
     *("memo.metrics.snapshots", "memo.metrics.telemetry", "memo.records.spool"),
-    *("memo.records.zstd_frames", "memo.settings.redis_urls", "memo.stores.bundle"),
+    *("memo.records.zstd_frames", "memo.settings.redis_urls", "memo.stores.bundle_file"),
     *("memo.stores.custom", "memo.stores.disk", "memo.stores.memory", "memo.stores.transfers"),
     *("memo.stores.redis", "memo.stores.writing", "memo.validity.remote"),
 }
