@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from memo.stores.disk.host_state import Host
 
 _MAX_SHARE, _MAX_COPIED = 8, 2 << 20
-"""Limits of the payloads that a memory tier keeps if there is a tier behind it: this fraction of its
-budget (an eighth), and bytes.  Mapping a bigger file (70 µs) is faster than copying it for each
-hit."""
+"""Limits of the payloads that a memory tier keeps if there is a tier behind it: a
+fraction of its budget (an eighth), and bytes.  Mapping a bigger file (70 µs) is faster than copying
+it for each hit."""
 _lock = threading.RLock()
 _chains: dict[Any, stores.Chain] = {}
 _hosts: dict[Path, Host] = {}

@@ -58,7 +58,7 @@ class Model:
         self._count = 0
         self._graph: dict[str, Any] = {}
         self.list_at = 0.0
-        """The time of the next read of entries and graph, by the monotonic clock; 0: at the next look."""
+        """The monotonic time at which entries and graph are read again; 0: at the next look."""
         self._chain: Any = None
         self._long: set[tuple[int, str]] = set()
         self.said: dict[str, str] = {}
