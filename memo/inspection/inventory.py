@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from memo.decorators import assembly, names
 from memo.decorators.cached_function import CachedFunction, functions
-from memo.engine.call import Function
+from memo.engine.call import reload_live_if_due
 from memo.engine.explaining import list_headers
 from memo.engine.invalidating import own_refs
 from memo.errors import EntryError, TierError, label, public
@@ -23,19 +23,17 @@ from memo.metrics import rendering
 from memo.metrics.snapshots import matches
 from memo.records import seal
 from memo.records.seal import Header
-from memo.records.stamp_types import Call, File, Generation, Ref, Stamp, State
+from memo.records.stamp_types import Call, File, Generation, Stamp
 from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SECOND
 from memo.runtime.events import MISS
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
-from memo.runtime.reasons import EXPIRED, INVALIDATED, SOURCE_UNREACHABLE
-from memo.settings.options import Policy
+from memo.runtime.reasons import EXPIRED, GENERATION_LOST, INVALIDATED, SOURCE_UNREACHABLE
 from memo.stores.chain import Chain
 from memo.stores.protocols import Listable, Listed, ServerTier, display_name
-from memo.validity import dependencies, stamps
-from memo.validity.check import FRESH, Expired, age, judge, why_changed
-from memo.validity.results import unflatten
+from memo.validity import check, dependencies, stamps
+from memo.validity.check import Judge, age
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -239,58 +237,49 @@ async def states(port: Port, chain: Chain, headers: Sequence[Header]) -> list[st
         now = dict(zip(refs, await chain.authorities.states(port, list(refs)), strict=True))
     except TierError:
         return [UNKNOWN] * len(headers)
+    whys = await _why_changed(port, headers)
+    known = {function.function_id: function._function_in_mode() for function in functions()}
+    for function in known.values():
+        await reload_live_if_due(port, function)
+    codes = {name: f.keyer.identity.digest() for name, f in known.items() if not f.keyer.method}
+    judges = {name: function.judge for name, function in known.items()}
+    by_record = check.judge_by_record(chain.clock)
+    found: list[str] = []
+    for header in headers:
+        present = [now[stamp.ref] for stamp in header.stamps if type(stamp) is Generation]
+        of_stamps = check.reasons_given(header.stamps, present, whys)
+        reason = check.combine(header.stamps, of_stamps)
+        is_outdated = header.code != codes.get(header.function, header.code)
+        judge = judges.get(header.function, by_record)
+        found.append(_state(header, reason, judge, is_outdated=is_outdated))
+    return found
+
+
+async def _why_changed(port: Port, headers: Sequence[Header]) -> dict[Stamp, str]:
+    """Return for each dependency of some entries why it does not hold, or `""`."""
     sources = list({s: None for h in headers for s in h.stamps if isinstance(s, (File, Call))})
     whys = await dependencies.check(port, sources)
-    changed = (why not in ("", SOURCE_UNREACHABLE) for why in whys)
-    others: dict[Stamp, bool] = dict(zip(sources, changed, strict=True))
-    known = {function.function_id: function._function for function in functions()}
-    codes = {name: f.keyer.identity.digest() for name, f in known.items() if not f.keyer.method}
-    return [
-        _state(header, now, others, known.get(header.function), codes.get(header.function), chain)
-        for header in headers
-    ]
+    changed = ("" if why == SOURCE_UNREACHABLE else why for why in whys)
+    return dict(zip(sources, changed, strict=True))
 
 
-def _state(
-    header: Header,
-    now: Mapping[Ref, State],
-    changed: Mapping[Stamp, bool],
-    function: Function | None,
-    code: str | None,
-    chain: Chain,
-) -> str:
-    absolute, used_results = unflatten(header.stamps)
-    gone, times = _invalid_state(absolute, now, changed)
-    if gone:
-        return gone
-    beneath = [stamp for used_result in used_results for stamp in used_result.stamps]
-    doubt, soft = _invalid_state(beneath, now, changed)
-    times += soft
-    if code is not None and header.code != code:
+def _state(header: Header, reason: str, judge: Judge, *, is_outdated: bool) -> str:
+    """Return the state of an entry.
+
+    Args:
+        reason: why its stamps do not hold; "" if they do.
+        judge: the judge of its function.
+        is_outdated: its function has other code now.
+    """
+    if reason and not check.may_answer(reason):
+        return INVALIDATED if reason in (INVALIDATED, GENERATION_LOST) else OUTDATED
+    if is_outdated:
         return OUTDATED
-    policy = Policy(ttl=None) if function is None else function.policy
-    policy = policy.of_errors if header.flags & seal.RAISED else policy
-    expired = min(times) if times else None
-    kind = judge(header.times, policy, chain.clock, expired=expired).kind
-    if doubt and kind == FRESH:
+    raised = bool(header.flags & seal.RAISED)
+    verdict = check.final_verdict(judge, header.times, reason, raised=raised)
+    if verdict.renewable:
         return IN_DOUBT
-    if function is None:
-        return FRESH if kind == FRESH else EXPIRED
-    return EXPIRED if kind == MISS else kind
-
-
-def _invalid_state(
-    own: Iterable[Stamp], now: Mapping[Ref, State], changed: Mapping[Stamp, bool]
-) -> tuple[str, list[int]]:
-    """Return the state of an entry whose stamps no longer hold or `""`, and when it expired."""
-    generations = [stamp for stamp in own if type(stamp) is Generation]
-    present = [now[stamp.ref].text for stamp in generations]
-    reason = why_changed([stamp.state.text for stamp in generations], present)
-    if reason and not isinstance(reason, Expired):
-        return INVALIDATED, []
-    if any(changed.get(stamp) for stamp in own):
-        return OUTDATED, []
-    return "", [reason.at] if isinstance(reason, Expired) else []
+    return EXPIRED if verdict.kind == MISS else verdict.kind
 
 
 async def _holding_tiers(

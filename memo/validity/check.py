@@ -11,7 +11,7 @@ policy, and the present time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from sys import getsizeof
 from threading import Lock
@@ -164,8 +164,7 @@ async def why_invalid(port: Port, stamps: Sequence[Stamp], states: Sequence[Stat
     if len(recorded) == len(stamps):
         return why_changed(recorded, state_texts(states))
     if type(stamps[-1]) is Result:
-        found = await reasons(port, stamps, states)
-        return _combined(stamps, found) if any(found) else ""
+        return combine(stamps, await reasons(port, stamps, states))
     reason = why_changed(recorded, state_texts(states))
     if reason and not isinstance(reason, Expired):
         return reason
@@ -182,23 +181,40 @@ async def why_invalid(port: Port, stamps: Sequence[Stamp], states: Sequence[Stat
 
 async def reasons(port: Port, stamps: Sequence[Stamp], states: Sequence[State]) -> list[str]:
     """Return for each stamp why it does not hold, or `""`; always `""` for a result."""
-    now = iter(states)
     others = [stamp for stamp in stamps if type(stamp) not in (Generation, Result)]
-    whys = iter(await dependencies.check(port, others))
+    whys = await dependencies.check(port, others)
+    return reasons_given(stamps, states, dict(zip(others, whys, strict=True)))
+
+
+def reasons_given(
+    stamps: Iterable[Stamp], states: Iterable[State], whys: Mapping[Stamp, str]
+) -> list[str]:
+    """As `reasons`, from answers that are known already.
+
+    Args:
+        whys: for each stamp of a dependency, why it does not hold, or `""`.
+    """
+    now = iter(states)
     found: list[str] = []
     for stamp in stamps:
         if type(stamp) is Generation:
             found.append(why_changed([stamp.state.text], [next(now).text]))
         else:
-            found.append("" if type(stamp) is Result else next(whys))
+            found.append("" if type(stamp) is Result else whys[stamp])
     return found
 
 
-def _combined(stamps: Sequence[Stamp], reasons: Sequence[str]) -> str:
-    """Combine the reasons of single stamps into one for the entry."""
+_ORDER = {INVALIDATED: 0, GENERATION_LOST: 0, SOURCE_UNREACHABLE: 2}
+"""Reason -> its place if an entry has several; 1: any other.  The first one is given."""
+
+
+def combine(stamps: Sequence[Stamp], reasons: Sequence[str]) -> str:
+    """Combine the reasons of an entry's stamps into one, as `why_invalid` does."""
+    if not any(reasons):
+        return ""
     absolute, beneath = split_reasons(stamps, reasons)
     hard_ones = [why for why in (*absolute, *beneath) if not isinstance(why, Expired)]
-    hard = min(hard_ones, key=lambda why: why == SOURCE_UNREACHABLE, default="")
+    hard = min(hard_ones, key=lambda why: _ORDER.get(why, 1), default="")
     times = [why.at for why in (*absolute, *beneath) if isinstance(why, Expired)]
     if absolute:
         return hard or Expired.since(min(times))
@@ -362,6 +378,16 @@ def ttl_ns(
 Judge = Callable[..., Verdict]
 """Returns the verdict on an entry from: its times; when it was expired, or None; True if it is a
 stored exception; True if one of its sources cannot be queried."""
+
+
+def judge_by_record(clock: Clock) -> Judge:
+    """Return the judge for a function that this process does not have: it goes by recorded ttls."""
+    policy = Policy(ttl=None)
+
+    def judged(times: Times, expired: int | None = None, *_: bool) -> Verdict:
+        return judge(times, policy, clock, expired=expired)
+
+    return judged
 
 
 def final_verdict(judge: Judge, times: Times, reason: str, *, raised: bool) -> Verdict:

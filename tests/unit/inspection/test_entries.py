@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -92,6 +93,22 @@ def test_states() -> None:
         "shop:load_rows": "expired",
         "shop:swr": "stale",
     }
+
+
+def test_a_state_is_the_verdict_of_the_next_call() -> None:
+    """States go by the live ttl and by the current mode, as calls do, in either direction."""
+    load, clock = loads(ttl="1h", ttl_key="ttl.rows"), ManualClock()
+    with isolated(clock=clock):
+        load("EU")
+        clock.advance(100)
+        seen = []
+        for ttl, more in ((10, 0), (7200, 4000), (3600, 0), (math.inf, 0)):
+            memo.live.set("ttl.rows", ttl)
+            clock.advance(more)
+            seen.append((load.is_cached("EU"), memo.entries(load)[0].state))
+        assert seen == [(False, "expired"), (True, "fresh"), (False, "expired"), (True, "fresh")]
+        with memo.mode(max_age=60):
+            assert (load.is_cached("EU"), memo.entries(load)[0].state) == (False, "expired")
 
 
 def test_the_table_goes_by_the_clock_of_the_records() -> None:
