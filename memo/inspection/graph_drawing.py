@@ -43,7 +43,7 @@ STATE_MEANINGS = {
     "expired": "past its lifetime: the next call computes it",
     "invalidated": "no longer valid: the next call computes it",
     "outdated": "its code or a dependency has changed: the next call computes it",
-    "unknown": "no tier can tell now whether it is valid",
+    "unknown": "a tier or remote source that decides whether it is valid cannot be reached",
 }
 """State -> its explanation in the legend."""
 BOX_WIDTH, BOX_HEIGHT = 188, 58

@@ -62,7 +62,7 @@ OUTDATED = "outdated"
 IN_DOUBT = "in doubt"
 """A result that it was built on may have changed (`cutoff`): the next call checks that first."""
 UNKNOWN = "unknown"
-"""No tier can be asked now."""
+"""No tier can be asked now, or a remote source cannot, and the entry must not answer without it."""
 
 
 ORDERS: dict[str, Callable[[Item], float]] = {
@@ -258,9 +258,7 @@ async def states(port: Port, chain: Chain, headers: Sequence[Header]) -> list[st
 async def _why_changed(port: Port, headers: Sequence[Header]) -> dict[Stamp, str]:
     """Return for each dependency of some entries why it does not hold, or `""`."""
     sources = list({s: None for h in headers for s in h.stamps if isinstance(s, (File, Call))})
-    whys = await dependencies.check(port, sources)
-    changed = ("" if why == SOURCE_UNREACHABLE else why for why in whys)
-    return dict(zip(sources, changed, strict=True))
+    return dict(zip(sources, await dependencies.check(port, sources), strict=True))
 
 
 def _state(header: Header, reason: str, judge: Judge, *, is_outdated: bool) -> str:
@@ -279,6 +277,8 @@ def _state(header: Header, reason: str, judge: Judge, *, is_outdated: bool) -> s
     verdict = check.final_verdict(judge, header.times, reason, raised=raised)
     if verdict.renewable:
         return IN_DOUBT
+    if verdict.reason == SOURCE_UNREACHABLE:
+        return UNKNOWN
     return EXPIRED if verdict.kind == MISS else verdict.kind
 
 
@@ -336,7 +336,7 @@ class Stored(NamedTuple):
         arguments: name -> short text.
         state: `"fresh"`, `"stale"`, `"expired"`, `"invalidated"`, `"outdated"` (its code or a
             dependency has changed), `"in doubt"` (a result that it was built on may have changed,
-            and is asked for first) or `"unknown"`.
+            and is asked for first) or `"unknown"` (a tier or a remote source cannot be asked now).
         age: since it was computed; None: unknown.
         ttl: None: no expiry.
         size: size of its record and payload.

@@ -262,6 +262,22 @@ def test_explain_names_what_cannot_be_asked(way: Way, server: Server) -> None:
     assert f"depends on {server.url('EU')}, which cannot be reached; with stale_if_error" in said
 
 
+def test_entries_tell_what_cannot_be_asked(server: Server) -> None:
+    """An entry whose source cannot be asked is listed as fresh only if the next call would hit."""
+    strict = memo.cache(name="tests:strict", ttl=60, depends_on=server.url("{x}"))(counted)
+    lenient = memo.cache(
+        name="tests:lenient", ttl=60, depends_on=server.url("{x}"), stale_if_error=60
+    )(counted)
+    server.pages["EU"], server.etags["EU"] = b"1", '"a"'
+    strict("EU"), lenient("EU")
+    states = [memo.entries(one)[0].state for one in (strict, lenient)]
+    assert states == ["fresh", "fresh"]
+    server.fails = True
+    states = [memo.entries(one)[0].state for one in (strict, lenient)]
+    assert (states, strict.is_cached("EU")) == (["unknown", "fresh"], False)
+    assert lenient.is_cached("EU")
+
+
 def test_a_silent_server_is_waited_for_once(way: Way) -> None:
     """A call that looks at several tiers does not wait for each; nor does the next one at once."""
     RUNS.clear()
