@@ -24,7 +24,7 @@ from memo.inspection.live_view import Model, page_file
 
 HOST = "127.0.0.1"
 TOKEN_HEADER = "X-Memo-Token"  # noqa: S105 - the name of the header
-LARGEST_MESSAGE = 10_000
+MAX_MESSAGE_BYTES = 10_000
 """Bytes of the largest message that a page may send."""
 PAGE_FILES = {"view.js": "text/javascript", "view.css": "text/css", "page.js": "text/javascript"}
 HEADERS = {
@@ -92,7 +92,7 @@ class LivePage:
         refusal = self.refusal(request)
         if refusal is not None:
             return refusal
-        if int(request.headers.get("content-length") or LARGEST_MESSAGE + 1) > LARGEST_MESSAGE:
+        if int(request.headers.get("content-length") or MAX_MESSAGE_BYTES + 1) > MAX_MESSAGE_BYTES:
             return _plain_response("The message is too large.", 413)
         try:
             message: Any = await request.json()

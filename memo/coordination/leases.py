@@ -6,7 +6,7 @@ Two locks, one inside the other:
     `flock` on a file of the key, in the cache directory.  The kernel frees it when its holder dies,
     so a waiter on the same host takes over at once.
 *cluster*
-    A record in the shared tier with `LEASE` seconds to live.  A thread renews it every third of
+    A record in the shared tier with `LEASE_SECONDS` to live.  A thread renews it every third of
     that time; it is released by compare-and-delete.  If a process has the host lock and finds that
     the cluster lease names its own host, the lease holder must be dead, so it replaces the lease.
 
@@ -33,7 +33,7 @@ from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port, Waiter, waiting_for_locks
 from memo.settings.options import Policy
 from memo.stores.chain import Chain
-from memo.stores.protocols import LEASE, Leases, Lock, PendingLookup
+from memo.stores.protocols import LEASE_SECONDS, Leases, Lock, PendingLookup
 from memo.stores.transfers import Upload
 
 LOOP_CHECK_SECONDS = 0.5
@@ -44,7 +44,7 @@ second as long as the holder stays the same."""
 HOLDER_LOCK_SECONDS = 2.0
 """How long in seconds a lease holder waits for a locked cache file (others wait 0.25 s).  If it
 gives up, every waiting process has to recompute."""
-_AFTER_EXPIRY = 0.01
+_AFTER_EXPIRY_SECONDS = 0.01
 """Seconds that a waiting process adds to the remaining life of a lease before it checks again."""
 MAX_WAIT_SECONDS = 1.0
 """Longest single wait for the cluster lease in seconds; then the waiting process checks its
@@ -173,7 +173,7 @@ class Lease:
         self._lock, self._leases = lock, leases
         HELD_LEASES.add(self)
         if leases is not None or port.native:
-            self._renewal = port.every(LEASE / 3, self._renew)
+            self._renewal = port.every(LEASE_SECONDS / 3, self._renew)
         return self
 
     async def _renew(self, port: Port) -> None:
@@ -387,7 +387,7 @@ async def _take_cluster_lease(
                 left = min(left, end - time.monotonic())
             if left <= 0:
                 return False
-            left = min(left, rest + _AFTER_EXPIRY)  # a holder that has died wakes no waiter
+            left = min(left, rest + _AFTER_EXPIRY_SECONDS)  # a holder that has died wakes no waiter
             lease.emit_waiting(other)
             await leases.wait(port, name, left)
     except TierError as error:  # it may have the lease all the same, so that is released later

@@ -73,7 +73,7 @@ def check(given: Mapping[str, Any]) -> None:
         OptionError: an option is wrong.
     """
     options.texts("ignore", given["ignore"])
-    options.text("name", given["name"], options.LONGEST_FUNCTION_NAME)
+    options.text("name", given["name"], options.MAX_FUNCTION_NAME_CHARACTERS)
     options.text("version", given["version"])
     options.text("key_prefix", given["key_prefix"])
     options.flag("replay", given["replay"])

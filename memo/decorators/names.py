@@ -16,9 +16,9 @@ from memo.records.stamp_types import Ref
 from memo.runtime.port import Port
 from memo.stores.chain import Chain
 
-MOST_NAMES = 20_000
+MAX_NAMES_READ = 20_000
 """Most names of one kind that are read from this host."""
-MOST_NEAREST = 3
+MAX_NEAREST = 3
 """Most names that an error lists."""
 MAX_COMPARED_CHARACTERS = 1000
 """Longest name, in characters, for which similar names are searched."""
@@ -30,7 +30,7 @@ async def names_on_host(port: Port, chain: Chain, kind: str) -> list[str]:
     if chain.host is None:
         return []
     try:
-        return await port.offload(chain.host.generations.names, f"{kind}:", MOST_NAMES)
+        return await port.offload(chain.host.generations.names, f"{kind}:", MAX_NAMES_READ)
     except TierError:
         return []
 
@@ -132,7 +132,7 @@ def unknown_function(option: str, name: str, known: Iterable[str]) -> OptionErro
     near = did_you_mean_functions([name], labels)
     if near:
         return OptionError(option, name, f"no cached function has this name; {near}")
-    there = ", ".join(sorted(labels)[:MOST_NEAREST]) or "none"
+    there = ", ".join(sorted(labels)[:MAX_NEAREST]) or "none"
     return OptionError(option, name, f"no cached function has this name; there are: {there}.")
 
 
@@ -160,7 +160,7 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
         return []
     import difflib  # needed only for an error
 
-    return difflib.get_close_matches(name, list(dict.fromkeys(known)), MOST_NEAREST, 0.6)
+    return difflib.get_close_matches(name, list(dict.fromkeys(known)), MAX_NEAREST, 0.6)
 
 
 def did_you_mean(names: Iterable[str]) -> str:

@@ -49,7 +49,7 @@ from memo.engine.call import (
     report_if_resource_failure,
 )
 from memo.engine.computing import close_flight, compute, encode, invoke, warn_of_change
-from memo.engine.loading import BIG_STREAM, load, look_up_and_load
+from memo.engine.loading import OFFLOADED_STREAM_BYTES, load, look_up_and_load
 from memo.engine.refreshing import pause_after_failure, refresh_in_background, revalidate
 from memo.engine.used_calls import (
     USED_CALLS,
@@ -72,7 +72,7 @@ from memo.stores.chain import Answer, Chain
 from memo.stores.protocols import MEMORY, REDIS, PendingLookup
 from memo.validity.check import FRESH, Verdict, expiry, judge
 
-WAITED_AT_LEAST = 0.001
+MIN_WAITED_SECONDS = 0.001
 """Seconds below which a lease counts as free: the process did not wait for it."""
 SOFT_TIMEOUT = "soft_timeout"
 """Reason of a stale answer: the computation takes longer than `soft_timeout`."""
@@ -130,7 +130,7 @@ def _load_if_fresh(
     function: Function, chain: Chain, call: Call, entry: Entry, begun: float, tier: str
 ) -> Any:
     """Load the value of a valid entry; `NOTHING` if it is not fresh, is big or does not load."""
-    if len(entry.stream) > BIG_STREAM:
+    if len(entry.stream) > OFFLOADED_STREAM_BYTES:
         return NOTHING
     rules, ttl, times, live = function.policy, None, entry.times, function.live
     if live is not None:
@@ -480,7 +480,7 @@ async def stored_by_another(port: Port, job: Job, lease: Lease, before: Answer) 
     Args:
         before: the earlier answer; if its entry was unusable, only a later entry counts.
     """
-    if lease.acquired and lease.waited >= WAITED_AT_LEAST:
+    if lease.acquired and lease.waited >= MIN_WAITED_SECONDS:
         emit(job, events.WAITED, seconds=lease.waited)
     chain, function, call = job.chain, job.function, job.call
     with lock_patience(function.policy):

@@ -21,7 +21,7 @@ from memo.engine.call import (
     warn_at_definition,
     writer_name,
 )
-from memo.engine.loading import BIG_STREAM
+from memo.engine.loading import OFFLOADED_STREAM_BYTES
 from memo.engine.used_calls import USED_CALLS, Expiry, UsedCalls, shorten_stamps
 from memo.errors import DependencyError, TierError, cut_to_user_frames, label, type_named
 from memo.keys import instances, own_changes
@@ -432,7 +432,7 @@ async def has_same_key(port: Port, job: Job) -> bool:
     return False
 
 
-MOST_AT_ONCE = 256
+GENERATIONS_PER_STEP = 256
 """Most generations whose states are read in one step before a computation."""
 
 
@@ -442,14 +442,16 @@ async def take_stamps(port: Port, jobs: Sequence[Job]) -> list[tuple[Stamp, ...]
     refs = list(jobs[0].call.refs)
     if len(jobs) > 1:
         refs = list(dict.fromkeys(ref for job in jobs for ref in job.call.refs))
-    if len(jobs) > 1 or len(refs) > MOST_AT_ONCE:  # the look-up has read those of one call only
+    if (
+        len(jobs) > 1 or len(refs) > GENERATIONS_PER_STEP
+    ):  # the look-up has read those of one call only
         pending = None
     for job in jobs:
         job.pending_lookup = None
     states: dict[Ref, State] = {}
     try:
-        for start in range(0, len(refs), MOST_AT_ONCE):
-            some = refs[start : start + MOST_AT_ONCE]
+        for start in range(0, len(refs), GENERATIONS_PER_STEP):
+            some = refs[start : start + GENERATIONS_PER_STEP]
             states.update(
                 zip(some, await chain.authorities.stamp_states(port, some, pending), strict=True)
             )
@@ -470,7 +472,9 @@ async def merged_stamps(
     port: Port, job: Job, used: UsedCalls, own: tuple[Stamp, ...] | None
 ) -> tuple[tuple[Stamp, ...], tuple[Stamp, ...] | None]:
     """Return the known stamps of a computation, and the same again, or None if some are missing."""
-    if not used.size and len(own or ()) <= stamps.MOST_REFS:  # it used no other cached call
+    if (
+        not used.size and len(own or ()) <= stamps.MAX_REFS_PER_GROUP
+    ):  # it used no other cached call
         return own or (), own if used.sound else None
     whole, sound = used.merge_with(own or ())
     absolute = whole.absolute_stamps()
@@ -721,7 +725,7 @@ async def store_with_new_stamps(
 
 async def _seal(port: Port, job: Job, header: Header, encoded: Encoded) -> Sealed:
     secret = job.chain.secrets[0]
-    if len(encoded.stream) > BIG_STREAM:
+    if len(encoded.stream) > OFFLOADED_STREAM_BYTES:
         record = await port.offload(seal.pack, header, encoded.stream, secret)
     else:
         record = seal.pack(header, encoded.stream, secret)
@@ -790,10 +794,10 @@ def _header(
 
 def _fitting_address(address: str) -> str:
     """Shorten a long address for the header, with a visible mark."""
-    data = address[: seal.LONGEST_TEXT + 1].encode("utf-8", "replace")
-    if len(data) <= seal.LONGEST_TEXT:
+    data = address[: seal.MAX_TEXT_BYTES + 1].encode("utf-8", "replace")
+    if len(data) <= seal.MAX_TEXT_BYTES:
         return data.decode()
-    return data[: seal.LONGEST_TEXT - 8].decode("utf-8", "ignore") + "…"
+    return data[: seal.MAX_TEXT_BYTES - 8].decode("utf-8", "ignore") + "…"
 
 
 def _grace(policy: Policy, ttl: int) -> int:

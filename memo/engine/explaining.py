@@ -63,7 +63,7 @@ _FAULT_FACTS = {
 }
 """Reasons that have nothing to do with the call, each as a fact."""
 _INVALID = (INVALIDATED, GENERATION_LOST, FILE_CHANGED, DEPENDENCY_CHANGED, SOURCE_UNREACHABLE)
-MOST_SEARCHED = 2000
+MAX_SEARCHED_ENTRIES = 2000
 """Most entries of a function that are searched for the nearest one."""
 
 
@@ -241,7 +241,7 @@ def _source_text(stamp: Stamp) -> str:
 
 async def headers_of(port: Port, chain: Chain, function: str) -> list[Header]:
     """Return the headers of a function's entries in the tiers of this host."""
-    found = await list_headers(port, chain, chain.prefix(function), MOST_SEARCHED)
+    found = await list_headers(port, chain, chain.prefix(function), MAX_SEARCHED_ENTRIES)
     return [header for header, _ in found]
 
 
@@ -613,7 +613,7 @@ PLANNED_HIT, PLANNED_REFRESH, PLANNED_REVALIDATION, PLANNED_COMPUTATION = (
     "revalidate",
     "compute",
 )
-MOST_STEPS = 1000
+MAX_PLAN_STEPS = 1000
 """Most steps in a plan."""
 
 
@@ -640,7 +640,7 @@ class Planner:
         Args:
             shown: its address for display, if known.
         """
-        if key in self._seen or len(self.steps) >= MOST_STEPS:
+        if key in self._seen or len(self.steps) >= MAX_PLAN_STEPS:
             return
         self._seen.add(key)
         known = self._functions.get(function)

@@ -31,9 +31,9 @@ COUNT_SECONDS = 0.05
 """Seconds that counting matches may take, from the first match on."""
 MIN_COUNTED = 100
 """Entries that are examined however long it takes: opening the index may take `COUNT_SECONDS`."""
-MOST_ADDRESSES = 500
+MAX_OTHER_ADDRESSES = 500
 """Most addresses of other entries that are kept, to suggest the one that was probably intended."""
-MOST_HEADERS = 5
+MAX_SHOWN_HEADERS = 5
 """Most headers of matching entries that are kept for display."""
 HERE: Final = "on this host"
 
@@ -243,7 +243,7 @@ async def matches_in_shared(port: Port, chains: Iterable[Chain], turns: Sequence
             header = await _match_in_shared(port, chain, turns, name, record)
             if header is not None:
                 found[header.key] = header
-    return Matches(len(found), partial, tuple(found.values())[:MOST_HEADERS])
+    return Matches(len(found), partial, tuple(found.values())[:MAX_SHOWN_HEADERS])
 
 
 async def _match_in_shared(
@@ -274,12 +274,12 @@ def matches_on_host(chains: Sequence[Chain], turns: Sequence[Turn]) -> Matches:
             if header is None:
                 partial = True
             elif not affects_any(turns, own := own_refs(header)):
-                if len(others) < MOST_ADDRESSES:
+                if len(others) < MAX_OTHER_ADDRESSES:
                     others.setdefault(header.address)
                     groups.update(dict.fromkeys(ref.group for ref in own))
             elif header.key not in found and is_valid(chain, header):
                 found[header.key] = header
-    first = tuple(found.values())[:MOST_HEADERS]
+    first = tuple(found.values())[:MAX_SHOWN_HEADERS]
     return Matches(len(found), partial, first, tuple(others), tuple(groups))
 
 

@@ -19,7 +19,7 @@ from memo.stores.chain import Answer
 from memo.stores.protocols import PendingLookup, SharesVerification, Source
 from memo.validity.check import Verdict
 
-BIG_STREAM = 1 << 20
+OFFLOADED_STREAM_BYTES = 1 << 20
 """A pickle stream of more bytes than this is loaded off the event loop."""
 
 
@@ -52,7 +52,7 @@ async def load(port: Port, found: Answer) -> Any:
     """
     entry = found.entry
     assert entry is not None
-    big = len(entry.stream) > BIG_STREAM
+    big = len(entry.stream) > OFFLOADED_STREAM_BYTES
     if entry.plain and not (big and port.native):
         return codec.unpickled(entry.stream)
     header, source = entry.header, found.source
@@ -105,12 +105,12 @@ def verify(source: Source, view: memoryview, table: tuple[seal.Buffer, ...]) -> 
         if verifying is not None:
             verifying.mark_verified(digest)
     with _verified_lock:
-        if len(VERIFIED_PAYLOADS) >= MOST_VERIFIED:
+        if len(VERIFIED_PAYLOADS) >= MAX_VERIFIED_PAYLOADS:
             VERIFIED_PAYLOADS.pop(next(iter(VERIFIED_PAYLOADS)))
         VERIFIED_PAYLOADS[(source.identity, digest)] = None
 
 
-MOST_VERIFIED = 4096
+MAX_VERIFIED_PAYLOADS = 4096
 """Most verified payloads that are remembered; older ones are verified again."""
 _verified_lock = threading.Lock()
 VERIFIED_PAYLOADS: dict[tuple[Any, bytes], None] = {}

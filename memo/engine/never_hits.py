@@ -20,20 +20,23 @@ from memo.keys.encoding import atoms, canonical
 from memo.keys.fingerprint.function_version import changed_names
 from memo.keys.fingerprint.held_values import qualified_name
 
-WARN_AT: Final = 5
+KEYS_BEFORE_WARNING: Final = 5
 """Number of different keys for arguments that look the same at which the warning is given."""
-_MOST_APPEARANCES: Final = 64
+_MAX_APPEARANCES: Final = 64
 """Most different texts of visible arguments that are remembered for a function."""
 MAX_DEPTH: Final = 3
 """Levels of nested objects that are compared."""
-MOST_SHOWN: Final = 3
+MAX_SHOWN_ATTRIBUTES: Final = 3
 """Most private attributes that the warning names."""
 _SHORTENED: Final = r"\.\.\.|…| at 0x[0-9a-fA-F]+"
 """Signs that a `repr` leaves something out."""
 
 
 def warn_if_keys_differ(job: Job) -> None:
-    """Record a call that is computed; warn if equal-looking calls had `WARN_AT` different keys."""
+    """Record a call that is computed; warn if calls that look equal have different keys.
+
+    That is after `KEYS_BEFORE_WARNING` different keys.
+    """
     function = job.function
     if function.keys_by_appearance is None:
         return
@@ -45,10 +48,10 @@ def warn_if_keys_differ(job: Job) -> None:
         return
     keys = function.keys_by_appearance.setdefault(appearance, set())
     keys.add(job.call.text)
-    if len(keys) >= WARN_AT:
+    if len(keys) >= KEYS_BEFORE_WARNING:
         function.keys_by_appearance = None
         _warn(function, names)
-    elif len(function.keys_by_appearance) > _MOST_APPEARANCES:
+    elif len(function.keys_by_appearance) > _MAX_APPEARANCES:
         function.keys_by_appearance.clear()
 
 
@@ -109,15 +112,16 @@ def _visible_function(value: Any, own: frozenset[str]) -> str:
 def _private_parts(value: Any) -> str:
     """Describe an object's private attributes, or the variables that a function changes itself."""
     if own := _own_cells(value):
-        return f" that changes its {', '.join(sorted(own)[:MOST_SHOWN])}"
+        return f" that changes its {', '.join(sorted(own)[:MAX_SHOWN_ATTRIBUTES])}"
     names = [name for name in getattr(value, "__dict__", ()) if name.startswith("_")]
-    return f" with {', '.join(names[:MOST_SHOWN])}" if names else ""
+    return f" with {', '.join(names[:MAX_SHOWN_ATTRIBUTES])}" if names else ""
 
 
 def _warn(function: Function, names: list[Any]) -> None:
     warn_at_definition(
         function.run,
-        f"{label(function.id)} was computed {WARN_AT} times for arguments that look the same and "
-        f"have a different key each time: {', '.join(names)}; if they are equal, define their key "
+        f"{label(function.id)} was computed {KEYS_BEFORE_WARNING} times for arguments that look "
+        f"the same and have a different key each time: {', '.join(names)}; if they are equal, "
+        "define their key "
         "with a method __memo_key__ on the class, memo.register_key, key_resolver, or ignore=[...]",
     )

@@ -8,7 +8,7 @@ Rules of this module:
     wrapped; output still passes through immediately.  Otherwise they are untouched.
 3.  The output of an inner computation is also recorded by the recorders of the outer ones.  A
     silent recorder (for a refresh in the background) has no outer ones, and shows nothing.
-4.  Recorded output is plain data of bounded size: see `MOST_KEPT`.
+4.  Recorded output is plain data of bounded size: see `MAX_KEPT_OUTPUT`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from memo.keys.encoding.atoms import PLAIN_TYPES
 from memo.runtime import fork
 
-MOST_KEPT = 4 * 1024 * 1024
+MAX_KEPT_OUTPUT = 4 * 1024 * 1024
 """Most characters and bytes of output that are kept for one computation."""
 _DISPLAY = "display"
 _CUT = "\n[memo: the output after this was not kept]\n"
@@ -97,7 +97,7 @@ class Recorder:
         self.over = False
         self._lock = threading.Lock()
         self._shown: list[tuple[str, Any]] = []
-        self._space_left = MOST_KEPT
+        self._space_left = MAX_KEPT_OUTPUT
         self._clear_on_next = False
 
     @property
@@ -145,7 +145,7 @@ class Recorder:
         if self._clear_on_next:
             self._clear_on_next = False
             self._shown.clear()
-            self._space_left = MOST_KEPT
+            self._space_left = MAX_KEPT_OUTPUT
 
     def _fits(self, size: int) -> bool:
         """True if some output still fits; the first one that does not fit ends the recording."""

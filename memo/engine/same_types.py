@@ -32,7 +32,7 @@ from memo.keys.fingerprint.function_version import code_digest
 from memo.records import codec
 
 _OURS = __name__.partition(".")[0]
-_MOST_CHECKED = 64
+_MAX_CHECKED_ITEMS = 64
 """Largest container whose members are all checked for being plain."""
 _AS_BASE = frozenset({"numpy.memmap"})
 """Types whose objects are stored as objects of their base class, as documented."""
@@ -94,7 +94,7 @@ def _is_plain(value: Any, depth: int) -> bool:
     kind = type(value)
     if kind in PLAIN_TYPES:
         return True
-    if not depth or len(value) > _MOST_CHECKED if kind in (list, tuple, dict) else True:
+    if not depth or len(value) > _MAX_CHECKED_ITEMS if kind in (list, tuple, dict) else True:
         return False
     inside = (*value, *value.values()) if kind is dict else value
     return all(_is_plain(one, depth - 1) for one in inside)

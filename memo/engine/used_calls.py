@@ -179,14 +179,14 @@ class UsedCalls:
     def used_results(self) -> list[UsedResult]:
         """Return the results of `cutoff` functions, in the order of their first use.
 
-        Empty if there are more than `MOST_RESULTS`; their stamps are absolute then.
+        Empty if there are more than `MAX_USED_RESULTS`; their stamps are absolute then.
         """
         found = list(self._results.copy().values())
-        return found if len(found) <= MOST_RESULTS else []
+        return found if len(found) <= MAX_USED_RESULTS else []
 
     def _stamps_of_results(self) -> Iterable[Stamp]:
         found = list(self._results.copy().values())
-        few = len(found) <= MOST_RESULTS
+        few = len(found) <= MAX_USED_RESULTS
         return () if few else (s for r in found for s in r.stamps if type(s) is not Result)
 
     def all_stamps(self) -> tuple[Stamp, ...]:
@@ -213,27 +213,28 @@ class UsedCalls:
         return whole, self.sound and whole.sound
 
 
-MOST_RESULTS = 1024
+MAX_USED_RESULTS = 1024
 """Most results of `cutoff` functions that an entry lists; if there are more, their stamps count."""
 
 
 async def shorten_stamps(port: Port, chain: Chain, known: tuple[Stamp, ...]) -> tuple[Stamp, ...]:
-    """Replace more than `stamps.MOST_REFS` stamps on parts of a group by one on the whole group.
+    """Replace stamps on parts of a group by one on the whole group if they are too many.
 
-    The state of the whole group is read together with those of its parts.  If a part has changed,
-    its stamp is kept, so that the entry is invalid.
+    That is more than `stamps.MAX_REFS_PER_GROUP`.  The state of the whole group is read together
+    with those of its parts.  If a part has changed, its stamp is kept, so that the entry is
+    invalid.
 
     Raises:
         TierError: no tier can be reached.
     """
     in_one_group = len(loose_of(known)) + sum(block.most for block in blocks_of(known))
-    if in_one_group <= stamps.MOST_REFS:
+    if in_one_group <= stamps.MAX_REFS_PER_GROUP:
         return known
     groups: dict[str, list[Generation]] = {}
     for stamp in known:
         if type(stamp) is Generation:
             groups.setdefault(stamp.ref.group, []).append(stamp)
-    big = [name for name, members in groups.items() if len(members) > stamps.MOST_REFS]
+    big = [name for name, members in groups.items() if len(members) > stamps.MAX_REFS_PER_GROUP]
     if not big:
         return known
     wholes = [Ref(name, None) for name in big]

@@ -2,7 +2,7 @@
 
 An entry's stamps name the cached calls that its computation used, so the graph is read from the
 headers of this host's entries: nothing is computed, and no value is loaded.  If there are more than
-`GROUPED_FROM` calls, they are grouped by function.
+`MAX_SINGLE_CALLS` calls, they are grouped by function.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from memo.coordination.flights import FLIGHTS
 from memo.decorators import assembly
-from memo.engine.explaining import MOST_SEARCHED, list_headers, own_ref
+from memo.engine.explaining import MAX_SEARCHED_ENTRIES, list_headers, own_ref
 from memo.inspection import graph_drawing, inventory
 from memo.inspection.graph_drawing import ONLY_STORED, RUNNING, Node, to_networkx
 from memo.inspection.running_computations import COMPUTATIONS, Running
@@ -29,7 +29,7 @@ from memo.runtime.port import Port
 from memo.runtime.reasons import EXPIRED, INVALIDATED
 from memo.validity.check import FRESH
 
-GROUPED_FROM = 40
+MAX_SINGLE_CALLS = 40
 """Most calls that are shown one by one."""
 
 
@@ -124,10 +124,10 @@ def graph_of(*, everything: bool = False, group: bool | None = None) -> Graph:
 
     Args:
         everything: everything stored on this host, also by other processes.
-        group: one node for each function; None: if there are more than `GROUPED_FROM` calls.
+        group: one node for each function; None: if there are more than `MAX_SINGLE_CALLS` calls.
     """
     made = drive(_graph(BLOCKING, everything))
-    whole = len(made.nodes) > GROUPED_FROM if group is None else group
+    whole = len(made.nodes) > MAX_SINGLE_CALLS if group is None else group
     return made.grouped() if whole else made
 
 
@@ -138,7 +138,7 @@ async def _graph(port: Port, everything: bool) -> Graph:
     wanted = {key for keys in outcomes.values() for key in keys}
     headers: dict[Ref, tuple[Header, int]] = {}
     if everything:
-        _add(headers, await list_headers(port, chain, f"{chain.namespace}:", MOST_SEARCHED))
+        _add(headers, await list_headers(port, chain, f"{chain.namespace}:", MAX_SEARCHED_ENTRIES))
         chosen = list(headers)
     else:
         await _follow(port, headers, {*outcomes, *(ref.group[2:] for ref in running)})
@@ -167,7 +167,7 @@ async def _follow(
     while left:
         known |= left
         for name in left:
-            _add(headers, await list_headers(port, chain, chain.prefix(name), MOST_SEARCHED))
+            _add(headers, await list_headers(port, chain, chain.prefix(name), MAX_SEARCHED_ENTRIES))
         left = {ref.group[2:] for header, _ in headers.values() for ref in _refs(header)} - known
 
 

@@ -44,7 +44,7 @@ OLDEST_REDIS = (6, 2)
 """The oldest Redis that memo is tested with."""
 LEFTOVER_SECONDS = 3600.0
 """Seconds after which a temporary file is a leftover."""
-MOST_FILES_NAMED = 3
+MAX_NAMED_FILES = 3
 """Most files that a finding names."""
 
 
@@ -261,11 +261,9 @@ def _all_files(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 def _file_names(paths: list[Path]) -> str:
     more = (
-        f" and {number(len(paths) - MOST_FILES_NAMED)} more"
-        if len(paths) > MOST_FILES_NAMED
-        else ""
+        f" and {number(len(paths) - MAX_NAMED_FILES)} more" if len(paths) > MAX_NAMED_FILES else ""
     )
-    return ", ".join(str(path) for path in paths[:MOST_FILES_NAMED]) + more
+    return ", ".join(str(path) for path in paths[:MAX_NAMED_FILES]) + more
 
 
 def _disk(settings: Settings) -> Findings:
@@ -297,7 +295,7 @@ def _leftovers(settings: Settings) -> Findings:
         if _is_leftover(path.name) and facts.st_mtime < horizon
     ]
     if old:
-        names = " ".join(str(path) for path in old[:MOST_FILES_NAMED])
+        names = " ".join(str(path) for path in old[:MAX_NAMED_FILES])
         fix = f"They are leftovers; run: rm {names}"
         yield Finding(WARN, "leftovers", _file_names(old), fix)
     else:

@@ -303,7 +303,7 @@ async def _holding_tiers(
 
 SEARCH_SECONDS = 0.25
 """Seconds for which Redis is searched for entries that this host does not have."""
-MOST_READ = 10_000
+MAX_REDIS_ENTRIES = 10_000
 """Most entries of Redis that are read."""
 
 
@@ -317,7 +317,7 @@ async def _in_redis(port: Port, chain: Chain, prefix: str) -> tuple[list[tuple[H
         return [], f"{name} cannot be listed: {without}."
     try:
         until = time.monotonic() + SEARCH_SECONDS
-        listed, whole = await shared.search(port, prefix, until, MOST_READ)
+        listed, whole = await shared.search(port, prefix, until, MAX_REDIS_ENTRIES)
     except TierError:
         return [], f"{name} did not answer: {without}."
     found: list[tuple[Header, int]] = []

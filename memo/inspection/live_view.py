@@ -19,7 +19,7 @@ from memo.decorators.invalidators import invalidate
 from memo.errors import MemoError, label
 from memo.inspection import call_graph, graph_drawing, inventory
 from memo.inspection.inventory import Item, Selection
-from memo.inspection.running_computations import COMPUTATIONS, LONG_COMPUTATION, Running
+from memo.inspection.running_computations import COMPUTATIONS, LONG_COMPUTATION_SECONDS, Running
 from memo.keys.summaries import BUILT_ON, RESOLVED, RESULT_SHAPE
 from memo.metrics import rendering
 from memo.metrics.recorder import stats
@@ -31,11 +31,11 @@ from memo.runtime.native import native
 from memo.runtime.port import Port
 from memo.runtime.reasons import INVALIDATED
 
-LISTED_EVERY = 3.0
+LISTING_SECONDS = 3.0
 """Seconds between two listings of the entries on the disk."""
-MOST_ENTRIES = 200
+MAX_LISTED_ENTRIES = 200
 """Most entries that one page lists; the filter narrows them down."""
-MOST_NAMED = 4
+MAX_NAMED_ENTRIES = 4
 """Most entries named in the answer to a button."""
 PLOT_STEPS = 60
 """Time steps in the plot of one function."""
@@ -49,7 +49,7 @@ class Model:
             one.
     """
 
-    def __init__(self, *, shared: bool = False, every: float = LISTED_EVERY) -> None:
+    def __init__(self, *, shared: bool = False, every: float = LISTING_SECONDS) -> None:
         self.shared = shared
         self._every = every
         self.filter = ""
@@ -95,7 +95,9 @@ class Model:
 
     def _follow(self, running: list[Running]) -> None:
         """Draw the graph again if a long computation has begun or ended."""
-        long = {(r.process, r.key) for r in running if time.time() - r.since >= LONG_COMPUTATION}
+        long = {
+            (r.process, r.key) for r in running if time.time() - r.since >= LONG_COMPUTATION_SECONDS
+        }
         if long != self._long:
             self._long, self.list_at = long, 0.0
 
@@ -109,7 +111,7 @@ class Model:
         if not self.shared:  # this notebook's come first
             items.sort(key=lambda item: item.header.function not in own)
         found = [item for item in items if all(word in _text(item) for word in words)]
-        self.items, self._count = found[:MOST_ENTRIES], len(found)
+        self.items, self._count = found[:MAX_LISTED_ENTRIES], len(found)
         made = call_graph.graph_of(everything=self.shared)
         self._graph = {"svg": made.to_svg(), "text": "" if made.nodes else rendering.NO_CALLS}
         self._chain, self.list_at = chain, time.monotonic() + self._every
@@ -180,8 +182,8 @@ class Model:
         how = ", ".join(f"{tier}: {what}" for tier, what in done.tiers.items())
         if not gone:
             return f"No entry here was still valid ({how})."
-        calls = ", ".join(rendering.call_text(header) for header in gone[:MOST_NAMED])
-        more = f" and {len(gone) - MOST_NAMED} more" if len(gone) > MOST_NAMED else ""
+        calls = ", ".join(rendering.call_text(header) for header in gone[:MAX_NAMED_ENTRIES])
+        more = f" and {len(gone) - MAX_NAMED_ENTRIES} more" if len(gone) > MAX_NAMED_ENTRIES else ""
         return f"Invalidated {calls}{more} ({how})."
 
 

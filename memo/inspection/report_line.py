@@ -22,7 +22,7 @@ from memo.runtime.reasons import ABSENT
 
 EXPLAINING_SECONDS = 0.5
 """Seconds after which no more entries are read to explain misses."""
-MOST_EXPLAINED = 3
+MAX_EXPLAINED_MISSES = 3
 """Most misses of one span whose code is compared with an earlier version."""
 
 
@@ -57,7 +57,7 @@ def explain_misses(span: Span) -> None:
     """Name the changed code behind the first misses of a span, if that was the cause."""
     known = {function.function_id: function for function in functions()}
     absent = [at for at, miss in enumerate(span.misses) if miss.reason == ABSENT]
-    for at in absent[:MOST_EXPLAINED]:
+    for at in absent[:MAX_EXPLAINED_MISSES]:
         miss = span.misses[at]
         function = known.get(miss.function)
         if function is not None and not miss.detail:

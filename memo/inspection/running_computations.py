@@ -29,14 +29,14 @@ from memo.validity.stamps import Turn
 if TYPE_CHECKING:
     from pathlib import Path
 
-MOST_SLOTS = 128
+MAX_SLOTS = 128
 """Most computations of one process that others see."""
 SLOT_BYTES = 512
 """Bytes of one slot."""
-MOST_DURATIONS = 1000
+MAX_DURATIONS = 1000
 """Most calls whose last duration is remembered."""
 SUFFIX = ".now"
-LONG_COMPUTATION = 0.5
+LONG_COMPUTATION_SECONDS = 0.5
 """Seconds from which a computation counts as long."""
 
 
@@ -82,7 +82,7 @@ class RunningComputations:
         """Forget all computations: at creation, and in the child of a fork."""
         self._lock = threading.Lock()
         self._slots: dict[str, list[tuple[int, Running]]] = {}  # by key; refreshes run side by side
-        self._free = list(range(MOST_SLOTS - 1, -1, -1))
+        self._free = list(range(MAX_SLOTS - 1, -1, -1))
         self._durations: OrderedDict[str, float] = OrderedDict()
         self._map: mmap.mmap | None = None
         self._path: Path | None = None
@@ -103,7 +103,7 @@ class RunningComputations:
             event.key, None if flight is None else flight.expected_duration
         )
         background = bool(event.reason)
-        if expected is None or expected >= LONG_COMPUTATION:
+        if expected is None or expected >= LONG_COMPUTATION_SECONDS:
             publish_soon()  # publish the counts now, as the next event may be far off
         now = time.time()
         arguments = None if flight is None or flight.call is None else flight.call.arguments
@@ -130,7 +130,7 @@ class RunningComputations:
             if run is not None and not event.detail:  # it ended normally
                 self._durations[event.key] = time.time() - run.since
                 self._durations.move_to_end(event.key)
-                if len(self._durations) > MOST_DURATIONS:
+                if len(self._durations) > MAX_DURATIONS:
                     self._durations.popitem(last=False)
             if slot >= 0:
                 self._free.append(slot)
@@ -164,8 +164,8 @@ class RunningComputations:
             descriptor = private_files.open_or_create(self._path.name, folder)
         try:
             # zeros are written, since a hole in a mapped file would crash on a full disk
-            os.pwrite(descriptor, bytes(MOST_SLOTS * SLOT_BYTES), 0)
-            self._map = mmap.mmap(descriptor, MOST_SLOTS * SLOT_BYTES)
+            os.pwrite(descriptor, bytes(MAX_SLOTS * SLOT_BYTES), 0)
+            self._map = mmap.mmap(descriptor, MAX_SLOTS * SLOT_BYTES)
         finally:
             os.close(descriptor)
 
@@ -211,7 +211,7 @@ def _files(folder: Path) -> list[tuple[str, bytes]]:
                     os.unlink(name, dir_fd=descriptor)
                     continue
                 with open(private_files.open_old(name, folder=descriptor), "rb") as file:
-                    found.append((name, file.read(MOST_SLOTS * SLOT_BYTES)))
+                    found.append((name, file.read(MAX_SLOTS * SLOT_BYTES)))
     return found
 
 

@@ -15,7 +15,7 @@ from memo.inspection.live_view import Model
 from memo.runtime.blocking import DISPLAYS
 from memo.runtime.port import Handle, Port
 
-INTERVAL = 1.0
+WIDGET_UPDATE_SECONDS = 1.0
 """Seconds between two updates."""
 
 
@@ -74,7 +74,7 @@ def _widget_class() -> Any:
             """Poll while the page is visible."""
             self._views = max(0, views)
             if self._views and self._ticker is None:
-                self._ticker = DISPLAYS.every(INTERVAL, self._update_state)
+                self._ticker = DISPLAYS.every(WIDGET_UPDATE_SECONDS, self._update_state)
             elif not self._views and self._ticker is not None:
                 self._ticker.cancel()
                 self._ticker = None

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
     from IPython.display import DisplayHandle
 
-MOST_OPEN_REPORTS = 16
+MAX_OPEN_REPORTS = 16
 """Most reports that wait for background refreshes; beyond it the oldest stops waiting."""
 
 
@@ -505,7 +505,7 @@ class Reporter:
 
     def _keep(self, span: Span, handle: DisplayHandle) -> None:
         self._open.append((span, handle))
-        while len(self._open) > MOST_OPEN_REPORTS:
+        while len(self._open) > MAX_OPEN_REPORTS:
             self._open.popleft()[0].close()
 
     def _changed(self, span: Span) -> None:

@@ -29,13 +29,13 @@ from memo.runtime.events import Event
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port
 
-SHOWN_AFTER = 0.5
+SHOWN_AFTER_SECONDS = 0.5
 """Seconds after which a computation or a wait is shown."""
 UPDATE_SECONDS = 0.25
 """Seconds between two updates of the lines."""
 _MAX_KNOWN_DURATIONS = 4096
 """Keys whose last duration is remembered."""
-_MOST_ESTIMATES = 20
+_MAX_ESTIMATES = 20
 """Most runs whose end is estimated in one update."""
 _ENTRIES_COMPARED = 20
 """Most recent entries of a function whose median cost is the estimate for a new key."""
@@ -386,11 +386,13 @@ class Watcher:
         if self._stop_if_idle():
             return
         with self._showing:
-            late = {at for at, g in self._groups.items() if g.running and g.spent >= SHOWN_AFTER}
+            late = {
+                at for at, g in self._groups.items() if g.running and g.spent >= SHOWN_AFTER_SECONDS
+            }
             unknown = [run for at in late for run in self._groups[at].running if not run.looked]
         if not late or not self._screen.open():
             return
-        for run in unknown[:_MOST_ESTIMATES]:
+        for run in unknown[:_MAX_ESTIMATES]:
             run.looked = True
             run.expected = await self._expected(port, run)
         with self._showing:

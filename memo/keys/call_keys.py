@@ -46,11 +46,11 @@ from memo.runtime.named_tuple import NamedTuple, new_tuple
 from memo.settings import options
 from memo.validity import stamps
 
-MOST_MEMOIZED: Final = 256
+MAX_MEMOIZED_CALLS: Final = 256
 """Most calls of a function whose keys are memoized."""
-MOST_SEEN_ONCE: Final = 1024
+MAX_CALLS_SEEN_ONCE: Final = 1024
 """Most calls that are remembered as seen once; beyond it all are forgotten."""
-LONGEST_MEMOIZED: Final = 256
+MAX_MEMOIZED_CHARACTERS: Final = 256
 """Most characters of a text argument whose call is memoized."""
 _STEADY_TYPES: Final = frozenset({int, type(None)})
 """Types besides text that are immutable, and whose equal values have equal encodings.  Bool and
@@ -475,7 +475,7 @@ class Keyer:
             bind(self.plan, args[own:], kwargs)
         except BindingError:
             self._raise_misfit(args, kwargs)
-        if len(self._fitting_shapes) < MOST_MEMOIZED:
+        if len(self._fitting_shapes) < MAX_MEMOIZED_CALLS:
             self._fitting_shapes.add(shape)
 
     # --- a call ---------------------------------------------------------------------------------
@@ -519,7 +519,7 @@ class Keyer:
             for value in args:
                 kind = type(value)
                 if kind is str:
-                    if len(value) > LONGEST_MEMOIZED:
+                    if len(value) > MAX_MEMOIZED_CHARACTERS:
                         steady = False
                 elif kind not in _STEADY_TYPES:
                     steady = False
@@ -566,7 +566,7 @@ class Keyer:
         for value in given:
             one = type(value)
             if one is str:
-                if len(value) > LONGEST_MEMOIZED:
+                if len(value) > MAX_MEMOIZED_CHARACTERS:
                     return None
             elif one is float:
                 if not value or value != value:  # noqa: PLR0124 - 0.0 == -0.0, NaN != NaN
@@ -618,10 +618,10 @@ class Keyer:
         """
         hashed = hash(args)
         if hashed not in self.seen_once:
-            if len(self.seen_once) >= MOST_SEEN_ONCE:
+            if len(self.seen_once) >= MAX_CALLS_SEEN_ONCE:
                 self.seen_once, self.memoized = set(), {}
             self.seen_once.add(hashed)
-        elif len(self.memoized) < MOST_MEMOIZED or args in self.memoized:
+        elif len(self.memoized) < MAX_MEMOIZED_CALLS or args in self.memoized:
             self.memoized[args] = code, call
 
     def _head(self, own: SelfPart | None, state: State, code: str) -> bytes:

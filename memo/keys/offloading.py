@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from memo.keys.encoding import atoms
 
-HEAVY: Final = 2 << 20
+OFFLOADED_FROM_BYTES: Final = 2 << 20
 """Arguments of more bytes than this get their key in a thread: hashing them takes about 1 ms."""
 OBJECT_BYTES: Final = 256
 """Weight of an object in bytes: encoding it takes as long as hashing that many."""
@@ -37,13 +37,13 @@ class HeavyError(Exception):
 
 
 def _light_text(value: str) -> bytes:
-    if len(value) > HEAVY:
+    if len(value) > OFFLOADED_FROM_BYTES:
         raise HeavyError
     return atoms.text(value)
 
 
 def _light_bytes(value: bytes) -> bytes:
-    if len(value) > HEAVY:
+    if len(value) > OFFLOADED_FROM_BYTES:
         raise HeavyError
     return atoms.binary(value)
 
@@ -73,7 +73,7 @@ def is_heavy(args: Collection[Any], kwargs: Mapping[str, Any]) -> bool:
         if kind in _LIGHT:
             continue
         if kind is str or kind is bytes:
-            if len(value) > HEAVY:
+            if len(value) > OFFLOADED_FROM_BYTES:
                 return True
         elif _is_heavy_value(value):
             return True
@@ -81,7 +81,7 @@ def is_heavy(args: Collection[Any], kwargs: Mapping[str, Any]) -> bool:
 
 
 def _is_heavy_value(value: Any) -> bool:
-    left = HEAVY
+    left = OFFLOADED_FROM_BYTES
     waiting = [value]
     for _ in range(MAX_EXAMINED):
         value = waiting.pop()
@@ -113,8 +113,8 @@ def _weight(value: Any, waiting: list[Any]) -> int:
 
 
 def _items_weight(values: Collection[Any], waiting: list[Any]) -> int:
-    if len(values) > HEAVY // OBJECT_BYTES:
-        return HEAVY + 1
+    if len(values) > OFFLOADED_FROM_BYTES // OBJECT_BYTES:
+        return OFFLOADED_FROM_BYTES + 1
     kinds = set(map(type, values))
     if not kinds <= _WITHOUT_PARTS:
         waiting += [value for value in values if type(value) not in _WITHOUT_PARTS]

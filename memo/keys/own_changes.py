@@ -29,7 +29,7 @@ from memo.keys.fingerprint.held_values import ValueFingerprint
 from memo.runtime import fork
 from memo.runtime.named_tuple import NamedTuple
 
-MOST_TRACKED: Final = 1024
+MAX_TRACKED_VALUES: Final = 1024
 """Most values that are tracked; the least recently used one beyond it counts as it is."""
 _NUMBERS: Final = ("int ", "float ")
 _GENERATORS: Final = (
@@ -232,7 +232,7 @@ class Registry:
     def _track(self, at: ValuePlace, value: Any, tracked: _Tracked) -> _Tracked:
         by_object = tracked.owner() is value
         self._held[(id(value), "") if by_object else _registry_key(at)] = tracked
-        while len(self._held) > MOST_TRACKED:
+        while len(self._held) > MAX_TRACKED_VALUES:
             self._held.popitem(last=False)
         return tracked
 

@@ -11,13 +11,13 @@ from memo.errors import encodable, shown
 from memo.keys import resolvers
 from memo.keys.encoding import atoms
 
-LONGEST_ARGUMENT: Final = 80
+MAX_ARGUMENT_CHARACTERS: Final = 80
 """Most characters of one argument in a summary."""
-LONGEST_SUMMARY: Final = 2000
+MAX_SUMMARY_BYTES: Final = 2000
 """Most bytes of a summary."""
-MOST_ITEMS: Final = 16
+MAX_SHOWN_ITEMS: Final = 16
 """Most values in a container that is written out."""
-MOST_BITS: Final = 200
+MAX_SHOWN_BITS: Final = 200
 """Most bits in a number that is written out."""
 SPECIAL_PREFIX: Final = "@"
 """Prefix of names in a summary that are not arguments, such as `"@self"`."""
@@ -82,19 +82,20 @@ def _describe(value: Any) -> str:
     kind = type(value).__name__
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple) and all(isinstance(size, int) for size in shape) and shape:
-        return f"{kind} {'x'.join(map(str, shape))}"[:LONGEST_ARGUMENT]
+        return f"{kind} {'x'.join(map(str, shape))}"[:MAX_ARGUMENT_CHARACTERS]
     if isinstance(value, (str, bytes)):
         return shown(
-            value if len(value) <= LONGEST_ARGUMENT else value[:LONGEST_ARGUMENT], LONGEST_ARGUMENT
+            value if len(value) <= MAX_ARGUMENT_CHARACTERS else value[:MAX_ARGUMENT_CHARACTERS],
+            MAX_ARGUMENT_CHARACTERS,
         )
     if value is None or isinstance(value, (bool, int, float)):
-        long = isinstance(value, int) and value.bit_length() > MOST_BITS
-        return kind if long else shown(value, LONGEST_ARGUMENT)
+        long = isinstance(value, int) and value.bit_length() > MAX_SHOWN_BITS
+        return kind if long else shown(value, MAX_ARGUMENT_CHARACTERS)
     if resolvers.has_readable_text(value):
         return (
-            shown(format(value), LONGEST_ARGUMENT)
+            shown(format(value), MAX_ARGUMENT_CHARACTERS)
             if isinstance(value, str)
-            else str(value)[:LONGEST_ARGUMENT]
+            else str(value)[:MAX_ARGUMENT_CHARACTERS]
         )
     if isinstance(value, (list, tuple, set, frozenset, dict)):
         return _describe_container(value)
@@ -102,7 +103,7 @@ def _describe(value: Any) -> str:
 
 
 def _describe_container(value: Any) -> str:
-    text = _short_repr(value, [MOST_ITEMS])
+    text = _short_repr(value, [MAX_SHOWN_ITEMS])
     return text if text is not None else f"{type(value).__name__} of {len(value)}"
 
 
@@ -112,10 +113,10 @@ def _short_repr(value: Any, left: list[int]) -> str | None:
     kind = type(value)
     if left[0] < 0 or kind not in atoms.PLAIN_OR_CONTAINER_TYPES:
         return None
-    if kind is int and value.bit_length() > MOST_BITS:
+    if kind is int and value.bit_length() > MAX_SHOWN_BITS:
         return None
     if hasattr(value, "__len__") and len(value) > (
-        LONGEST_ARGUMENT if kind in atoms.PLAIN_TYPES else left[0]
+        MAX_ARGUMENT_CHARACTERS if kind in atoms.PLAIN_TYPES else left[0]
     ):
         return None
     if kind is dict:
@@ -127,18 +128,18 @@ def _short_repr(value: Any, left: list[int]) -> str | None:
     if any(_short_repr(part, left) is None for part in parts):
         return None
     text = repr(value)
-    return text if len(text) <= LONGEST_ARGUMENT else None
+    return text if len(text) <= MAX_ARGUMENT_CHARACTERS else None
 
 
 def make_summary(arguments: Iterable[tuple[str, str, str]]) -> str:
-    """Return JSON of argument name -> [short text, digest], at most `LONGEST_SUMMARY` bytes long.
+    """Return JSON of argument name -> [short text, digest], at most `MAX_SUMMARY_BYTES` long.
 
     Args:
         arguments: name, short text and digest of each.
     """
     described = {name: [text, digest] for name, text, digest in arguments}
     text = encodable(_json(described))  # JSON has the same escape for a lone surrogate
-    while len(text.encode()) > LONGEST_SUMMARY:
+    while len(text.encode()) > MAX_SUMMARY_BYTES:
         described.popitem()
         text = encodable(_json({**described, "…": [MORE, ""]}))
     return text
@@ -156,7 +157,7 @@ def with_result(text: str, value: Any, *, raised: bool = False) -> str:
         shape = type(value).__name__
     shape = f"raised {shape}" if raised else shape
     whole = _with_entry(text, RESULT_SHAPE, [shape, ""])
-    return whole if len(whole.encode()) <= LONGEST_SUMMARY else text
+    return whole if len(whole.encode()) <= MAX_SUMMARY_BYTES else text
 
 
 def with_built_on(text: str, path: str, until: int) -> str:
@@ -167,7 +168,7 @@ def with_built_on(text: str, path: str, until: int) -> str:
         until: when the last of them expires, in nanoseconds since the epoch.
     """
     whole = _with_entry(text, BUILT_ON, [path, str(until)])
-    return whole if len(whole.encode("utf-8", "replace")) <= LONGEST_SUMMARY else text
+    return whole if len(whole.encode("utf-8", "replace")) <= MAX_SUMMARY_BYTES else text
 
 
 def _with_entry(text: str, name: str, parts: list[str]) -> str:
@@ -187,7 +188,7 @@ def describe_shape(value: Any) -> str:
     kind = type(value).__name__
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple) and all(isinstance(size, int) for size in shape):
-        return f"{kind} {'x'.join(map(str, shape))}".rstrip()[:LONGEST_ARGUMENT]
+        return f"{kind} {'x'.join(map(str, shape))}".rstrip()[:MAX_ARGUMENT_CHARACTERS]
     if isinstance(value, (str, bytes, list, tuple, set, frozenset, dict)):
-        return f"{kind} of {len(value)}"[:LONGEST_ARGUMENT]
-    return kind[:LONGEST_ARGUMENT]
+        return f"{kind} of {len(value)}"[:MAX_ARGUMENT_CHARACTERS]
+    return kind[:MAX_ARGUMENT_CHARACTERS]

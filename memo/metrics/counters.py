@@ -17,15 +17,15 @@ STEPS_PER_DOUBLING = 8
 """Steps per doubling in the histogram of hit times: a median is accurate to about 4.5 %."""
 STEP_OF_ONE_SECOND = 30 * STEPS_PER_DOUBLING
 """Step of one second; step 0 is everything up to a nanosecond."""
-MOST_POINTS = 128
+MAX_TIMELINE_POINTS = 128
 """Most points of a timeline; beyond it, two neighbours are merged into one of twice the width."""
-MOST_OPEN_MISSES = 4096
+MAX_OPEN_MISSES = 4096
 """Most keys whose running computation is remembered."""
-MOST_OUTCOMES = 4096
+MAX_OUTCOMES = 4096
 """Most keys per function whose latest outcome is remembered, for the graph."""
-MOST_UNEXPLAINED = 256
+MAX_UNEXPLAINED = 256
 """Most misses per function that wait for a better explanation."""
-MOST_STORED_KEYS = 65536
+MAX_STORED_KEYS = 65536
 """Most stored keys that are remembered per function, for `cache_info().currsize`: by their hashes,
 so that the texts need not be kept."""
 
@@ -92,7 +92,7 @@ class Tally:
 
     def roll(self, second: int) -> None:
         """Advance the timeline to the bucket for a second, in nanoseconds since the epoch."""
-        while len(self.points) >= MOST_POINTS:
+        while len(self.points) >= MAX_TIMELINE_POINTS:
             self._widen()
         self.second = second
         self.bucket = self.points.setdefault(second - second % self.width, [0, 0, 0])
@@ -123,7 +123,7 @@ def _increment(counts: dict[str, int], name: str) -> None:
 
 
 def _note_outcome(tally: Tally, event: Event) -> None:
-    if len(tally.seen) < MOST_OUTCOMES or event.key in tally.seen:
+    if len(tally.seen) < MAX_OUTCOMES or event.key in tally.seen:
         tally.seen[event.key] = event.kind
 
 
@@ -142,7 +142,7 @@ def _stale(tally: Tally, event: Event) -> None:
 def _miss(tally: Tally, event: Event) -> None:
     _increment(tally.misses, event.reason)
     tally.bucket[2] += 1
-    if len(tally.open) >= MOST_OPEN_MISSES:
+    if len(tally.open) >= MAX_OPEN_MISSES:
         tally.open.clear()
     tally.open.setdefault(event.key, []).append((event.reason, tally.second))
 
@@ -162,7 +162,7 @@ def _computed(tally: Tally, event: Event) -> None:
     tally.computed += 1
     _note_outcome(tally, event)
     miss = _close_miss(tally, event.key)
-    if miss is not None and len(tally.unexplained) < MOST_UNEXPLAINED:
+    if miss is not None and len(tally.unexplained) < MAX_UNEXPLAINED:
         tally.unexplained[event.key] = miss[0]
 
 
@@ -205,7 +205,7 @@ def _answered_after_all(tally: Tally, event: Event) -> None:
 def _stored(tally: Tally, event: Event) -> None:
     tally.stored += 1
     tally.bytes_stored += event.size
-    if len(tally.keys) < MOST_STORED_KEYS:
+    if len(tally.keys) < MAX_STORED_KEYS:
         tally.keys.add(hash(event.key))
 
 

@@ -18,7 +18,7 @@ from memo.runtime.events import Event
 
 OUTAGE_SECONDS = 60.0
 """Seconds without a fault of the same kind after which the next one is a new outage."""
-MOST_FAULTS = 256
+MAX_FAULTS = 256
 """Most faults that are remembered; beyond it those of ended outages are dropped."""
 _VAGUE_REASONS = frozenset({"error", "unavailable"})
 """Reasons that add nothing to the detail."""
@@ -58,7 +58,7 @@ class FaultLog:
         """True if an outage begins with this fault."""
         now = self._now()
         with self._lock:
-            if len(self._latest) > MOST_FAULTS:
+            if len(self._latest) > MAX_FAULTS:
                 self._latest = {
                     at: seen for at, seen in self._latest.items() if now - seen < OUTAGE_SECONDS
                 }

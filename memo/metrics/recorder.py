@@ -22,7 +22,7 @@ from memo import metrics
 from memo.errors import OptionError
 from memo.metrics.counters import (
     COUNTERS_BY_KIND,
-    MOST_OUTCOMES,
+    MAX_OUTCOMES,
     STEP_OF_ONE_SECOND,
     STEPS_PER_DOUBLING,
     TIER_KINDS,
@@ -52,9 +52,9 @@ __all__ = [
     "stats",
 ]
 
-MOST_PENDING = 256
+MAX_PENDING_HITS = 256
 """Number of pending hits before they are counted."""
-MOST_MISSES = 100
+MAX_SPAN_MISSES = 100
 """Most misses whose reasons a span keeps."""
 
 
@@ -94,8 +94,8 @@ class Counters:
     def __call__(self, event: Event) -> None:
         """Count one event.
 
-        A hit only becomes pending: hits are counted `MOST_PENDING` at a time, or when a second has
-        passed, so that each costs one append and one check of the clock.
+        A hit only becomes pending: hits are counted `MAX_PENDING_HITS` at a time, or when a second
+        has passed, so that each costs one append and one check of the clock.
         """
         if event[0] != "hit":
             self._count_now(event)
@@ -104,7 +104,7 @@ class Counters:
             self._roll()
         pending = self._pending
         pending.append(event)  # atomic, so that no lock is needed here
-        if len(pending) > MOST_PENDING:
+        if len(pending) > MAX_PENDING_HITS:
             self._drain()
 
     def _roll(self) -> None:
@@ -128,7 +128,7 @@ class Counters:
                 if function is not last:
                     last, tally = function, self._present_tally(function)
                     by_tier, times, bucket, seen = tally.hits, tally.times, tally.bucket, tally.seen
-                if len(seen) < MOST_OUTCOMES:
+                if len(seen) < MAX_OUTCOMES:
                     seen[key] = "hit"
                 by_tier[tier] += 1
                 times[
@@ -335,7 +335,7 @@ class Span:
         self._ended: metrics.Stats | None = None
         self._mark = counters.since
         self.misses: list[Event] = []
-        """The first `MOST_MISSES` misses, with their reasons."""
+        """The first `MAX_SPAN_MISSES` misses, with their reasons."""
         self.refreshes: dict[str, str] = {}
         """Key of a stale answer -> `""` (not begun), or one of the four words above."""
         self._remove = counters.listen(self._handle)
@@ -347,7 +347,7 @@ class Span:
             return
         elif event.kind == events.STALE and not event.reason.startswith("error"):
             self.refreshes.setdefault(event.key, "")
-        elif event.kind == events.MISS and len(self.misses) < MOST_MISSES:
+        elif event.kind == events.MISS and len(self.misses) < MAX_SPAN_MISSES:
             self.misses.append(event)
         elif event.kind in (events.COALESCED, events.REVALIDATED):
             self._drop_miss(event.key)

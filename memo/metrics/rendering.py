@@ -39,7 +39,7 @@ from memo.runtime.named_tuple import NamedTuple
 NO_CALLS = "No cached function was called yet. Put @cache above a function and call it."
 FUNCTIONS_SHOWN = 30
 """Functions of a table, unless another number is given."""
-MOST_BARS = 96
+MAX_BARS = 96
 """Most bars of a plot."""
 PLOT_COLOURS = {"hits": "#3a9d5d", "stale": "#c98a00", "misses": "#c9503f"}
 """The contrast against white and against JupyterLab's dark grey is above 3 : 1 for each."""
@@ -742,10 +742,10 @@ _CHART_WIDTH, _CHART_HEIGHT, _CHART_FOOT = 640, 96, 34
 
 
 def bars(stats: Stats) -> tuple[float, list[Point]]:
-    """Return the timeline with its gaps filled: seconds per bar, and at most `MOST_BARS` bars."""
+    """Return the timeline with its gaps filled: seconds per bar, and at most `MAX_BARS` bars."""
     total = stats.total
     width, points = total.width, list(total.timeline)
-    while points and (points[-1].start - points[0].start) / width >= MOST_BARS:
+    while points and (points[-1].start - points[0].start) / width >= MAX_BARS:
         width *= 2
         points = merge_points(points, width)
     if not points:

@@ -32,13 +32,13 @@ SOON_SHARE = 0.2
 """The same two limits after a computation has begun, since the next event may come much later."""
 TIMER_THREAD = "memo-background-statistics"
 """The name of the thread that waits until a snapshot is due."""
-_SLOW_SNAPSHOT = 0.01
+_SLOW_SNAPSHOT_SECONDS = 0.01
 """If making a snapshot takes this many seconds, it is done in the background: the caller may be an
 event loop, and thousands of functions take a tenth of a second."""
 KEEP_SECONDS = 7 * 86400
 """Snapshots of processes that ended longer ago are folded into one total."""
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-FILE_LIMIT = 8 << 20
+MAX_SNAPSHOT_BYTES = 8 << 20
 """Most bytes of a snapshot file; a larger file is not memo's."""
 
 
@@ -108,8 +108,8 @@ class SharedSnapshots:
             private_files.open_folder(self.path) as folder,
             open(private_files.open_old(f"{name}.json", folder=folder), "rb") as file,
         ):
-            text = file.read(FILE_LIMIT + 1)
-        if len(text) > FILE_LIMIT:
+            text = file.read(MAX_SNAPSHOT_BYTES + 1)
+        if len(text) > MAX_SNAPSHOT_BYTES:
             raise ValueError(f"{name}.json is too large")
         return text
 
@@ -270,7 +270,7 @@ class Publisher:
             self._report_fault(error)
         finally:
             took = time.monotonic() - began
-            self._is_long = time.thread_time() - worked >= _SLOW_SNAPSHOT
+            self._is_long = time.thread_time() - worked >= _SLOW_SNAPSHOT_SECONDS
             self._due = began + max(PUBLISH_SECONDS, took / PUBLISH_SHARE)
             self._due_soon = began + max(SOON_SECONDS, took / SOON_SHARE)
             self._lock.release()

@@ -16,7 +16,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from memo.errors import label
-from memo.metrics.counters import MOST_POINTS, STEP_OF_ONE_SECOND, STEPS_PER_DOUBLING, Tally
+from memo.metrics.counters import MAX_TIMELINE_POINTS, STEP_OF_ONE_SECOND, STEPS_PER_DOUBLING, Tally
 from memo.runtime.clock import SECOND
 from memo.runtime.named_tuple import NamedTuple
 
@@ -386,7 +386,7 @@ def _merge_timelines(
         return 1.0, ()
     width = max(width for width, _ in lines)
     points = merge_points([point for _, timeline in lines for point in timeline], width)
-    while len(points) > MOST_POINTS:
+    while len(points) > MAX_TIMELINE_POINTS:
         width *= 2
         points = merge_points(points, width)
     return width, tuple(points)

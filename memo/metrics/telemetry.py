@@ -41,7 +41,7 @@ FUNCTION_ATTRIBUTE, TIER_ATTRIBUTE, REASON_ATTRIBUTE, KEY_ATTRIBUTE = (
     "memo.key",
 )
 ERROR_TYPE = "error.type"
-MOST_LINKABLE = 4096
+MAX_LINKABLE = 4096
 """Recent computations of this process to which later ones can be linked."""
 
 
@@ -174,7 +174,7 @@ class Instrumentation:
         with self._lock:
             self._contexts[event.key] = opened.span.get_span_context()
             self._contexts.move_to_end(event.key)
-            if len(self._contexts) > MOST_LINKABLE:
+            if len(self._contexts) > MAX_LINKABLE:
                 self._contexts.popitem(last=False)
 
     def _add_link(self, key: str) -> None:

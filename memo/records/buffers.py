@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa  # type: ignore[import-untyped]
 
-KEPT_IN_STREAM = 4096
+MAX_STREAM_BUFFER_BYTES = 4096
 """Most bytes of a buffer that stays in the stream, and of an array that is left as it is."""
 _CHECKED_FOR_TEXT = 1024
 """Fewest elements of an object array that is checked for being all strings."""
@@ -74,7 +74,7 @@ def _array(pickler: BufferPickler, array: np.ndarray[Any, Any]) -> Any:
     dtype = array.dtype
     if dtype.hasobject:
         return _objects(array) if dtype.kind == "O" else NotImplemented
-    if array.nbytes < KEPT_IN_STREAM or dtype.kind == "T":
+    if array.nbytes < MAX_STREAM_BUFFER_BYTES or dtype.kind == "T":
         return NotImplemented
     flags = array.flags
     if not (flags.c_contiguous or flags.f_contiguous):
@@ -139,13 +139,13 @@ def _objects(array: np.ndarray[Any, Any]) -> Any:
 
 def _viewed(_: BufferPickler, array: Any) -> Any:
     """Reduce a subclass of ndarray that only views an array and adds nothing to it."""
-    if array.nbytes < KEPT_IN_STREAM or array.dtype.hasobject:
+    if array.nbytes < MAX_STREAM_BUFFER_BYTES or array.dtype.hasobject:
         return NotImplemented
     return viewed, (array.view(sys.modules["numpy"].ndarray), type(array))
 
 
 def _masked(_: BufferPickler, array: Any) -> Any:
-    if array.nbytes < KEPT_IN_STREAM or array.dtype.hasobject or array.dtype.names:
+    if array.nbytes < MAX_STREAM_BUFFER_BYTES or array.dtype.hasobject or array.dtype.names:
         return NotImplemented
     np = sys.modules["numpy"]
     mask = None if array.mask is np.ma.nomask else array.mask
@@ -215,7 +215,7 @@ def _arrow(pickler: BufferPickler, value: Any) -> Any:
     if not isinstance(value, pa.Array) or isinstance(value, pa.ExtensionArray):
         return NotImplemented
     held = value.get_total_buffer_size()
-    if held < KEPT_IN_STREAM or held <= _MAX_SHARED_RATIO * value.nbytes:
+    if held < MAX_STREAM_BUFFER_BYTES or held <= _MAX_SHARED_RATIO * value.nbytes:
         return NotImplemented
     own = pa.concat_arrays([value])
     return (
@@ -226,7 +226,7 @@ def _arrow(pickler: BufferPickler, value: Any) -> Any:
 def _polars(_: BufferPickler, frame: Any) -> Any:
     """Reduce a polars frame to an Arrow table, if it survives the round trip."""
     pl, pa = sys.modules["polars"], loaded_pyarrow()
-    if pa is None or frame.estimated_size() < KEPT_IN_STREAM:
+    if pa is None or frame.estimated_size() < MAX_STREAM_BUFFER_BYTES:
         return NotImplemented
     try:
         table = frame.to_arrow(compat_level=pl.CompatLevel.newest())

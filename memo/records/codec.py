@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from memo.errors import EntryError, type_named
-from memo.records.buffers import KEPT_IN_STREAM, reduction_of
+from memo.records.buffers import MAX_STREAM_BUFFER_BYTES, reduction_of
 from memo.records.seal import (
     COMPRESSED,
     RAISED,
@@ -31,15 +31,15 @@ from memo.records.seal import (
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.reasons import UNREADABLE
 
-OUT_OF_BAND = 64 * 1024
+PAYLOAD_FROM_BYTES = 64 * 1024
 """A value with at least this many bytes of buffers gets a payload; below, all is in the stream."""
-_MULTITHREADED = 1024 * 1024
+_MULTITHREADED_FROM_BYTES = 1024 * 1024
 """BLAKE3 uses several threads for at least this many bytes."""
-_HASHED_AT_ONCE = 8 * 1024 * 1024
+_HASH_CHUNK_BYTES = 8 * 1024 * 1024
 """Bytes that are hashed at a time when a payload is verified."""
-_COPIED_AT_ONCE = 4 * 1024 * 1024
+_COPY_CHUNK_BYTES = 4 * 1024 * 1024
 """Bytes that are copied at a time."""
-LOADED_IN_PIECES = 256 * 1024
+LOADED_IN_PIECES_FROM_BYTES = 256 * 1024
 """A stream of at least this many bytes is loaded in pieces, so that other threads can run."""
 _NAMED_LIBRARIES = ("numpy", "pandas", "pyarrow", "polars", "scipy", "torch")
 
@@ -158,7 +158,7 @@ def encode(
             packed = zstd().compress(stream, views)
             if packed is not None:
                 return Encoded(packed, None, f"{pickle_format()} zstd", COMPRESSED)
-    if beside >= OUT_OF_BAND:
+    if beside >= PAYLOAD_FROM_BYTES:
         return Encoded(stream, payload(tuple(views)), pickle_format())
     if views:
         stream = encode_inline(value, reduce)
@@ -176,7 +176,7 @@ def pickled(value: Any, reduce: Reduce) -> tuple[bytes, list[memoryview]]:
     def keep(buffer: pickle.PickleBuffer) -> bool:
         """Take a large buffer out of the stream; True if it stays in it."""
         view = _raw_view(buffer)
-        if view is None or view.nbytes < KEPT_IN_STREAM:
+        if view is None or view.nbytes < MAX_STREAM_BUFFER_BYTES:
             return True
         views.append(view)
         return False
@@ -266,8 +266,8 @@ class _PickleInput:
     def readinto(self, buffer: memoryview) -> int:
         """Fill a buffer in pieces: copying 100 MB at once takes 50 ms."""
         size = min(len(buffer), len(self._view) - self._at)
-        for start in range(0, size, _COPIED_AT_ONCE):
-            end = min(start + _COPIED_AT_ONCE, size)
+        for start in range(0, size, _COPY_CHUNK_BYTES):
+            end = min(start + _COPY_CHUNK_BYTES, size)
             buffer[start:end] = self._view[self._at + start : self._at + end]
         self._at += size
         return size
@@ -317,7 +317,7 @@ def digest(view: memoryview | bytes) -> bytes:
     """Return the BLAKE3 digest of some bytes, on all cores if they are many."""
     from blake3 import blake3
 
-    threads = blake3.AUTO if len(view) >= _MULTITHREADED else 1
+    threads = blake3.AUTO if len(view) >= _MULTITHREADED_FROM_BYTES else 1
     return blake3(view, max_threads=threads).digest()
 
 
@@ -335,7 +335,7 @@ def hasher(size: int = 0) -> Any:
     """Return a BLAKE3 hasher for pieces; it uses all cores if `size` is big."""
     from blake3 import blake3
 
-    return blake3(max_threads=blake3.AUTO if size >= _MULTITHREADED else 1)
+    return blake3(max_threads=blake3.AUTO if size >= _MULTITHREADED_FROM_BYTES else 1)
 
 
 def has_valid_digests(payload: memoryview, table: Sequence[Buffer]) -> bool:
@@ -346,9 +346,9 @@ def has_valid_digests(payload: memoryview, table: Sequence[Buffer]) -> bool:
     at = 0
     for buffer in table:
         digester = hasher(buffer.size)
-        for start in range(at, at + buffer.size, _HASHED_AT_ONCE):
-            digester.update(payload[start : min(start + _HASHED_AT_ONCE, at + buffer.size)])
-            release_pages(payload, start, _HASHED_AT_ONCE)
+        for start in range(at, at + buffer.size, _HASH_CHUNK_BYTES):
+            digester.update(payload[start : min(start + _HASH_CHUNK_BYTES, at + buffer.size)])
+            release_pages(payload, start, _HASH_CHUNK_BYTES)
         if digester.digest() != buffer.digest:
             return False
         at += aligned(buffer.size)
@@ -396,7 +396,7 @@ def unpickled(stream: memoryview | bytes, views: Sequence[memoryview] = ()) -> A
         EntryError: `"unreadable"`, see `decode`.
     """
     try:
-        if len(stream) > LOADED_IN_PIECES:
+        if len(stream) > LOADED_IN_PIECES_FROM_BYTES:
             return pickle.Unpickler(_PickleInput(stream), buffers=views).load()
         return pickle.loads(stream, buffers=views)
     except Exception as error:

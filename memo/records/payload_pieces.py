@@ -2,7 +2,7 @@
 
 Rules of this module:
 
-1.  A payload is moved in pieces of `MOVED_AT_ONCE` bytes, so the memory needed does not grow with
+1.  A payload is moved in pieces of `TRANSFER_CHUNK_BYTES`, so the memory needed does not grow with
     it: an outgoing payload is mapped and its pages are released once they are sent; an incoming one
     is written to its file piece by piece.
 2.  Incoming bytes are hashed on the way and compared with the table of a record with a valid seal.
@@ -20,7 +20,7 @@ from memo.records import codec
 from memo.records.codec import Payload
 from memo.records.seal import Buffer, aligned, padding, payload_digest, payload_size
 
-MOVED_AT_ONCE = 1 << 20
+TRANSFER_CHUNK_BYTES = 1 << 20
 """Bytes that are moved at a time: few enough to stay in the processor's cache between the socket
 and the file, and too few for hashing them in several threads to pay."""
 
@@ -63,7 +63,7 @@ class PayloadInMemory:
     def buffer_at(self, at: int) -> memoryview:
         """See `PayloadSink`."""
         assert self._data is not None
-        return self._data[at : at + MOVED_AT_ONCE]
+        return self._data[at : at + TRANSFER_CHUNK_BYTES]
 
     def accept(self, piece: memoryview) -> None:
         """See `PayloadSink`."""
@@ -89,9 +89,9 @@ class OutgoingPayload(Payload):
         """Yield all its bytes, aligned as stored; each piece is released afterwards."""
         at = 0
         for view in self.views:
-            for start in range(0, view.nbytes, MOVED_AT_ONCE):
-                yield view[start : start + MOVED_AT_ONCE]
-                codec.release_pages(view, at + start, MOVED_AT_ONCE)
+            for start in range(0, view.nbytes, TRANSFER_CHUNK_BYTES):
+                yield view[start : start + TRANSFER_CHUNK_BYTES]
+                codec.release_pages(view, at + start, TRANSFER_CHUNK_BYTES)
             yield padding(view.nbytes)
             at += aligned(view.nbytes)
 
@@ -153,7 +153,7 @@ class _FileSink:
         self.check = DigestCheck(table)
         self._table = table
         self._descriptor = descriptor
-        self._piece = memoryview(bytearray(min(MOVED_AT_ONCE, size)))
+        self._piece = memoryview(bytearray(min(TRANSFER_CHUNK_BYTES, size)))
 
     def begin(self) -> None:
         self.check = DigestCheck(self._table)

@@ -48,7 +48,7 @@ from memo.settings.secret_keys import Secret
 RECORD_MAGIC = b"\x89memo\r\n\x01"
 ALIGN = 64
 """Alignment of a payload's buffers, as numpy's and Arrow's kernels prefer."""
-LONGEST_TEXT = 0xFFFF
+MAX_TEXT_BYTES = 0xFFFF
 """Most bytes of a text in a header."""
 
 _SEAL_AT = 16
@@ -61,13 +61,13 @@ _TEXTS_AT = _LENGTHS_AT + _OUTLINE.size
 _BUFFER = struct.Struct(">Q32s")
 
 
-CHECKED_BYTES = 4 * 1024 * 1024
+MAX_CHECKED_BYTES = 4 * 1024 * 1024
 """Most bytes of entries that `CheckedRecords` keeps."""
-SEEN_ONCE = 4096
+MAX_SEEN_ONCE_NAMES = 4096
 """Most names that `CheckedRecords` remembers as seen once; beyond it all of them are forgotten."""
-LARGEST_CHECKED = 32 * 1024
+MAX_CHECKED_RECORD_BYTES = 32 * 1024
 """Most bytes of a record that is kept there."""
-CHECKED_OVERHEAD = 1536
+CHECKED_OVERHEAD_BYTES = 1536
 """Approximate bytes that an entry takes there besides its record (measured with tracemalloc)."""
 
 COMPRESSED = 1
@@ -301,7 +301,7 @@ def pack(header: Header, stream: bytes | memoryview, secret: Secret) -> bytes:
     texts = (h.namespace, h.key, h.function, h.code, h.address, h.codec, h.writer)
     short = list(map(str.encode, texts))
     for text in short:
-        if len(text) > LONGEST_TEXT:
+        if len(text) > MAX_TEXT_BYTES:
             raise EntryError(UNREADABLE, "a header field is longer than 65,535 bytes")
     summary = h.summary.encode()
     table = b"".join(starmap(_BUFFER.pack, h.buffers))
@@ -433,16 +433,16 @@ class CheckedRecords:
             return known
         entry = unpack_hit(record, self._secrets, self._namespace, key)
         if name not in self.once:
-            if len(self.once) >= SEEN_ONCE:
+            if len(self.once) >= MAX_SEEN_ONCE_NAMES:
                 self.once, self.known, self.held_bytes = {}, {}, 0
             self.once[name] = None
-        elif entry is not None and len(record) <= LARGEST_CHECKED:
+        elif entry is not None and len(record) <= MAX_CHECKED_RECORD_BYTES:
             more = (
                 len(record)
-                + CHECKED_OVERHEAD
-                - (0 if known is None else len(known.record) + CHECKED_OVERHEAD)
+                + CHECKED_OVERHEAD_BYTES
+                - (0 if known is None else len(known.record) + CHECKED_OVERHEAD_BYTES)
             )
-            if self.held_bytes + more <= CHECKED_BYTES:
+            if self.held_bytes + more <= MAX_CHECKED_BYTES:
                 self.held_bytes += more
                 self.known[name] = entry
         return entry

@@ -1,6 +1,6 @@
 """Spools: the items of a generator, pickled and collected as they are produced.
 
-Each item is pickled by itself.  Pickles are grouped in chunks of about `CHUNK_BYTES` bytes:
+Each item is pickled by itself.  Pickles are grouped in chunks of about `SPOOL_CHUNK_BYTES`:
 
 ====== ======= ====================================================================================
 offset bytes   content
@@ -16,8 +16,8 @@ Rules of this module:
 
 1.  The chunks are the buffers of an entry's payload.  If all of them together are small they are in
     the entry's stream instead.
-2.  Up to `IN_MEMORY` bytes a spool is in memory, beyond that in an unnamed file with the layout of
-    the payload.  So storing or loading a stream of any size takes the memory of a few chunks.
+2.  Up to `MAX_IN_MEMORY_BYTES` a spool is in memory, beyond that in an unnamed file with the layout
+    of the payload.  So storing or loading a stream of any size takes the memory of a few chunks.
 3.  What is read back from that file is checked against the digest that it was written with.
 """
 
@@ -33,7 +33,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from memo.errors import EntryError, TierError
 from memo.records import codec
-from memo.records.codec import OUT_OF_BAND, Encoded
+from memo.records.codec import PAYLOAD_FROM_BYTES, Encoded
 from memo.records.payload_pieces import IncomingPayload, PayloadSink
 from memo.records.seal import STREAM, Buffer, aligned, padding
 from memo.runtime.named_tuple import NamedTuple
@@ -42,9 +42,9 @@ from memo.runtime.reasons import UNREADABLE
 if TYPE_CHECKING:
     from pathlib import Path
 
-CHUNK_BYTES = 1 << 20
+SPOOL_CHUNK_BYTES = 1 << 20
 """Bytes of pickles at which a chunk is full."""
-IN_MEMORY = 4 << 20
+MAX_IN_MEMORY_BYTES = 4 << 20
 """Bytes of a spool above which it is in a file."""
 _NUMBER = struct.Struct(">Q")
 _PACKED = b"\xff" * _NUMBER.size
@@ -212,7 +212,7 @@ class Spool(codec.Encodable):
         self._open.append(item)
         self.count += 1
         self._bytes += len(item)
-        if self._bytes >= CHUNK_BYTES:
+        if self._bytes >= SPOOL_CHUNK_BYTES:
             self._close_chunk()
 
     def stop(self, fault: str) -> None:
@@ -232,7 +232,7 @@ class Spool(codec.Encodable):
         self._starts.append(self.count - len(self._open))
         self._offsets.append(self.size)
         self._open, self._bytes = [], 0
-        if self._file is None and self.size + len(chunk) > IN_MEMORY:
+        if self._file is None and self.size + len(chunk) > MAX_IN_MEMORY_BYTES:
             self._file = self._open_file()
             for one in self._full:
                 self._write(one)
@@ -311,7 +311,7 @@ class Spool(codec.Encodable):
         """
         if self._open:
             self._close_chunk()
-        small = self.size < OUT_OF_BAND
+        small = self.size < PAYLOAD_FROM_BYTES
         chunks = tuple(map(bytes, self.chunks())) if small else None
         stream = pickle.dumps((self.count, returned, chunks), 5)
         payload: Any = None if small else _SpoolPayload(self)

@@ -30,11 +30,11 @@ from memo.errors import EntryError
 from memo.records.seal import Buffer, aligned, padding
 from memo.runtime.reasons import UNREADABLE
 
-LEVEL = 3
+COMPRESSION_LEVEL = 3
 """zstd's own default.  Level 1 saves a fifth of the time, level 6 takes up to 3.5 times as long."""
-LARGEST_SHARE = 0.9
+MAX_COMPRESSED_SHARE = 0.9
 """Largest size of a compressed result, as a fraction of its original size."""
-COMPRESSED_AT_ONCE = 1 << 20
+COMPRESSION_CHUNK_BYTES = 1 << 20
 """Bytes that are compressed or decompressed at a time, so that other threads can run."""
 _HEAD = struct.Struct(">QI")
 
@@ -52,17 +52,17 @@ def compress(stream: bytes, views: Sequence[memoryview]) -> bytes | None:
     """Compress a pickle stream and its buffers; None if that is not worthwhile."""
     sizes = (len(stream), *(view.nbytes for view in views))
     total = sum(map(aligned, sizes))
-    machine = zstd_module().ZstdCompressor(level=LEVEL)
+    machine = zstd_module().ZstdCompressor(level=COMPRESSION_LEVEL)
     machine.set_pledged_input_size(total)
     parts = [_HEAD.pack(sizes[0], len(views)), struct.pack(f">{len(views)}Q", *sizes[1:])]
     size = 0
     for piece in _pieces(memoryview(stream), *views):
         parts.append(machine.compress(piece))
         size += len(parts[-1])
-        if size > total * LARGEST_SHARE:
+        if size > total * MAX_COMPRESSED_SHARE:
             return None
     parts.append(machine.flush())
-    return b"".join(parts) if size + len(parts[-1]) <= total * LARGEST_SHARE else None
+    return b"".join(parts) if size + len(parts[-1]) <= total * MAX_COMPRESSED_SHARE else None
 
 
 def decompressed_size(stream: memoryview | bytes) -> int:
@@ -100,11 +100,11 @@ def decompress_into(frame: memoryview, room: memoryview) -> None:
     machine = zstd_module().ZstdDecompressor()
     at = fed = 0
     while not machine.eof:
-        piece = frame[fed : fed + COMPRESSED_AT_ONCE] if machine.needs_input else b""
+        piece = frame[fed : fed + COMPRESSION_CHUNK_BYTES] if machine.needs_input else b""
         if machine.needs_input and not piece:
             raise EntryError(UNREADABLE, "a zstd frame without its end")
         fed += len(piece)
-        got = machine.decompress(piece, max_length=min(COMPRESSED_AT_ONCE, len(room) - at + 1))
+        got = machine.decompress(piece, max_length=min(COMPRESSION_CHUNK_BYTES, len(room) - at + 1))
         if len(got) > len(room) - at:
             raise EntryError(UNREADABLE, "a zstd frame longer than announced")
         room[at : at + len(got)] = got
@@ -127,6 +127,6 @@ def _lengths(stream: memoryview | bytes) -> tuple[tuple[int, ...], int]:
 
 def _pieces(*views: memoryview) -> Iterator[memoryview | bytes]:
     for view in views:
-        for start in range(0, view.nbytes, COMPRESSED_AT_ONCE):
-            yield view[start : start + COMPRESSED_AT_ONCE]
+        for start in range(0, view.nbytes, COMPRESSION_CHUNK_BYTES):
+            yield view[start : start + COMPRESSION_CHUNK_BYTES]
         yield padding(view.nbytes)

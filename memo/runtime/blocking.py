@@ -5,7 +5,7 @@ caller's thread and without a loop; that is why sync cached functions work insid
 running loop.
 
 Background work (refreshes, write-backs) runs in a small pool of daemon threads.  `drain_blocking`
-waits for it; at interpreter exit it may take `EXIT_GRACE` more seconds.
+waits for it; at interpreter exit it may take `EXIT_GRACE_SECONDS` more.
 No other module starts threads.
 """
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     import concurrent.futures
 
 T = TypeVar("T")
-EXIT_GRACE = 1.5
+EXIT_GRACE_SECONDS = 1.5
 """Seconds that background work may still take when the interpreter exits."""
-POOL = 4
+POOL_THREADS = 4
 """Most threads for background work of sync code, started when needed."""
 _IDLE_THREAD_SECONDS = 10.0
 """Seconds after which an idle pool thread ends."""
@@ -44,10 +44,10 @@ def drive(work: Coroutine[Any, Any, T]) -> T:
     Raises:
         RuntimeError: the coroutine suspended, so it awaited something outside of the port.
     """
-    if not _DEEP:
+    if not _RECURSION_PER_THREAD:
         return _drive(work)
     depth = getattr(_nesting, "depth", 0)
-    if depth == _DEEP:
+    if depth == _RECURSION_PER_THREAD:
         return _drive_in_thread(work)
     _nesting.depth = depth + 1
     try:
@@ -56,7 +56,7 @@ def drive(work: Coroutine[Any, Any, T]) -> T:
         _nesting.depth = depth
 
 
-_DEEP = 64 if sys.version_info[:2] == (3, 12) else 0
+_RECURSION_PER_THREAD = 64 if sys.version_info[:2] == (3, 12) else 0
 """Levels of cached recursion per thread on Python 3.12, where the limit of C frames is fixed."""
 _nesting = threading.local()
 """Number of nested coroutines in a thread, where that is counted."""
@@ -166,7 +166,7 @@ class Pool:
             return self._all_done.wait_for(lambda: not self._busy, timeout)
 
 
-BACKGROUND = Pool("memo-background", POOL)
+BACKGROUND = Pool("memo-background", POOL_THREADS)
 """For background work of sync code."""
 APART = Pool("memo-background-apart", 64)
 """For computations of users' functions that need a thread of their own."""
@@ -381,7 +381,7 @@ def at_exit(work: Callable[[Port], Coroutine[Any, Any, None]]) -> None:
 
 
 def _at_exit() -> None:
-    if not drain_blocking(EXIT_GRACE):
+    if not drain_blocking(EXIT_GRACE_SECONDS):
         events.emit(events.Event(events.ERROR, reason="exit", detail="dropped background work"))
     for work in _exit_work:
         drive(work(BLOCKING))

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Protocol, TypeVar
 
-MEASURE_EVERY = 256
+STORES_BETWEEN_MEASUREMENTS = 256
 """Number of stored entries between two measurements of the tables."""
 FIXED_BYTES = 2 << 20
 """Bytes that do not grow with the number of keys, such as the page caches of SQLite; at most a
@@ -81,7 +81,7 @@ class Budget:
         """Evict until everything fits; called after a store, with no lock held."""
         self._measure_in -= 1
         if self._measure_in < 0:
-            self._measure_in = MEASURE_EVERY
+            self._measure_in = STORES_BETWEEN_MEASUREMENTS
             self._bookkeeping = sum(table.__sizeof__() for table in _alive(self._tables))
         while self._is_exceeded():
             ages = [

@@ -18,7 +18,7 @@ NETWORK = (
 )
 """Prefixes of the types of file systems that other machines may change; FUSE does not tell."""
 _LOCAL = ("fuse.fuse-overlayfs",)
-RECHECK = 60.0
+OWNERSHIP_RECHECK_SECONDS = 60.0
 """Seconds for which an answer of `exposed` is reused."""
 MOUNTS = Path("/proc/mounts")
 _OTHERS = stat.S_IWOTH | stat.S_IWGRP
@@ -29,13 +29,13 @@ _known: dict[Path, tuple[float, bool]] = {}
 def exposed(directory: Path) -> bool:
     """True if another user or machine may change the files in a directory.
 
-    Determined again every `RECHECK` seconds.  False if the system does not tell.
+    Determined again every `OWNERSHIP_RECHECK_SECONDS`.  False if the system does not tell.
     """
     now = time.monotonic()
     known = _known.get(directory)
     if known is None or now > known[0]:
         found = is_network(file_system(directory)) or not _is_private(directory)
-        known = _known[directory] = now + RECHECK, found
+        known = _known[directory] = now + OWNERSHIP_RECHECK_SECONDS, found
     return known[1]
 
 

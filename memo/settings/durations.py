@@ -17,7 +17,7 @@ else:
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _PART = r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)"
 _WHOLE = rf"(?a)\s*(?:{_PART}\s*)+"
-LONGEST_LIFETIME = 4.6e9
+MAX_LIFETIME_SECONDS = 4.6e9
 """Longest lifetime of an entry, stale windows included, in seconds."""
 
 
@@ -41,9 +41,9 @@ def seconds(
     number = _number_of_seconds(option, value, fix)
     if math.isnan(number) or math.isinf(number):
         raise OptionError(option, value, f"must be finite; {fix}.")
-    if number > LONGEST_LIFETIME:
+    if number > MAX_LIFETIME_SECONDS:
         raise OptionError(
-            option, value, f"is more than {LONGEST_LIFETIME / 31_557_600:.0f} years; {fix}."
+            option, value, f"is more than {MAX_LIFETIME_SECONDS / 31_557_600:.0f} years; {fix}."
         )
     if number < 0 or (number == 0 and not zero):
         raise OptionError(option, value, f"must be {least}; {fix}.")

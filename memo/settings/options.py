@@ -181,7 +181,7 @@ def flag(option: str, value: Any) -> bool:
     return value
 
 
-LONGEST_FUNCTION_NAME = 1000
+MAX_FUNCTION_NAME_CHARACTERS = 1000
 """Most characters of a name that is given to a function."""
 
 
@@ -222,7 +222,7 @@ def size(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-COMPRESSED_FROM = 64 * 1024
+COMPRESSED_FROM_BYTES = 64 * 1024
 """Bytes from which `compress=True` compresses; smaller results load faster uncompressed."""
 
 
@@ -233,7 +233,7 @@ def compress(option: str, value: Any) -> int | None:
         OptionError: it is something else.
     """
     if isinstance(value, bool):
-        return COMPRESSED_FROM if value else None
+        return COMPRESSED_FROM_BYTES if value else None
     number = size(value)
     if number is None or number <= 0:
         fix = 'must be True, False, or the size from which results are compressed, like "1MiB".'

@@ -31,7 +31,7 @@ SECRET_BYTES = 32
 """The minimum length of a secret."""
 APPLICATION = "jupyter-memo"
 """Name of memo's directories; `memo` alone belongs to other programs on some systems."""
-LARGEST_FILE = 65_536
+MAX_SECRET_FILE_BYTES = 65_536
 """Bytes; a longer file is not a secret."""
 
 _SECRETS_SEPARATOR = r"[,\r\n]+"
@@ -144,11 +144,13 @@ def read_private(path: Path, source: str, *, mounted: bool = False) -> bytes:
         raise SecretError("secret", where, _why_not_opened(path, error)) from None
     try:
         _check_private(os.fstat(descriptor), path, where, mounted=mounted)
-        content = os.read(descriptor, LARGEST_FILE + 1)
+        content = os.read(descriptor, MAX_SECRET_FILE_BYTES + 1)
     finally:
         os.close(descriptor)
-    if len(content) > LARGEST_FILE:
-        raise SecretError("secret", where, f"is longer than {LARGEST_FILE} bytes; {_HOW_TO_MAKE}")
+    if len(content) > MAX_SECRET_FILE_BYTES:
+        raise SecretError(
+            "secret", where, f"is longer than {MAX_SECRET_FILE_BYTES} bytes; {_HOW_TO_MAKE}"
+        )
     return content
 
 

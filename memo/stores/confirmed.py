@@ -18,7 +18,7 @@ from memo.stores.authorities import Authorities
 from memo.stores.protocols import FrontTier, Host, Listener
 from memo.validity.check import state_texts, why_changed
 
-LEARN_AGAIN = 1.0
+LEARN_AGAIN_SECONDS = 1.0
 """Seconds until the host is asked to learn again after it could not."""
 
 
@@ -130,7 +130,7 @@ class ConfirmedEntries:
                 return True
         except TierError as error:
             self._fault("host", error)
-        self._learn_at = time.monotonic() + LEARN_AGAIN
+        self._learn_at = time.monotonic() + LEARN_AGAIN_SECONDS
         return False
 
 

@@ -31,7 +31,7 @@ from memo.validity import generations, stamps
 from memo.validity.generations import Change
 from memo.validity.stamps import ALL, Turn
 
-OVERHEAD = 384
+ENTRY_OVERHEAD_BYTES = 384
 """Bytes of an entry besides its record, name and payload: the objects that hold them, and its slot
 in the table."""
 SPARE_SLOTS = 64
@@ -224,7 +224,7 @@ class Memory:
         lifetime: float | None,
     ) -> None:
         """See `memo.stores.protocols.Tier.store`; an entry bigger than the budget is not kept."""
-        size = sys.getsizeof(record) + sys.getsizeof(name) + OVERHEAD
+        size = sys.getsizeof(record) + sys.getsizeof(name) + ENTRY_OVERHEAD_BYTES
         if payload is not None and self._is_too_big(payload):
             payload = None
         if size + (payload.size if payload else 0) > self.limit:

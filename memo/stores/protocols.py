@@ -548,7 +548,7 @@ class PendingLookup(NamedTuple):
     host_states: Sequence[State] | None = None
 
 
-LEASE = 30.0
+LEASE_SECONDS = 30.0
 """Seconds that a cluster lease lives without renewal."""
 
 
@@ -570,7 +570,7 @@ class Leases(Protocol):
         ...
 
     async def renew(self, port: Port, name: str, holder: str) -> bool:
-        """Extend it by `LEASE` seconds; False if the holder has lost it."""
+        """Extend it by `LEASE_SECONDS`; False if the holder has lost it."""
         ...
 
     async def release(self, port: Port, name: str, holder: str) -> None:

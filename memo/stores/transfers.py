@@ -9,7 +9,7 @@ Rules of this module:
 3.  Big transfers emit one event at their beginning and one at their end.
 4.  The queue holds names.  When the turn of a name comes, the entry that is then on this host's
     disk under that name is sent.  So waiting uploads take no memory, and the newest entry is sent.
-5.  At most `WORKERS` uploads run at once, never two of one name.  If `MOST_QUEUED` bytes are
+5.  At most `CONCURRENT_UPLOADS` run at once, never two of one name.  If `MAX_QUEUED_BYTES` are
     queued, the next upload is refused and the caller sends it itself, so no caller outruns the
     network.
 6.  An upload always ends exactly once.  Actions that wait for it, such as releasing the lease under
@@ -37,11 +37,11 @@ from memo.stores.protocols import MEMORY, Found, LocalTier, ServerTier, Source, 
 Work = Callable[[Port], Coroutine[Any, Any, None]]
 BACKGROUND_UPLOAD_BYTES = 1 << 20
 """Entries of at least this many bytes are sent in the background: 1 MiB takes 10 ms at 1 Gbit/s."""
-WORKERS = 2
+CONCURRENT_UPLOADS = 2
 """Number of concurrent uploads."""
-MOST_QUEUED = 512 << 20
+MAX_QUEUED_BYTES = 512 << 20
 """Most queued bytes: 5 s at 1 Gbit/s, which is well below the `lock_timeout` of waiting callers."""
-JOIN_PATIENCE = 30.0
+JOIN_WAIT_SECONDS = 30.0
 """Seconds after which a look-up that waits for another one's download starts its own."""
 
 
@@ -178,7 +178,7 @@ class Transfers:
         waiter = self._join_download(port, digest)
         try:
             if waiter is not None:
-                await port.wait(waiter, JOIN_PATIENCE)
+                await port.wait(waiter, JOIN_WAIT_SECONDS)
                 if source := await local.payload(port, digest, size):
                     return source
             return await local.receive(port, name, entry.record, arriving, lifetime)
@@ -298,11 +298,15 @@ class Uploads:
         with self._lock:
             if name in self._waiting:
                 return self._waiting[name]
-            if self._waiting and name not in self._running and self._bytes + size > MOST_QUEUED:
+            if (
+                self._waiting
+                and name not in self._running
+                and self._bytes + size > MAX_QUEUED_BYTES
+            ):
                 return None
             upload = self._waiting[name] = Upload(name, size)
             self._bytes += size
-            starts = self._workers < WORKERS
+            starts = self._workers < CONCURRENT_UPLOADS
             self._workers += starts
         if starts:
             port.spawn(self._work, "memo-upload", apart=True)

@@ -18,7 +18,7 @@ from memo.runtime.port import Port
 from memo.stores.protocols import MEMORY, Host, StoresMany, Tier
 from memo.stores.transfers import Transfers
 
-SMALL = 32 * 1024
+BATCHED_RECORD_BYTES = 32 * 1024
 """A record of at most this many bytes may be stored in one batch with others."""
 ENTRIES_PER_WRITE = 256
 """Most entries in one batch: between batches other processes can write."""
@@ -113,7 +113,7 @@ class Writer:
     def _is_small(self, item: Item) -> bool:
         return (
             item.payload is None
-            and len(item.record) <= SMALL
+            and len(item.record) <= BATCHED_RECORD_BYTES
             and not any(
                 self._transfers.can_upload_later(t, item.name, len(item.record))
                 for t in self._tiers

@@ -95,7 +95,7 @@ def isolated(*, clock: Clock | None = None, **settings: Any) -> Iterator[Path]:
             try:
                 yield Path(place)
             finally:
-                blocking.drain_blocking(blocking.EXIT_GRACE)
+                blocking.drain_blocking(blocking.EXIT_GRACE_SECONDS)
                 COMPUTATIONS.close()
                 assembly.reset()
 
@@ -172,11 +172,11 @@ def recording() -> Iterator[list[Event]]:
 def reset() -> None:
     """Reset memo in this process to the state after its import.
 
-    Background work ends (within at most `blocking.EXIT_GRACE` seconds), connections and files are
-    closed, and `configure`d settings, the counters, the live configuration and a secret that could
-    not be kept are forgotten.  Stored entries stay.
+    Background work ends (within `blocking.EXIT_GRACE_SECONDS`), connections and files are closed,
+    and `configure`d settings, the counters, the live configuration and a secret that could not be
+    kept are forgotten.  Stored entries stay.
     """
-    blocking.drain_blocking(blocking.EXIT_GRACE)
+    blocking.drain_blocking(blocking.EXIT_GRACE_SECONDS)
     COMPUTATIONS.close()
     used_calls.stop_following_threads()
     assembly.reset()

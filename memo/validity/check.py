@@ -43,16 +43,16 @@ BORN_STALE = 0
 """The ttl, in nanoseconds, of results that were built on a stale answer."""
 TTL_JITTER = 0.1
 """`use_jitter` shortens a ttl by a random fraction of up to this, and never lengthens it."""
-FUTURE_TOLERANCE = 60 * SECOND
+FUTURE_TOLERANCE_NS = 60 * SECOND
 """Nanoseconds by which another host's wall clock may be ahead before its entries are refused."""
 _NAMELESS = bytes(16)
 MAX_LATEST_ANSWERS = 65_536
 """Number of keys whose latest answers are remembered, memory permitting."""
-_AT_LEAST = 4096
+_MIN_LATEST_ANSWERS = 4096
 """Number of keys whose latest answers are always remembered."""
-_PER_KEY = 2048
+_LIMIT_BYTES_PER_KEY = 2048
 """Bytes of the memory limit per remembered key."""
-_KEY_SIZE = getsizeof("0" * 40) + getsizeof(1 << 62)
+_REMEMBERED_KEY_BYTES = getsizeof("0" * 40) + getsizeof(1 << 62)
 """Bytes that one remembered key takes: its text and its time."""
 
 
@@ -255,7 +255,7 @@ def age(times: Times, clock: Clock) -> int | None:
     if here == boot_id and boot_id != _NAMELESS:
         return max(0, clock.boot_ns() - finished_boot)
     difference = clock.wall_ns() - finished
-    if difference < -FUTURE_TOLERANCE:
+    if difference < -FUTURE_TOLERANCE_NS:
         return None
     return max(0, difference)
 
@@ -420,7 +420,9 @@ class LatestAnswers:
     """
 
     def __init__(self, limit: int = 0, most: int = MAX_LATEST_ANSWERS) -> None:
-        self._most = min(most, max(_AT_LEAST, limit // _PER_KEY)) if limit else most
+        self._most = (
+            min(most, max(_MIN_LATEST_ANSWERS, limit // _LIMIT_BYTES_PER_KEY)) if limit else most
+        )
         self._recent: dict[str, int] = {}
         self._previous: dict[str, int] = {}
         self._lock = Lock()
@@ -432,7 +434,7 @@ class LatestAnswers:
     def __sizeof__(self) -> int:
         """Return the bytes of all keys and times."""
         tables = (self._recent, self._previous)
-        return sum(getsizeof(table) + _KEY_SIZE * len(table) for table in tables)
+        return sum(getsizeof(table) + _REMEMBERED_KEY_BYTES * len(table) for table in tables)
 
     def record(self, key: str, started: int) -> None:
         """Record an answer for a key, by the time at which its computation began."""

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.named_tuple import NamedTuple
 from memo.validity import stamps
-from memo.validity.stamps import ALL, LAST, MOST_FIELDS, SHAPES, TOKEN, Turn
+from memo.validity.stamps import ALL, LAST, MAX_GROUP_FIELDS, SHAPES, TOKEN_CHARACTERS, Turn
 
 MIN_GROUP_SECONDS = 86_400
 """Shortest life of a group, counted from the start of a computation that names it."""
 TOMBSTONE_SECONDS = 120
 """Life of a group that an invalidation had to create, so that no host restores it: no entry names
 it."""
-MOST_SHAPES = 64
+MAX_GROUP_SHAPES = 64
 """Most shapes of a group; beyond it the group is renewed, since each shape costs every reader a
 read."""
 
@@ -49,7 +49,7 @@ def change_for(fields: Mapping[str, str], turn: Turn, note: str, token: str = ""
     shape = stamps.shape(turn.arguments)
     if shape not in shapes:
         shapes.append(shape)
-    if len(fields) >= MOST_FIELDS or len(shapes) > MOST_SHAPES:
+    if len(fields) >= MAX_GROUP_FIELDS or len(shapes) > MAX_GROUP_SHAPES:
         return Change({ALL: value, LAST: value}, renew=True)
     return Change({stamps.field(turn.arguments): value, LAST: value, SHAPES: "|".join(shapes)})
 
@@ -61,7 +61,11 @@ def change_for_all(fields: Mapping[str, str], turns: Sequence[Turn], note: str) 
     whole = next((turn for turn in turns if not turn.arguments), None)
     shapes = {s: None for s in fields.get(SHAPES, "").split("|") if s}
     shapes.update({stamps.shape(turn.arguments): None for turn in turns})
-    if whole is not None or len(fields) + len(turns) > MOST_FIELDS or len(shapes) > MOST_SHAPES:
+    if (
+        whole is not None
+        or len(fields) + len(turns) > MAX_GROUP_FIELDS
+        or len(shapes) > MAX_GROUP_SHAPES
+    ):
         return change_for(fields, whole or Turn(turns[0].group), note)
     write = {stamps.field(turn.arguments): stamps.token_for(turn) + note for turn in turns}
     return Change({**write, LAST: stamps.token() + note, SHAPES: "|".join(shapes)})
@@ -102,7 +106,7 @@ def change_to_learn(fields: Mapping[str, str], ref: Ref, now: State) -> Change:
     A group that is lost there is lost here too.  So is one with too many fields, since fields may
     only be deleted together with `*`.
     """
-    if now == LOST or len(fields) >= MOST_FIELDS:
+    if now == LOST or len(fields) >= MAX_GROUP_FIELDS:
         return Change({}, renew=bool(fields))
     star, covering = split_state(now)
     write = {ALL: star, **covering}
@@ -121,7 +125,9 @@ def change_to_learn(fields: Mapping[str, str], ref: Ref, now: State) -> Change:
 
 def _same(present: str | None, value: str) -> bool:
     """True if a field has this value already; the note after a token is ignored."""
-    return (present or "") == value or (len(value) == TOKEN and (present or "")[:TOKEN] == value)
+    return (present or "") == value or (
+        len(value) == TOKEN_CHARACTERS and (present or "")[:TOKEN_CHARACTERS] == value
+    )
 
 
 def split_state(state: State) -> tuple[str, dict[str, str]]:
@@ -137,7 +143,11 @@ def notes_for(fields: Mapping[str, str], ref: Ref) -> list[tuple[str, str]]:
         names = [name for name in fields if name not in (LAST, SHAPES)]
     else:
         names = [ALL, *split_state(stamps.state_of(ref, fields))[1]]
-    return [(name, fields[name][TOKEN:]) for name in names if len(fields.get(name, "")) > TOKEN]
+    return [
+        (name, fields[name][TOKEN_CHARACTERS:])
+        for name in names
+        if len(fields.get(name, "")) > TOKEN_CHARACTERS
+    ]
 
 
 def apply(fields: Mapping[str, str], change: Change) -> dict[str, str]:

@@ -33,7 +33,7 @@ SLOW_QUERY_SECONDS = 1.0
 again for as long as the query took."""
 CONCURRENT_QUERIES = 16
 """Most URLs that are queried concurrently, in the whole process."""
-MOST_REMEMBERED = 4096
+MAX_REMEMBERED_URLS = 4096
 """Most URLs whose latest facts are remembered."""
 _WEB = ("http", "https")
 _known: dict[tuple[str, bool], tuple[float, str]] = {}
@@ -112,7 +112,7 @@ def query(url: str, by_content: bool) -> str | None:
     with _lock:
         _known.pop((url, by_content), None)
         _known[url, by_content] = (time.monotonic(), found)
-        if len(_known) > MOST_REMEMBERED:
+        if len(_known) > MAX_REMEMBERED_URLS:
             del _known[next(iter(_known))]
     return found
 
@@ -123,7 +123,7 @@ def _pause_source(url: str, by_content: bool, waited: float, why: str) -> None:
         return
     with _lock:
         _silent[url, by_content] = (time.monotonic() + waited, why)
-        if len(_silent) > MOST_REMEMBERED:
+        if len(_silent) > MAX_REMEMBERED_URLS:
             del _silent[next(iter(_silent))]
 
 

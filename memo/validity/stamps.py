@@ -24,7 +24,7 @@ Rules of this module:
 4.  A `Ref` names the part of a group that one call depends on: the group and the call's argument
     digests.  Its `State` is `*` and every field that covers the call.  Invalidating is O(1): write
     one field.  Reading is O(number of shapes), which is small and bounded.
-5.  A group with more than `MOST_FIELDS` fields is renewed: `*` turns, all others are deleted.
+5.  A group with more than `MAX_GROUP_FIELDS` fields is renewed: `*` turns, all others are deleted.
 6.  A *soft* turn lets entries expire instead of dropping them.  Its field names one more argument,
     `~`, which every call has with an empty digest.  So it leaves all other fields unchanged, and
     an entry for which only such fields have changed has expired; the field's token says when.
@@ -48,13 +48,13 @@ SHAPES = "?"
 SOFT = "~"
 TAGS = "t"
 """The group that any invalidation of a tag turns, before the tag's own."""
-TOKEN = 16
+TOKEN_CHARACTERS = 16
 """Characters of a token: 96 random bits in URL-safe base 64."""
-MOST_FIELDS = 4096
+MAX_GROUP_FIELDS = 4096
 """Most fields of a group; beyond it the group is renewed."""
 MAX_GROUP_NAME_CHARACTERS = 1000
 """Most characters of a prefix or a tag that become part of the name of its group."""
-MOST_REFS = 256
+MAX_REFS_PER_GROUP = 256
 """Most refs of one group in an entry; with more of them it has one stamp of the whole group."""
 
 
@@ -63,7 +63,7 @@ _FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 def token() -> str:
-    """Return a fresh random token of `TOKEN` characters."""
+    """Return a fresh random token of `TOKEN_CHARACTERS`."""
     return b2a_base64(os.urandom(12), newline=False).translate(_URL_SAFE).decode()
 
 
@@ -132,7 +132,7 @@ def expired_at(before: str, now: str) -> int | None:
     ]:
         return None
     later = set(new).difference(old)
-    return max((_made_at(part[-TOKEN:]) for part in later), default=None)
+    return max((_made_at(part[-TOKEN_CHARACTERS:]) for part in later), default=None)
 
 
 def _is_soft_field(part: str) -> bool:
@@ -182,10 +182,10 @@ def state_of(ref: Ref, fields: Mapping[str, str]) -> State:
         ref: the ref to read.
         fields: field -> value; a value is a token, which may be followed by a note.
     """
-    star = fields.get(ALL, "")[:TOKEN]
+    star = fields.get(ALL, "")[:TOKEN_CHARACTERS]
     if not star:
         return LOST
-    last = fields.get(LAST, "")[:TOKEN]
+    last = fields.get(LAST, "")[:TOKEN_CHARACTERS]
     if ref.arguments is None:
         return State(f"{star}|{LAST}:{last}" if last else star, last)
     shapes = fields.get(SHAPES, "")
@@ -193,7 +193,7 @@ def state_of(ref: Ref, fields: Mapping[str, str]) -> State:
         return State(star, last)
     text = star
     for name in sorted(fields.keys() & covering_fields(ref.arguments, shapes.split("|"))):
-        text += f"|{name}:{fields[name][:TOKEN]}"
+        text += f"|{name}:{fields[name][:TOKEN_CHARACTERS]}"
     return State(text, last)
 
 

@@ -81,7 +81,7 @@ def test_a_group_that_nobody_began_is_lost(ask):
 def test_begin_makes_what_is_missing_and_keeps_what_is_there(ask):
     """The first `stamp_states` gives each group a token; later ones and `states` read the same."""
     first = ask.stamp_states(CALL_EU, Ref("n"))
-    assert all(len(state.text) == stamps.TOKEN for state in first)
+    assert all(len(state.text) == stamps.TOKEN_CHARACTERS for state in first)
     assert ask.stamp_states(CALL_EU, Ref("n")) == first
     assert ask.states(CALL_EU, Ref("n")) == first
     assert ask.states(CALL_US) == [first[0]]
@@ -114,7 +114,7 @@ def test_tokens_are_random():
     code = "from memo.validity import stamps; print(*(stamps.token() for _ in range(1000)))"
     made = [*run_process(code).split(), *run_process(code).split()]
     assert len(set(made)) == 2000
-    assert {len(token) for token in made} == {stamps.TOKEN}
+    assert {len(token) for token in made} == {stamps.TOKEN_CHARACTERS}
 
 
 def test_two_turns_of_the_same_arguments_differ(ask):
@@ -172,11 +172,11 @@ def test_notes_say_who_and_why(ask):
 def test_a_group_past_its_bound_is_renewed(ask):
     """Past the bound on fields all of them go and `*` turns, so that nothing comes back to life."""
     states = {ask.stamp_states(CALL_EU)[0].text}
-    stars = {next(iter(states))[: stamps.TOKEN]}
-    for first in range(0, stamps.MOST_FIELDS + 512, 256):
+    stars = {next(iter(states))[: stamps.TOKEN_CHARACTERS]}
+    for first in range(0, stamps.MAX_GROUP_FIELDS + 512, 256):
         numbers = range(first, first + 256)
         ask.turn(*(Turn(F, (("region", f"{number:016d}"),)) for number in numbers))
-        stars.add(ask.states(CALL_EU)[0].text[: stamps.TOKEN])
+        stars.add(ask.states(CALL_EU)[0].text[: stamps.TOKEN_CHARACTERS])
     assert len(stars) == 2
     ask.turn(Turn(F, (EU,)))
     assert "|" in ask.states(CALL_EU)[0].text
@@ -189,8 +189,8 @@ def test_a_group_with_too_many_shapes_is_renewed(ask):
     for pair in ref.arguments:
         ask.turn(Turn(F, (pair,)))
     text = ask.states(ref)[0].text
-    assert text[: stamps.TOKEN] != first
-    assert text.count("|") <= generations.MOST_SHAPES
+    assert text[: stamps.TOKEN_CHARACTERS] != first
+    assert text.count("|") <= generations.MAX_GROUP_SHAPES
 
 
 def test_threads_agree_on_a_fresh_token(keeper):

@@ -42,7 +42,7 @@ ALL_OF_F = set(PROBES) - {"another group"}
 OF_F = Turn(F)
 OF_EU, OF_2024 = Turn(F, (EU,)), Turn(F, (Y24,))
 OF_EU_2024 = Turn(F, (EU, Y24))
-MANY = [Turn(F, ((f"a{n}", "0" * 16),)) for n in range(generations.MOST_SHAPES + 1)]
+MANY = [Turn(F, ((f"a{n}", "0" * 16),)) for n in range(generations.MAX_GROUP_SHAPES + 1)]
 
 TURNS: dict[str, tuple[list[Turn], set[str]]] = {
     "the group": ([OF_F], ALL_OF_F),

@@ -211,7 +211,7 @@ def test_there_a_results_bytes_are_not_taken_over_unread(cache_home: Path) -> No
 @pytest.mark.usefixtures("nfs")
 def test_there_nothing_is_vouched_for(cache_home: Path) -> None:
     """No voucher is written where it could not hold."""
-    frame, _ = made(payload_files.VOUCHER_SIZE // 8 + 1)
+    frame, _ = made(payload_files.VOUCHER_FROM_BYTES // 8 + 1)
     with configure(tiers=["disk"]):
         frame(1)
         frame(1)

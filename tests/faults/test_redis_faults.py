@@ -755,7 +755,7 @@ def test_breaker_survives_a_lost_probe() -> None:
     assert breaker.admit()
     breaker.abandon_probe()
     assert breaker.admit()
-    clock.now += breakers.PROBE_LIFE
+    clock.now += breakers.PROBE_LIFE_SECONDS
     assert breaker.admit()
 
 

@@ -16,7 +16,7 @@ from time_ahead import Ahead
 from waiting import until
 
 import memo
-from memo.stores.redis.loss_recovery import REGISTER_EVERY
+from memo.stores.redis.loss_recovery import REGISTER_SECONDS
 from memo.testing import recording
 
 
@@ -342,7 +342,7 @@ def test_a_redis_that_goes_back_is_noticed(
         load(2)
         forgetful.kill()
         forgetful.restart()
-        ahead.advance(2 * REGISTER_EVERY)
+        ahead.advance(2 * REGISTER_SECONDS)
         assert load(1) != first
     told = [r.getMessage() for r in caplog.records if "older state" in r.getMessage()]
     assert len(told) == 1
@@ -366,7 +366,7 @@ def test_a_late_registration_is_no_loss(
         client = redis_server.client()
         [name] = [f for f in client.hkeys("memo:2:hosts") if f.startswith(b"h:")]
         for _ in range(3):
-            ahead.advance(2 * REGISTER_EVERY)
+            ahead.advance(2 * REGISTER_SECONDS)
             assert load(1) == first
             client.hset("memo:2:hosts", name, int(time.time()) - 3)
 
@@ -379,8 +379,8 @@ def test_an_evicted_list_of_hosts_is_no_loss(
     with nothing_lost(redis_server, tmp_path):
         first = load(1)
         for _ in range(3):
-            ahead.advance(2 * REGISTER_EVERY)
+            ahead.advance(2 * REGISTER_SECONDS)
             assert load(1) == first  # registered
             assert redis_server.client().delete("memo:2:hosts") == 1
-        ahead.advance(2 * REGISTER_EVERY)
+        ahead.advance(2 * REGISTER_SECONDS)
         assert load(1) == first

@@ -82,7 +82,7 @@ import sys, threading, time, memo, numpy as np
 from concurrent.futures import ThreadPoolExecutor
 from memo.engine import loading
 from memo.testing import isolated, recording
-loading.MOST_VERIFIED = 8
+loading.MAX_VERIFIED_PAYLOADS = 8
 def other_threads_first(frame, event, given):
     if event == "c_return" and given in (iter, next) and "memo" in frame.f_code.co_filename:
         time.sleep(1e-4)

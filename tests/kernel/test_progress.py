@@ -28,7 +28,13 @@ from waiting import until, wait_for
 import memo
 from memo import cache
 from memo.coordination.leases import Holder
-from memo.jupyter.progress_view import SHOWN_AFTER, WATCHER, Line, TerminalScreen, holder_name
+from memo.jupyter.progress_view import (
+    SHOWN_AFTER_SECONDS,
+    WATCHER,
+    Line,
+    TerminalScreen,
+    holder_name,
+)
 from memo.runtime import events
 from memo.runtime.blocking import drain_blocking
 from memo.runtime.events import Event
@@ -51,7 +57,7 @@ def test_a_long_computation_is_shown(sheet: Sheet, ahead: Ahead) -> None:
     slow(1)
     assert sheet.shown
     first = sheet.shown[0][0]
-    assert SHOWN_AFTER < 1.2 <= first.seconds
+    assert SHOWN_AFTER_SECONDS < 1.2 <= first.seconds
     assert str(first).startswith("slow() runs, ")
     assert first.share is None
     (last,) = map(str, sheet.closed[0])

@@ -320,7 +320,7 @@ def test_methods(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_is_kept_is_bounded(capsys: pytest.CaptureFixture[str]) -> None:
     """Past a limit nothing more is kept, which a replay says; the first caller saw all of it."""
-    many = replay.MOST_KEPT // 100_000 + 10
+    many = replay.MAX_KEPT_OUTPUT // 100_000 + 10
 
     @cache(replay=True, version="1")
     def f(x: int) -> int:
@@ -338,7 +338,7 @@ def test_what_is_kept_is_bounded(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_output_that_was_replaced_takes_no_space() -> None:
     """Only what is kept counts: the last state of a display, and output since the last clearing."""
-    page = "x" * (replay.MOST_KEPT // 3)
+    page = "x" * (replay.MAX_KEPT_OUTPUT // 3)
     recorder = replay.Recorder()
     for number in range(10):
         named = {"transient": {"display_id": "page"}, "update": number > 0}

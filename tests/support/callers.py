@@ -43,8 +43,8 @@ class Job:
 
 
 def main(plan: dict[str, Any]) -> None:
-    leases.LEASE = protocols.LEASE = plan.get(
-        "lease", leases.LEASE
+    leases.LEASE_SECONDS = protocols.LEASE_SECONDS = plan.get(
+        "lease", leases.LEASE_SECONDS
     )  # before `cluster_leases` is imported
     memo.configure(**plan.get("settings", {}))
     job = Job(plan["seconds"], plan["log"])

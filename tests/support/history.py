@@ -731,7 +731,7 @@ def worker(plan: Plan) -> None:
     from memo.stores import protocols
 
     os.environ.update(plan.environment)
-    leases.LEASE = protocols.LEASE = plan.lease
+    leases.LEASE_SECONDS = protocols.LEASE_SECONDS = plan.lease
     memo.configure(directory=plan.directory, **plan.settings)
     if plan.mutant:
         import mutants

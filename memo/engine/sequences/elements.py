@@ -43,7 +43,7 @@ from memo.engine.answering import (
 )
 from memo.engine.call import NOTHING, Function, Job, Raised, emit, error_text, reload_live_if_due
 from memo.engine.computing import (
-    MOST_AT_ONCE,
+    GENERATIONS_PER_STEP,
     BeforeRun,
     Run,
     before_run,
@@ -426,7 +426,7 @@ async def make_batch(
 
 
 async def _with_keys(port: Port, made: Batch) -> Batch:
-    if len(made.items) > MOST_AT_ONCE:
+    if len(made.items) > GENERATIONS_PER_STEP:
         await port.offload(made.make_keys)
     else:
         made.make_keys()

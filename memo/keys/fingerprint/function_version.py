@@ -47,13 +47,13 @@ _SLOW_CHECKS_BEFORE_WARNING = 8
 computation makes fewer; after it, the state that the function changes itself is known."""
 _CHANGES_BEFORE_WARNING = 3
 """Changes of the same state, not by the function's own code, before a warning is given."""
-_MOST_OWNERS = 64
+_MAX_OWNERS = 64
 """Classes of `self` for which one method's digest is kept."""
-SLOW_CHECK = 0.0001
+SLOW_CHECK_SECONDS = 0.0001
 """Seconds that each call may spend on checking globals before a warning is given."""
-_SLOW_CLASS_CHECK = 0.001
+_SLOW_CLASS_CHECK_SECONDS = 0.001
 """The same for the attributes of classes, which cost a little in every program."""
-_QUICK_CHECK = SLOW_CHECK / 10
+_QUICK_CHECK = SLOW_CHECK_SECONDS / 10
 """If a check takes less than this, the next ones are not timed."""
 _TIMING_ROUNDS = 10
 _TIMING_SECONDS = 0.005
@@ -65,7 +65,7 @@ class KnownVersion:
     """A digest, and everything that must stay unchanged for it to stay valid.
 
     Attributes:
-        slow: number of checks of the values that took longer than `SLOW_CHECK`.
+        slow: number of checks of the values that took longer than `SLOW_CHECK_SECONDS`.
         quick: the last check was so fast that the next ones are not timed.
         places: (reader of a namespace, name, object).
         functions: (function, its code, its defaults, its keyword defaults).
@@ -153,7 +153,7 @@ class KnownVersion:
             if not watch.is_unchanged():
                 return False
         taken = perf_counter() - begun
-        if taken > SLOW_CHECK:
+        if taken > SLOW_CHECK_SECONDS:
             self.slow += 1
         self.quick = taken < _QUICK_CHECK
         return True
@@ -185,7 +185,7 @@ class KnownVersion:
             label = f"{kind}:{owner}"
             costs[label] = costs.get(label, 0.0) + min(taken)
         label = max(costs, key=lambda one: costs[one])
-        bound = _SLOW_CLASS_CHECK if label.startswith("attribute:") else SLOW_CHECK
+        bound = _SLOW_CLASS_CHECK_SECONDS if label.startswith("attribute:") else SLOW_CHECK_SECONDS
         return label, costs[label] if sum(costs.values()) > bound else 0.0
 
 
@@ -364,7 +364,7 @@ class Identity:
             raise KeyingError(
                 f"{qualified_name(innermost(self.function))}: {fault}; {fix}."
             ) from error
-        if len(self.versions) >= _MOST_OWNERS:
+        if len(self.versions) >= _MAX_OWNERS:
             self.versions.clear()
         self.versions[owner] = seen
         if seen.unmatched:
@@ -429,7 +429,7 @@ def stable(function: F) -> F:
 
 
 _known: OrderedDict[int, Identity] = OrderedDict()
-_MOST_KNOWN = 256
+_MAX_KNOWN_DIGESTS = 256
 """Functions and classes in arguments whose digest is kept."""
 
 
@@ -456,7 +456,7 @@ def _identity_of(function: Any) -> Identity:
     found = _known.get(id(function))
     if found is None:  # known functions are kept alive, so an address is never reused
         found = _known[id(function)] = Identity(function, shipped=True)
-        while len(_known) > _MOST_KNOWN:
+        while len(_known) > _MAX_KNOWN_DIGESTS:
             _known.popitem(last=False)
     return found
 

@@ -195,7 +195,7 @@ class ClassAttributes(NamedTuple):
 
 MAX_PROBED: Final = 1000
 """Most objects in a structure that is probed, since the probe keeps them alive."""
-LONGEST_PROBED_TEXT: Final = 10_000
+MAX_PROBED_TEXT: Final = 10_000
 """Characters or bytes of the longest text in it."""
 
 Part = tuple[Callable[[], Sequence[Any]], Sequence[Any]]
@@ -272,9 +272,7 @@ class _ProbeBuilder:
             return
         self.seen[id(value)] = value
         kind = type(value)
-        if len(self.seen) > MAX_PROBED or (
-            kind in _TEXT_TYPES and len(value) > LONGEST_PROBED_TEXT
-        ):
+        if len(self.seen) > MAX_PROBED or (kind in _TEXT_TYPES and len(value) > MAX_PROBED_TEXT):
             raise _Opaque
         if kind in _IMMUTABLE_CONTAINERS:
             self._add_all(value)

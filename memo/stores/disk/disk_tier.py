@@ -41,7 +41,7 @@ from memo.stores.disk.cache_directory import READ_ONLY, is_full
 from memo.stores.disk.payload_files import Payloads
 from memo.stores.disk.sqlite_file import (
     ENTRIES_SQL,
-    LOG,
+    KEPT_LOG_BYTES,
     SECONDS_BETWEEN_TRANSACTIONS,
     DamagedError,
     SqliteFile,
@@ -61,11 +61,11 @@ if TYPE_CHECKING:
     from memo.stores.disk.index import Cleared, Index, Row
 
 T = TypeVar("T")
-INLINE = 32 * 1024
+MAX_INLINE_BYTES = 32 * 1024
 """Largest record in bytes that is stored in the index itself: reading it there costs as much as
 opening a file, and writing it is not much slower yet (measured: 32 KiB 7.6 against 5.5 µs to read,
 90 against 46 µs to write; 64 KiB 340 against 50 µs to write)."""
-ROW = 1024
+ROW_OVERHEAD_BYTES = 1024
 """Approximate bytes that a row takes besides its record, with its places in four trees."""
 PRAGMAS = ("auto_vacuum=1", "cache_size=128", "synchronous=1", "mmap_size=0")
 """As in the settings of `index`, whose transaction cannot change them."""
@@ -74,26 +74,26 @@ SWEEP_SECONDS = 3600.0
 EARLY_SWEEP_SECONDS = 1.0
 """Seconds between two sweeps when the budget is spent or a process stores its first payload, since
 files of a dead writer may be the reason."""
-_SWEEP_PART = 50
+_SWEEP_PAUSE_FACTOR = 50
 """The pause after a sweep, as a multiple of the sweep's duration."""
-REPORT_EVERY = 60.0
+REPORT_SECONDS = 60.0
 """Seconds after which a process reports to the index what it has read."""
-MOST_READS = 16_384
+MAX_REMEMBERED_READS = 16_384
 """Most names of read entries that are remembered.  Beyond it they are reported early, or forgotten
-if the last report was less than `_OFTEN` seconds ago."""
-_OFTEN = 5.0
+if the last report was less than `_MIN_REPORT_SECONDS` ago."""
+_MIN_REPORT_SECONDS = 5.0
 _NAME_BYTES = sys.getsizeof("0" * 120)
 """Approximate bytes of a name."""
-EVICTION = 0.5
+MAX_EVICTION_SECONDS = 0.5
 """Longest eviction in seconds in the background, since a process that exits waits for it; the next
 store continues it."""
-_LONG_LOG = 2 * LOG
+_LONG_LOG_BYTES = 2 * KEPT_LOG_BYTES
 """Bytes of the write-ahead log at which it is checkpointed during a long deletion; less if that is
 more than a 64th of the budget."""
 _NO_ROW = 1 << 62
 """Higher than any row number."""
-PAGE = 200
-_LEAST_FREED = 256 * 1024
+ROWS_PER_PAGE = 200
+_MIN_FREED_BYTES = 256 * 1024
 """Least bytes to free when the disk turns out to be full."""
 _EVICTION_ATTEMPTS = 4
 """Number of attempts to free space for one entry."""
@@ -156,7 +156,7 @@ class Disk:
         self._evict_at = 0.0
         self._used: dict[str, None] = {}
         self._reported_at = 0.0
-        self._report_at = time.monotonic() + REPORT_EVERY
+        self._report_at = time.monotonic() + REPORT_SECONDS
         self._read_in_front: Callable[[], Iterable[str]] = tuple
         _disks.add(self)
         BUDGET.add_table(self)
@@ -323,7 +323,9 @@ class Disk:
         if row[1] is None:
             self._in_files.discard(name)
         elif name not in self._in_files:
-            self._in_files = {name} if len(self._in_files) >= MOST_READS else self._in_files
+            self._in_files = (
+                {name} if len(self._in_files) >= MAX_REMEMBERED_READS else self._in_files
+            )
             self._in_files.add(name)
         return await self._found(port, name, *row)
 
@@ -331,16 +333,16 @@ class Disk:
         """Note that an entry was read, here or in a tier above, so that it is kept longer."""
         self._note_read(name)
         if time.monotonic() > self._report_at:
-            self._report_at = time.monotonic() + REPORT_EVERY
+            self._report_at = time.monotonic() + REPORT_SECONDS
             self._spawn(port, self.report_reads, "memo-used")
 
     def _note_read(self, name: str) -> None:
         """Remember the name for the next report to the index."""
         self._used[name] = None
-        if len(self._used) > MOST_READS:
+        if len(self._used) > MAX_REMEMBERED_READS:
             self._used = {}
-        elif len(self._used) == MOST_READS:
-            self._report_at = min(self._report_at, self._reported_at + _OFTEN)
+        elif len(self._used) == MAX_REMEMBERED_READS:
+            self._report_at = min(self._report_at, self._reported_at + _MIN_REPORT_SECONDS)
 
     def count_reads_of(self, front: Callable[[], Iterable[str]]) -> None:
         """See `memo.stores.protocols.LocalTier.count_reads_of`."""
@@ -426,7 +428,7 @@ class Disk:
         if self.is_sweep_due():
             self._spawn(port, self._sweep, "memo-sweep")
         if self._over_budget and time.monotonic() > self._evict_at:
-            self._evict_at = time.monotonic() + 2 * EVICTION
+            self._evict_at = time.monotonic() + 2 * MAX_EVICTION_SECONDS
             self._spawn(port, self._evict, "memo-evict")
 
     def _spawn(self, port: Port, work: Callable[[], object], name: str) -> None:
@@ -442,8 +444,10 @@ class Disk:
         port.spawn(begun, name)
 
     def _store_many(self, records: Sequence[RecordToStore]) -> None:
-        size = sum(len(record) + ROW for _, record, _ in records)
-        if size > self.size_limit // 16 or any(len(record) > INLINE for _, record, _ in records):
+        size = sum(len(record) + ROW_OVERHEAD_BYTES for _, record, _ in records)
+        if size > self.size_limit // 16 or any(
+            len(record) > MAX_INLINE_BYTES for _, record, _ in records
+        ):
             for name, record, lifetime in records:
                 self._store_with_room(name, record, None, lifetime)
             return
@@ -506,7 +510,7 @@ class Disk:
             with index_file.writing:
                 if self.index is None:
                     self.index = self._create_index()
-                return self.index.free_space(max(2 * size, _LEAST_FREED)) > 0
+                return self.index.free_space(max(2 * size, _MIN_FREED_BYTES)) > 0
         return False
 
     def _store(
@@ -516,7 +520,7 @@ class Disk:
         payload: Payload | IncomingPayload | None,
         lifetime: float | None,
     ) -> None:
-        outside = None if len(record) <= INLINE else record
+        outside = None if len(record) <= MAX_INLINE_BYTES else record
         size = (payload.size if payload else 0) + len(outside or b"")
         if max(size, len(record)) > self.size_limit:
             raise TierError(f"{size} bytes do not fit in a budget of {self.size_limit}")
@@ -536,7 +540,7 @@ class Disk:
 
     def _put_row(self, index: Index, name: str, row: Row, lifetime: float | None) -> None:
         if row.name is None:
-            self._make_room(index, len(row.record or b"") + ROW)
+            self._make_room(index, len(row.record or b"") + ROW_OVERHEAD_BYTES)
         index.put_rows([(name, row, lifetime)])
         if row.name and not self._over_budget:  # other processes may have used the freed space
             with suppress(sqlite3.OperationalError):  # locked by others: eviction can wait
@@ -549,17 +553,17 @@ class Disk:
         tight = index.bytes_to_free(size) > 0
         self._may_have_orphans = self._may_have_orphans or tight
         if tight or time.monotonic() > self._report_at:
-            self._report_at = time.monotonic() + REPORT_EVERY
+            self._report_at = time.monotonic() + REPORT_SECONDS
             index.record_reads(self._take_reads())
         self._over_budget = not index.make_room(size)
 
     def _evict(self) -> None:
-        """Evict down to the budget for up to `EVICTION` seconds, taking turns with stores."""
+        """Evict down to the budget for up to `MAX_EVICTION_SECONDS`, taking turns with stores."""
 
         def evict(index: Index) -> None:
             self._over_budget = not index.make_room(0)
 
-        end = time.monotonic() + EVICTION
+        end = time.monotonic() + MAX_EVICTION_SECONDS
         while self._over_budget and time.monotonic() < end:
             time.sleep(SECONDS_BETWEEN_TRANSACTIONS)
             with suppress(TierError):
@@ -597,7 +601,7 @@ class Disk:
         def below(last: int) -> Cleared:
             return self.write(lambda index: work(index, last))
 
-        long = min(_LONG_LOG, max(LOG, self.size_limit // 64))
+        long = min(_LONG_LOG_BYTES, max(KEPT_LOG_BYTES, self.size_limit // 64))
         count, some = 0, below(_NO_ROW)
         while some.entries:
             count += some.entries
@@ -623,7 +627,7 @@ class Disk:
         removed = file_locks.sweep(self.directory / "locks")
         removed += self.payloads.sweep(lambda name: self.write(lambda index: index.has_name(name)))
         removed += self._clear_in_parts(lambda index, _: index.drop_replaced(self._retention))
-        self._pause = max(EARLY_SWEEP_SECONDS, _SWEEP_PART * (time.monotonic() - begun))
+        self._pause = max(EARLY_SWEEP_SECONDS, _SWEEP_PAUSE_FACTOR * (time.monotonic() - begun))
         return removed
 
     def is_sweep_due(self) -> bool:
@@ -659,8 +663,10 @@ class Disk:
         """
         after, whole = "", False
         while not whole:
-            page = self._read(ENTRIES_SQL["list"], after, prefix, f"{prefix}\U0010ffff", PAGE)
-            whole = len(page) < PAGE
+            page = self._read(
+                ENTRIES_SQL["list"], after, prefix, f"{prefix}\U0010ffff", ROWS_PER_PAGE
+            )
+            whole = len(page) < ROWS_PER_PAGE
             for row in page:
                 if (listed := self._list_row(*row)) is not None:
                     yield listed

@@ -45,13 +45,13 @@ from memo.validity.stamps import SHAPES
 T = TypeVar("T")
 BELL_TRUSTED_SECONDS = 0.001
 """Seconds for which an unchanged bell is trusted without checking the file."""
-MIRROR = 65_536
+MAX_MIRRORED_GROUPS = 65_536
 """Most groups in the mirror; beyond it the mirror starts again empty."""
-STATES = 1024
+MAX_STATES_PER_GROUP = 1024
 """Most cached states of one group in the mirror; beyond it they are computed again."""
 MAX_STORED_GROUPS = 1_000_000
 """Most groups; beyond it, opening the file deletes the oldest half, which costs only misses."""
-ROOM = 1 << 20
+BYTES_FREED_TO_INVALIDATE = 1 << 20
 """Bytes to free on a full disk, so that an invalidation can be written."""
 FILE_USE_ATTEMPTS = 3
 """Number of attempts if the file is replaced or set aside during a use."""
@@ -85,7 +85,7 @@ class Group:
         state = self._states.get(ref.arguments)
         if state is None:
             state = stamps.state_of(ref, self.fields)
-            if len(self._states) >= STATES:
+            if len(self._states) >= MAX_STATES_PER_GROUP:
                 self._states.clear()
             self._states[ref.arguments] = state
         return state
@@ -324,7 +324,7 @@ class HostDatabase:
         rows = connection.execute(
             "SELECT name, changed, renewed FROM groups WHERE changed > ?", (self.commit,)
         ).fetchall()
-        if len(self.groups) > MIRROR or swept != self._swept:
+        if len(self.groups) > MAX_MIRRORED_GROUPS or swept != self._swept:
             self.groups, self.lives, self._swept = {}, {}, swept
         for name, _, renewed in rows:
             group = self.groups.get(name)
@@ -392,7 +392,7 @@ class HostDatabase:
         except TierError as error:
             if not is_full(error.__cause__):
                 raise
-            if not self.cache_directory.free_space(ROOM):
+            if not self.cache_directory.free_space(BYTES_FREED_TO_INVALIDATE):
                 self.cache_directory.warn_full()
                 raise
             sqlite_file.retry_while_locked(self._write_now, work, durable)

@@ -27,7 +27,7 @@ from memo.stores.disk.cache_directory import READ_ONLY, CacheDirectory
 from memo.stores.disk.file_locks import HostLock
 from memo.stores.disk.host_database import (
     GENERATIONS_SQL,
-    MIRROR,
+    MAX_MIRRORED_GROUPS,
     NEVER_EXPIRES,
     HostDatabase,
     change_fields,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 FILE_READ_ATTEMPTS = 3
 """Number of attempts to open and read a file before it is set aside."""
-COPY_LIFE = 1.0
+COPY_LIFE_SECONDS = 1.0
 """Seconds for which a copy is used in place of a file that cannot be opened."""
 UNWRITTEN = "an invalidation could not be written yet"
 UNWRITTEN_RETRY_SECONDS = 1.0
@@ -60,11 +60,11 @@ GROUPS_PER_SWEEP = 500
 """Most groups that are deleted in one transaction: between two of them others may write."""
 SPARE_LIFE_SECONDS = 3600
 """Seconds by which a group's life is extended beyond need, so that it is written rarely."""
-MOST_WAITING = 1000
+MAX_WAITING_INVALIDATIONS = 1000
 """Most invalidations that wait for the next shared tier; more are merged into one."""
 UNWRITABLE = (UnicodeError, OverflowError, sqlite3.DataError)
 """Errors that are caused by the data to be written, not by the file."""
-OVERDUE = 5 * SECOND
+OVERDUE_NS = 5 * SECOND
 """Nanoseconds after which a journalled invalidation is due: its process must have died."""
 _ANY_TIER_NOTES = '%"to": ["*"]}'
 """End of the note of an invalidation that is meant for the next shared tier in use."""
@@ -227,7 +227,7 @@ class HostGenerations:
 
     def _note_expiry(self, names: Iterable[str], until: int) -> None:
         lives = self.host_database.lives
-        if len(lives) > MIRROR:
+        if len(lives) > MAX_MIRRORED_GROUPS:
             lives.clear()
         lives.update(dict.fromkeys(names, until))
 
@@ -445,7 +445,7 @@ def _journal_for_next_tier(connection: sqlite3.Connection, at: int, turns: str, 
         "DELETE FROM journal WHERE note LIKE ? AND turns = ?", (_ANY_TIER_NOTES, turns)
     )
     count = "SELECT count(*) FROM journal WHERE note LIKE ?"
-    if connection.execute(count, (_ANY_TIER_NOTES,)).fetchone()[0] >= MOST_WAITING:
+    if connection.execute(count, (_ANY_TIER_NOTES,)).fetchone()[0] >= MAX_WAITING_INVALIDATIONS:
         connection.execute("DELETE FROM journal WHERE note LIKE ?", (_ANY_TIER_NOTES,))
         turns = _packed([Turn("n")])
     connection.execute(
@@ -520,7 +520,7 @@ class Journal:
 
         Raises:
             TierError: it could not be written; the row is then due at once in this process, and in
-                others `OVERDUE` after it was added.
+                others `OVERDUE_NS` after it was added.
         """
         self._failed.add(row)
 
@@ -601,7 +601,7 @@ class Journal:
                 with suppress(OSError, sqlite3.Error):
                     self.host_database.file.set_aside()
                 raise error from None
-            self._copied_until = time.monotonic() + COPY_LIFE
+            self._copied_until = time.monotonic() + COPY_LIFE_SECONDS
         self._failed_reads = 0
         return [row for row in self._copy if self._is_due(row[:3])]
 
@@ -617,7 +617,7 @@ class Journal:
             return False
         if due or number in self._failed:
             return True
-        return not 0 <= self.host_database.clock.wall_ns() - at < OVERDUE
+        return not 0 <= self.host_database.clock.wall_ns() - at < OVERDUE_NS
 
     def due_rows(self) -> list[tuple[int, list[Turn], str]]:
         """Return (row, turns, note) of the rows that are due, oldest first.

@@ -2,10 +2,10 @@
 
 When the budget is spent, expired entries are evicted first, then entries of replaced code versions,
 then the least valuable entries.  The *worth* of an entry is the cost of its computation per byte;
-it halves with every `HALF_LIFE` since the entry was stored or last read.  All worths decay at the
-same rate, so their order changes only by use.  An entry therefore has a fixed rank: the time of its
-last use plus `HALF_LIFE` for each doubling of its cost per byte.  It is stored in the column by
-which `diskcache` evicts.
+it halves with every `HALF_LIFE_SECONDS` since the entry was stored or last read.  All worths decay
+at the same rate, so their order changes only by use.  An entry therefore has a fixed rank: the time
+of its last use plus `HALF_LIFE_SECONDS` for each doubling of its cost per byte.  It is stored in
+the column by which `diskcache` evicts.
 
 `diskcache` (up to 5.6.3) unpickles what is in its directory (CVE-2025-69872).  Here keys are text,
 values are bytes, nothing else is written or read, and its table of settings is checked before it
@@ -27,33 +27,39 @@ from diskcache.core import DEFAULT_SETTINGS, METADATA, MODE_RAW
 from memo.errors import TierError
 from memo.runtime.named_tuple import NamedTuple
 from memo.stores.disk.payload_files import Payloads
-from memo.stores.disk.sqlite_file import AUTOMATIC, ENTRIES_SQL, LOG, DamagedError, SqliteFile
+from memo.stores.disk.sqlite_file import (
+    AUTOMATIC_CHECKPOINT_PAGES,
+    ENTRIES_SQL,
+    KEPT_LOG_BYTES,
+    DamagedError,
+    SqliteFile,
+)
 
-EVICTED_AT_ONCE = 10
-"""Entries that one transaction evicts, plus one for each `_EACH` bytes that are lacking."""
-_EACH = 64 * 1024
-_MOST_EVICTED = 100
+EVICTED_PER_TRANSACTION = 10
+"""Entries that one transaction evicts, plus one for each `_BYTES_PER_EVICTED` that are lacking."""
+_BYTES_PER_EVICTED = 64 * 1024
+_MAX_EVICTED_PER_TRANSACTION = 100
 """Most entries that one transaction evicts."""
 _UNLIMITED_BYTES = 1 << 62
 """More bytes than any disk has."""
-HALF_LIFE = 86_400
+HALF_LIFE_SECONDS = 86_400
 """Seconds without use in which an entry's worth halves: an entry that costs a thousand times as
 much per byte is kept ten days longer."""
-_LEAST_COST = 1000
+_MIN_COST_NS = 1000
 """Least cost of a computation in nanoseconds that is assumed for its worth."""
-_LEAST_SIZE = 1024
+_MIN_SIZE_BYTES = 1024
 """Least size of an entry in bytes that is assumed for its worth."""
-_REPLACED = 10 * 365 * 86_400
+_REPLACED_RANK_SECONDS = 10 * 365 * 86_400
 """Seconds by which an entry of a replaced code version ranks behind all others: its rank is the
 time of its replacement minus this."""
 _CODE_NOTE_SECONDS = 60.0
 """Seconds after which a storing process notes the code version of a function again."""
-_SHARE = 16
+_BUDGET_SHARE = 16
 """The fraction of the free budget that a process may use before it checks the budget again, and of
 the budget by which it may be exceeded until that is worked off."""
-_LOGGED = 32 * 1024
+_LOGGED_BYTES_PER_STORE = 32 * 1024
 """Approximate bytes that a store adds to the index's log before that is checkpointed."""
-_CHECK_EVERY = 1.0
+_BUDGET_CHECK_SECONDS = 1.0
 """Seconds after which the budget is checked again in any case."""
 ROWS_PER_TRANSACTION = 4000
 """Most entries that are deleted in one transaction, so that others may write in between.  Each
@@ -64,9 +70,9 @@ _DELETE_SECONDS = 0.02
 """Seconds after which such a transaction ends."""
 _EVICT_SECONDS = 0.01
 """Seconds after which a store evicts no more bytes than it adds."""
-_PAGES = 128
+_CACHED_PAGES = 128
 """Pages of the index that are cached in memory."""
-_PAGES_TO_CLEAR = 4096
+_CACHED_PAGES_TO_CLEAR = 4096
 """Pages that are cached during a long deletion: the tree of keys of about 150,000 entries."""
 _SCHEMA_NAMES = {"Cache", "Cache_key_raw", "Settings"} | {
     f"Settings_{number}_{event}"
@@ -78,9 +84,9 @@ _SCHEMA_NAMES = {"Cache", "Cache_key_raw", "Settings"} | {
         ("size", "delete"),
     )
 }
-_RANK = "UPDATE Cache SET access_time = ? + CAST(tag AS INTEGER) WHERE key = ? AND raw = 1"
+_SET_RANK = "UPDATE Cache SET access_time = ? + CAST(tag AS INTEGER) WHERE key = ? AND raw = 1"
 _SELECT_FILE_NAME = "SELECT filename FROM Cache WHERE key = ? AND raw = 1"
-_SOME = "SELECT rowid, filename FROM Cache WHERE key >= ? AND key < ? AND raw = 1 LIMIT ?"
+_SELECT_SOME = "SELECT rowid, filename FROM Cache WHERE key >= ? AND key < ? AND raw = 1 LIMIT ?"
 _DELETE = "DELETE FROM Cache WHERE rowid = ?"
 
 
@@ -122,8 +128,8 @@ def tag(cost: int, size: int, code: str) -> str:
         size: bytes of record and payload.
         code: the function's code version.
     """
-    per_byte = max(cost, _LEAST_COST) / max(size, _LEAST_SIZE)
-    return f"{int(HALF_LIFE * math.log2(per_byte))} {code}"
+    per_byte = max(cost, _MIN_COST_NS) / max(size, _MIN_SIZE_BYTES)
+    return f"{int(HALF_LIFE_SECONDS * math.log2(per_byte))} {code}"
 
 
 def _refuse(what: str) -> NoReturn:
@@ -190,10 +196,10 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         settings = {
             **DEFAULT_SETTINGS,
             "size_limit": size_limit,
-            "cull_limit": EVICTED_AT_ONCE,
+            "cull_limit": EVICTED_PER_TRANSACTION,
             "eviction_policy": "least-recently-used",
             "sqlite_mmap_size": 0,
-            "sqlite_cache_size": _PAGES,
+            "sqlite_cache_size": _CACHED_PAGES,
         }
         try:
             with file.transaction():
@@ -275,8 +281,8 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         """
         if new and list(sql(ENTRIES_SQL["codes"], (function,))) != [(code,)]:
             present = self._now()
-            ends = function, f"{function}\U0010ffff", code, present - _REPLACED / 2
-            sql(ENTRIES_SQL["replace"], (present - _REPLACED, *ends))
+            ends = function, f"{function}\U0010ffff", code, present - _REPLACED_RANK_SECONDS / 2
+            sql(ENTRIES_SQL["replace"], (present - _REPLACED_RANK_SECONDS, *ends))
             sql(ENTRIES_SQL["forget_codes"], (function,))
         sql(ENTRIES_SQL["note_code"], (function, code))
         self._codes[function] = code, time.monotonic()
@@ -287,7 +293,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
             return
         now = time.time()
         with self._file.transaction() as connection:
-            connection.executemany(_RANK, [(now, name) for name in names])
+            connection.executemany(_SET_RANK, [(now, name) for name in names])
 
     def bytes_to_free(self, size: int) -> int:
         """Return the bytes to free before `size` more fit in the budget; 0 or less if they fit."""
@@ -303,7 +309,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         """
         if size > self._free or time.monotonic() > self._check_at:
             return False
-        self._free -= size + _LOGGED
+        self._free -= size + _LOGGED_BYTES_PER_STORE
         return True
 
     def make_room(self, size: int) -> bool:
@@ -323,7 +329,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         limit: int = self.size_limit  # pyright: ignore[reportAttributeAccessIssue]
         if self._excess is None:
             self._excess = self.bytes_to_free(self._log_growth())
-        most = size + max(limit // _SHARE, self._excess)
+        most = size + max(limit // _BUDGET_SHARE, self._excess)
         while (bytes_to_free := self.bytes_to_free(size)) > 0 and (
             in_time or freed < size or bytes_to_free > most
         ):
@@ -334,38 +340,41 @@ class Index(diskcache.Cache):  # type: ignore[misc]
                 break
             freed += gone
             in_time = time.monotonic() < end
-        self._kept += EVICTED_AT_ONCE
+        self._kept += EVICTED_PER_TRANSACTION
         while (
             self._kept > 0
             and in_time
             and self._evict(ENTRIES_SQL["expired"], now, _UNLIMITED_BYTES)
         ):
-            self._kept -= _MOST_EVICTED
+            self._kept -= _MAX_EVICTED_PER_TRANSACTION
             in_time = time.monotonic() < end
         if in_time:
             self._kept = 0
         self._excess = min(self._excess, bytes_to_free + self._log_growth())
-        self._free = max(0, -bytes_to_free) // _SHARE
-        self._check_at = time.monotonic() + _CHECK_EVERY
+        self._free = max(0, -bytes_to_free) // _BUDGET_SHARE
+        self._check_at = time.monotonic() + _BUDGET_CHECK_SECONDS
         return in_time
 
     def _log_growth(self) -> int:
         """Return the bytes by which the log is still going to grow."""
-        return max(0, LOG - self._other_bytes())
+        return max(0, KEPT_LOG_BYTES - self._other_bytes())
 
     def _evict(self, query: str, now: float, bytes_to_free: int) -> int:
         """Evict entries that a query finds until so many bytes are free; return the freed bytes.
 
-        At most `_MOST_EVICTED` entries are evicted.
+        At most `_MAX_EVICTED_PER_TRANSACTION` entries are evicted.
         """
         freed = 0
-        most = min(_MOST_EVICTED, EVICTED_AT_ONCE + bytes_to_free // _EACH)
+        most = min(
+            _MAX_EVICTED_PER_TRANSACTION,
+            EVICTED_PER_TRANSACTION + bytes_to_free // _BYTES_PER_EVICTED,
+        )
         with self._transact() as (sql, cleanup):
             for rowid, name, size in sql(query, (now, most)).fetchall():
                 if freed < bytes_to_free:
                     sql(_DELETE, (rowid,))
                     cleanup(name)
-                    freed += max(size, _LEAST_SIZE)
+                    freed += max(size, _MIN_SIZE_BYTES)
         return freed
 
     def free_space(self, size: int) -> int:
@@ -396,13 +405,13 @@ class Index(diskcache.Cache):  # type: ignore[misc]
 
     def prepare_to_clear(self) -> None:
         """Prepare for many calls of `clear_some`, with calls of `write_back` in between."""
-        self._sql(f"PRAGMA cache_size={_PAGES_TO_CLEAR}")
+        self._sql(f"PRAGMA cache_size={_CACHED_PAGES_TO_CLEAR}")
         self._sql("PRAGMA wal_autocheckpoint=0").fetchone()
 
     def end_clearing(self) -> None:
         """Undo `prepare_to_clear`."""
-        self._sql(f"PRAGMA cache_size={_PAGES}")
-        self._sql(f"PRAGMA wal_autocheckpoint={AUTOMATIC}").fetchone()
+        self._sql(f"PRAGMA cache_size={_CACHED_PAGES}")
+        self._sql(f"PRAGMA wal_autocheckpoint={AUTOMATIC_CHECKPOINT_PAGES}").fetchone()
 
     def write_back(self) -> None:
         """Checkpoint the log; takes no lock that other processes wait for."""
@@ -417,7 +426,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         """
         ends = prefix, f"{prefix}\U0010ffff"
         if below is None:
-            return self._delete_some(_SOME, *ends)
+            return self._delete_some(_SELECT_SOME, *ends)
         return self._delete_some(
             ENTRIES_SQL["most"], below, *ends, delete=ENTRIES_SQL["delete_most"]
         )
@@ -427,7 +436,9 @@ class Index(diskcache.Cache):  # type: ignore[misc]
 
         At most `ROWS_PER_TRANSACTION` of them.
         """
-        return self._delete_some(ENTRIES_SQL["replaced"], self._now() - _REPLACED - seconds)
+        return self._delete_some(
+            ENTRIES_SQL["replaced"], self._now() - _REPLACED_RANK_SECONDS - seconds
+        )
 
     def _delete_some(self, query: str, *arguments: object, delete: str = "") -> Cleared:
         """Delete the rows that a query finds, in one transaction.

@@ -50,19 +50,19 @@ _CANONICAL = re.compile(r"[0-9a-f]{2}/[0-9a-f]{64}")
 _TEMPORARY = ".tmp"
 _RECORD = ".rec"
 _VOUCHER = ".seal"
-VOUCHER_SIZE = 16 << 20
+VOUCHER_FROM_BYTES = 16 << 20
 """Payloads of at least this many bytes get a voucher; hashing 16 MiB takes 2 ms on four cores."""
-_COARSE: int | None = getattr(time, "CLOCK_REALTIME_COARSE", None)
+_COARSE_CLOCK: int | None = getattr(time, "CLOCK_REALTIME_COARSE", None)
 """The clock from which files get their times, if the system exposes it."""
-_PAUSE = 0.0005
+_CLOCK_PAUSE_SECONDS = 0.0005
 """Seconds between two reads of that clock."""
 _COARSE_TICK_NS = 12_000_000
 """Most nanoseconds by which it is behind: its tick is 1, 4 or 10 ms."""
 _BUFFERS_PER_WRITE = 512
 """Buffers passed to one `writev`; systems take at least 1,024."""
-_FLAGS = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
+_MAP_FLAGS = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
 """Copy on write, and no memory reserved for copies that may never be needed."""
-_RIGHTS = mmap.PROT_READ | mmap.PROT_WRITE
+_MAP_RIGHTS = mmap.PROT_READ | mmap.PROT_WRITE
 PAYLOAD_READ_CHUNK_BYTES = 16 << 20
 """Bytes that are read at a time."""
 
@@ -114,7 +114,11 @@ class PayloadFile:
     def is_verified(self, digest: bytes) -> bool:
         """True if a process with one of our secrets has verified that they have this digest."""
         identity = self.identity
-        if not isinstance(identity, tuple) or identity[2] < VOUCHER_SIZE or not any(SYSTEM.boot_id):
+        if (
+            not isinstance(identity, tuple)
+            or identity[2] < VOUCHER_FROM_BYTES
+            or not any(SYSTEM.boot_id)
+        ):
             return False
         try:
             descriptor = _open_old(voucher_path(self.path))
@@ -132,7 +136,7 @@ class PayloadFile:
         Not while a later change of the file could still have the same timestamp.
         """
         identity = self.identity
-        if not self._secrets or not isinstance(identity, tuple) or identity[2] < VOUCHER_SIZE:
+        if not self._secrets or not isinstance(identity, tuple) or identity[2] < VOUCHER_FROM_BYTES:
             return
         if any(SYSTEM.boot_id) and file_time() > identity[4]:
             with suppress(OSError):
@@ -141,7 +145,11 @@ class PayloadFile:
 
 def file_time() -> int:
     """Return a file time in nanoseconds; files changed after the next tick have a later one."""
-    return time.time_ns() - _COARSE_TICK_NS if _COARSE is None else time.clock_gettime_ns(_COARSE)
+    return (
+        time.time_ns() - _COARSE_TICK_NS
+        if _COARSE_CLOCK is None
+        else time.clock_gettime_ns(_COARSE_CLOCK)
+    )
 
 
 def voucher_path(path: str) -> str:
@@ -207,7 +215,7 @@ def map_file(descriptor: int, size: int) -> memoryview:
     """Map the content of an open file copy-on-write."""
     if not size:
         return memoryview(bytearray())
-    return memoryview(mmap.mmap(descriptor, size, flags=_FLAGS, prot=_RIGHTS))
+    return memoryview(mmap.mmap(descriptor, size, flags=_MAP_FLAGS, prot=_MAP_RIGHTS))
 
 
 def _read_copy(descriptor: int, size: int) -> memoryview:
@@ -287,7 +295,7 @@ class Payloads:
                 name = name or f"{text[:2]}/{text}{_RECORD}"
                 self._write_record(record, _record(name), descriptors)
             yield name
-            if payload is not None and payload.size >= VOUCHER_SIZE and name is not None:
+            if payload is not None and payload.size >= VOUCHER_FROM_BYTES and name is not None:
                 self._leave_voucher(payload, name)
         except BaseException:
             if name is not None:
@@ -320,7 +328,7 @@ class Payloads:
         if isinstance(source.identity, tuple):
             end = time.monotonic_ns() + 2 * _COARSE_TICK_NS
             while file_time() <= source.identity[4] and time.monotonic_ns() < end:
-                time.sleep(_PAUSE)
+                time.sleep(_CLOCK_PAUSE_SECONDS)
             source.mark_verified(payload.digest)
 
     def _link_existing(

@@ -4,7 +4,7 @@ Rules of this module:
 
 1.  A process has two connections to a file, one to read and one to write, whichever threads use
     them: a reader never waits for a writer's fsync.
-2.  A lock that another process holds costs at most `PATIENCE` seconds, then it is a `TierError`.
+2.  A lock that another process holds costs at most `WRITER_WAIT_SECONDS`, then it is a `TierError`.
     A lease holder (`use_lock`) waits longer, see `retry_while_locked`.  Opening an
     intact file takes no lock.
 3.  A file that is damaged is set aside under another name, once, by one process, and the next use
@@ -35,14 +35,14 @@ from memo.runtime import fork, private_files
 from memo.runtime.port import LOCK_WAIT_UNTIL
 
 T = TypeVar("T")
-PATIENCE = 0.25
+WRITER_WAIT_SECONDS = 0.25
 """Longest wait of a writer for a lock of another process, in seconds."""
-READ_PATIENCE = 0.04
+READER_WAIT_SECONDS = 0.04
 """Longest wait of a reader, which may be on an event loop, in seconds."""
-LOG = 4 << 20
+KEPT_LOG_BYTES = 4 << 20
 """Bytes that the log (the `-wal` file) keeps after a checkpoint; one big change makes it longer for
 a while."""
-AUTOMATIC = 1000
+AUTOMATIC_CHECKPOINT_PAGES = 1000
 """Pages in the log at which a commit checkpoints it: SQLite's default."""
 _SUFFIXES = ("-wal", "-shm", "-journal")
 """Suffixes of the files that SQLite creates beside its file."""
@@ -50,7 +50,7 @@ _TEXT = partial(str, encoding="utf-8", errors="replace")
 """Decodes the text of a column, whatever its bytes are: a damaged text equals nothing."""
 SECONDS_BETWEEN_TRANSACTIONS = 0.002
 """Seconds between two transactions of a long deletion, so that waiting writers get their turn."""
-RETRY_EVERY = 0.01
+LOCK_RETRY_SECONDS = 0.01
 """Seconds between retries while a lock is waited for."""
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _BUSY_CODES = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
@@ -105,7 +105,7 @@ class SqliteFile:
         self._in_folder = path.parent != cache_directory
         self._prepare = prepare
         self._before_set_aside = before_set_aside
-        self._pragmas = ("trusted_schema=0", f"journal_size_limit={LOG}", *pragmas)
+        self._pragmas = ("trusted_schema=0", f"journal_size_limit={KEPT_LOG_BYTES}", *pragmas)
         self.opened = 0
         self.read_only = False
         self._new_locks()
@@ -193,10 +193,10 @@ class SqliteFile:
                 os.close(private_files.create(self.path.name, folder=folder))
             self._check_plain(_SUFFIXES)
             self._file_id = place = _file_id(self._text)
-            self._writer = self._connect(PATIENCE)
+            self._writer = self._connect(WRITER_WAIT_SECONDS)
             self._writer.execute("PRAGMA journal_mode=WAL").fetchone()
             self._prepare(self._writer)
-            self._reader = self._connect(READ_PATIENCE)
+            self._reader = self._connect(READER_WAIT_SECONDS)
             self._reader.execute("PRAGMA query_only=1")
             self._reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
             self._row_cursor = self._reader.cursor()
@@ -214,7 +214,7 @@ class SqliteFile:
             self._file_id = place = self._version()
             immutable = not (len(place) > 5 and place[-1])
             more = "mode=ro&immutable=1" if immutable else "mode=ro"
-            self._reader = self._connect(READ_PATIENCE, more)
+            self._reader = self._connect(READER_WAIT_SECONDS, more)
             self._reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
             self._prepare(self._reader)
             self._row_cursor = self._reader.cursor()
@@ -248,7 +248,7 @@ class SqliteFile:
 
     @contextmanager
     def _exclusive(self) -> Iterator[bool]:
-        """Exclude other processes; yields False if that took more than `PATIENCE` seconds."""
+        """Exclude other processes; yields False if that took more than `WRITER_WAIT_SECONDS`."""
         with self._folder() as folder:
             descriptor = private_files.open_or_create(self._lock_name, folder)
         try:
@@ -440,7 +440,7 @@ def retry_while_locked(work: Callable[..., T], *args: Any) -> T:
             cause = error.__cause__
             if result_code(cause) not in _BUSY_CODES or time.monotonic() >= LOCK_WAIT_UNTIL.get():
                 raise
-        time.sleep(RETRY_EVERY)
+        time.sleep(LOCK_RETRY_SECONDS)
 
 
 def result_code(error: BaseException | None) -> int:
@@ -467,8 +467,8 @@ def _file_id(path: str) -> tuple[int, int]:
 
 
 def _locked(descriptor: int) -> bool:
-    """Lock a file; False if that took more than `PATIENCE` seconds."""
-    end = time.monotonic() + PATIENCE
+    """Lock a file; False if that took more than `WRITER_WAIT_SECONDS`."""
+    end = time.monotonic() + WRITER_WAIT_SECONDS
     while time.monotonic() < end:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

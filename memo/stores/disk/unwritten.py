@@ -24,7 +24,7 @@ from memo.validity.stamps import ALL, Turn
 
 MAX_UNWRITTEN = 4096
 """Most invalidations; more are merged into one of the whole namespace."""
-MOST_NEW_GROUPS = 65_536
+MAX_NEW_GROUPS = 65_536
 """Most new groups; more are forgotten, which costs only misses."""
 
 
@@ -53,7 +53,7 @@ class Unwritten:
     def add_groups(self, groups: Iterable[str]) -> None:
         """Give groups a token that have none in the file."""
         with self._lock:
-            if len(self._new_groups) > MOST_NEW_GROUPS:
+            if len(self._new_groups) > MAX_NEW_GROUPS:
                 self._new_groups = {}
             for name in groups:
                 self._new_groups.setdefault(name, stamps.token())

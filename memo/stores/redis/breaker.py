@@ -9,7 +9,7 @@ Rules of this module:
     twice as long each time, up to `MAX_BACKOFF_SECONDS`.
 3.  *Half open*: one caller probes, all others are still refused.  If the probe succeeds the breaker
     closes, if it fails the breaker opens with a longer backoff.  A probe that never reports back is
-    given up after `PROBE_LIFE` seconds.
+    given up after `PROBE_LIFE_SECONDS`.
 4.  An outage causes one `TIER_DOWN` event, one warning and, at its end, one `TIER_UP` event.
 """
 
@@ -37,7 +37,7 @@ FAULTS_TO_OPEN = 2
 MIN_BYTES_PER_SECOND = 50_000_000
 """Bytes per second: a server that transfers a big value more slowly than this counts as down.  A
 network of 1 Gbit/s transfers 120 MB/s."""
-PROBE_LIFE = 1.0
+PROBE_LIFE_SECONDS = 1.0
 """Seconds after which a probe that has not reported back is given up."""
 
 _log = logging.getLogger("memo.stores")
@@ -174,7 +174,7 @@ class Breaker:
                 return False
             if self._now() >= self.retry_at:
                 self._probing = True
-                self.retry_at = self._now() + PROBE_LIFE
+                self.retry_at = self._now() + PROBE_LIFE_SECONDS
                 return True
         raise self.unavailable()
 

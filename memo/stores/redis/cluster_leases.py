@@ -1,6 +1,6 @@
 """Cluster leases: one computation per key among all hosts, with the lease stored in Redis.
 
-A lease is a key with its holder's unique text; it expires `LEASE` seconds after its last renewal.
+A lease is a key with its holder's unique text; it expires `LEASE_SECONDS` after its last renewal.
 Rules of this module:
 
 1.  It is renewed, handed over and released by compare-and-set only.
@@ -20,20 +20,20 @@ from typing import TYPE_CHECKING, Any
 
 from memo.errors import TierError
 from memo.runtime.port import Port
-from memo.stores.protocols import LEASE
+from memo.stores.protocols import LEASE_SECONDS
 from memo.stores.redis.client import ACQUIRE, RELEASE, RENEW, Client
 from memo.stores.redis.exchange import BusyError, command_bytes, pack
 
 if TYPE_CHECKING:
     from memo.stores.redis.lookups import RecordLookup
 
-LOOK_EVERY = 1.0
+LEASE_CHECK_SECONDS = 1.0
 """Seconds after which a waiting process checks the lease, in case its holder has died."""
-LOOK_SOON = 0.05
+EARLY_LEASE_CHECK_SECONDS = 0.05
 """Seconds after which a waiter that found no connection to wait on checks the lease."""
-BELL_LIFE = 5.0
+BELL_LIFE_SECONDS = 5.0
 """Seconds for which a bell stays, for processes that begin to wait late."""
-_UNDO_AFTER = (0.0, 0.5)
+_UNDO_SECONDS = (0.0, 0.5)
 """Seconds after which a lost acquisition is undone: at once, and again in case it arrived later."""
 
 
@@ -46,11 +46,11 @@ class RedisLeases:
         lease: seconds that a lease lives without renewal.
     """
 
-    def __init__(self, client: Client, prefix: bytes, lease: float = LEASE) -> None:
+    def __init__(self, client: Client, prefix: bytes, lease: float = LEASE_SECONDS) -> None:
         self.lease = lease
         self._client = client
         self.life = b"%d" % int(lease * 1000)
-        self._bell_life = b"%d" % int(BELL_LIFE * 1000)
+        self._bell_life = b"%d" % int(BELL_LIFE_SECONDS * 1000)
         self._lease_prefix = prefix + b"l:"
         self._bell_prefix = prefix + b"w:"
         self.orphans: set[tuple[str, str]] = set()
@@ -122,7 +122,7 @@ class RedisLeases:
         Raises:
             TierError: waiting is not possible, so the caller computes without a lease.
         """
-        seconds = min(max(timeout, 0.01), LOOK_EVERY)
+        seconds = min(max(timeout, 0.01), LEASE_CHECK_SECONDS)
         bell = self._keys(name)[1]
         command = pack(b"BLMOVE", bell, bell, b"LEFT", b"RIGHT", b"%.3f" % seconds)
         deadline = seconds + self._client.deadline
@@ -131,7 +131,7 @@ class RedisLeases:
                 port, command, parse=bool, key=bell, seconds=deadline, writes=True, blocks=True
             )
         except BusyError:  # too many callers wait already: poll instead of queueing
-            await port.sleep(min(seconds, LOOK_SOON))
+            await port.sleep(min(seconds, EARLY_LEASE_CHECK_SECONDS))
 
     def _keys(self, name: str) -> tuple[bytes, bytes]:
         lease = name.encode() if "{" in name else f"{{{name}}}".encode()
@@ -158,7 +158,7 @@ class RedisLeases:
     def _undo_orphans(self, closing: threading.Event) -> None:
         orphans = list(self.orphans)
         try:
-            for seconds in _UNDO_AFTER:
+            for seconds in _UNDO_SECONDS:
                 closing.wait(seconds)
                 for orphan in orphans:
                     self._client.run_blocking(partial(self._release, orphan))
@@ -180,7 +180,7 @@ def _parse_holder(answer: list[Any]) -> tuple[str, float] | None:
     if not answer:
         return None
     left = int(answer[1])  # negative: it does not expire
-    return answer[0].decode("utf-8", "replace"), left / 1000 if left >= 0 else LOOK_EVERY
+    return answer[0].decode("utf-8", "replace"), left / 1000 if left >= 0 else LEASE_CHECK_SECONDS
 
 
 def _parse_flag(answer: Any) -> bool:

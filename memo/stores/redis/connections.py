@@ -3,14 +3,14 @@
 redis-py does the connecting, login, TLS, pools, Sentinels and the topology of a cluster.  Rules of
 this module:
 
-1.  Connecting has its own time limit: `CONNECT` seconds for each step, `CONNECT_ON_A_LOOP` on a
-    loop.  A caller waits at most `OPEN_PATIENCE` seconds; after that the connection is for the
+1.  Connecting has its own time limit: `CONNECT_SECONDS` for each step, `LOOP_CONNECT_SECONDS` on a
+    loop.  A caller waits at most `MIN_OPEN_WAIT_SECONDS`; after that the connection is for the
     next caller.
-2.  At most `CONNECTIONS` of a process, or of a loop, are in use.  If all are busy, a caller waits
-    for one as long as an exchange may take, then goes on without Redis.  Commands that wait at the
-    server have a separate limit of the same size, and do not wait for a connection.  A thread that
-    opens another connection uses one that becomes free meanwhile; if opening takes too long, that
-    is a fault of the server only if the server has answered nothing in that time.
+2.  At most `MAX_CONNECTIONS` of a process, or of a loop, are in use.  If all are busy, a caller
+    waits for one as long as an exchange may take, then goes on without Redis.  Commands that wait
+    at the server have a separate limit of the same size, and do not wait for a connection.  A
+    thread that opens another connection uses one that becomes free meanwhile; if opening takes too
+    long, that is a fault of the server only if the server has answered nothing in that time.
 3.  A connection that died while idle is replaced once.  Every command of memo may be sent twice.
 4.  After a fault the topology of a cluster, and the primary of Sentinels, are queried again.
 """
@@ -48,7 +48,7 @@ from memo.stores.redis.breaker import REPLIES, Fault
 from memo.stores.redis.coalescing import Coalescer, Failure, LoopOwner
 from memo.stores.redis.exchange import (
     LATE_SECONDS,
-    MOST_EXCUSES,
+    MAX_EXCUSES,
     BusyError,
     Command,
     ErrorReply,
@@ -61,25 +61,25 @@ from memo.stores.redis.exchange import (
 )
 
 T = TypeVar("T")
-CONNECTIONS = 32
+MAX_CONNECTIONS = 32
 """Most connections in use per process or loop, and as many again for commands that wait."""
-CONNECT = 1.0
+CONNECT_SECONDS = 1.0
 """Seconds that each step of connecting may take: TCP, TLS, login."""
-CONNECT_ON_A_LOOP = 10.0
-"""As `CONNECT`, for an event loop: its timers also count the time for which other work blocks
-it."""
-OPEN_PATIENCE = 0.25
+LOOP_CONNECT_SECONDS = 10.0
+"""As `CONNECT_SECONDS`, for an event loop: its timers also count the time for which other work
+blocks it."""
+MIN_OPEN_WAIT_SECONDS = 0.25
 """Least seconds that a caller waits for a connection to be opened; longer if its deadline is
 longer."""
-OPENINGS = 4
+CONCURRENT_OPENINGS = 4
 """Connections that a loop opens concurrently: many callers without one share the first connections,
 instead of each making a TLS handshake."""
 TOPOLOGY_REFRESH_SECONDS = 0.5
 """Least seconds between two queries of a cluster's topology."""
-REUSE_FOR = 1.0
+REUSE_SECONDS = 1.0
 """Seconds for which threads reuse a connection without redis-py's pool, which checks it and renews
 its login."""
-_LOOK_AGAIN = 0.001
+_FREE_CHECK_SECONDS = 0.001
 """Seconds between two checks for a connection that has become free."""
 _CLOSED_HERE_TEXT = "the connection was closed here"
 _BUSY_TEXT = "all connections to Redis are busy"
@@ -106,9 +106,9 @@ def _arguments(address: Address, options: dict[str, Any], retry: Any) -> dict[st
     given |= dict.fromkeys(silent)  # no CLIENT SETINFO
     given |= {"protocol": 2, "retry": retry(NoBackoff(), 0)}
     on_threads = retry is redis.retry.Retry  # pyright: ignore[reportAttributeAccessIssue]
-    seconds = CONNECT if on_threads else CONNECT_ON_A_LOOP
+    seconds = CONNECT_SECONDS if on_threads else LOOP_CONNECT_SECONDS
     given |= {"socket_timeout": seconds, "socket_connect_timeout": seconds}
-    given["max_connections"] = CONNECTIONS if on_threads else 3 * CONNECTIONS
+    given["max_connections"] = MAX_CONNECTIONS if on_threads else 3 * MAX_CONNECTIONS
     if address.tls:
         given["ssl"] = True
     if address.kind == SOCKET:
@@ -229,7 +229,7 @@ def _log_in(connection: Any) -> None:
     """
     with _describing_login_errors(connection, connection.disconnect):
         connection.on_connect()
-        run_exchange(connection, Exchange((), 0, CONNECT))
+        run_exchange(connection, Exchange((), 0, CONNECT_SECONDS))
 
 
 def _note_renewal(connection: Any) -> None:
@@ -250,7 +250,7 @@ async def _log_in_async(connection: Any) -> None:
         await connection.on_connect()
         stream = Stream(connection)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        exchange = Exchange((), 0, CONNECT)
+        exchange = Exchange((), 0, CONNECT_SECONDS)
         stream.send(exchange, partial(_settle, done))
         await done
         exchange.answer()
@@ -325,7 +325,7 @@ class ThreadConnections:
         """Return the servers; creates their client first, or queries the topology again.
 
         Args:
-            seconds: the caller's deadline; connecting has at least `OPEN_PATIENCE`.
+            seconds: the caller's deadline; connecting has at least `MIN_OPEN_WAIT_SECONDS`.
 
         Raises:
             Exception: any error of redis-py, for `fault_of`.
@@ -438,7 +438,7 @@ class ThreadConnections:
                     )
             if mine:
                 opening.start()
-            if not opening.done.wait(max(OPEN_PATIENCE, seconds)):
+            if not opening.done.wait(max(MIN_OPEN_WAIT_SECONDS, seconds)):
                 raise TimeoutError(self.slow)
             if opening.error is None:
                 break
@@ -511,11 +511,11 @@ class _Wait:
         if self._opening is None and blocks:
             raise BusyError(_BUSY_TEXT)
         self._ends = time.monotonic() + (
-            seconds if self._opening is None else max(OPEN_PATIENCE, seconds)
+            seconds if self._opening is None else max(MIN_OPEN_WAIT_SECONDS, seconds)
         )
 
     def step(self) -> Any:
-        """Return the connection that was opened; None after `_LOOK_AGAIN` seconds without one.
+        """Return the connection that was opened; None after `_FREE_CHECK_SECONDS` without one.
 
         Raises:
             BusyError: none came in time, although the server answers other callers.
@@ -527,13 +527,13 @@ class _Wait:
                 raise BusyError(_BUSY_TEXT)
             raise TimeoutError(self._threads.slow)
         opening = self._opening = self._opening or self._start_opening()
-        if opening is not None and not opening.done.wait(_LOOK_AGAIN):
+        if opening is not None and not opening.done.wait(_FREE_CHECK_SECONDS):
             return None
         if opening is None or isinstance(opening.error, exceptions.MaxConnectionsError):
-            time.sleep(_LOOK_AGAIN)
+            time.sleep(_FREE_CHECK_SECONDS)
             return None
         connection = opening.take()
-        connection.until = time.monotonic() + REUSE_FOR
+        connection.until = time.monotonic() + REUSE_SECONDS
         if _was_renewed(connection):
             self._threads.on_replaced()
         connection.used = getattr(connection, "used", False)
@@ -546,7 +546,7 @@ class _Wait:
 
     def _start_opening(self) -> _Opening | None:
         """Let redis-py check a connection or open one; None if all are in use."""
-        if len(self._pool._in_use_connections) >= CONNECTIONS:
+        if len(self._pool._in_use_connections) >= MAX_CONNECTIONS:
             return None
         opening = _Opening(self._pool.get_connection, on_late=self._put_back)
         opening.start()
@@ -737,8 +737,8 @@ class LoopConnections:
         self._ended = ended
         self.nodes = _LoopNodes(address, options)
         self._slow = _slow(address)
-        self._slots = {blocks: asyncio.Semaphore(CONNECTIONS) for blocks in (False, True)}
-        self._openings = asyncio.Semaphore(OPENINGS)
+        self._slots = {blocks: asyncio.Semaphore(MAX_CONNECTIONS) for blocks in (False, True)}
+        self._openings = asyncio.Semaphore(CONCURRENT_OPENINGS)
         self._refreshing = asyncio.Lock()
         self._refreshed = -TOPOLOGY_REFRESH_SECONDS
         self._coalescers: dict[Any, Coalescer] = {}
@@ -870,8 +870,8 @@ class LoopConnections:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
-            for _ in range(MOST_EXCUSES):
-                seconds = max(OPEN_PATIENCE, self._owner.deadline)
+            for _ in range(MAX_EXCUSES):
+                seconds = max(MIN_OPEN_WAIT_SECONDS, self._owner.deadline)
                 due = self.loop.time() + seconds
                 await asyncio.wait({task}, timeout=seconds)
                 if task.done() or self.loop.time() - due < LATE_SECONDS:

@@ -29,18 +29,18 @@ from memo.stores.redis.breaker import MIN_BYTES_PER_SECOND
 
 SOCKET_READ_BYTES = 64 * 1024
 """Bytes that are read from a socket at a time, and up to which commands are sent in one piece."""
-LONGEST_LINE = 4096
+MAX_LINE_BYTES = 4096
 """Bytes of the longest first line of a reply, such as an error with its text."""
-MOST_ELEMENTS = 1 << 20
+MAX_REPLY_ELEMENTS = 1 << 20
 """Most elements of an array in a reply."""
 MAX_VALUE_BYTES = 512 << 20
 """Bytes of the largest value that Redis can store."""
 LATE_SECONDS = 0.02
 """Seconds by which a timer of a loop may be late before the loop, not Redis, counts as slow."""
-MOST_EXCUSES = 20
+MAX_EXCUSES = 20
 """Times that a slow loop excuses a missing answer; after that the exchange fails."""
 _FIRST_READ_BYTES = 8 * 1024
-_EXTRA_READS, _EXTRA_READ = 3, 0.005
+_EXTRA_READS, _EXTRA_READ_SECONDS = 3, 0.005
 """Number and seconds of the extra reads after the deadline: the thread may have been delayed."""
 
 Part = bytes | memoryview
@@ -158,7 +158,7 @@ class Reader:
         self._join()
         end = self._data.find(b"\r\n")
         if end < 0:
-            if len(self._data) > LONGEST_LINE:
+            if len(self._data) > MAX_LINE_BYTES:
                 raise GarbledError("a line without an end")
             return None
         self._at = end + 2
@@ -204,7 +204,7 @@ def _parse(data: bytes, at: int, replies: list[Any], count: int) -> int:  # noqa
             continue
         end = data.find(b"\r\n", at)
         if end < 0:
-            if len(data) - at > LONGEST_LINE:
+            if len(data) - at > MAX_LINE_BYTES:
                 raise ValueError("a line without an end")
             raise _Incomplete(first, len(data) + 1)
         kind, line = data[at], data[at + 1 : end]
@@ -223,7 +223,7 @@ def _parse(data: bytes, at: int, replies: list[Any], count: int) -> int:  # noqa
             at = end + 2
         elif kind == 42:  # *
             length = int(line)
-            if length > MOST_ELEMENTS:
+            if length > MAX_REPLY_ELEMENTS:
                 raise ValueError("an array longer than any command returns")
             if length < 0:
                 into.append(None)
@@ -369,7 +369,7 @@ class _TimedSocket:
             if self._extra_reads >= _EXTRA_READS:
                 raise TimeoutError("deadline")
             self._extra_reads += 1
-            seconds = _EXTRA_READ
+            seconds = _EXTRA_READ_SECONDS
         self._sock.settimeout(seconds)
 
     def send(self, data: Part) -> None:
@@ -521,7 +521,7 @@ class Stream(asyncio.Protocol):
         due_at = begun + exchange.seconds + (self._received - before) / MIN_BYTES_PER_SECOND
         if now < due_at:
             self._due = due_at
-        elif self._excuses < MOST_EXCUSES and (now - self._due > LATE_SECONDS or self._unread()):
+        elif self._excuses < MAX_EXCUSES and (now - self._due > LATE_SECONDS or self._unread()):
             self._excuses += 1
             self._due = now + min(exchange.seconds, 2 * LATE_SECONDS)
         else:

@@ -33,13 +33,13 @@ from memo.stores.protocols import Census, Host, ServerTier
 from memo.validity import stamps
 from memo.validity.stamps import Turn
 
-REGISTER_EVERY = 5.0
+REGISTER_SECONDS = 5.0
 """Seconds after which a host checks again for other hosts."""
-REGISTER_SOON = 1.0
+EARLY_REGISTER_SECONDS = 1.0
 """Seconds until the next check if the tier takes no writes."""
 HOST_PRESENT_SECONDS = 30 * 86400.0
 """Seconds for which another host counts as present after it was last seen."""
-FORGOTTEN_AFTER = 43_200.0
+FORGOTTEN_SECONDS = 43_200.0
 """Seconds without a check after which other hosts may have removed this host's registration."""
 GROUPS_PER_EXCHANGE = 500
 """Number of groups that are restored in one exchange."""
@@ -101,12 +101,14 @@ class LossRecovery:
     async def register(self, port: Port) -> None:
         """Register this host, find other hosts, and detect a loss; never raises."""
         self.interruptions = self.tier.client.interruptions
-        self._register_at = time.monotonic() + REGISTER_EVERY
+        self._register_at = time.monotonic() + REGISTER_SECONDS
         try:
             await self._register(port)
         except TierError:  # the read that follows meets the same error, and reports it
             self.interruptions = self.tier.client.interruptions
-            self._register_at = time.monotonic() + REGISTER_SOON if self.tier.read_only else 0.0
+            self._register_at = (
+                time.monotonic() + EARLY_REGISTER_SECONDS if self.tier.read_only else 0.0
+            )
 
     async def _register(self, port: Port) -> _ServerState:
         known, times = self._known, self._registrations
@@ -118,14 +120,14 @@ class LossRecovery:
         found = _ServerState(census.epoch, time.time() if census.others else known.others_at)
         if known.epoch not in ("", census.epoch):
             await self._recover(port, census, found)
-        elif went_back and census.now - self._registered < FORGOTTEN_AFTER:
+        elif went_back and census.now - self._registered < FORGOTTEN_SECONDS:
             await self.tier.generations.turn(port, [Turn("n")], _WHY)
             self._report_loss("an older state; results are computed again", warn=True)
         self._registered = max(self._registered, census.now)
         last = 0 if went_back or census.registrations is None else self._registrations
         self._registrations = max(last, census.registrations or 0)
         self._known = found
-        if found.epoch != known.epoch or found.others_at > known.others_at + REGISTER_EVERY:
+        if found.epoch != known.epoch or found.others_at > known.others_at + REGISTER_SECONDS:
             await port.offload(self._save_known, found)
         return found
 

@@ -31,7 +31,7 @@ PAYLOAD_KEPT_SECONDS = 30 * 86400.0
 """Seconds for which a payload may be used after it was written."""
 STORE_RETRY_SECONDS = 5.0
 """Seconds for which the store is not used after a fault."""
-SWEEP_EVERY = 86400.0
+MIN_SWEEP_SECONDS = 86400.0
 """Shortest time in seconds between two sweeps by a process."""
 
 _log = logging.getLogger("memo")
@@ -89,7 +89,7 @@ class PayloadStore:
                 file.discard()
                 raise
         file.commit()
-        if self._now() - self._swept > SWEEP_EVERY:
+        if self._now() - self._swept > MIN_SWEEP_SECONDS:
             self._swept = self._now()
             self._sweep(fs)
 

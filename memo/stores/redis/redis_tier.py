@@ -12,11 +12,11 @@ key                              content and lifetime
                                  longest-lived entry that names it, plus `EXTRA_GROUP_SECONDS`
 `{namespace}:2:l:…`, `…:w:…`     leases and their bells (`cluster_leases`)
 `{namespace}:2:hosts`            the hosts that use the namespace, and the epoch (`loss_recovery`),
-                                 a hash; `RETENTION` after it was last read
+                                 a hash; `DEFAULT_RETENTION` after it was last read
 `{namespace}:2:c:{function}:…`   findings of hosts about a function (`shared_findings`), a hash;
-                                 `RETENTION` after the last addition
-`{namespace}:live`               the shared live configuration, a hash; `RETENTION` after it was
-                                 last written, or read by any process
+                                 `DEFAULT_RETENTION` after the last addition
+`{namespace}:live`               the shared live configuration, a hash; `DEFAULT_RETENTION` after it
+                                 was last written, or read by any process
 ================================ =================================================================
 
 Braces in a key are the hash tag of a cluster: the entries of a function, and each group, are on one
@@ -57,13 +57,13 @@ from memo.validity.stamps import Turn
 if TYPE_CHECKING:
     from memo.stores.redis.tracking import Listener
 
-VALUE_LIMIT = 64 * 1024 * 1024
+DEFAULT_VALUE_LIMIT = 64 * 1024 * 1024
 """Largest record or payload in bytes that is sent to Redis, unless a setting says otherwise."""
 NAMES_PER_SCAN = 1000
 """Names that one step of `clear` scans."""
-LONGEST_LISTED = 1 << 16
+MAX_LISTED_BYTES = 1 << 16
 """Records above this many bytes are not read for counting."""
-RETENTION = 30 * 86400.0
+DEFAULT_RETENTION = 30 * 86400.0
 """Default retention in seconds: for entries without a ttl and for shared bookkeeping."""
 EXTRA_GROUP_SECONDS = 30.0
 """Seconds by which a group outlives the entries that name it."""
@@ -117,11 +117,11 @@ class Redis:
         *,
         namespace: str = "memo",
         deadline: float = 0.25,
-        value_limit: int = VALUE_LIMIT,
+        value_limit: int = DEFAULT_VALUE_LIMIT,
         tracking: bool = False,
         options: Mapping[str, Any] | None = None,
         payload_store: str | None = None,
-        retention: float = RETENTION,
+        retention: float = DEFAULT_RETENTION,
     ) -> None:
         self.client = Client(url, deadline, options)
         self._retention = retention
@@ -376,7 +376,7 @@ class Redis:
     async def search(
         self, port: Port, prefix: str, until: float, most: int | None = None
     ) -> tuple[list[tuple[str, bytes]], bool]:
-        """See `memo.stores.protocols.ServerTier.search`; without records above `LONGEST_LISTED`."""
+        """See `memo.stores.protocols.ServerTier.search`; skips records over `MAX_LISTED_BYTES`."""
         start = self._lookups.key(prefix)
         start = start if start != self._prefix else start + b"{"
         pattern = _GLOB_SPECIALS.sub(r"\\\1", start.decode()).encode() + b"*"
@@ -392,14 +392,14 @@ class Redis:
                 )
                 cursor, keys = await self.client.ask(port, command, parse=_page, key=node)
                 ranges = [
-                    (key, pack(b"GETRANGE", key, b"0", b"%d" % LONGEST_LISTED)) for key in keys
+                    (key, pack(b"GETRANGE", key, b"0", b"%d" % MAX_LISTED_BYTES)) for key in keys
                 ]
                 records = await self.client.ask_each(port, ranges) if ranges else []
-                whole = whole and all(len(_bytes(one)) <= LONGEST_LISTED for one in records)
+                whole = whole and all(len(_bytes(one)) <= MAX_LISTED_BYTES for one in records)
                 found += [
                     (f"{self._namespace}:{decoded(key[len(self._prefix) :])}", record)
                     for key, record in zip(keys, records, strict=True)
-                    if len(record) <= LONGEST_LISTED
+                    if len(record) <= MAX_LISTED_BYTES
                 ]
         return found, whole
 
@@ -539,7 +539,7 @@ class Redis:
         commands = [
             (key, pack(b"HINCRBY", key, count, b"1")),
             (key, pack(b"HSET", key, field, b"%d" % now)),
-            (key, pack(b"PEXPIRE", key, b"%d" % _milliseconds(RETENTION))),
+            (key, pack(b"PEXPIRE", key, b"%d" % _milliseconds(DEFAULT_RETENTION))),
             (key, pack(b"HGETALL", key)),
             (whole, pack(b"EXISTS", whole)),
         ]
@@ -563,7 +563,7 @@ class Redis:
             counts = (f"n:{name[2:]}" for name in gone)
             command = pack(b"HDEL", key, *map(str.encode, (*gone, *counts)))
             await self.client.ask(port, command, parse=int, key=key, writes=True)
-        made_at = _number(fields["epoch"][stamps.TOKEN :])
+        made_at = _number(fields["epoch"][stamps.TOKEN_CHARACTERS :])
         was_restored = giver not in ("", host)
         times = None if evicted else int(times)
         return Census(fields["epoch"], made_at, len(others), was_restored, times, now)
@@ -600,7 +600,11 @@ class Redis:
             value = (stamps.token_for(turn) + note).encode()
             shape, field = stamps.shape(turn.arguments), stamps.field(turn.arguments)
             tombstone_life = b"%d" % _milliseconds(self.tombstone_life)
-            bounds = (b"%d" % stamps.MOST_FIELDS, tombstone_life, b"%d" % generations.MOST_SHAPES)
+            bounds = (
+                b"%d" % stamps.MAX_GROUP_FIELDS,
+                tombstone_life,
+                b"%d" % generations.MAX_GROUP_SHAPES,
+            )
             words = (shape.encode(), field.encode(), value, *bounds)
             calls.append(((self._group_key(turn.group),), words))
         try:
@@ -624,7 +628,7 @@ class Redis:
         names = {stamps.ALL, *(part.rpartition(":")[0] for part in seen.text.split("|")[1:])}
         if ref.arguments is None:
             names = set(fields) - {stamps.SHAPES, stamps.LAST}
-        kept = ((name, fields.get(name, "")[stamps.TOKEN :]) for name in sorted(names))
+        kept = ((name, fields.get(name, "")[stamps.TOKEN_CHARACTERS :]) for name in sorted(names))
         return [(name, note) for name, note in kept if note]
 
     # --- findings about functions ----------------------------------------------------------------
@@ -639,14 +643,14 @@ class Redis:
         return await self.client.ask(port, pack(b"HGETALL", key), parse=_fields, key=key)
 
     async def add_findings(self, port: Port, name: str, findings: Mapping[str, str]) -> None:
-        """Add findings that are not stored yet; all under the name then live for `RETENTION` again.
+        """Add findings that are not stored yet; all under the name live for `DEFAULT_RETENTION`.
 
         Raises:
             TierError: they could not be written.
         """
         key = self._findings + encoded(name)
         commands = [pack(b"HSETNX", key, encoded(n), encoded(v)) for n, v in findings.items()]
-        commands.append(pack(b"PEXPIRE", key, b"%d" % _milliseconds(RETENTION)))
+        commands.append(pack(b"PEXPIRE", key, b"%d" % _milliseconds(DEFAULT_RETENTION)))
         await self.client.ask_each(port, [(key, one) for one in commands], writes=True)
 
     # --- the live configuration ------------------------------------------------------------------
@@ -678,9 +682,9 @@ class Redis:
         self._write_live(pack(*words))
 
     def _write_live(self, *commands: bytes) -> None:
-        """Send commands for the live configuration, which then lives for `RETENTION` again."""
+        """Send commands for the live configuration; it then lives for `DEFAULT_RETENTION`."""
         client, live = self.client, self._live
-        lasts = pack(b"PEXPIRE", live, b"%d" % _milliseconds(RETENTION))
+        lasts = pack(b"PEXPIRE", live, b"%d" % _milliseconds(DEFAULT_RETENTION))
         all_of_it = [(live, command) for command in (*commands, lasts)]
         client.run_blocking(lambda port: client.ask_each(port, all_of_it, writes=True))
 

@@ -37,18 +37,18 @@ from memo.stores.redis.exchange import ErrorReply, decoded, pack
 
 MAX_OUTDATED_SECONDS = 1.0
 """Seconds after which a lost push is noticed: no answer is outdated for longer."""
-ECHO_EVERY = 0.25
+ECHO_SECONDS = 0.25
 """Seconds between two echoes."""
 IDLE_CONNECTION_SECONDS = 30.0
 """Seconds without use after which the connection is closed."""
 FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.05, 5.0
 """Seconds of the first and of the longest pause before the next connection."""
-REFUSED_FOR = 60.0
+REFUSED_PAUSE_SECONDS = 60.0
 """Seconds to pause if the server does not let this user track changes."""
 MAX_TRACKED_GROUPS = 65_536
 """Most groups that are remembered; beyond it all marks are invalidated and the list starts
 again."""
-LONGEST_MESSAGE = 16 << 20
+MAX_PUSH_BYTES = 16 << 20
 """Bytes above which a message cannot come from Redis."""
 
 _log = logging.getLogger("memo.stores")
@@ -274,7 +274,7 @@ class Receiver:
             self._failures += 1
             return pause * (1 - random.random() / 4), fault.text
         self._report_refusal(fault, str(error))
-        return REFUSED_FOR, f"{fault.text}: {fault.kind}"
+        return REFUSED_PAUSE_SECONDS, f"{fault.text}: {fault.kind}"
 
     def _report_refusal(self, fault: Fault, reply: str) -> None:
         listener = self.listener
@@ -325,7 +325,7 @@ class Receiver:
             raise ValueError("another echo than was sent")
         self.listener.confirm(self, sent + int(MAX_OUTDATED_SECONDS * SECOND))
         self._failures = 0
-        ends = time.monotonic() + ECHO_EVERY
+        ends = time.monotonic() + ECHO_SECONDS
         with contextlib.suppress(TimeoutError):
             while not self.closing and time.monotonic() < ends:
                 self.record_pushed(stream.next(ends))
@@ -402,7 +402,7 @@ class _Stream:
             return message
 
     def _receive(self, ends: float) -> None:
-        if len(self._data) > LONGEST_MESSAGE:
+        if len(self._data) > MAX_PUSH_BYTES:
             raise ValueError("a message that does not end")
         self._sock.settimeout(max(0.001, ends - time.monotonic()))
         more = self._sock.recv(1 << 16)

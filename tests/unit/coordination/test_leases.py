@@ -308,7 +308,7 @@ def test_without_use_lock_processes_do_not_wait(
 @pytest.fixture
 def brief_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lease lasts 0.3 s, so that it is renewed several times within a test."""
-    monkeypatch.setattr(leases, "LEASE", 0.3)
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 0.3)
 
 
 @pytest.mark.usefixtures("brief_leases")
@@ -375,7 +375,7 @@ async def test_renewed_while_the_loop_is_blocked(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A function that blocks its event loop keeps its lease: a thread renews it."""
-    monkeypatch.setattr(leases, "LEASE", 1.0)
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 1.0)
 
     @memo.cache(use_lock=True)
     async def load() -> list[Any]:

@@ -691,7 +691,7 @@ def test_what_waits_for_any_redis_is_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If no process ever has Redis again, the waiting invalidations become one of everything."""
-    monkeypatch.setattr(memo.stores.disk.host_state, "MOST_WAITING", 3)
+    monkeypatch.setattr(memo.stores.disk.host_state, "MAX_WAITING_INVALIDATIONS", 3)
     load = loads()
     with memo.configure(directory=tmp_path):
         host = assembly.default_chain().host
@@ -1022,7 +1022,7 @@ def test_what_an_error_was_built_on_counts() -> None:
 
 def test_many_reads_are_bounded() -> None:
     """Past a limit one stamp of the function stands for many, and the entry is still cached."""
-    raw, many = loads("raw"), stamps.MOST_REFS + 50
+    raw, many = loads("raw"), stamps.MAX_REFS_PER_GROUP + 50
 
     @cache(ttl=None, version="1", name="tests:wide")
     def wide() -> int:
@@ -1047,7 +1047,7 @@ def test_many_reads_are_bounded() -> None:
 
 def test_many_reads_that_changed_underway_are_not_trusted() -> None:
     """When one of many reads is invalidated during the computation, its entry is not believed."""
-    raw, many = loads("raw"), stamps.MOST_REFS + 50
+    raw, many = loads("raw"), stamps.MAX_REFS_PER_GROUP + 50
 
     @cache(ttl=None, version="1", name="tests:wide underway")
     def wide() -> int:

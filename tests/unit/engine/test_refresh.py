@@ -540,7 +540,7 @@ def test_where_a_refresh_runs(style: Style, source: Source, clock: ManualClock) 
             for x in range(12):
                 style.call(f, x)
             names = [thread.name for thread in threading.enumerate()]
-            assert names.count("memo-background") <= memo.runtime.blocking.POOL
+            assert names.count("memo-background") <= memo.runtime.blocking.POOL_THREADS
             assert memo.runtime.blocking.drain_blocking(10)
             assert {place[1] for place in places[12:]} == {"memo-background"}
     assert len(places) == 24

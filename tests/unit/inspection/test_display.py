@@ -275,7 +275,7 @@ def test_plots_have_bounded_bars(counters: Counters, clock: Ticking) -> None:
         clock.now += 1800 * SECOND
         counters(Event(events.HIT, LOAD, "a", "disk", seconds=1e-4))
     width, points = rendering.bars(counters.snapshot())
-    assert len(points) <= rendering.MOST_BARS
+    assert len(points) <= rendering.MAX_BARS
     assert sum(point.hits for point in points) == 50
     starts = [point.start for point in points]
     assert {b - a for a, b in pairwise(starts)} == {width}

@@ -804,14 +804,14 @@ def test_what_is_kept_of_calls_is_bounded() -> None:
 
     maker = keyer(f)
     for _ in range(3):
-        for number in range(3 * call_keys.MOST_MEMOIZED):
+        for number in range(3 * call_keys.MAX_MEMOIZED_CALLS):
             key(maker, number)
-    assert 0 < len(maker.memoized) <= call_keys.MOST_MEMOIZED
-    for number in range(2 * call_keys.MOST_SEEN_ONCE):
+    assert 0 < len(maker.memoized) <= call_keys.MAX_MEMOIZED_CALLS
+    for number in range(2 * call_keys.MAX_CALLS_SEEN_ONCE):
         key(maker, -number)
-    assert len(maker.seen_once) <= call_keys.MOST_SEEN_ONCE
+    assert len(maker.seen_once) <= call_keys.MAX_CALLS_SEEN_ONCE
     before = set(maker.memoized)
-    for value in ("x" * (call_keys.LONGEST_MEMOIZED + 1), b"x", 1.5, True, (1,)):
+    for value in ("x" * (call_keys.MAX_MEMOIZED_CHARACTERS + 1), b"x", 1.5, True, (1,)):
         for _ in range(3):
             key(maker, value)
     assert set(maker.memoized) == before

@@ -16,7 +16,7 @@ from checkout import ROOT
 from time_ahead import Ahead
 from waiting import until
 
-from memo.metrics.counters import MOST_POINTS
+from memo.metrics.counters import MAX_TIMELINE_POINTS
 from memo.metrics.recorder import COUNTERS, FAILED_REFRESH, REFRESHED, REFRESHING, Counters, Span
 from memo.metrics.shared_counters import (
     KEEP_SECONDS,
@@ -252,7 +252,7 @@ def test_timeline_is_bounded(counters: Counters, clock: Ticking) -> None:
         clock.go(7)
         counters(hit())
     found = counters.snapshot()
-    assert len(found.functions[LOAD].timeline) <= MOST_POINTS
+    assert len(found.functions[LOAD].timeline) <= MAX_TIMELINE_POINTS
     assert sum(point.hits for point in found.total.timeline) == 2000
     assert found.total.width > 1
 
@@ -341,7 +341,7 @@ def test_timelines_of_different_widths_add_up(clock: Ticking) -> None:
     total = (long.snapshot() + young.snapshot()).total
     assert sum(point.hits for point in total.timeline) == 1003
     assert total.width == long.snapshot().total.width
-    assert len(total.timeline) <= MOST_POINTS
+    assert len(total.timeline) <= MAX_TIMELINE_POINTS
 
 
 def test_select_takes_names_and_patterns(counters: Counters) -> None:

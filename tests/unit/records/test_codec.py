@@ -82,7 +82,7 @@ def test_column_comes_back_equal(name: str) -> None:
 def test_buffers_of_a_column_leave_the_stream(name: str) -> None:
     """Mapped values keep no data in the stream, so loading takes no time per element."""
     _, stream, payload = stored(COLUMNS[name][0])
-    assert payload >= codec.OUT_OF_BAND
+    assert payload >= codec.PAYLOAD_FROM_BYTES
     assert stream < 8192
 
 
@@ -307,7 +307,7 @@ def test_read_only_arrays_stay_read_only(tmp_path: Any) -> None:
 
 
 def test_small_values_have_no_payload() -> None:
-    """Below `OUT_OF_BAND` bytes of buffers all of a value is in the stream."""
+    """Below `PAYLOAD_FROM_BYTES` of buffers all of a value is in the stream."""
     frame = pd.DataFrame({"a": range(100), "b": ["x"] * 100})
     back, _, payload = stored(frame)
     assert payload == 0

@@ -322,17 +322,19 @@ def test_what_was_glanced_at_is_bounded() -> None:
         assert checked.unpack_hit(key, record, key) is not None
         assert key not in checked.known
         assert checked.unpack_hit(key, record, key) is not None
-        kept = sum(len(entry.record) + seal.CHECKED_OVERHEAD for entry in checked.known.values())
-        assert kept == checked.held_bytes <= seal.CHECKED_BYTES
-        assert key in checked.known or kept > seal.CHECKED_BYTES - 2 * (
-            len(record) + seal.CHECKED_OVERHEAD
+        kept = sum(
+            len(entry.record) + seal.CHECKED_OVERHEAD_BYTES for entry in checked.known.values()
+        )
+        assert kept == checked.held_bytes <= seal.MAX_CHECKED_BYTES
+        assert key in checked.known or kept > seal.MAX_CHECKED_BYTES - 2 * (
+            len(record) + seal.CHECKED_OVERHEAD_BYTES
         )
     assert f"{0:040x}" in checked.known, "not pushed out by what came later"
-    for number in range(seal.SEEN_ONCE):
+    for number in range(seal.MAX_SEEN_ONCE_NAMES):
         key = f"{number:038x}-0"
         checked.unpack_hit(key, seal.pack(PLAIN._replace(key=key), b"", SECRET), key)
     assert not checked.known, "until so much was met that it is old"
-    assert len(checked.once) <= seal.SEEN_ONCE
+    assert len(checked.once) <= seal.MAX_SEEN_ONCE_NAMES
 
 
 def test_a_record_that_changes_takes_the_place_of_the_one_before() -> None:
@@ -343,7 +345,7 @@ def test_a_record_that_changes_takes_the_place_of_the_one_before() -> None:
         for _ in range(2):
             assert checked.unpack_hit("name", record, PLAIN.key) is not None
     assert checked.known["name"].record == record
-    assert checked.held_bytes == len(record) + seal.CHECKED_OVERHEAD
+    assert checked.held_bytes == len(record) + seal.CHECKED_OVERHEAD_BYTES
 
 
 @given(st.binary(max_size=400))
@@ -629,7 +631,7 @@ def test_a_voucher_is_not_forged(cache_home: Path) -> None:
     @cache(name="seal:vouched", version="1", ttl=None)
     def frame() -> Any:
         ran.append(1)
-        return np.arange(payload_files.VOUCHER_SIZE // 8 + 1, dtype=np.int64)
+        return np.arange(payload_files.VOUCHER_FROM_BYTES // 8 + 1, dtype=np.int64)
 
     with configure(tiers=["disk"]):
         whole = frame()

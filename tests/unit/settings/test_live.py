@@ -179,7 +179,7 @@ def test_the_file_is_read_and_dots_go_into_tables(live, file):
 
 
 def test_a_change_of_the_file_is_seen_at_the_next_look(live, file, clock):
-    """A changed file acts `LOOK_EVERY` seconds later, and costs nothing before."""
+    """A changed file acts at the next check, and costs nothing before."""
     write(file, "x = 1\n")
     assert live["x"] == 1
     write(file, "x = 2\n")

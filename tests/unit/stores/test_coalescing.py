@@ -36,7 +36,7 @@ from memo.stores.redis import exchange
 from memo.stores.redis.breaker import CONNECTION_CLOSED, GARBLED
 from memo.stores.redis.client import Client
 from memo.stores.redis.coalescing import COMMANDS_PER_BATCH, Batch, Failure
-from memo.stores.redis.connections import CONNECTIONS, REUSE_FOR, LoopConnections
+from memo.stores.redis.connections import MAX_CONNECTIONS, REUSE_SECONDS, LoopConnections
 from memo.stores.redis.exchange import command_bytes, pack
 from memo.stores.redis.lookups import Group
 from memo.stores.redis.redis_tier import Redis
@@ -334,7 +334,7 @@ def test_a_thread_believes_no_answer_to_another_question() -> None:
 
 
 def test_a_crowd_of_threads_is_served(tier: Redis, redis_server: RedisServer) -> None:
-    """Many more threads than there are connections all get their answers, over `CONNECTIONS`."""
+    """Many more threads than `MAX_CONNECTIONS` all get their answers."""
     stored = fill(tier, 100)
     wrong: list[Any] = []
 
@@ -352,7 +352,7 @@ def test_a_crowd_of_threads_is_served(tier: Redis, redis_server: RedisServer) ->
     assert not wrong
     assert tier.outages == 0
     clients = redis_server.client().client_list()
-    assert len(clients) <= CONNECTIONS + 1
+    assert len(clients) <= MAX_CONNECTIONS + 1
 
 
 def test_connections_of_threads_that_died_are_replaced(
@@ -429,7 +429,7 @@ def test_a_new_login_reaches_connections_in_use(redis_server: RedisServer) -> No
     look()
     before = redis_server.commands()["auth"]
     tokens.told(Token("default", "second"))
-    assert wait_for(lambda: look() or redis_server.commands()["auth"] > before, 3 * REUSE_FOR)
+    assert wait_for(lambda: look() or redis_server.commands()["auth"] > before, 3 * REUSE_SECONDS)
     tier.close()
 
 

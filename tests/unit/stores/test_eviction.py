@@ -31,7 +31,7 @@ from memo.runtime.clock import SECOND
 from memo.runtime.port import waiting_for_locks
 from memo.settings.configuration import configure
 from memo.settings.secret_keys import Secret
-from memo.stores.disk.disk_tier import EARLY_SWEEP_SECONDS, REPORT_EVERY, Disk
+from memo.stores.disk.disk_tier import EARLY_SWEEP_SECONDS, REPORT_SECONDS, Disk
 from memo.stores.disk.host_state import Host
 
 MIB = 1 << 20
@@ -132,7 +132,7 @@ def test_who_only_reads_counts_too(disk: Disk, ahead: Ahead) -> None:
     ahead.step(7200)
     read(disk, "a")
     assert used_at(disk.directory, "a") < now + 3600, "a look-up wrote"
-    ahead.advance(2 * REPORT_EVERY)
+    ahead.advance(2 * REPORT_SECONDS)
     read(disk, "b")
     assert drain_blocking(20)
     assert used_at(disk.directory, "a") > now + 3600
@@ -146,7 +146,7 @@ def test_hits_without_a_look_up_count_too(disk: Disk, ahead: Ahead) -> None:
     now = time.time()
     ahead.step(7200)
     assert disk.at_hand(name) == b"record"
-    ahead.advance(2 * REPORT_EVERY)
+    ahead.advance(2 * REPORT_SECONDS)
     assert disk.at_hand(name) is None
     read(disk, "a")
     assert drain_blocking(20)

@@ -18,7 +18,7 @@ import memo
 from memo.keys.fingerprint.source_history import Manifests
 from memo.runtime.blocking import BLOCKING, drive
 from memo.stores.disk import index, sqlite_file
-from memo.stores.disk.disk_tier import INLINE, Disk
+from memo.stores.disk.disk_tier import MAX_INLINE_BYTES, Disk
 from memo.stores.disk.host_state import Host
 from memo.stores.disk.payload_files import Payloads
 
@@ -99,7 +99,7 @@ def test_clearing_gives_way_to_other_threads(disk: Disk) -> None:
 def test_files_are_removed_while_others_may_write(disk: Disk) -> None:
     """A clear removes the files of entries when it has let go of the index."""
     for number in range(3):
-        _put(disk, f"a:{number}", bytes(INLINE + 1))
+        _put(disk, f"a:{number}", bytes(MAX_INLINE_BYTES + 1))
     free = []
 
     def look() -> None:
@@ -157,7 +157,9 @@ def test_a_log_does_not_stay_long(tmp_path) -> None:
         connection.executemany("INSERT INTO big VALUES (?)", [(bytes(4000),)] * 3000)
     for number in range(3):
         drive(disk.store(BLOCKING, f"b{number}", b"x", None, None))
-    assert (tmp_path / "cache" / "entries" / "cache.db-wal").stat().st_size <= sqlite_file.LOG
+    assert (
+        tmp_path / "cache" / "entries" / "cache.db-wal"
+    ).stat().st_size <= sqlite_file.KEPT_LOG_BYTES
     disk.close()
     host.close()
 

@@ -158,7 +158,7 @@ def test_reading_costs_microseconds(host):
 
 def test_the_mirror_is_bounded_and_still_right(host, second, monkeypatch):
     """A mirror that was begun anew reads what it read before."""
-    monkeypatch.setattr(host_database, "MIRROR", 10)
+    monkeypatch.setattr(host_database, "MAX_MIRRORED_GROUPS", 10)
     refs = [Ref(f"t:{n}") for n in range(50)]
     states = begin(host, *refs)
     turn(second, Turn("t:7"))
@@ -769,9 +769,9 @@ def test_locks_are_exclusive_under_contention(host):
 
 def test_patience_is_what_is_promised():
     """The patience with foreign locks stays within the bounds on cost (I6)."""
-    assert sqlite_file.PATIENCE <= 0.25
-    assert sqlite_file.READ_PATIENCE <= 0.05
-    assert stamps.TOKEN == 16
+    assert sqlite_file.WRITER_WAIT_SECONDS <= 0.25
+    assert sqlite_file.READER_WAIT_SECONDS <= 0.05
+    assert stamps.TOKEN_CHARACTERS == 16
 
 
 # --- groups die ----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from waiting import await_until, wait_for
 import memo
 from memo.errors import TierError
 from memo.runtime.port import Port
-from memo.stores.protocols import LEASE
+from memo.stores.protocols import LEASE_SECONDS
 from memo.stores.redis.cluster_leases import RedisLeases
 from memo.stores.redis.redis_tier import Redis
 
@@ -54,7 +54,7 @@ def test_one_holder(tier: Redis, redis_server: RedisServer, run: Any) -> None:
     assert run(lambda port: leases.acquire(port, "x", "me")) is None
     assert run(lambda port: leases.acquire(port, "x", "you"))[0] == "me"
     assert run(lambda port: leases.acquire(port, "y", "you")) is None
-    assert LEASE - 5 < redis_server.client().ttl("memo:2:l:{x}") <= LEASE
+    assert LEASE_SECONDS - 5 < redis_server.client().ttl("memo:2:l:{x}") <= LEASE_SECONDS
     assert run(lambda port: leases.release(port, "x", "you")) is False
     assert run(lambda port: leases.release(port, "x", "me")) is True
     assert run(lambda port: leases.release(port, "x", "me")) is False

@@ -26,7 +26,7 @@ from memo.records.codec import Payload
 from memo.runtime.clock import SYSTEM
 from memo.settings.secret_keys import Secret
 from memo.stores.disk import payload_files
-from memo.stores.disk.payload_files import VOUCHER_SIZE, PayloadFile, Payloads
+from memo.stores.disk.payload_files import VOUCHER_FROM_BYTES, PayloadFile, Payloads
 from memo.testing import reset
 
 ROWS = 20_000
@@ -362,7 +362,7 @@ def test_truncated_file_is_a_miss(cache_home: Path) -> None:
 
 SECRET = Secret(b"s" * 32)
 OTHER = Secret(b"t" * 32)
-DATA = bytes(range(256)) * (VOUCHER_SIZE // 256 + 1)
+DATA = bytes(range(256)) * (VOUCHER_FROM_BYTES // 256 + 1)
 
 
 @pytest.fixture
@@ -512,7 +512,7 @@ def hashed() -> Iterator[list[int]]:
 
 def test_big_payload_is_not_hashed_by_the_next_process(cache_home: Path, hashed: list[int]) -> None:
     """The first hit of a process on what another stored costs nothing that grows with it."""
-    n = VOUCHER_SIZE // 8
+    n = VOUCHER_FROM_BYTES // 8
     big(n)
     reset()
     assert (big(n) == np.arange(n)).all()
@@ -521,7 +521,7 @@ def test_big_payload_is_not_hashed_by_the_next_process(cache_home: Path, hashed:
 
 def test_payload_without_a_voucher_is_hashed_once(cache_home: Path, hashed: list[int]) -> None:
     """Without a voucher the first process to read hashes, and vouches for the next."""
-    n = VOUCHER_SIZE // 8
+    n = VOUCHER_FROM_BYTES // 8
     big(n)
     for voucher in cache_home.rglob("*.seal"):
         voucher.unlink()
@@ -536,7 +536,7 @@ def test_changed_payload_is_found_out_in_spite_of_its_voucher(
     cache_home: Path, hashed: list[int]
 ) -> None:
     """A byte changed in place, with the times set back, is found by the next process."""
-    n = VOUCHER_SIZE // 8
+    n = VOUCHER_FROM_BYTES // 8
     big(n)
     (path,) = {p.resolve() for p in stored_files(cache_home) if "." not in p.name}
     write_and_set_time_back(str(path))

@@ -17,7 +17,7 @@ from memo.records import codec
 from memo.runtime.clock import SECOND, Clock
 from memo.runtime.memory_budget import Budget
 from memo.stores import memory
-from memo.stores.memory import OVERHEAD, Memory
+from memo.stores.memory import ENTRY_OVERHEAD_BYTES, Memory
 from memo.stores.protocols import Found
 
 
@@ -136,7 +136,7 @@ def test_a_payload_is_kept_once_and_as_long_as_anybody_has_it(tier):
         assert blocking(lambda port: tier.payload(port, held.digest, held.size))
     put(tier, "c", b"without")
     assert blocking(lambda port: tier.payload(port, held.digest, held.size)) is None
-    assert size_of(tier) == sys.getsizeof(b"without") + sys.getsizeof("c") + OVERHEAD
+    assert size_of(tier) == sys.getsizeof(b"without") + sys.getsizeof("c") + ENTRY_OVERHEAD_BYTES
 
 
 def test_what_does_not_fit_is_not_kept_and_nothing_old_in_its_place(tier):
@@ -334,7 +334,7 @@ def test_looking_up_costs_less_than_two_microseconds_on_a_quiet_machine():
 
 
 def test_the_overhead_is_what_an_entry_costs():
-    """`OVERHEAD` is within a factor of two of what an entry really takes beside its bytes."""
+    """`ENTRY_OVERHEAD_BYTES` is right within a factor of two."""
     import tracemalloc
 
     tier = Memory(1 << 26)
@@ -346,7 +346,7 @@ def test_the_overhead_is_what_an_entry_costs():
         put(tier, name, record)
     each = (tracemalloc.get_traced_memory()[0] - before) / len(names)
     tracemalloc.stop()
-    assert memory.OVERHEAD / 2 < each < memory.OVERHEAD * 2
+    assert memory.ENTRY_OVERHEAD_BYTES / 2 < each < memory.ENTRY_OVERHEAD_BYTES * 2
 
 
 GROWTH = """

@@ -33,7 +33,7 @@ from memo.records import codec, seal
 from memo.records.stamp_types import LOST, Call, File, Generation, Ref, State
 from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.port import Port
-from memo.stores.redis.redis_tier import RETENTION, Redis
+from memo.stores.redis.redis_tier import DEFAULT_RETENTION, Redis
 from memo.validity import stamps
 from memo.validity.generations import MIN_GROUP_SECONDS
 from memo.validity.stamps import Turn
@@ -149,13 +149,13 @@ def test_scripts_come_back_after_a_flush(tier: Redis, redis_server: RedisServer,
 
 
 def test_lifetimes(tier: Redis, redis_server: RedisServer, run: Run) -> None:
-    """A record dies after its lifetime; without one, after `RETENTION`; a huge one is no error."""
+    """A record dies after its lifetime, without one after the retention; a huge one is no error."""
     client = redis_server.client()
     for lifetime, least, most in ((1.5, 1000, 1500), (1e-9, 0, 1), (1e30, 10**13, 10**15)):
         run(lambda port, x=lifetime: tier.store(port, "memo:k", record(), None, x))
         assert least <= max(0, client.pttl("memo:2:k")) <= most
     run(lambda port: tier.store(port, "memo:k", record(), None, None))
-    assert RETENTION - 10 <= client.ttl("memo:2:k") <= RETENTION
+    assert DEFAULT_RETENTION - 10 <= client.ttl("memo:2:k") <= DEFAULT_RETENTION
 
 
 def test_drop_and_clear(tier: Redis, redis_server: RedisServer, run: Run) -> None:
@@ -229,7 +229,7 @@ def test_payload_outlives_all_that_need_it(
     assert client.pttl(name) > 90_000
     run(lambda port: tier.store(port, "memo:j", record(), sent, None))
     run(lambda port: tier.store(port, "memo:j", record(), sent, 10))
-    assert client.ttl(name) > RETENTION - 10
+    assert client.ttl(name) > DEFAULT_RETENTION - 10
 
 
 class Held:
@@ -395,7 +395,7 @@ def test_a_group_is_renewed_past_its_bound(
     """Past FIELDS fields a group has one token again, and everything in it has changed."""
     ref = [Ref("f:m:f", (("a", "never"),))]
     before = run(lambda port: tier.stamp_states(port, ref))
-    turns = [Turn("f:m:f", (("a", f"{i:016}"),)) for i in range(stamps.MOST_FIELDS + 10)]
+    turns = [Turn("f:m:f", (("a", f"{i:016}"),)) for i in range(stamps.MAX_GROUP_FIELDS + 10)]
     run(lambda port: tier.turn(port, turns, "{}"))
     after = run(lambda port: tier.states(port, ref))
     assert after != before

@@ -549,7 +549,7 @@ def test_without_permission_each_hit_asks(
     )
     try:
         configure(redis_url=f"redis://deaf:pw@127.0.0.1:{tracking.port}/0")
-        monkeypatch.setattr(tracking_module, "REFUSED_FOR", 0.01)
+        monkeypatch.setattr(tracking_module, "REFUSED_PAUSE_SECONDS", 0.01)
         with recording() as seen:
             until(lambda: load("EU") and listener_in_use().refused)
             client = tracking.client()

@@ -28,7 +28,7 @@ import memo
 from memo import cache
 from memo.decorators import assembly
 from memo.records import codec
-from memo.records.payload_pieces import MOVED_AT_ONCE, DigestCheck, outgoing
+from memo.records.payload_pieces import TRANSFER_CHUNK_BYTES, DigestCheck, outgoing
 from memo.records.seal import ALIGN
 from memo.runtime import events
 from memo.runtime.blocking import BLOCKING, drain_blocking, drive
@@ -36,7 +36,7 @@ from memo.runtime.native import drain
 from memo.stores.disk import payload_files
 from memo.stores.redis.cluster_leases import RedisLeases
 from memo.stores.redis.redis_tier import Redis
-from memo.stores.transfers import MOST_QUEUED, WORKERS, Upload, Uploads
+from memo.stores.transfers import CONCURRENT_UPLOADS, MAX_QUEUED_BYTES, Upload, Uploads
 from memo.testing import recording, reset
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -190,7 +190,7 @@ def test_small_results_are_in_redis_when_they_are_returned(shared: RedisServer) 
     """Below a mebibyte nothing is put off."""
     numbers = numbers_sync("n")
     with recording() as seen:
-        numbers(MOVED_AT_ONCE // 8 - 1000)
+        numbers(TRANSFER_CHUNK_BYTES // 8 - 1000)
         assert len(records(shared)) == 1
     assert not kinds(seen, *UPLOADS)
 
@@ -257,7 +257,7 @@ def test_redis_gone_is_one_event(shared: RedisServer) -> None:
 def test_what_is_evicted_meanwhile_is_not_uploaded(shared: RedisServer, gate: Gate) -> None:
     """An entry that has gone from this host before its turn is a failed upload, and no more."""
     numbers = numbers_sync("n")
-    ours = [numbers_sync(f"other{i}") for i in range(WORKERS)]
+    ours = [numbers_sync(f"other{i}") for i in range(CONCURRENT_UPLOADS)]
     with recording() as seen:
         for other in ours:
             other(BIG)
@@ -268,7 +268,7 @@ def test_what_is_evicted_meanwhile_is_not_uploaded(shared: RedisServer, gate: Ga
         drain_blocking(10)
     failed = kinds(seen, events.UPLOAD_FAILED)
     assert [event.detail for event in failed] == ["it is not on this host's disk any more"]
-    assert len(kinds(seen, events.UPLOADED)) == WORKERS
+    assert len(kinds(seen, events.UPLOADED)) == CONCURRENT_UPLOADS
 
 
 def test_an_invalidation_meanwhile_wins(shared: RedisServer, gate: Gate) -> None:
@@ -437,11 +437,11 @@ def sent() -> Iterator[Sent]:
 
 def test_a_few_run_at_once_in_their_order(sent: Sent) -> None:
     """No more than the workers run at once; the others wait their turn."""
-    names = [f"u{i}" for i in range(WORKERS + 2)]
+    names = [f"u{i}" for i in range(CONCURRENT_UPLOADS + 2)]
     for name in names:
         sent.add(name)
-    assert set(sent.until(WORKERS)) == set(names[:WORKERS])
-    assert len(sent.begun) == WORKERS
+    assert set(sent.until(CONCURRENT_UPLOADS)) == set(names[:CONCURRENT_UPLOADS])
+    assert len(sent.begun) == CONCURRENT_UPLOADS
     sent.end(*names)
     assert set(sent.until(len(names))) == set(names)
 
@@ -464,17 +464,17 @@ def test_one_name_is_uploaded_once_at_a_time(sent: Sent) -> None:
 
 def test_too_much_is_refused(sent: Sent) -> None:
     """If too many bytes wait already, the caller has to send its payload itself."""
-    running = [f"r{i}" for i in range(WORKERS)]
+    running = [f"r{i}" for i in range(CONCURRENT_UPLOADS)]
     for count, name in enumerate(running, 1):
-        assert sent.add(name, MOST_QUEUED)
+        assert sent.add(name, MAX_QUEUED_BYTES)
         sent.until(count)
-    assert sent.add("waits", MOST_QUEUED)
+    assert sent.add("waits", MAX_QUEUED_BYTES)
     assert sent.add("more") is None
-    assert sent.add("waits", MOST_QUEUED), "it waits already"
-    assert sent.add(running[0], MOST_QUEUED), "or an older one would overwrite it"
+    assert sent.add("waits", MAX_QUEUED_BYTES), "it waits already"
+    assert sent.add(running[0], MAX_QUEUED_BYTES), "or an older one would overwrite it"
     sent.end(*sent.gates)
     assert drain_blocking(10)
-    assert sent.add("more", 2 * MOST_QUEUED)
+    assert sent.add("more", 2 * MAX_QUEUED_BYTES)
 
 
 def later(done: list[str], name: str) -> Callable[[Any], Any]:
@@ -502,16 +502,16 @@ def test_a_worker_survives_what_nobody_foresaw(sent: Sent) -> None:
     """An error of ours in an upload is an event; what was to come after it comes, and the next."""
     done: list[str] = []
     with recording() as seen:
-        for _ in range(WORKERS):
+        for _ in range(CONCURRENT_UPLOADS):
             upload = sent.add("bad")
             assert upload is not None
             assert upload.run_after(later(done, "bad"))
             sent.end("bad")
             assert drain_blocking(10)
         sent.add("good")
-        assert "good" in sent.until(WORKERS + 1)
-    assert done == ["bad"] * WORKERS
-    assert [event.reason for event in seen] == ["background"] * WORKERS
+        assert "good" in sent.until(CONCURRENT_UPLOADS + 1)
+    assert done == ["bad"] * CONCURRENT_UPLOADS
+    assert [event.reason for event in seen] == ["background"] * CONCURRENT_UPLOADS
 
 
 def test_settings_that_end_cut_no_upload_off(
@@ -536,7 +536,7 @@ def test_leases_that_cannot_be_freed_stop_no_upload(
     shared: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After any error in freeing a lease after an upload, later results are uploaded and freed."""
-    release, failing = RedisLeases.release, list(range(WORKERS))
+    release, failing = RedisLeases.release, list(range(CONCURRENT_UPLOADS))
 
     async def broken(leases: RedisLeases, port: Any, name: str, holder: str) -> bool:
         if failing:
@@ -547,13 +547,13 @@ def test_leases_that_cannot_be_freed_stop_no_upload(
     monkeypatch.setattr(RedisLeases, "release", broken)
     numbers = numbers_sync("n", use_lock=True)
     with recording() as seen:
-        for more in range(WORKERS + 1):
+        for more in range(CONCURRENT_UPLOADS + 1):
             numbers(BIG + more)
             assert drain_blocking(10)
     assert not failing
-    assert len(kinds(seen, events.UPLOADED)) == WORKERS + 1
-    assert len(leases(shared)) == WORKERS  # those end by themselves
-    assert elsewhere("n", BIG + WORKERS)[0] == "0"
+    assert len(kinds(seen, events.UPLOADED)) == CONCURRENT_UPLOADS + 1
+    assert len(leases(shared)) == CONCURRENT_UPLOADS  # those end by themselves
+    assert elsewhere("n", BIG + CONCURRENT_UPLOADS)[0] == "0"
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -681,7 +681,7 @@ def files(home: Path) -> list[Path]:
     return [path for path in home.rglob("payloads/*/*") if path.is_file()]
 
 
-@pytest.mark.parametrize("at", [0, MOVED_AT_ONCE - 1, MOVED_AT_ONCE + 1, BIG * 8 - 1])
+@pytest.mark.parametrize("at", [0, TRANSFER_CHUNK_BYTES - 1, TRANSFER_CHUNK_BYTES + 1, BIG * 8 - 1])
 def test_a_changed_payload_is_not_kept(shared: RedisServer, stored: Any, at: int) -> None:
     """One flipped bit in what arrives: it is not believed, and no file of it stays (I10)."""
     name, client = payload_name(shared), shared.client()
@@ -816,7 +816,7 @@ def test_half_and_too_much_are_not_whole() -> None:
 
 def test_a_leaving_payload_is_what_was_stored(tmp_path: Path) -> None:
     """The pieces of a map are the aligned bytes, none longer than a piece."""
-    sent = codec.payload((memoryview(os.urandom(MOVED_AT_ONCE + 5)), memoryview(b"x" * 7)))
+    sent = codec.payload((memoryview(os.urandom(TRANSFER_CHUNK_BYTES + 5)), memoryview(b"x" * 7)))
     store = payload_files.Payloads(tmp_path / "payloads")
     store.directory.mkdir()
     with store.write(sent, None) as name:
@@ -828,5 +828,5 @@ def test_a_leaving_payload_is_what_was_stored(tmp_path: Path) -> None:
     for _ in range(2):  # a connection that died while it was idle is replaced
         pieces = [bytes(piece) for piece in mapped.pieces()]
         assert b"".join(pieces) == codec.aligned_bytes(sent)
-        assert max(map(len, pieces)) == MOVED_AT_ONCE
+        assert max(map(len, pieces)) == TRANSFER_CHUNK_BYTES
     assert mapped.size % ALIGN == 0
