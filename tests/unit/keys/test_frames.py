@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import pickle
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from decimal import Decimal
@@ -726,25 +728,20 @@ def test_bands_are_copied_alone_where_no_thread_starts(
     monkeypatch: pytest.MonkeyPatch, started: int
 ) -> None:
     """At the end of the interpreter, where no thread can be started, big frames still have keys."""
-    from concurrent.futures import ThreadPoolExecutor
+    start, tries = threading.Thread.start, itertools.count()
 
-    class Few(ThreadPoolExecutor):
-        """Starts so many, and no more."""
-
-        left = started
-
-        def submit(self, *args: Any, **kwargs: Any) -> Any:
-            if not self.left:
-                raise RuntimeError("can't start new thread")
-            self.left -= 1
-            return super().submit(*args, **kwargs)
+    def limited(thread: threading.Thread) -> None:
+        if next(tries) >= started:
+            raise RuntimeError("can't start new thread")
+        start(thread)
 
     rows = pd.DataFrame(np.random.default_rng(0).random((300_000, 5)), copy=False)
     fortran = np.asfortranarray(rows.to_numpy())
     keys = digest(rows), digest(fortran)
-    monkeypatch.setattr(array_order, "make_pool", lambda: Few(4))
     monkeypatch.setattr(array_order, "THREADS", 4)
+    monkeypatch.setattr(threading.Thread, "start", limited)
     assert (digest(rows), digest(fortran)) == keys
+    assert next(tries) > started, "a thread was refused"
 
 
 def test_a_frame_in_rows_is_keyed_in_little_memory() -> None:
@@ -762,8 +759,6 @@ def test_a_frame_in_rows_is_keyed_in_little_memory() -> None:
 
 def test_a_bad_element_is_found() -> None:
     """An element without a key is named by column and row."""
-    import threading
-
     lock = threading.Lock()
     with pytest.raises(Unkeyable) as caught:
         digest(pd.DataFrame({"a": [1, 2], "b": pd.Series(["x", lock], dtype=object)}), "df")

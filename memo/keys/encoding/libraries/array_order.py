@@ -14,6 +14,7 @@ import functools
 import itertools
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
@@ -105,15 +106,39 @@ def _feed_some(takers: Sequence[Callable[[Any], object]], rows: Any) -> None:
             taker(memoryview(row.view(np.uint8)))
 
 
+class _Job:
+    """Work that the first thread to call it does; others wait for its end.
+
+    If a pool cannot start a thread, `submit` raises with the work already queued: a thread of the
+    pool may do it at any time, as well as the caller.
+    """
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work: Callable[[], None] | None = work
+        self._error: BaseException | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self) -> None:
+        with self._lock:
+            work, self._work = self._work, None
+            try:
+                if work is not None:
+                    work()
+            except BaseException as error:
+                self._error = error
+            if self._error is not None:
+                raise self._error
+
+
 def _run(work: Sequence[Callable[[], None]], pool: ThreadPoolExecutor) -> None:
     """Run jobs in threads, the first one here; all of them here if no thread can be started."""
     others = []
-    mine = list(work[:1])
-    for one in work[1:]:
+    mine: list[Callable[[], None]] = list(work[:1])
+    for job in map(_Job, work[1:]):
         try:
-            others.append(pool.submit(one))
+            others.append(pool.submit(job))
         except RuntimeError:  # the interpreter is shutting down, or there are too many threads
-            mine.append(one)
+            mine.append(job)
     for one in mine:
         one()
     for other in others:
