@@ -177,6 +177,10 @@ class Function:
         """Return the rules for the age of results, or of stored exceptions."""
         return (self.policy.of_errors, None) if raised else (self.policy, self.live_ttl())
 
+    def ttl_in_force(self, times: Times, *, raised: bool = False) -> float | None:
+        """Return the ttl of an entry now, in nanoseconds; see `check.ttl_in_force`."""
+        return check.ttl_in_force(times, *self._policy_and_live_ttl(raised))
+
     def remaining(self, times: Times, *, raised: bool = False) -> int | None:
         """Return the nanoseconds for which an entry is still fresh; see `check.remaining`."""
         policy, ttl = self._policy_and_live_ttl(raised)

@@ -48,7 +48,7 @@ from memo.runtime.reasons import (
 from memo.settings.options import Policy
 from memo.stores.chain import Answer, Chain
 from memo.validity import dependencies, generations, results, stamps
-from memo.validity.check import BORN_STALE, Judge, Verdict, age, judge, why_changed
+from memo.validity.check import BORN_STALE, Judge, Verdict, age, exceeds_max_age, judge, why_changed
 
 CODE_CHANGED = "code changed"
 OTHER_ARGUMENTS = "other arguments"
@@ -422,10 +422,11 @@ def _expired_facts(function: Function, chain: Chain, header: Header) -> list[str
     if old is None:
         return ["its age is unknown: it is from the future"]
     limit = function.policy.max_age
-    if limit is not None and old >= limit * SECOND:
+    if limit is not None and exceeds_max_age(old, function.policy):
         return [f"computed {_span(old)} ago, and max_age is {_span(limit * SECOND)}"]
-    live = None if header.flags & seal.RAISED else function.live_ttl()
-    ttl = header.times.ttl if live is None else int(live * SECOND)
+    ttl = function.ttl_in_force(header.times, raised=bool(header.flags & seal.RAISED))
+    if ttl is None:
+        return [f"computed {_span(old)} ago, no expiry"]
     if ttl == BORN_STALE:
         return [
             *_built_on_facts(chain, header),

@@ -358,6 +358,31 @@ def test_expired(clock: ManualClock, later: float) -> None:
     shows(explanation, "computed 1", "ttl 1 min", "expired ")
 
 
+def test_expired_by_the_ttl_that_judges_it(clock: ManualClock) -> None:
+    """The ttl of `using` and the live one are named, as they are judged."""
+
+    @cache(ttl=None, name="load")
+    def load(region: str) -> str:
+        return region
+
+    load("EU")
+    clock.advance(100)
+    shows(load.using(ttl=10).explain("EU"), "expired 1 min 30 s ago", "ttl 10.0 s")
+
+    @cache(ttl=3600, ttl_key="ttl.live", name="live")
+    def live(region: str) -> str:
+        return region
+
+    live("EU")
+    clock.advance(100)
+    shows(live.using(ttl=10).explain("EU"), "expired 1 min 30 s ago", "ttl 10.0 s")
+    memo.live.set("ttl.live", 20)
+    shows(live.using(ttl=10).explain("EU"), "expired 1 min 20 s ago", "ttl 20.0 s")
+    memo.live.set("ttl.live", math.inf)
+    live.expire("EU")
+    shows(live.explain("EU"), "function live expired")
+
+
 def test_expired_and_gone_from_every_tier(clock: ManualClock) -> None:
     """An entry that no tier gives out any more, since it is past its ttl, has expired, too."""
 
