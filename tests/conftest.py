@@ -71,7 +71,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def _calls_wanted() -> int:
-    """How many calls the histories of this run must have made: `MEMO_TEST_CALLS`."""
+    """The number of calls that the histories of this run must make: `MEMO_TEST_CALLS`."""
     return int(os.environ.get("MEMO_TEST_CALLS", "0").replace("_", ""))
 
 
@@ -88,7 +88,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How many calls the histories made in all, and how many answers of them were wrong."""
+    """The number of calls that the histories made in all, and of wrong answers among them."""
     missing = _calls_wanted() - _calls_made()
     if not HISTORIES and missing <= 0:
         return

@@ -260,7 +260,7 @@ class Raised:
 
 
 class Outcome(NamedTuple):
-    """How a run of the function ended: it returned `value`, or raised `error`."""
+    """The outcome of a run of the function: it returned `value`, or raised `error`."""
 
     value: Any = None
     error: BaseException | None = None

@@ -132,7 +132,7 @@ class FunctionStats:
 
     @property
     def failed(self) -> int:
-        """How often the function itself raised."""
+        """The number of calls that the function itself answered by raising."""
         return sum(self.failed_by_type.values())
 
     @property

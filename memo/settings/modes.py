@@ -21,7 +21,7 @@ MODE_KINDS: Final[tuple[str, ...]] = get_args(Kind)
 
 
 class Mode(NamedTuple):
-    """How calls use the cache.
+    """The mode in which calls use the cache.
 
     Attributes:
         kind: `"refresh"`: compute and store; `"off"`: neither read nor store; `"only"`: never

@@ -22,7 +22,7 @@ INHERIT = "inherit"
 
 
 class Policy(NamedTuple):
-    """How a function's entries age; checked at decoration.
+    """The rules by which a function's entries age; checked at decoration.
 
     Attributes:
         ttl: seconds, None for no expiry, a callable that returns either from the result, or

@@ -1,4 +1,4 @@
-"""What errors say: the argument, its value and what to write instead."""
+"""Errors name the argument, its value, and what to write instead."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def test_a_lifetime_is_inherited(way: Way, site: Site) -> None:
 
 
 def test_a_result_of_a_stale_answer_is_stale(way: Way, site: Site) -> None:
-    """What is built on a stale answer is computed anew when that has been refreshed."""
+    """A result built on a stale answer is computed anew when that has been refreshed."""
     clock, long = ManualClock(), {"ttl": 3600}
     site.set(clock)
     pipeline = Pipeline(way, {"ttl": 60, "stale_while_revalidate": "1h"}, long, long)

@@ -248,7 +248,7 @@ class Slot:
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 def test_a_look_up_is_one_round_trip_to_each_node(cluster: Cluster, asynchronous: bool) -> None:
-    """What lies on a node is asked for in one batch, whatever it is: records and generations."""
+    """Records and generations on one node are read in one batch."""
     with contextlib.ExitStack() as stack:
         proxies = {one.port: stack.enter_context(Proxy(one.port)) for one in cluster.masters}
 
@@ -448,7 +448,7 @@ MORE = {
     "doctor": "+info +dbsize",
     "cluster": "+cluster|slots +cluster|shards +command +asking",
 }
-"""What docs/deployments.md says to add to the rule."""
+"""The words that docs/deployments.md adds to the rule."""
 
 
 def test_the_acl_rule_for_tracking_and_figures(redis_server: RedisServer, load: Any) -> None:
@@ -665,7 +665,7 @@ def reads_only(server: RedisServer) -> Callable[[], None]:
 
 
 def refused(server: RedisServer) -> int:
-    """How many commands it has refused."""
+    """The number of commands that it has refused."""
     rows = server.client().info("commandstats").values()
     return sum(row["rejected_calls"] + row["failed_calls"] for row in rows)
 

@@ -108,7 +108,7 @@ def found(home: Path, pattern: str) -> Path:
 @pytest.mark.parametrize("running", [False, True], ids=["at the start", "while it runs"])
 @pytest.mark.parametrize("pattern", [*FOLDERS, *FILES, *SELDOM])
 def test_a_link_in_any_place(pattern: str, running: bool, tmp_path: Path) -> None:
-    """What a link leads to is neither written, removed nor closed to others; calls are answered."""
+    """The target of a link is neither written, removed nor closed to others; calls are answered."""
     others, bundle = tmp_path / "others", tmp_path / "some.bundle"
     settings = {"directory": tmp_path / "cache", "secret": SECRET}
     with isolated(**settings):

@@ -115,7 +115,7 @@ def stored(tmp_path: Path) -> tuple[payload_files.Payloads, list[str]]:
 def test_shards_that_are_swapped_for_links_while_files_go(
     stored: Any, others: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """What is removed is what was looked at, not what a link leads to since."""
+    """Only the file that was looked at is removed, not one that a link leads to since."""
     payloads, names = stored
     swap = Swap(payloads.directory, others, os.unlink)
     monkeypatch.setattr(os, "unlink", swap)

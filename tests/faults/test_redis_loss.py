@@ -312,7 +312,7 @@ async def _ready(value: int) -> int:
 def test_an_invalidation_that_redis_forgot_long_ago(
     forgetful: Any, tmp_path: Path, ahead: Ahead
 ) -> None:
-    """What Redis lost is sent once more however long the process was idle since."""
+    """State that Redis lost is sent once more, however long the process was idle since."""
     load = counting()
     with Hosts(forgetful, tmp_path).on("one"):
         first = load(1)

@@ -68,7 +68,7 @@ def test_settings_that_no_setting_names_any_more(
 
 
 def test_a_block_closes_at_its_end(tmp_path: Path) -> None:
-    """What a block opened is closed when it ends, not only when something is called again."""
+    """Connections that a block opened are closed when it ends, not only at the next call."""
     load(0)
     before = held()
     for number in range(3):

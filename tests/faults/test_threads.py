@@ -280,7 +280,7 @@ print(load.is_cached(1))
 
 
 def test_the_first_call_after_memo_was_replaced(tmp_path: Path) -> None:
-    """Where memo is gone from the disk, as in an upgrade, a function gives what it gives."""
+    """If memo is gone from the disk, as in an upgrade, a function still returns its result."""
     shutil.copytree(ROOT / "memo", tmp_path / "memo", ignore=shutil.ignore_patterns("__pycache__"))
     script = f"""{KINDS}
 import shutil, sys

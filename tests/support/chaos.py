@@ -69,7 +69,7 @@ class Listener:
 
     @property
     def connected(self) -> int:
-        """How many connections are open; those that were cut are until their handlers end."""
+        """The number of open connections; a cut one counts until its handler ends."""
         return len(self._open)
 
     def close(self) -> None:
@@ -160,7 +160,7 @@ class Proxy(Listener):
 
 
 def commands(data: bytes) -> int:
-    """How many commands begin in some bytes; at least one."""
+    """The number of commands that begin in some bytes; at least one."""
     return max(1, len(re.findall(rb"(?:^|\r\n)\*\d+\r\n\$", data)))
 
 

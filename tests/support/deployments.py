@@ -182,7 +182,7 @@ class Cluster:
 
     @property
     def url(self) -> str:
-        """What `redis_url` takes."""
+        """The value for `redis_url`."""
         hosts = ",".join(f"127.0.0.1:{server.port}" for server in self.servers)
         return f"redis+cluster://{hosts}"
 
@@ -227,7 +227,7 @@ class Sentinels:
 
     @property
     def url(self) -> str:
-        """What `redis_url` takes."""
+        """The value for `redis_url`."""
         hosts = ",".join(f"127.0.0.1:{server.port}" for server in self.sentinels)
         return f"redis+sentinel://{hosts}/mymaster/0"
 

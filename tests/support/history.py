@@ -397,7 +397,7 @@ def written(outcome: Any) -> None:
 
 
 ITEMS = 3
-"""How many items a stream has."""
+"""The number of items of a stream."""
 
 
 class Workload:

@@ -15,7 +15,7 @@ def inside(function: Any) -> Function:
 
 
 def joiners() -> int:
-    """How many callers of this process have joined a computation that is under way."""
+    """The number of callers of this process that have joined a running computation."""
     return sum(flight.join_count for flight in FLIGHTS.joinable_flights())
 
 

@@ -127,7 +127,7 @@ TOUCHED = (
     *((Authorities, "why_invalid"), (Chain, "at_hand"), (LatestAnswers, "record")),
     *((Flights, "detach"), (Authorities, "_catch_up")),
 )
-"""What the mutants that tests apply in their own process replace."""
+"""The functions that mutants replace in a test's own process."""
 
 
 @contextmanager

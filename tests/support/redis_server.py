@@ -119,7 +119,7 @@ class RedisServer:
         return client
 
     def commands(self) -> dict[str, int]:
-        """How often each command was called since `reset`, in lower case."""
+        """The number of calls of each command since `reset`, in lower case."""
         stats = self.client().info("commandstats")
         return {name.removeprefix("cmdstat_"): row["calls"] for name, row in stats.items()}
 

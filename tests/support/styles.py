@@ -18,7 +18,7 @@ from memo import cache
 
 
 class Style:
-    """How functions are written and called.
+    """A style of writing and calling functions.
 
     Attributes:
         name: `"sync"`, `"async"` or `"threads"`.

@@ -35,7 +35,7 @@ PAIRS = (
 
 
 class Way:
-    """How a test calls its cached functions."""
+    """A way of calling cached functions in a test."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -162,7 +162,7 @@ def _ended(work: Awaitable[Any]) -> Any:
 
 
 class Site:
-    """Where a pipeline runs: one host, or two on one Redis.
+    """The place where a pipeline runs: one host, or two on one Redis.
 
     Attributes:
         name: one of `SITES`.

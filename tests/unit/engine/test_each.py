@@ -878,7 +878,7 @@ def test_an_element_that_cannot_be_pickled(way: Way) -> None:
 def test_elements_that_are_asked_together_when_redis_goes(
     way: Way, redis_server: RedisServer
 ) -> None:
-    """Where Redis does not answer them they are hits of the disk; an event says why."""
+    """If Redis does not answer, they are hits of the disk; an event says why."""
     memo.configure(redis_url=redis_server.url, memory_limit=0)
     load = way.cached(squares, each="x")
     wanted = list(range(300))

@@ -149,7 +149,7 @@ class Predicates:
 
 
 def test_a_partial_function_is_no_predicate_either() -> None:
-    """What is made of a function is refused as well: a `partial`, a cached function or method."""
+    """Objects made of a function are refused as well: a `partial`, a cached function or method."""
     load = loads()
     load("EU")
     for predicate in (functools.partial(str.startswith, "E"), loads(), Predicates().holds):
@@ -249,7 +249,7 @@ def test_a_key_of_another_process(cache_home: Any) -> None:
 def test_an_unknown_key_says_what_it_cannot_find(
     where: str, request: pytest.FixtureRequest
 ) -> None:
-    """Where hosts share a Redis, calls that another one computes are not known by their keys."""
+    """On hosts that share a Redis, calls that another host computes are not known by their keys."""
     with place(where, request):
         said = repr(memo.invalidate(key="0" * 40))
     assert ("another host is computing now" in said) == (where == "redis")

@@ -189,7 +189,7 @@ def test_a_function_that_changes_what_it_captured_warns() -> None:
 
 
 def test_functions_that_captured_other_values_do_not_warn() -> None:
-    """What a function captured and only reads is an argument like any other."""
+    """A value that a function captured and only reads counts like an argument."""
 
     @memo.cache(version="1", name="never:above")
     def above(keep: Any) -> list[int]:

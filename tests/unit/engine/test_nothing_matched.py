@@ -38,7 +38,7 @@ def run(value: Any) -> Any:
 
 
 def answer(call: Callable[[], Any]) -> str:
-    """What a call says: its answer, its error, or its warnings."""
+    """The outcome of a call as text: its answer, its error, or its warnings."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:

@@ -100,7 +100,7 @@ def test_another_host_has_them(redis_server: RedisServer, tmp_path: Path) -> Non
 def test_another_host_renews_what_comes_back_equal(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """What one host invalidates another asks again, once; both then hit what was built on it."""
+    """After an invalidation on one host the other asks again, once; then both hit."""
     both = ["EU", "US"]
     _, ran, _, _ = host(redis_server, tmp_path / "a", ["report"], CUTOFF)
     assert ran == ["report", "raw", "raw"]

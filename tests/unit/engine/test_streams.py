@@ -266,7 +266,7 @@ def numbered(n: int) -> Iterator[Any]:
 
 
 def test_items_that_were_seen_are_an_answer(way: Way, place: str) -> None:
-    """Where a consumer saw items of a later run, no call replays those of an earlier one (I2)."""
+    """After a consumer saw items of a later run, no call replays those of an earlier one (I2)."""
     rows = cached(way, numbered)
     assert read(way, rows(2)) == [[1], [1]]
     with memo.mode("refresh"):
