@@ -24,12 +24,8 @@ def comparison() -> None:
     async def why_invalid(self: Authorities, *_: Any) -> str:
         return ""
 
-    def at_hand(self: Chain, port: Any, function: str, key: str, since: int = 0) -> Any:
-        entry = None if self._front is None else self._front.peek(self.name(function, key))
-        return None if self._remote else entry
-
     Authorities.why_invalid = why_invalid  # type: ignore[method-assign]
-    Chain.at_hand = at_hand  # type: ignore[method-assign]
+    comparison_in_memory()
 
 
 def comparison_in_memory() -> None:

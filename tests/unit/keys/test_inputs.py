@@ -20,13 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import key_mutants
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import memo
-from memo.keys import instances
-from memo.keys.fingerprint import reachable
 
 Maker = Callable[[str], Any]
 RUNS: list[Any] = []
@@ -158,9 +157,7 @@ def test_the_suite_notices_a_key_without_state(
     make: Maker, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the state in the key, b gets a's answer: the tests above would notice."""
-    monkeypatch.setattr(
-        instances, "attributes_of", lambda own, state, light=False: instances.NO_ATTRIBUTES
-    )
+    key_mutants.attributes_left_out(monkeypatch)
     run(getattr(make("a"), way)(2))
     assert run(getattr(make("b"), way)(2)) == "a 2"
 
@@ -345,10 +342,7 @@ def test_a_class_attribute_and_an_instance_attribute_are_told_apart() -> None:
 
 def test_only_what_escapes_counts_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """A survey that forgets that `self` goes elsewhere would share a helper's results."""
-    state = reachable.GraphBuilder.state
-    monkeypatch.setattr(
-        reachable.GraphBuilder, "state", lambda self: state(self)._replace(whole=False, names=())
-    )
+    key_mutants.escape_forgotten(monkeypatch)
 
     class Fresh(Plain):
         @memo.cache
@@ -875,9 +869,7 @@ def test_each_input_of_a_random_function_counts(changed: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_the_property_notices_what_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutant: without the state of `self` in the key, random functions get old values."""
-    monkeypatch.setattr(
-        instances, "attributes_of", lambda own, state, light=False: instances.NO_ATTRIBUTES
-    )
+    key_mutants.attributes_left_out(monkeypatch)
     with pytest.raises(AssertionError):
         Trial(("attribute",), dict.fromkeys(INPUTS, 1), "attribute", "def").play()
 

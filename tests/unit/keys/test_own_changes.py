@@ -13,16 +13,17 @@ import threading
 import types
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import key_mutants
 import pytest
+from observed import calls_of
 from redis_server import RedisServer
 
 import memo
-from memo.keys import instances, own_changes
 
 _numbers = itertools.count()
 
@@ -214,7 +215,7 @@ def test_the_suite_notices_keys_of_what_is_there_now(
     change: str, module: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mutant: state counts as it is, not as it was before computations."""
-    monkeypatch.setattr(own_changes.Registry, "base", lambda self, value, *_: value.fingerprint)
+    key_mutants.as_it_is_now(monkeypatch)
     assert changing(change, "sync", module).runs != [1, 2]
 
 
@@ -223,7 +224,7 @@ def test_the_suite_notices_state_that_is_left_out_for_good(
 ) -> None:
     """Mutant: what a computation has changed once never counts again, so an old value answers."""
     made = changing("lazily created", "sync", module)
-    monkeypatch.setattr(own_changes, "same_fingerprint", lambda one, other: True)
+    key_mutants.left_out_for_good(monkeypatch)
     made.G = {"size": 100}
     assert made.f(1) == (1, 1)
 
@@ -553,16 +554,14 @@ def test_what_another_secret_sealed_is_not_believed(
     assert host(tmp_path, "there", redis_server, code) == "1"
 
 
-def test_computations_of_one_class_that_begin_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_computations_of_one_class_that_begin_together() -> None:
     """Both results are stored: the end of one does not disturb the other."""
     both = threading.Barrier(2)
 
-    class Slow(weakref.WeakKeyDictionary[type, int]):
-        def get(self, key: type, default: Any = None) -> Any:
-            found = super().get(key, default)
+    def wait_for_the_other(given: Mapping[str, Any]) -> None:
+        if given["key"] is Shop:
             with suppress(threading.BrokenBarrierError):
                 both.wait(0.5)
-            return found
 
     class Shop:
         def __init__(self) -> None:
@@ -573,12 +572,12 @@ def test_computations_of_one_class_that_begin_together(monkeypatch: pytest.Monke
             return self.prices["apple"] * number
 
     shop = Shop()
-    monkeypatch.setattr(instances, "_CHANGING_CLASSES", Slow())
     threads = [threading.Thread(target=shop.price, args=[number]) for number in (1, 2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with calls_of(weakref.WeakKeyDictionary.__setitem__, note=wait_for_the_other):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert shop.price.is_cached(1)
     assert shop.price.is_cached(2)
 

@@ -10,19 +10,12 @@ import json
 import os
 import subprocess
 import sys
-import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import key_mutants
 import pytest
 import statements
-
-from memo.decorators.cached_function import CachedFunction
-from memo.keys import call_keys, instances, offloading, own_changes
-from memo.keys.bindings import NOT_GIVEN
-from memo.keys.encoding import atoms, canonical, lookup
-from memo.keys.fingerprint import held_values, normalised_code, reachable
 
 Told = dict[str, list[list[str]]]
 """Statement -> kind, way and fault of what went wrong with it."""
@@ -68,106 +61,23 @@ def test_what_counts_as_an_input(statement: str, place: str, played: dict[str, T
 
 # --- mutants --------------------------------------------------------------------------------------
 
-Patch = pytest.MonkeyPatch
-
-
-def untyped(patch: Patch) -> None:
-    """The type of a number does not count."""
-
-    def as_text(value: Any) -> bytes:
-        return atoms.text(str(value))
-
-    for table in (atoms.SIMPLE, offloading.LIGHT_ENCODERS):
-        patch.setitem(table, int, as_text)
-
-
-def keywords_sorted(patch: Patch) -> None:
-    """The order of `**kwargs` does not count."""
-    counting = call_keys.Keyer._counted_keywords
-
-    def in_order(self: Any, extra: Any) -> Any:
-        return dict(sorted(counting(self, extra).items()))
-
-    patch.setattr(call_keys.Keyer, "_counted_keywords", in_order)
-
-
-def values_left_out(patch: Patch) -> None:
-    """Globals, closures and defaults do not count."""
-    add_fingerprint = reachable.GraphBuilder.add_fingerprint
-
-    def without(self: Any, node: Any, *rest: Any) -> None:
-        before = set(node.facts)
-        add_fingerprint(self, node, *rest)
-        node.facts = before
-
-    patch.setattr(reachable.GraphBuilder, "add_fingerprint", without)
-
-
-def code_left_out(patch: Patch) -> None:
-    """The code that a function reaches does not count."""
-    read = normalised_code.read
-    patch.setattr(normalised_code, "read", lambda *given: read(*given)._replace(text=""))
-
-
-def state_left_out(patch: Patch) -> None:
-    """Attributes do not count, be they of `self` or of a global."""
-    values_left_out(patch)
-    patch.setattr(instances, "attributes_of", lambda *_, **__: instances.NO_ATTRIBUTES)
-
-
-def by_address(patch: Patch) -> None:
-    """State without a sound key counts by its address."""
-    one, callables = instances.encode_attribute, held_values.FingerprintWalk.callables
-
-    def addressed(name: str, value: Any, lost: Any, *rest: Any) -> bytes:
-        return one(name, value, lost, *rest) + (atoms.integer(id(value)) if lost else b"")
-
-    patch.setattr(instances, "encode_attribute", addressed)
-    patch.setattr(
-        held_values.FingerprintWalk,
-        "callables",
-        lambda self, value, path: f"{id(value)} {callables(self, value, path)}",
-    )
-
-
-def of_all_objects(patch: Patch) -> None:
-    """An invalidation through an object is for all objects."""
-    dropped = CachedFunction._checked_invalidation
-
-    def all_of_them(self: Any, port: Any, own: Any, *rest: Any, **more: Any) -> Any:
-        return dropped(self, port, NOT_GIVEN, *rest, **more)
-
-    patch.setattr(CachedFunction, "_checked_invalidation", all_of_them)
-
-
-def as_it_is_now(patch: Patch) -> None:
-    """State counts as it is, not as it was before computations changed it."""
-    patch.setattr(own_changes.Registry, "base", lambda self, value, *_: value.fingerprint)
-
-
-def handles_have_keys(patch: Patch) -> None:
-    """A handle counts by what pickle saves of it."""
-    patch.setattr(lookup, "find", lambda kind: None)
-    patch.setattr(canonical, "_found", weakref.WeakKeyDictionary())
-
-
-MUTANTS: list[tuple[Callable[[Patch], None], str]] = [
-    (untyped, "arguments, bound and typed"),
-    (keywords_sorted, "arguments, bound and typed"),
-    (values_left_out, "code, globals, closures and defaults"),
-    (code_left_out, "code, globals, closures and defaults"),
-    (state_left_out, "the state of self"),
-    (by_address, "state without a sound key"),
-    (of_all_objects, "addresses and invalidation"),
-    (as_it_is_now, "state that the computation changes"),
-    (handles_have_keys, "handles to data elsewhere"),
+MUTANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], str]] = [
+    (key_mutants.untyped, "arguments, bound and typed"),
+    (key_mutants.keywords_sorted, "arguments, bound and typed"),
+    (key_mutants.values_left_out, "code, globals, closures and defaults"),
+    (key_mutants.code_left_out, "code, globals, closures and defaults"),
+    (key_mutants.state_left_out, "the state of self"),
+    (key_mutants.by_address, "state without a sound key"),
+    (key_mutants.of_all_objects, "addresses and invalidation"),
+    (key_mutants.as_it_is_now, "state that the computation changes"),
+    (key_mutants.handles_have_keys, "handles to data elsewhere"),
 ]
 
 
 @pytest.mark.parametrize(("mutant", "statement"), MUTANTS, ids=[m.__name__ for m, _ in MUTANTS])
 @pytest.mark.filterwarnings("ignore")
 def test_a_mutant_fails_its_statement(
-    mutant: Callable[[Patch], None], statement: str, monkeypatch: Patch
+    mutant: Callable[[pytest.MonkeyPatch], None], statement: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With its rule taken out a statement fails, of every kind of class and in every way."""
     cases = [case for case in statements.cases() if case[0] == statement]
