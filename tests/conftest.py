@@ -7,8 +7,10 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+import limits
 import pytest
 from hypothesis import HealthCheck, settings
 from redis_server import RedisServer
@@ -151,6 +153,12 @@ def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     _forget()
     _within_grace("threads", lambda: _left_running(running))
     _within_grace("descriptors", lambda: _left_open(before))
+
+
+@pytest.fixture
+def set_limits(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets limits of memo by their names in `limits.LIMITS`, until the test is over."""
+    return partial(limits.change, monkeypatch.setattr)
 
 
 def _settle() -> None:

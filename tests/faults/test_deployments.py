@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import re
 import statistics
 import subprocess
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 import redis
 from chaos import Proxy
-from checkout import ROOT
+from checkout import ROOT, SUPPORT
 from click.testing import CliRunner
 from deployments import Authority, Cluster, Sentinels, Server, free_ports, tls_server, until
 from redis_server import RedisServer, binary, valkey
@@ -951,8 +952,8 @@ def test_two_formats_side_by_side(
     settings = {"redis_url": redis_server.url, "directory": str(tmp_path), "tiers": tiers}
     code = """
 import json, sys
-from memo import runtime
-runtime.FORMAT = int(sys.argv[1])
+import limits
+limits.change(stored_format=int(sys.argv[1]))
 import memo
 memo.configure(**json.loads(sys.argv[2]))
 ran = []
@@ -968,7 +969,8 @@ print(ran)
 
     def ran(version: int, *invalidates: str) -> str:
         command = [sys.executable, "-c", code, str(version), json.dumps(settings), *invalidates]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(SUPPORT)))}
+        done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
         assert done.stderr == ""
         return done.stdout.strip()
 

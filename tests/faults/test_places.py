@@ -31,13 +31,13 @@ SIZE = 300_000
 
 
 @pytest.fixture
-def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def mounted(tmp_path: Path, set_limits: Callable[..., None]) -> Callable[[str], None]:
     """Sets the system's table of mounts; a type alone is that of every directory."""
     table = tmp_path / "mounts"
-    monkeypatch.setattr(ownership, "MOUNTS", table)
 
     def mount(text: str) -> None:
         table.write_text(text if "\n" in text else f"/dev/sda1 / {text} rw 0 0\n")
+        set_limits(mounts=table)
         ownership.forget()
 
     return mount
@@ -223,7 +223,9 @@ def test_there_a_file_may_be_cut_while_it_is_read(
     cache_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A payload that is cut short in the middle of a load is a miss, not half a result."""
-    frame, ran = made()
+    piece = payload_files.PAYLOAD_READ_CHUNK_BYTES
+    long = 2 * piece // 8
+    frame, ran = made(long)
     with configure(tiers=["disk"]):
         frame(1)
         path = payload_of(cache_home)
@@ -235,31 +237,32 @@ def test_there_a_file_may_be_cut_while_it_is_read(
             return got
 
         with monkeypatch.context() as patch:
-            patch.setattr(payload_files, "PAYLOAD_READ_CHUNK_BYTES", 4096)
-            patch.setattr(payload_files.os, "preadv", cutting)
-            assert np.array_equal(frame(1), np.arange(SIZE) + 1)
+            patch.setattr(os, "preadv", cutting)
+            assert np.array_equal(frame(1), np.arange(long) + 1)
             assert ran == [1, 1]
-            path.write_bytes(bytes(SIZE))
-            with pytest.raises(TierError, match="4096 bytes instead"):
-                payload_files.PayloadFile(str(path), exposed=True).open(SIZE)
+            path.write_bytes(bytes(8 * long))
+            with pytest.raises(TierError, match=f"{piece} bytes instead"):
+                payload_files.PayloadFile(str(path), exposed=True).open(8 * long)
 
 
 CUT = """
 import os, sys
 from pathlib import Path
+import limits
 import numpy as np
 import memo
-from memo.runtime import FORMAT, ownership
+from memo.runtime import FORMAT
 from memo.settings.configuration import configure
 
-if sys.argv[2] == "exposed":
-    ownership.file_system = lambda path: "nfs4"  # as if it were one: there is none here
+home = Path(sys.argv[1])
+mounts = home.with_name("mounts")
+mounts.write_text("server:/cache / nfs4 rw 0 0\\n")  # as if it were one: there is none here
+limits.change(mounts=mounts)
 
 @memo.cache(name="places:cut", version="1", ttl=None)
 def frame(x):
     return np.arange(300_000) + x
 
-home = Path(sys.argv[1])
 with configure(directory=home, tiers=["memory", "disk"]):
     frame(1)
     held = frame(1)
@@ -279,7 +282,7 @@ print("alive")
 
 def test_there_nobody_dies_of_a_file_that_was_cut(tmp_path: Path) -> None:
     """Payloads and bell cut to nothing in place: no SIGBUS, held results whole, calls go on."""
-    assert run(CUT, tmp_path / "cache", "exposed") == "alive"
+    assert run(CUT, tmp_path / "cache") == "alive"
 
 
 def test_here_files_are_mapped(tmp_path: Path, mounted: Callable[[str], None]) -> None:

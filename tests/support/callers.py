@@ -1,7 +1,8 @@
 """A program: many callers of one cached function, in a process of their own.
 
 It reads what to do as JSON from its arguments, prints `ready`, waits for a line on standard input,
-makes its calls, and prints as JSON what they gave and when they began and ended.
+makes its calls (and prints `waiting` where one waits for another process), and prints as JSON what
+they gave and when they ended.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import limits
 from checkout import ROOT, SUPPORT
 
 import memo
-from memo.coordination import leases
-from memo.stores import protocols
 
 
 class Job:
@@ -43,9 +43,8 @@ class Job:
 
 
 def main(plan: dict[str, Any]) -> None:
-    leases.LEASE_SECONDS = protocols.LEASE_SECONDS = plan.get(
-        "lease", leases.LEASE_SECONDS
-    )  # before `cluster_leases` is imported
+    if "lease" in plan:
+        limits.change(lease=plan["lease"])  # before `cluster_leases` is imported
     memo.configure(**plan.get("settings", {}))
     job = Job(plan["seconds"], plan["log"])
     seen: list[Any] = []
@@ -71,16 +70,21 @@ def main(plan: dict[str, Any]) -> None:
     async def awarm() -> int:
         return 1
 
+    def hear(event: Any) -> None:
+        seen.append([event.kind, event.reason])
+        if event.kind == "waiting":
+            print("waiting", flush=True)
+
     async def gathered() -> list[str]:
         await awarm()  # late imports are done
-        memo.on_event(lambda event: seen.append([event.kind, event.reason]))
+        memo.on_event(hear)
         print("ready", flush=True)
         await asyncio.to_thread(sys.stdin.readline)
         return await asyncio.gather(*(aload(plan["key"]) for _ in range(plan["callers"])))
 
     def threaded() -> list[str]:
         warm()
-        memo.on_event(lambda event: seen.append([event.kind, event.reason]))
+        memo.on_event(hear)
         with ThreadPoolExecutor(plan["callers"]) as pool:
             print("ready", flush=True)
             sys.stdin.readline()
@@ -107,8 +111,15 @@ class Process:
 
     def ready(self) -> Process:
         """Wait until it is about to call."""
+        return self._said("ready")
+
+    def waiting(self) -> Process:
+        """Wait until one of its calls waits for another process."""
+        return self._said("waiting")
+
+    def _said(self, word: str) -> Process:
         assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "ready\n"
+        assert self._process.stdout.readline() == f"{word}\n"
         return self
 
     def go(self) -> Process:
@@ -125,7 +136,7 @@ class Process:
         """The text it printed in the end."""
         output, _ = self._process.communicate(timeout=60)
         assert self._process.returncode == 0
-        found: dict[str, Any] = json.loads(output)
+        found: dict[str, Any] = json.loads(output.splitlines()[-1])
         return found
 
 

@@ -100,7 +100,9 @@ class Proxy(Listener):
         cut_at: close after so many bytes of replies on a connection; None: never.
         flip_at: turn over the lowest bit of this byte of the replies of a connection; None: never.
         without: replies with this in them are swallowed.
-        hold: called with what came from a client, before that is passed on.
+        hold: called with what came from a client, before that is passed on; if it raises an
+            `OSError`, that is not passed on, and the connection ends.
+        hold_reply: called with what the server replied, before that is passed on.
         packets: how often something came from a client.
         pause: seconds between two dripped bytes, and before each reply that is passed on in mode
             `"slow"`.
@@ -114,6 +116,7 @@ class Proxy(Listener):
         self.pause = 0.01
         self.without: bytes | None = None
         self.hold: Callable[[bytes], object] = lambda asked: None
+        self.hold_reply: Callable[[bytes], object] = lambda replied: None
         self.packets = 0
         super().__init__()
 
@@ -133,6 +136,7 @@ class Proxy(Listener):
                     server.sendall(data)
                 if server in ready:
                     data = server.recv(65536)
+                    self.hold_reply(data)
                     if not data or not self._reply(client, data, replied):
                         return
                     replied += len(data)

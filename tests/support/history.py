@@ -726,12 +726,12 @@ def worker(plan: Plan) -> None:
     watch = threading.Timer((plan.until - now()) / 1e9 + HANGS_AFTER, hang, (plan.log,))
     watch.daemon = True
     watch.start()
+    import limits
+
     import memo
-    from memo.coordination import leases
-    from memo.stores import protocols
 
     os.environ.update(plan.environment)
-    leases.LEASE_SECONDS = protocols.LEASE_SECONDS = plan.lease
+    limits.change(lease=plan.lease)
     memo.configure(directory=plan.directory, **plan.settings)
     if plan.mutant:
         import mutants

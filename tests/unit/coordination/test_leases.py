@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from callers import Process
+from chaos import Proxy
 from folders import FOLDER
 from redis_server import RedisServer
 from styles import STYLES, Style
@@ -19,9 +19,7 @@ from waiting import until
 
 import memo
 from memo.coordination import leases
-from memo.errors import TierError
 from memo.runtime import events
-from memo.stores.redis.cluster_leases import RedisLeases
 from memo.testing import recording
 
 STYLE_NAMES = ["sync", "async"]
@@ -151,8 +149,7 @@ def test_waiters_do_not_poll_redis(
         processes.append(Process(settings=settings, log=str(log), seconds=3.0).ready())
     processes[0].go()
     until(lambda: runs(log))
-    processes[1].go()
-    time.sleep(0.5)  # the overhead at the start of a call is not waiting
+    processes[1].go().waiting()  # the overhead at the start of a call is not waiting
     heard: list[str] = []
     with redis_server.client(socket_timeout=None).monitor() as monitor:
         end = time.monotonic() + 2.0
@@ -188,8 +185,7 @@ def test_killed_leader_is_replaced_on_its_host(
     processes += [leader, follower]
     leader.go()
     until(lambda: len(runs(log)) == 1)
-    follower.go()
-    time.sleep(0.3)
+    follower.go().waiting()
     assert len(runs(log)) == 1
     killed = time.time()
     leader.kill()
@@ -209,9 +205,13 @@ def test_killed_leader_is_replaced_on_another_host(
     leader, follower = processes
     leader.go()
     until(lambda: len(runs(log)) == 1)
-    follower.go()
-    time.sleep(2.0)
-    assert len(runs(log)) == 1, "the lease was not renewed"
+    follower.go().waiting()
+    client = redis_server.client()
+    [lease] = client.keys("memo:2:l:*")
+    for _ in range(3):
+        assert client.pexpire(lease, 1200)
+        until(lambda: client.pttl(lease) > 1200)  # it is renewed
+    assert len(runs(log)) == 1
     killed = time.time()
     leader.kill()
     assert met(lambda: len(runs(log)) == 2) - killed < 1.5 + 1.0 + 1.0  # a busy machine
@@ -306,9 +306,9 @@ def test_without_use_lock_processes_do_not_wait(
 
 
 @pytest.fixture
-def brief_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+def brief_leases(set_limits: Callable[..., None]) -> None:
     """A lease lasts 0.3 s, so that it is renewed several times within a test."""
-    monkeypatch.setattr(leases, "LEASE_SECONDS", 0.3)
+    set_limits(lease=0.3)
 
 
 @pytest.mark.usefixtures("brief_leases")
@@ -319,7 +319,7 @@ def test_a_lost_lease_is_told(style: Style, redis_server: RedisServer) -> None:
     def load() -> Any:
         yield 0.0
         redis_server.client().delete(*redis_server.client().keys("memo:2:l:*"))
-        yield 0.4
+        until(lambda: any(event.kind == events.LEASE_LOST for event in seen))
         return 5
 
     f = style.cached(load, use_lock=True, name="lost", version="1")
@@ -333,23 +333,26 @@ def test_a_lost_lease_is_told(style: Style, redis_server: RedisServer) -> None:
 
 @pytest.mark.usefixtures("brief_leases")
 @pytest.mark.parametrize("style", STYLES, ids=repr)
-def test_a_lease_that_was_never_held_is_not_lost(
-    style: Style, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lease_that_was_never_held_is_not_lost(style: Style, redis_server: RedisServer) -> None:
     """A computation that began while Redis was down has no lease to lose when it is back."""
+    asked: list[bytes] = []
 
-    async def unreachable(*_: Any, **__: Any) -> Any:
-        raise TierError("unreachable")
+    def refuse(data: bytes) -> None:
+        if b":l:" in data:
+            raise ConnectionResetError
 
     def load() -> Any:
-        yield 0.4
+        proxy.hold = lambda data: asked.append(data) if b":l:" in data else None
+        until(lambda: len(asked) >= 4)  # two may undo the acquisition, so two are renewals
+        yield 0.0
         return 5
 
     f = style.cached(load, use_lock=True, name="never_held", version="1")
-    monkeypatch.setattr(RedisLeases, "acquire", unreachable)
-    with memo.configure(redis_url=redis_server.url), recording() as seen:
-        assert style.call(f) == 5
-        memo.decorators.assembly.reset()
+    with Proxy(redis_server.port) as proxy, recording() as seen:
+        proxy.hold = refuse
+        with memo.configure(redis_url=proxy.url, deadline=5.0):
+            assert style.call(f) == 5
+            memo.decorators.assembly.reset()
     assert [e.kind for e in seen if e.kind in {events.LEASE_LOST, events.ERROR}] == [events.ERROR]
 
 
@@ -371,28 +374,22 @@ def test_a_lease_ends_with_its_computation(style: Style, redis_server: RedisServ
     assert not leases.HELD_LEASES
 
 
-async def test_renewed_while_the_loop_is_blocked(
-    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("brief_leases")
+async def test_renewed_while_the_loop_is_blocked(redis_server: RedisServer) -> None:
     """A function that blocks its event loop keeps its lease: a thread renews it."""
-    monkeypatch.setattr(leases, "LEASE_SECONDS", 1.0)
+    client = redis_server.client()
 
     @memo.cache(use_lock=True)
-    async def load() -> list[Any]:
-        name = redis_server.client().keys("memo:2:l:*")[0]
-        found = []
-        for _ in range(15):
-            time.sleep(0.1)
-            found.append(redis_server.client().get(name))
-        await asyncio.sleep(0)
-        return found
+    async def load() -> int:
+        [name] = client.keys("memo:2:l:*")
+        for _ in range(3):
+            assert client.pexpire(name, 20_000)
+            until(lambda: client.pttl(name) > 20_000)
+        return 5
 
     with memo.configure(redis_url=redis_server.url, deadline=5):
-        memo.decorators.assembly.default_chain().tiers[1].leases.lives = b"1000"  # type: ignore[attr-defined]
-        found = await load()
+        assert await load() == 5
         memo.decorators.assembly.reset()
-    assert len(set(found)) == 1
-    assert found[0]
 
 
 # --- locks of SQLite -----------------------------------------------------------------------------

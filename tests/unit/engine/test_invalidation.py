@@ -387,9 +387,9 @@ def test_invalidating_does_not_grow_with_what_is_there(redis_server: Server, how
 
 
 @pytest.fixture(params=[0.0, invalidating.COUNT_SECONDS])
-def counting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> float:
+def counting(request: pytest.FixtureRequest, set_limits: Callable[..., None]) -> float:
     """Seconds that an invalidation may spend on counting what it matched."""
-    monkeypatch.setattr(invalidating, "COUNT_SECONDS", request.param)
+    set_limits(counting_seconds=request.param)
     return float(request.param)
 
 
@@ -688,10 +688,10 @@ def test_processes_with_and_without_redis_share_a_directory(
 
 
 def test_what_waits_for_any_redis_is_bounded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, set_limits: Callable[..., None]
 ) -> None:
     """If no process ever has Redis again, the waiting invalidations become one of everything."""
-    monkeypatch.setattr(memo.stores.disk.host_state, "MAX_WAITING_INVALIDATIONS", 3)
+    set_limits(waiting_invalidations=3)
     load = loads()
     with memo.configure(directory=tmp_path):
         host = assembly.default_chain().host

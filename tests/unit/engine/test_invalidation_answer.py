@@ -347,9 +347,9 @@ def test_a_star_in_a_key_is_an_error(key: str) -> None:
 
 
 @pytest.fixture
-def no_time_to_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_time_to_count(set_limits: Callable[..., None]) -> None:
     """The time for counting is over at once, as on a very slow machine."""
-    monkeypatch.setattr(invalidating, "COUNT_SECONDS", 0.0)
+    set_limits(counting_seconds=0.0)
 
 
 @pytest.mark.usefixtures("no_time_to_count")

@@ -27,9 +27,9 @@ MISSED = "nothing matched"
 
 
 @pytest.fixture(autouse=True)
-def _time_to_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def _time_to_count(set_limits: Callable[..., None]) -> None:
     """Counting is not cut short on a busy machine, which the answer would say."""
-    monkeypatch.setattr("memo.engine.invalidating.COUNT_SECONDS", 10.0)
+    set_limits(counting_seconds=10.0)
 
 
 def run(value: Any) -> Any:

@@ -32,6 +32,7 @@ import typing
 import uuid
 import weakref
 import zoneinfo
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -43,7 +44,6 @@ from hypothesis import strategies as st
 
 from memo import register_key
 from memo.errors import OptionError
-from memo.keys.encoding import canonical
 from memo.keys.encoding.canonical import Unkeyable, digest
 from memo.keys.fingerprint.function_version import Identity
 
@@ -546,9 +546,9 @@ def test_shared_parts_are_looked_at_once() -> None:
     assert digest(shared) == digest(flat)
 
 
-def test_a_dense_cycle_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dense_cycle_is_refused_in_time(set_limits: Callable[..., None]) -> None:
     """Objects that all know each other are refused rather than walked for ever."""
-    monkeypatch.setattr(canonical, "MAX_IN_CYCLES", 2000)
+    set_limits(parts_of_cycles=2000)
     crowd = [Plain(n=n) for n in range(12)]
     for one in crowd:
         one.others = crowd

@@ -28,7 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memo.keys.encoding.canonical import Unkeyable, digest
-from memo.keys.encoding.libraries import array_order, for_arrays, for_pandas
+from memo.keys.encoding.libraries import for_arrays
 
 PANDAS_3 = int(pd.__version__.split(".")[0]) >= 3
 NAN = float("nan")
@@ -661,32 +661,27 @@ def layouts(numbers: Any) -> dict[str, pd.DataFrame]:
     }  # fmt: skip
 
 
-BANDS = {
-    "BAND_BYTES": 4096,
-    "TILE_BYTES": 100,
-    "PARALLEL_FROM": 1000,
-    "HASHED_TILE_BYTES": 300,
-    "TILE_ROWS": 3,
-    "THREADS": 4,
+SMALL = {
+    "band_bytes": 4096,
+    "tile_bytes": 100,
+    "parallel_from": 1000,
+    "hashed_tile_bytes": 300,
+    "tile_rows": 3,
+    "threads": 4,
+    "copied_whole": 500,
+    "long_column": 2000,
+    "strip_bytes": 5000,
 }
-
-
-def small(monkeypatch: pytest.MonkeyPatch, long: int = 2000) -> None:
-    """Everything that is cut for hashing is cut in little parts."""
-    in_pandas = {"LONG_COLUMN": long, "STRIP_BYTES": 5000}
-    parts = {array_order: BANDS, for_arrays: {"COPIED_WHOLE": 500}, for_pandas: in_pandas}
-    for module, sizes in parts.items():
-        for name, size in sizes.items():
-            monkeypatch.setattr(module, name, size)
+"""Sizes by which everything that is cut for hashing is cut in little parts."""
 
 
 @pytest.mark.parametrize("kind", ["f8", "i1", "M8[us]", "c16"])
 @pytest.mark.parametrize("shape", [(1, 2), (7, 40), (1000, 3), (1000, 17), (40, 700), (0, 3)])
 def test_bands_and_strips_are_not_in_the_key(
-    monkeypatch: pytest.MonkeyPatch, kind: str, shape: tuple[int, int]
+    set_limits: Callable[..., None], kind: str, shape: tuple[int, int]
 ) -> None:
     """However a frame lies, and however it is cut for hashing, it has one key."""
-    small(monkeypatch)
+    set_limits(**SMALL)
     numbers = np.arange(shape[0] * shape[1]).reshape(shape).astype(kind)
     frames = layouts(numbers)
     assert len({digest(frame) for frame in frames.values()}) == 1
@@ -706,9 +701,9 @@ def test_big_frames_have_one_key_in_any_layout(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("long", [100, 100_000])
-def test_every_place_of_a_frame_in_rows_counts(monkeypatch: pytest.MonkeyPatch, long: int) -> None:
+def test_every_place_of_a_frame_in_rows_counts(set_limits: Callable[..., None], long: int) -> None:
     """Two cells that change places make another key, wherever bands and strips end."""
-    small(monkeypatch, long)
+    set_limits(**{**SMALL, "long_column": long})
     numbers = np.arange(40 * 36.0).reshape(40, 36)
     keys = {digest(pd.DataFrame(numbers, copy=False))}
     for (a, b), (c, d) in [
@@ -725,7 +720,7 @@ def test_every_place_of_a_frame_in_rows_counts(monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.parametrize("started", [0, 1])
 def test_bands_are_copied_alone_where_no_thread_starts(
-    monkeypatch: pytest.MonkeyPatch, started: int
+    monkeypatch: pytest.MonkeyPatch, set_limits: Callable[..., None], started: int
 ) -> None:
     """At the end of the interpreter, where no thread can be started, big frames still have keys."""
     start, tries = threading.Thread.start, itertools.count()
@@ -738,7 +733,7 @@ def test_bands_are_copied_alone_where_no_thread_starts(
     rows = pd.DataFrame(np.random.default_rng(0).random((300_000, 5)), copy=False)
     fortran = np.asfortranarray(rows.to_numpy())
     keys = digest(rows), digest(fortran)
-    monkeypatch.setattr(array_order, "THREADS", 4)
+    set_limits(threads=4)
     monkeypatch.setattr(threading.Thread, "start", limited)
     assert (digest(rows), digest(fortran)) == keys
     assert next(tries) > started, "a thread was refused"

@@ -573,11 +573,9 @@ def test_a_redis_that_cannot_save_is_read(tier: Redis, redis_server: RedisServer
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-def test_a_big_answer_earns_its_time(asynchronous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_big_answer_earns_its_time(asynchronous: bool, set_limits: Callable[..., None]) -> None:
     """A batch that brings much may take longer than the deadline, as the bytes come in."""
-    monkeypatch.setattr(
-        exchange, "MIN_BYTES_PER_SECOND", 1_000_000
-    )  # so that a slow machine is fast enough
+    set_limits(transfer_rate=1_000_000)  # so that a slow machine is fast enough
     size, deadline = 4_000_000, 0.1
     with Scripted(b"$%d\r\n%s\r\n" % (size, bytes(size)), echoes=True) as server:
         server.piece, server.pause = size, 3 * deadline

@@ -17,9 +17,10 @@ from observed import calls_of
 import memo
 from memo.keys.fingerprint.source_history import Manifests
 from memo.runtime.blocking import BLOCKING, drive
-from memo.stores.disk import index, sqlite_file
+from memo.stores.disk import sqlite_file
 from memo.stores.disk.disk_tier import MAX_INLINE_BYTES, Disk
 from memo.stores.disk.host_state import Host
+from memo.stores.disk.index import Index
 from memo.stores.disk.payload_files import Payloads
 
 
@@ -80,20 +81,19 @@ def _put(disk: Disk, name: str, record: bytes = b"x") -> None:
 
 
 @pytest.fixture
-def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_batches(set_limits: Callable[..., None]) -> None:
     """Five entries are cleared in one transaction."""
-    monkeypatch.setattr(index, "ROWS_PER_TRANSACTION", 5)
+    set_limits(cleared_at_once=5)
 
 
 @pytest.mark.usefixtures("small_batches")
 def test_clearing_gives_way_to_other_threads(disk: Disk) -> None:
     """While many entries are cleared the writers of the same process wait for a batch at most."""
-    for number in range(50):
-        _put(disk, f"ns:{{f}}:s:{number}")
-    writes = []
-    disk.write, write = lambda work: (writes.append(1), write(work))[1], disk.write
-    assert drive(disk.clear(BLOCKING, "ns:")) == 50
-    assert len(writes) >= 10
+    drive(disk.store_many(BLOCKING, [(f"ns:{{f}}:s:{n}", b"x", None) for n in range(50)]))
+    with calls_of(Disk.write, Index.clear_some) as done:
+        assert drive(disk.clear(BLOCKING, "ns:")) == 50
+    assert done.count("clear_some") >= 10
+    assert "clear_some clear_some" not in " ".join(done), "two in one transaction"
 
 
 def test_files_are_removed_while_others_may_write(disk: Disk) -> None:

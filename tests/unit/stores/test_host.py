@@ -156,9 +156,9 @@ def test_reading_costs_microseconds(host):
     assert best(host.journal.has_due_rows_now) < 5e-6
 
 
-def test_the_mirror_is_bounded_and_still_right(host, second, monkeypatch):
+def test_the_mirror_is_bounded_and_still_right(host, second, set_limits):
     """A mirror that was begun anew reads what it read before."""
-    monkeypatch.setattr(host_database, "MAX_MIRRORED_GROUPS", 10)
+    set_limits(mirror=10)
     refs = [Ref(f"t:{n}") for n in range(50)]
     states = begin(host, *refs)
     turn(second, Turn("t:7"))
@@ -720,20 +720,20 @@ def test_a_lock_is_free_when_its_holder_is_gone_and_its_child_lives(host, direct
         lock.release()
 
 
-def test_a_lock_on_a_file_that_was_unlinked_meanwhile_is_none(host, monkeypatch):
+def test_a_lock_on_a_file_that_was_unlinked_meanwhile_is_none(host):
     """Between opening and locking the file, its holder lets go and another takes the name."""
     first, late, third = (host.lock("key") for _ in range(3))
     assert first.try_acquire()
-    flock = file_locks.flock
+    taken = []
 
-    def slow(descriptor, kind):  # late has opened the file, and not yet locked it
-        monkeypatch.setattr(file_locks, "flock", flock)
-        first.release()
-        assert third.try_acquire()
-        return flock(descriptor, kind)
+    def meanwhile():  # late has opened the file, and not yet locked it
+        if not taken:
+            first.release()
+            taken.append(third.try_acquire())
 
-    monkeypatch.setattr(file_locks, "flock", slow)
-    assert not late.try_acquire()
+    with calls_of(file_locks.flock, then=meanwhile):
+        assert not late.try_acquire()
+    assert taken == [True]
     third.release()
 
 

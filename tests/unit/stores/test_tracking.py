@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import waiting
 from chaos import Proxy, Scripted, free_port
+from folders import FOLDER
 from inside import inside
 from ports import blocking, run, start
 from redis_server import RedisServer
@@ -28,7 +30,6 @@ from memo.inspection import findings as doctor
 from memo.records.seal import Entry
 from memo.runtime.blocking import BLOCKING
 from memo.runtime.events import ERROR
-from memo.stores.authorities import Authorities
 from memo.stores.redis import tracking as tracking_module
 from memo.stores.redis.redis_tier import Redis
 from memo.stores.redis.tracking import MAX_OUTDATED_SECONDS, Listener, parse
@@ -47,17 +48,17 @@ def _no_runs() -> None:
 
 
 @pytest.fixture
-def tracking(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
+def tracking(redis_server: RedisServer, set_limits: Callable[..., None]) -> RedisServer:
     """A Redis, and settings that have hits in memory answered without it; no machine is slow."""
-    monkeypatch.setattr(tracking_module, "MAX_OUTDATED_SECONDS", PATIENCE)
+    set_limits(tracking_bound=PATIENCE)
     configure(redis_url=redis_server.url, coherence="tracking", deadline=5.0)
     return redis_server
 
 
 @pytest.fixture
-def as_promised(tracking: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
+def as_promised(tracking: RedisServer, set_limits: Callable[..., None]) -> RedisServer:
     """The same, with the bound that is promised."""
-    monkeypatch.setattr(tracking_module, "MAX_OUTDATED_SECONDS", MAX_OUTDATED_SECONDS)
+    set_limits(tracking_bound=MAX_OUTDATED_SECONDS)
     return tracking
 
 
@@ -331,23 +332,18 @@ def test_this_process_is_heard_at_once(whole: bool) -> None:
 
 
 @pytest.mark.usefixtures("tracking", "unheard")
-def test_this_process_is_heard_where_the_host_cannot_be_written(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_this_process_is_heard_where_the_host_cannot_be_written(cache_home: Path) -> None:
     """An invalidation that could not be written down on the host acts in this process at once."""
-    from memo.errors import TierError
-
     before = proven(load, "EU")
-    host = assembly.default_chain().host
-    assert host is not None
-
-    def refuse(*_: Any) -> int:
-        raise TierError("the disk is full")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(type(host.journal), "add", refuse)
+    file = cache_home / FOLDER / "host.sqlite"
+    with (
+        contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other,
+        recording() as seen,
+    ):
+        other.execute("BEGIN IMMEDIATE")
         assert load.invalidate("EU").tiers["redis"] == "done"
-    assert load("EU") != before
+        assert [event.tier for event in seen if event.kind == ERROR] == ["host"]
+        assert load("EU") != before
 
 
 def test_what_was_built_on_it_is_heard(tracking: RedisServer) -> None:
@@ -360,30 +356,29 @@ def test_what_was_built_on_it_is_heard(tracking: RedisServer) -> None:
     assert report("EU") == 300
 
 
-def test_word_between_question_and_answer_is_not_lost(
-    tracking: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_word_between_question_and_answer_is_not_lost(tracking: RedisServer) -> None:
     """A change after Redis has answered, and before that is remembered, is noticed."""
-    before = proven(load, "EU")
-    listener = listener_in_use()
-    states_and_authority = Authorities.states_and_authority
+    overtaken: list[bytes] = []
 
-    async def overtaken(self: Any, port: Any, refs: Any) -> Any:
-        answer = await states_and_authority(self, port, refs)
-        if not overtaken.done:  # type: ignore[attr-defined]
-            overtaken.done = True  # type: ignore[attr-defined]
+    def overtake(reply: bytes) -> None:
+        if not overtaken:
+            overtaken.append(reply)
             count = listener.count
             elsewhere(tracking.url, load)
             until(lambda: listener.count > count)
-        return answer
 
-    overtaken.done = False  # type: ignore[attr-defined]
-    listener.invalidate_marks()
-    monkeypatch.setattr(Authorities, "states_and_authority", overtaken)
-    assert load("EU") == before  # it began before the invalidation
-    assert overtaken.done  # type: ignore[attr-defined]
-    assert not is_quick(load, "EU")
-    assert load("EU") != before
+    with Proxy(tracking.port) as proxy:
+        configure(redis_url=proxy.url, coherence="tracking", deadline=PATIENCE)
+        listener = listener_in_use()
+        listener.url = tracking.url
+        before = proven(load, "EU")
+        listener.invalidate_marks()
+        proxy.hold_reply = overtake
+        assert load("EU") == before  # it began before the invalidation
+        assert overtaken
+        assert not is_quick(load, "EU")
+        assert load("EU") != before
+        assembly.reset()
 
 
 def test_what_was_found_untrue_is_not_vouched_for(tracking: RedisServer) -> None:
@@ -535,7 +530,7 @@ def test_an_outage_is_what_it_is_without(tracking: RedisServer) -> None:
 
 
 def test_without_permission_each_hit_asks(
-    tracking: RedisServer, monkeypatch: pytest.MonkeyPatch
+    tracking: RedisServer, set_limits: Callable[..., None]
 ) -> None:
     """A Redis user who may not listen has strict coherence, and one event says so."""
     tracking.client().acl_setuser(
@@ -549,7 +544,7 @@ def test_without_permission_each_hit_asks(
     )
     try:
         configure(redis_url=f"redis://deaf:pw@127.0.0.1:{tracking.port}/0")
-        monkeypatch.setattr(tracking_module, "REFUSED_PAUSE_SECONDS", 0.01)
+        set_limits(tracking_pause=0.01)
         with recording() as seen:
             until(lambda: load("EU") and listener_in_use().refused)
             client = tracking.client()
