@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from inner_faults import failing
 from providers import InADict
 from styles import STYLES, Style
 
@@ -507,24 +508,17 @@ def test_an_old_value_in_place_of_an_error_counts(style: Style) -> None:
         assert outer.peek(default="nothing") == "nothing"
 
 
-def test_a_fault_of_memo_itself_loses_no_result(
-    style: Style, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fault_of_memo_itself_loses_no_result(style: Style) -> None:
     """If memo fails before the function ran, each caller computes for itself (I5)."""
-
-    async def broken(*_: Any, **__: Any) -> Any:
-        raise RuntimeError("on purpose")
 
     def load(x: int) -> Any:
         yield 0.05
         return [x]
 
     f = style.cached(load)
-    monkeypatch.setattr(memo.engine.answering, "acquire_lease", broken)
-    with recording() as seen:
+    with failing("acquire"), recording() as seen:
         assert style.together([lambda: f(7)] * 4) == [[7]] * 4
     assert {e.reason for e in seen if e.kind == events.ERROR} == {"engine"}
-    monkeypatch.undo()
     assert style.call(f, 7) == [7]
     assert f.is_cached(7)
 

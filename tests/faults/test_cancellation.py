@@ -287,8 +287,10 @@ INTERRUPTED = """
 import sys, threading, time, json
 import memo
 from memo.coordination import leases
+from inside import joiners
 from memo.coordination.flights import FLIGHTS
 from memo.runtime.events import WAITING
+from waiting import until
 
 memo.configure(redis_url=sys.argv[1] or None)
 runs = [0]
@@ -310,12 +312,12 @@ memo.on_event(tell)
 results = []
 if sys.argv[2] == "followed":
     def later():
-        while not runs[0]: time.sleep(0.001)
+        until(lambda: runs[0])
         results.append("joined")
         results.append(load(2.0))
     threading.Thread(target=later, daemon=True).start()
     def joined():
-        while not any(flight.join_count for flight in FLIGHTS.joinable_flights()): time.sleep(0.001)
+        until(joiners)
         with lock:
             print("joined", flush=True)
     threading.Thread(target=joined, daemon=True).start()
@@ -325,9 +327,8 @@ try:
 except KeyboardInterrupt:
     at = time.monotonic()
     if sys.argv[2] == "followed":
-        while len(results) < 2: time.sleep(0.01)
-    while FLIGHTS.joinable_flights() or leases.HELD_LEASES:
-        time.sleep(0.001)
+        until(lambda: len(results) == 2)
+    until(lambda: not FLIGHTS.joinable_flights() and not leases.HELD_LEASES)
     free = time.monotonic() - at
     print(json.dumps({"free": free, "runs": runs[0], "results": results}), flush=True)
 """

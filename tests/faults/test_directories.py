@@ -61,6 +61,9 @@ def count(call):
     before = len(runs)
     call()
     return len(runs) - before
+def later(seconds):
+    now = time.monotonic
+    time.monotonic = lambda: now() + seconds
 def crowd(call, size=8):
     threads = [threading.Thread(target=call) for _ in range(size)]
     [t.start() for t in threads]
@@ -423,7 +426,7 @@ def test_a_directory_that_becomes_writable_is_used(open_path: Path) -> None:
         print("ready", flush=True)
         sys.stdin.readline()
         memo.configure(memory_limit=0)
-        time.sleep(1.1)
+        later(1.1)
         out["then"] = count(lambda: [load(2) for _ in range(5)])
     """
     program = _program(body, UID)
@@ -482,7 +485,7 @@ def test_what_happens_to_a_database_never_ends_caching(
     out["computed"] = [count(lambda: load(x)) for x in ("during", "during", "during")]
     end = time.monotonic() + 10
     while count(lambda: load("again")) and time.monotonic() < end:
-        time.sleep(0.1)
+        later(0.1)
     out["hits"] = not count(lambda: load("again"))
     folder = os.path.dirname(path)
     os.chmod(folder, 0o700)
@@ -490,7 +493,7 @@ def test_what_happens_to_a_database_never_ends_caching(
         os.chmod(path, 0o600)
     elif os.path.isdir(path):
         os.rmdir(path)
-    time.sleep(1.2)  # it is looked at every second
+    later(1.2)  # it is looked at every second
     for x in range(3):
         load(("after", x))
     """

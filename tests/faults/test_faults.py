@@ -590,6 +590,23 @@ class Lasting(Faults):
         return self.on and name in self.names
 
 
+class Unopened(Faults):
+    """SQLite cannot open a file, as long as a condition holds."""
+
+    def __init__(self, code: int, holds: Callable[[], bool]) -> None:
+        super().__init__(self._fail, frozenset())
+        self.code = code
+        self.holds = holds
+
+    def _fail(self, name: str) -> None:
+        error = sqlite3.OperationalError("unable to open database file")
+        error.sqlite_errorcode = self.code
+        raise error
+
+    def step(self, name: str) -> bool:
+        return name == "connect" and self.holds()
+
+
 @PORTS
 @pytest.mark.parametrize("opened", [False, True], ids=["at open", "running"])
 @pytest.mark.parametrize(
@@ -789,12 +806,8 @@ def test_a_host_file_that_cannot_be_opened_does_not_cost_redis(
     redis_server: RedisServer,
     journalled: bool,
     asynchronous: bool,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On a disk that became read-only the journal is read from a copy, and replayed once.
-
-    SQLite cannot open a log on such a disk; here `SqliteFile.open_both` fails as it would.
-    """
+    """If SQLite cannot open it the journal is read from a copy, and replayed once."""
     world = World(asynchronous)
     given = {"tiers": ["memory", "redis"], "redis_url": redis_server.url, "deadline": 5.0}
     with configure(**given):
@@ -805,49 +818,43 @@ def test_a_host_file_that_cannot_be_opened_does_not_cost_redis(
                 assert world.invalidate().tiers["redis"].startswith("journalled")
         default_chain().host.close()  # type: ignore[union-attr]
 
-        def refuse(self: Any) -> None:
-            error = sqlite3.OperationalError("unable to open database file")
-            error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
-            raise error
-
-        monkeypatch.setattr(sqlite_module.SqliteFile, "open_both", refuse)
-        assert world.call() == world.epoch
-        ran = world.ran
-        assert ran == (2 if journalled else 1)
-        assert world.call() == world.call() == world.epoch
-        assert world.ran == ran, "it is replayed again and again"
+        with numbered(Unopened(sqlite3.SQLITE_CANTOPEN, lambda: True)):
+            assert world.call() == world.epoch
+            ran = world.ran
+            assert ran == (2 if journalled else 1)
+            assert world.call() == world.call() == world.epoch
+            assert world.ran == ran, "it is replayed again and again"
         assert not list(cache_home.rglob("*.damaged")), "it was good"
 
 
 @PORTS
 def test_a_host_file_that_cannot_be_read_at_all(
-    redis_server: RedisServer, asynchronous: bool, monkeypatch: pytest.MonkeyPatch
+    cache_home: Path,
+    redis_server: RedisServer,
+    asynchronous: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """After three looks it is set aside, and all that Redis holds is invalidated once."""
     world = World(asynchronous)
     with configure(redis_url=redis_server.url, tiers=["redis"], deadline=5.0):
         assert world.call() == 1
         default_chain().host.close()  # type: ignore[union-attr]
-        place = {"is": True}
-        really = sqlite_module.SqliteFile.open_both
-
-        def refuse(self: Any) -> None:
-            if place["is"] and self.path.exists() and self.path.stat().st_size:
-                raise sqlite3.OperationalError("disk I/O error")
-            place["is"] = False
-            really(self)
+        file = cache_home / FOLDER / "host.sqlite"
+        damaged = file.stat().st_ino
 
         def unreadable(path: Path) -> Any:
             raise TierError("no copy")
 
-        monkeypatch.setattr(sqlite_module.SqliteFile, "open_both", refuse)
         monkeypatch.setattr("memo.stores.disk.recovery.read_journal", unreadable)
-        world.epoch = 2
-        answers = [world.call() for _ in range(8)]
-        assert answers[-1] == 2, "Redis may hold what somebody has invalidated"
-        ran = world.ran
-        assert world.call() == 2
-        assert world.ran == ran, "Redis is not used"
+        there = lambda: file.exists() and file.stat().st_ino == damaged
+        with numbered(Unopened(sqlite3.SQLITE_IOERR, there)):
+            world.epoch = 2
+            answers = [world.call() for _ in range(8)]
+            assert not there()
+            assert answers[-1] == 2, "Redis may hold what somebody has invalidated"
+            ran = world.ran
+            assert world.call() == 2
+            assert world.ran == ran, "Redis is not used"
 
 
 @PORTS
@@ -1105,32 +1112,39 @@ if sys.argv[3] != "none":
     settings["redis_url"] = sys.argv[3]
 configure(**settings)
 
-@memo.cache(name="exit:load", version="1", ttl=0.01, stale_while_revalidate=1000, use_lock=True)
+@memo.cache(name="exit:load", version="1", ttl=None, stale_while_revalidate=1000, use_lock=True)
 def load(x):
     if x == "slow":
         time.sleep(0.2)
     return x
 
-@memo.cache(name="exit:aload", version="1", ttl=0.01, stale_while_revalidate=1000)
+@memo.cache(name="exit:aload", version="1", ttl=None, stale_while_revalidate=1000)
 async def aload(x):
     await asyncio.sleep(0.05)
     return x
 
 assert load("slow") == "slow"
-time.sleep(0.02)
+load.expire()
 if how == "refresh":
     assert load("slow") == "slow"
 elif how == "atexit":
     atexit.register(lambda: print(load("late")))
 elif how == "thread":
-    threading.Thread(target=lambda: (time.sleep(0.1), print(load("thread")))).start()
+    main = threading.main_thread()
+    threading.Thread(target=lambda: (main.join(), print(load("thread")))).start()
 elif how == "daemon":
-    threading.Thread(target=lambda: [load(x) for x in range(10**6)], daemon=True).start()
-    time.sleep(0.05)
+    at_work = threading.Semaphore(0)
+    def work():
+        for x in range(10**6):
+            load(x)
+            at_work.release()
+    threading.Thread(target=work, daemon=True).start()
+    for _ in range(10):
+        at_work.acquire()
 elif how == "loop":
     async def main():
         await aload(1)
-        await asyncio.sleep(0.02)
+        aload.expire()
         return await aload(1)
     assert asyncio.run(main()) == 1
 elif how == "raise":

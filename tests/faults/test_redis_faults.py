@@ -94,6 +94,17 @@ async def failing(port: Port, work: Work) -> tuple[TierError, float]:
     return caught.value, time.perf_counter() - begun
 
 
+async def answered(port: Port, work: Work, seconds: float) -> Any:
+    """What some work gives as soon as Redis is asked again, within so many seconds."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return await work(port)
+        except TierUnavailable:
+            assert time.monotonic() < end, "it did not come back"
+            await port.sleep(0.01)
+
+
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
@@ -570,16 +581,7 @@ def test_killed_and_restarted(
         assert tier.outages > outages
         assert (await failing(port, lookup))[1] < 0.001
         redis_server.restart()
-        end = time.monotonic() + 2 * FIRST_BACKOFF_SECONDS + 1
-        while time.monotonic() < end:
-            try:
-                found = await lookup(port)
-            except TierUnavailable:
-                await port.sleep(0.01)
-            else:
-                assert found is not None
-                return
-        pytest.fail("it did not come back")
+        assert await answered(port, lookup, 2 * FIRST_BACKOFF_SECONDS + 1) is not None
 
     run(work)
     tier.close()
@@ -604,15 +606,7 @@ def test_frozen_and_thawed(redis_server: RedisServer, run: Any, heard: list[Even
             assert seconds < 0.02
             await port.sleep(0.005)
         redis_server.thaw()
-        end = time.monotonic() + MAX_BACKOFF_SECONDS
-        while time.monotonic() < end:
-            try:
-                await tier.lookup(port, "memo:k")
-            except TierUnavailable:
-                await port.sleep(0.01)
-            else:
-                return
-        pytest.fail("it did not come back")
+        await answered(port, lambda port: tier.lookup(port, "memo:k"), MAX_BACKOFF_SECONDS)
 
     run(work)
     tier.close()

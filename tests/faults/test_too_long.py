@@ -6,10 +6,10 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from inner_faults import failing
 from redis_server import RedisServer
 
 import memo
-from memo.stores import authorities
 from memo.testing import isolated, recording
 
 
@@ -79,7 +79,7 @@ def test_a_prefix_or_a_name_that_is_too_long() -> None:
         memo.cache(name="x" * 1001)
 
 
-def test_what_can_never_be_written_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_can_never_be_written_is_refused() -> None:
     """A fault that lies in the invalidation itself is its caller's, and stops nothing else."""
 
     @memo.cache(ttl=None)
@@ -88,8 +88,7 @@ def test_what_can_never_be_written_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
     with isolated():
         load()
-        with monkeypatch.context() as patch:
-            patch.setattr(authorities, "with_receivers", lambda text, to: "\ud800")
+        with failing("note", answer="\ud800"):
             with pytest.raises(memo.MemoError, match="surrogates"):
                 load.invalidate()
             with pytest.warns(UserWarning, match="surrogates.*; so nothing was invalidated"):

@@ -20,6 +20,7 @@ import pytest
 from chaos import Proxy
 from checkout import ROOT
 from kernels import Kernel
+from observed import calls_of
 from redis_server import RedisServer
 from sheets import Sheet
 from time_ahead import Ahead
@@ -439,8 +440,6 @@ def test_holders_for_people() -> None:
 
 def test_hits_do_not_reach_it(sheet: Sheet) -> None:
     """Hits cost nothing more while progress is on: it hears none of them."""
-    heard = []
-    WATCHER.handle, handle = lambda event: heard.append(event.kind) or handle(event), WATCHER.handle  # type: ignore[method-assign,func-returns-value]
     memo.progress(on=False)
     memo.progress()
 
@@ -448,8 +447,8 @@ def test_hits_do_not_reach_it(sheet: Sheet) -> None:
     def f(x: int) -> int:
         return x
 
-    f(1), f(1)
-    del WATCHER.handle
+    with calls_of(type(WATCHER).handle, note=lambda given: given["event"].kind) as heard:
+        f(1), f(1)
     assert "computed" in heard
     assert "hit" not in heard
 

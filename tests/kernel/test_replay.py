@@ -523,6 +523,6 @@ def test_other_tasks_of_a_kernel_are_not_in_a_cells_record(kernel: Kernel) -> No
             print("from the background")
         task = asyncio.create_task(background())
     """)
-    cell = "%%cache\ngo.set()\nawait asyncio.sleep(0.05)\nprint('mine')"
+    cell = "%%cache\ngo.set()\nawait task\nprint('mine')"
     kernel.run(cell)
     assert kernel.run(cell).stdout == "mine\n"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from checkout import ROOT
+from checkout import ROOT, SUPPORT
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
@@ -46,7 +46,7 @@ class Kernel:
         self.home = home
         env = {k: v for k, v in os.environ.items() if not k.startswith("MEMO_")}
         env.update(
-            PYTHONPATH=str(ROOT),
+            PYTHONPATH=os.pathsep.join((str(ROOT), str(SUPPORT))),
             MEMO_DIRECTORY=str(home / "memo"),
             MEMO_SECRET="s" * 64,
             IPYTHONDIR=str(home / "ipython"),

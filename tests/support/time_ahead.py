@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -25,8 +26,13 @@ class Ahead(Clock):
     def __init__(self) -> None:
         self._passed = 0.0
         self._stepped = 0.0
+        self._stands: float | None = None
+        self._slow = 0.0
+        self._wall_stands: int | None = None
 
     def wall_ns(self) -> int:
+        if self._wall_stands is not None:
+            return self._wall_stands
         return _WALL_NS() + int((self._passed + self._stepped) * SECOND)
 
     def boot_ns(self) -> int:
@@ -36,7 +42,8 @@ class Ahead(Clock):
         return self.wall_ns() / SECOND
 
     def monotonic(self) -> float:
-        return _MONOTONIC() + self._passed
+        self._passed += self._slow
+        return (_MONOTONIC() if self._stands is None else self._stands) + self._passed
 
     def perf_counter(self) -> float:
         return _PERF_COUNTER() + self._passed
@@ -54,6 +61,33 @@ class Ahead(Clock):
         """Set the wall clock forward, or back where `seconds` is negative; no time goes by."""
         self._stepped += seconds
 
+    def boot(self, boot_id: bytes) -> None:
+        """Let the machine have started anew, with this id."""
+        SYSTEM.boot_id = boot_id
+
+    def stop_wall(self, wall_ns: int) -> None:
+        """Let the wall clock stand at a time."""
+        self._wall_stands = wall_ns
+
+    def stop(self) -> None:
+        """Let the monotonic clock stand: it goes on by what `advance` and `work` add only.
+
+        Timers of event loops stand as well.
+        """
+        self._stands = _MONOTONIC()
+
+    @contextmanager
+    def slow(self, seconds: float) -> Iterator[None]:
+        """Until the block ends, `seconds` go by before each reading of the monotonic clock.
+
+        As on a slow machine: what may take long is over after so many looks at the clock.
+        """
+        self._slow = seconds
+        try:
+            yield
+        finally:
+            self._slow = 0.0
+
 
 @pytest.fixture
 def ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ahead]:
@@ -68,6 +102,6 @@ def ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ahead]:
     with monkeypatch.context() as patch:
         for name, reading in readings.items():
             patch.setattr(time, name, reading)
-        for name in ("wall_ns", "boot_ns"):
+        for name in ("wall_ns", "boot_ns", "boot_id"):
             patch.setattr(SYSTEM, name, getattr(clock, name))
         yield clock

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inside import set_clock
 
 import memo
 from memo.testing import ManualClock
@@ -182,11 +183,9 @@ class Site:
 
     def set(self, clock: ManualClock | None) -> None:
         """Let a clock tell the time here."""
-        from memo.decorators import assembly
-
         self._clock = clock
         if clock is not None:
-            assembly.default_chain().clock = clock
+            set_clock(clock)
 
     def elsewhere(self) -> None:
         """Go on as a process that begins now does; of the other host, where there are two."""

@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,26 @@ FUNCTIONS = pytest.mark.parametrize("by", ["reference", "value"])
 
 def function(by: str) -> Any:
     return worked.slow if by == "reference" else local()
+
+
+def in_a_child(work: Callable[[], bytes], **settings: Any) -> bytes:
+    """The answer of a forked process that has configured these settings."""
+    there, here = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            memo.configure(**settings)
+            with os.fdopen(here, "wb") as file:
+                file.write(work())
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(here)
+    with os.fdopen(there, "rb") as file:
+        answer = file.read()
+    assert os.waitpid(child, 0)[1] == 0
+    return answer
 
 
 def through_cloudpickle(packed: bytes, *args: Any) -> Any:
@@ -163,15 +184,13 @@ def test_a_function_inside_a_result_takes_no_settings_along(tmp_path: Path) -> N
     def give() -> Any:
         return [f]
 
-    with memo.configure(directory=tmp_path / "zq7-other"):
+    def stored() -> bytes:
         give()
-        stored = memo.records.codec.encode([f]).stream
-    assert b"zq7-other" not in stored
-    configuration.PROCESS, mine = "another", configuration.PROCESS
-    try:
-        pickle.loads(stored)
-    finally:
-        configuration.PROCESS = mine
+        return bytes(memo.records.codec.encode([f]).stream)
+
+    packed = in_a_child(stored, directory=tmp_path / "zq7-other")
+    assert b"zq7-other" not in packed
+    pickle.loads(packed)
     assert configuration.current().sources["directory"] == "MEMO_DIRECTORY"
 
 
@@ -248,14 +267,8 @@ def test_many_functions_of_a_notebook_are_pickled_in_linear_time() -> None:
 
 
 def packed_elsewhere(f: Any, **settings: Any) -> bytes:
-    """A function as another process with these settings would send it."""
-    mine = configuration.PROCESS
-    configuration.PROCESS = "another process"
-    try:
-        with memo.configure(**settings):
-            return cloudpickle.dumps(f)
-    finally:
-        configuration.PROCESS = mine
+    """A function as another process with these settings sends it."""
+    return in_a_child(lambda: cloudpickle.dumps(f), **settings)
 
 
 @FUNCTIONS

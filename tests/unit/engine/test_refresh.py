@@ -15,18 +15,20 @@ import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from checkout import ROOT, SUPPORT
 from folders import FOLDER
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inside import inside
-from ports import ROOT, run, start
+from inner_faults import failing
+from inside import inside, set_clock
+from ports import run, start
 from providers import InADict
 from redis_server import RedisServer
 from styles import STYLES, Style
+from time_ahead import Ahead
 from waiting import await_until, until
 
 import memo
@@ -248,7 +250,7 @@ def test_an_entry_outlives_a_short_ttl(style: Style, source: Source, clock: Manu
         assert style.call(f) == 1
         style.call(plain)
         memo.decorators.assembly.reset()  # so that the memory tier has nothing
-        memo.decorators.assembly.default_chain().clock = clock
+        set_clock(clock)
         clock.advance(0.3)
         assert not f.is_cached()
         memo.live["ttl.short"] = 60
@@ -303,6 +305,7 @@ def test_live_ttl_from_a_file(style: Style, source: Source, tmp_path: Path) -> N
 LIVE = """
 import sys, time
 import memo
+from waiting import until
 memo.configure(redis_url=sys.argv[1], directory=sys.argv[2])
 @memo.cache(ttl=60, ttl_key="ttl.shared", name="shared", version="1")
 def load():
@@ -313,9 +316,7 @@ sys.stdin.readline()
 time.sleep(1.0)           # nothing is asked meanwhile
 print(load() == first, memo.live.get("ttl.shared"), flush=True)
 sys.stdin.readline()
-while memo.live.get("ttl.shared") is not None:
-    load()
-    time.sleep(0.01)
+until(lambda: load() and memo.live.get("ttl.shared") is None)
 print(time.time(), flush=True)
 """
 
@@ -350,7 +351,9 @@ def test_shared_live_ttl_reaches_all_kernels(redis_server: RedisServer, tmp_path
 
 
 @styles
-def test_shared_live_ttl_here(style: Style, source: Source, redis_server: RedisServer) -> None:
+def test_shared_live_ttl_here(
+    style: Style, source: Source, redis_server: RedisServer, ahead: Ahead
+) -> None:
     """The process that sets a shared ttl sees it at the next call, and keeps it without Redis."""
     f = cached(style, source, ttl=60, ttl_key="ttl.here")
     with memo.configure(redis_url=redis_server.url):
@@ -359,7 +362,7 @@ def test_shared_live_ttl_here(style: Style, source: Source, redis_server: RedisS
         until(lambda: not f.is_cached())
         assert style.call(f) == 2
         redis_server.kill()
-        time.sleep(0.6)
+        ahead.advance(0.6)
         assert style.call(f) == 3
         assert memo.live["ttl.here"] == 0.001
         redis_server.restart()
@@ -547,15 +550,12 @@ def test_where_a_refresh_runs(style: Style, source: Source, clock: ManualClock) 
 
 
 async def test_a_failed_refresh_is_no_unretrieved_exception(
-    source: Source, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    source: Source, clock: ManualClock
 ) -> None:
     """If the function or memo itself fails in a refresh, the event loop gets no error."""
     f = cached(STYLES[1], source, ttl=10, stale_while_revalidate=100)
     heard: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: heard.append(context))
-
-    async def broken(*_: Any, **__: Any) -> None:
-        raise RuntimeError("on purpose")
 
     with isolated(clock=clock), recording() as seen:
         await f()
@@ -564,9 +564,9 @@ async def test_a_failed_refresh_is_no_unretrieved_exception(
         assert await f() == 1
         assert await memo.drain(5)
         inside(f).backoff.clear()
-        monkeypatch.setattr(memo.engine.refreshing, "acquire_lease", broken)
-        assert await f() == 1
-        assert await memo.drain(5)
+        with failing("acquire"):
+            assert await f() == 1
+            assert await memo.drain(5)
         gc.collect()
         await asyncio.sleep(0)
     assert heard == []
@@ -668,21 +668,13 @@ def test_one_refresh_per_cluster(
             kernel.communicate()
 
 
-@pytest.fixture
-def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time by which refreshes back off: one number, in seconds, that a test sets."""
-    now = [1000.0]
-    read = SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
-    monkeypatch.setattr(memo.engine.refreshing, "time", read)
-    return now
-
-
 @styles
 def test_a_failed_refresh_keeps_the_old_value(
-    style: Style, source: Source, clock: ManualClock, waited: list[float]
+    style: Style, source: Source, clock: ManualClock, ahead: Ahead
 ) -> None:
     """It is an event, it is not tried again at once, and the value lasts to its hard limit."""
     f = cached(style, source, ttl=100, stale_while_revalidate=100)
+    ahead.stop()
     with isolated(clock=clock), recording() as seen, warnings.catch_warnings():
         warnings.simplefilter("error")
         assert style.call(f) == 1
@@ -691,11 +683,11 @@ def test_a_failed_refresh_keeps_the_old_value(
         for _ in range(10):
             assert settled(style, f) == 1
         assert source.runs == 2
-        waited[0] += 1.1
+        ahead.advance(1.1)
         assert settled(style, f) == 1
         assert settled(style, f) == 1
         assert source.runs == 3
-        waited[0] += 1.1  # the pause has doubled
+        ahead.advance(1.1)  # the pause has doubled
         assert settled(style, f) == 1
         assert source.runs == 3
         clock.advance(100)
@@ -773,7 +765,7 @@ def test_a_refresh_that_was_overtaken_does_not_replace_the_newer_result() -> Non
 
 @styles
 def test_back_off_begins_anew_after_a_success(
-    style: Style, source: Source, clock: ManualClock, waited: list[float]
+    style: Style, source: Source, clock: ManualClock, ahead: Ahead
 ) -> None:
     """A refresh that succeeded has the next failure tried again as soon as the first one was."""
     f = cached(style, source, ttl=100, stale_while_revalidate=1000)
@@ -783,7 +775,7 @@ def test_back_off_begins_anew_after_a_success(
         for fail in (True, True, False, True):
             source.fail = fail
             clock.advance(110)
-            waited[0] += 100
+            ahead.advance(100)
             settled(style, f)
             pauses.append([pause for _, pause in inside(f).backoff.values()])
     assert pauses == [[1.0], [2.0], [], [1.0]]
@@ -819,16 +811,21 @@ def test_context_variables_travel(style: Style, source: Source, clock: ManualClo
 
 async def test_a_refresh_is_no_part_of_what_set_it_off(clock: ManualClock) -> None:
     """A refresh may ask for the very computation that started it: neither waits for the other."""
-    runs = Source()
+    refreshing = asyncio.Event()
+    inner_runs, outer_runs = Source(), Source()
 
     @memo.cache(ttl=10, stale_while_revalidate=1000, version="1")
     async def inner() -> int:
-        return 10 * await outer() if runs.load() == 2 else 1
+        if inner_runs.load() == 1:
+            return 1
+        refreshing.set()
+        return 10 * await outer()
 
     @memo.cache(ttl=1, version="1")
     async def outer() -> int:
         found = await inner()
-        await asyncio.sleep(0.05)
+        if outer_runs.load() == 2:
+            await refreshing.wait()
         return found
 
     with isolated(clock=clock), recording() as seen:
@@ -861,11 +858,11 @@ async def test_a_refresh_that_never_began_stops_no_other(
 
 @styles
 def test_a_refresh_that_another_process_has_is_not_asked_for_at_every_call(
-    style: Style, source: Source, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    style: Style, source: Source, clock: ManualClock, ahead: Ahead
 ) -> None:
     """While another process refreshes, stale answers ask about that now and then only."""
-    monkeypatch.setattr(memo.engine.refreshing, "RECHECK_SECONDS", 5.0)
     f = cached(style, source, ttl=10, stale_while_revalidate=1000)
+    ahead.stop()
     with isolated(clock=clock), recording() as seen:
         style.call(f)
         clock.advance(20)
@@ -875,8 +872,11 @@ def test_a_refresh_that_another_process_has_is_not_asked_for_at_every_call(
         assert lock.try_acquire("another process")
         for _ in range(10):
             assert settled(style, f) == 1
+        assert [event.kind for event in seen].count(events.REFRESH_STARTED) == 1
+        ahead.advance(1)
+        assert settled(style, f) == 1
         lock.release()
-    assert [event.kind for event in seen].count(events.REFRESH_STARTED) == 1
+    assert [event.kind for event in seen].count(events.REFRESH_STARTED) == 2
     assert source.runs == 1
 
 
@@ -973,25 +973,26 @@ EXIT = """
 import asyncio, atexit, sys, time
 atexit.register(lambda: print(time.monotonic(), flush=True))  # what is registered first ends last
 import memo
+from waiting import await_until, until
 memo.configure(redis_url=sys.argv[1] or None)
 kind, seconds = sys.argv[2], float(sys.argv[3])
-options = dict(ttl=0.01, stale_while_revalidate=100, use_lock=True, version="1", name="exit")
+options = dict(ttl=None, stale_while_revalidate=100, use_lock=True, version="1", name="exit")
 runs = []
 if kind == "sync":
     @memo.cache(**options)
     def load():
         runs.append(1)
         time.sleep(seconds if len(runs) > 1 else 0)
-    load(); time.sleep(0.05); load()
-    while len(runs) < 2: time.sleep(0.001)
+    load(); load.expire(); load()
+    until(lambda: len(runs) == 2)
 else:
     @memo.cache(**options)
     async def load():
         runs.append(1)
         await asyncio.sleep(seconds if len(runs) > 1 else 0)
     async def main():
-        await load(); await asyncio.sleep(0.05); await load()
-        while len(runs) < 2: await asyncio.sleep(0.001)
+        await load(); load.expire(); await load()
+        await await_until(lambda: len(runs) == 2)
     if kind == "run":
         asyncio.run(main())
     else:                       # as a kernel: the loop is never closed
@@ -1014,7 +1015,7 @@ def test_interpreter_exit(
         [sys.executable, "-W", "default", "-c", EXIT, url, kind, str(seconds)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(SUPPORT)))},
         timeout=30,
         check=False,
     )
@@ -1036,10 +1037,10 @@ from memo.settings.options import Policy
 from memo.records.stamp_types import Times
 memo.on_event(lambda event: print(event.kind, flush=True) if "refresh" in event.kind else None)
 runs = []
-@memo.cache(ttl=0.01, stale_while_revalidate=100, version="1")
+@memo.cache(ttl=None, stale_while_revalidate=100, version="1")
 def load():
     runs.append(1)
     time.sleep(0.3)
-load(); time.sleep(0.05); load()
+load(); load.expire(); load()
 """
     assert run(code).split() == ["refresh_started", "refresh_done"]

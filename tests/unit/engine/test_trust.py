@@ -21,8 +21,10 @@ import numpy as np
 import pytest
 from chaos import Proxy, free_port
 from folders import FOLDER
+from inside import set_clock
 from ports import ROOT
 from redis_server import RedisServer
+from waiting import await_until
 
 import memo
 from memo import cache
@@ -121,7 +123,7 @@ def _cached(tag: str) -> list[Callable[..., Any]]:
 def _everything(said: Said, tag: str, clock: ManualClock) -> None:
     """Call everything twice, look at everything, with whatever is broken now."""
     functions = _cached(tag)
-    default_chain().clock = clock
+    set_clock(clock)
     for _ in range(3):
         for function in functions:
             function(ARGUMENT)
@@ -268,6 +270,11 @@ TRIES = 3
 
 class Watch:
     longest = 0.0
+    looks = 0
+
+    async def look_again(self) -> None:
+        seen = self.looks
+        await await_until(lambda: self.looks > seen)
 
 
 @asynccontextmanager
@@ -282,16 +289,17 @@ async def watching() -> Any:
             await asyncio.sleep(0.001)
             now = time.perf_counter()
             watch.longest = max(watch.longest, now - last - 0.001)
+            watch.looks += 1
             last = now
 
     gc.collect()
     gc.disable()
     task = asyncio.create_task(look())
     try:
-        await asyncio.sleep(0.005)
+        await watch.look_again()
         watch.longest = 0.0
         yield watch
-        await asyncio.sleep(0.002)
+        await watch.look_again()
     finally:
         over = True
         await task

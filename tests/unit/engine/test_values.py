@@ -26,7 +26,7 @@ from memo import cache
 from memo.runtime import events
 from memo.runtime.blocking import drain_blocking
 from memo.settings.configuration import configure
-from memo.testing import ManualClock, recording
+from memo.testing import ManualClock, isolated, recording
 
 LONG = bool(os.environ.get("MEMO_TEST_LONG"))
 HUGE = 513 << 20
@@ -445,8 +445,7 @@ def test_a_refresh_of_changed_arguments_is_not_stored_sync() -> None:
             assert go_on.wait(5)
         return sum(xs)
 
-    with configure(tiers=["memory", "disk"]):
-        memo.decorators.assembly.default_chain().clock = clock
+    with isolated(clock=clock):
         assert total([1, 2]) == 3
         clock.advance(20)
         waits[0] = True
@@ -474,8 +473,7 @@ async def test_a_refresh_of_changed_arguments_does_not_run_async() -> None:
         ran.append(1)
         return sum(xs)
 
-    with configure(tiers=["memory", "disk"]):
-        memo.decorators.assembly.default_chain().clock = clock
+    with isolated(clock=clock):
         assert await total([1, 2]) == 3
         clock.advance(20)
         given = [1, 2]

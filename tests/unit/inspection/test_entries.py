@@ -13,6 +13,7 @@ import pytest
 from observed import calls_of
 from providers import InADict
 from redis_server import RedisServer
+from time_ahead import Ahead
 
 import memo
 from memo import OptionError, cache
@@ -157,23 +158,22 @@ def test_what_only_redis_has(tmp_path: Path, redis_server: RedisServer) -> None:
 
 
 def test_what_is_not_listed_is_said(
-    tmp_path: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, redis_server: RedisServer, ahead: Ahead
 ) -> None:
     """A list that may lack entries says which, in the answer, in text and in HTML."""
     load, own = loads(), loads("shop:own", provider=InADict())
+    said = "Redis was not searched completely: some entries that only it has are missing here."
     with memo.configure(directory=tmp_path / "here", redis_url=redis_server.url, deadline=5):
         load("EU")
         with memo.configure(directory=tmp_path / "there"):
-            monkeypatch.setattr(inventory, "SEARCH_SECONDS", -1.0)  # over before it begins
-            found = memo.entries()
-            said = (
-                "Redis was not searched completely: some entries that only it has are missing here."
-            )
+            assert len(memo.entries()) == 1
+            with ahead.slow(0.3):  # the search is over before it begins
+                found = memo.entries()
             assert (found, found.missing) == ([], said)
             assert repr(found) == f"No entries. {said}"
-        assert said in repr(memo.entries())
-        assert said in memo.entries()._repr_html_()
-        monkeypatch.setattr(inventory, "SEARCH_SECONDS", 5.0)
+        with ahead.slow(0.3):
+            assert said in repr(memo.entries())
+            assert said in memo.entries()._repr_html_()
         redis_server.kill()
         assert memo.entries().missing.startswith("Redis did not answer: entries that only it")
     own("EU")

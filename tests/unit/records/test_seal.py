@@ -18,6 +18,7 @@ import pytest
 from folders import FOLDER
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inside import set_clock
 from observed import calls_of
 from redis_server import RedisServer
 
@@ -527,7 +528,7 @@ def test_expiry_is_enforced_from_the_header(
     clock = ManualClock()
     with with_redis(redis_server, tiers=tiers):
         load, ran = make(ttl=10)
-        default_chain().clock = clock
+        set_clock(clock)
         load(1)
         if tiers == ["redis"]:
             assert redis_server.client().persist(redis_name(load, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import stat
 import subprocess
 import sys
@@ -322,7 +323,13 @@ def test_a_file_system_without_links_falls_back(monkeypatch):
 
 def test_no_home_at_all_falls_back(monkeypatch):
     """A user without a home directory can cache within the process."""
-    monkeypatch.setattr(secret_keys, "default_file", lambda: None)
+
+    def unknown(user):
+        raise KeyError(user)
+
+    for name in ("HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)  # as in a container that has no such user
     assert len(secret_keys.generated()) == 1
     with pytest.warns(secret_keys.SecretWarning, match="no configuration directory"):
         secret_keys.warn_if_not_kept()

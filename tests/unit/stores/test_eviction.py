@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import sqlite3
@@ -26,7 +25,7 @@ from memo.decorators.assembly import default_chain
 from memo.records import codec, seal
 from memo.records.seal import Header
 from memo.records.stamp_types import Times
-from memo.runtime.blocking import BLOCKING, drain_blocking, drive
+from memo.runtime.blocking import BLOCKING, Blocking, drain_blocking, drive
 from memo.runtime.clock import SECOND
 from memo.runtime.port import waiting_for_locks
 from memo.settings.configuration import configure
@@ -48,13 +47,27 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     host.close()
 
 
-def put(disk: Disk, name: str, seconds: float, size: int = MIB, code: str = "c1") -> None:
+class Alone(Blocking):
+    """Sync code that does nothing in the background."""
+
+    def spawn(self, *_: Any, **__: Any) -> Any:
+        return None
+
+
+def put(
+    disk: Disk,
+    name: str,
+    seconds: float,
+    size: int = MIB,
+    code: str = "c1",
+    port: Blocking = BLOCKING,
+) -> None:
     """Store an entry whose computation took so many seconds."""
     payload = codec.payload((memoryview(os.urandom(size)),))
     times = Times(1, 2, bytes(16), 3, -1, 0, int(seconds * SECOND))
     header = Header("memo", name, "f", code, "", "", "", "", times, (), payload.table)
     record = seal.pack(header, b"stream", SECRET)
-    drive(disk.store(BLOCKING, f"memo:{{f}}:00:{name}", record, payload, None))
+    drive(disk.store(port, f"memo:{{f}}:00:{name}", record, payload, None))
 
 
 def held(disk: Disk) -> set[str]:
@@ -322,9 +335,7 @@ def test_the_budget_is_held_by_many_writers(tmp_path: Path) -> None:
     host.close()
 
 
-def test_no_store_pays_for_a_budget_that_shrank(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_store_pays_for_a_budget_that_shrank(tmp_path: Path, ahead: Ahead) -> None:
     """A store evicts for 10 ms at most; those that follow and the background do the rest."""
     host = Host(tmp_path / "cache")
     before = Disk(tmp_path / "cache", 1 << 30, host)
@@ -333,11 +344,9 @@ def test_no_store_pays_for_a_budget_that_shrank(
     before.close()
     after = Disk(tmp_path / "cache", 2 * MIB, host)
     there = len(held(after))
-    with monkeypatch.context() as patch:
-        ticks = itertools.count()
-        patch.setattr(time, "monotonic", lambda: next(ticks) / 1000)  # 1 ms for each batch
-        patch.setattr(BLOCKING, "spawn", lambda *_: None)
-        put(after, "new", seconds=1, size=100)
+    ahead.stop()
+    with ahead.slow(0.001):  # 1 ms for each batch
+        put(after, "new", seconds=1, size=100, port=Alone())
     first = there - len(held(after))
     stores = 0
     while drive(after.health(BLOCKING))["bytes"] > 2 * MIB and stores < 100:
@@ -383,15 +392,12 @@ KILLED = """
 import os, signal, sys
 import memo
 from memo.stores.disk.index import Index
-
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
+from observed import calls_of
 
 memo.configure(directory=sys.argv[1], size_limit=20 << 20, secret="x" * 40)
 load = memo.cache(lambda x: os.urandom(2 << 20), name="load")
-if len(sys.argv) > 2:
-    Index.put_rows = die
-load(int.from_bytes(os.urandom(4), "big"))
+with calls_of(Index.put_rows, then=lambda: os.kill(os.getpid(), signal.SIGKILL)):
+    load(int.from_bytes(os.urandom(4), "big"))
 """
 
 
@@ -400,7 +406,7 @@ def test_writers_killed_in_mid_store_leave_the_budget_as_it_is(
 ) -> None:
     """Leftovers of killed processes go as soon as another stores, not an hour later."""
     for _ in range(6):
-        with start(KILLED, tmp_path, "die") as process:
+        with start(KILLED, tmp_path) as process:
             assert process.wait(30) == -signal.SIGKILL
     assert whole(tmp_path) >= 2 * MIB  # the last one's at least
     ahead.advance(EARLY_SWEEP_SECONDS)  # they have swept too, each once a second

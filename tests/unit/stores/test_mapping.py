@@ -18,12 +18,12 @@ import pytest
 from checkout import ROOT, SUPPORT
 from observed import calls_of
 from pandas.testing import assert_frame_equal
+from time_ahead import Ahead
 
 from memo import cache
 from memo.engine import loading
 from memo.records import codec
 from memo.records.codec import Payload
-from memo.runtime.clock import SYSTEM
 from memo.settings.secret_keys import Secret
 from memo.stores.disk import payload_files
 from memo.stores.disk.payload_files import VOUCHER_FROM_BYTES, PayloadFile, Payloads
@@ -435,37 +435,35 @@ def test_voucher_ends_with_the_file_it_was_for(
     assert not PayloadFile(source.path, (SECRET,)).is_verified(payload.digest)
 
 
-def test_voucher_ends_with_the_boot(
-    files: Payloads, payload: Payload, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_voucher_ends_with_the_boot(files: Payloads, payload: Payload, ahead: Ahead) -> None:
     """Nothing is fsynced, so after a restart of the machine a payload is hashed once again."""
     source = keep(files, payload)
-    monkeypatch.setattr(SYSTEM, "boot_id", b"another boot id.")
+    ahead.boot(b"another boot id.")
     assert not source.is_verified(payload.digest)
     source.mark_verified(payload.digest)
     assert source.is_verified(payload.digest)
 
 
 def test_no_voucher_where_the_boot_has_no_name(
-    files: Payloads, payload: Payload, monkeypatch: pytest.MonkeyPatch
+    files: Payloads, payload: Payload, ahead: Ahead
 ) -> None:
     """If the system does not say when it started, no voucher counts."""
-    monkeypatch.setattr(SYSTEM, "boot_id", bytes(16))
+    ahead.boot(bytes(16))
     assert not keep(files, payload).is_verified(payload.digest)
 
 
 def test_nobody_vouches_for_a_file_that_changed_just_now(
-    files: Payloads, payload: Payload, monkeypatch: pytest.MonkeyPatch
+    files: Payloads, payload: Payload, ahead: Ahead
 ) -> None:
     """Within a tick of the file system's clock a change might not show, so no voucher counts."""
     source = keep(files, payload)
     Path(payload_files.voucher_path(source.path)).unlink()
     assert isinstance(source.identity, tuple)
     changed = source.identity[4]
-    monkeypatch.setattr(payload_files, "file_time", lambda: changed)
+    ahead.stop_wall(changed)
     source.mark_verified(payload.digest)
     assert not source.is_verified(payload.digest)
-    monkeypatch.setattr(payload_files, "file_time", lambda: changed + 1)
+    ahead.stop_wall(changed + 12_000_001)  # files may be 12 ms behind the clock
     source.mark_verified(payload.digest)
     assert source.is_verified(payload.digest)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from deployments import until
+from inside import set_clock
 from ports import blocking
 from redis_server import RedisServer
 from time_ahead import Ahead
@@ -14,7 +15,6 @@ from time_ahead import Ahead
 import memo
 from memo.decorators.assembly import default_chain
 from memo.errors import SettingError
-from memo.runtime.clock import SYSTEM
 
 DAY = 86_400
 
@@ -23,25 +23,21 @@ def load(version: str) -> memo.CachedFunction:
     return memo.cache(lambda x: x, name="kept", ttl=None, version=version)
 
 
-def test_what_was_replaced_long_ago_goes_from_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_replaced_long_ago_goes_from_the_disk(tmp_path: Path, ahead: Ahead) -> None:
     """Entries of replaced code go after `retention`, those of present code never."""
-    clock = Ahead()
     with memo.configure(directory=tmp_path / "cache", retention="10d", memory_limit=0):
         disk = default_chain().tiers[-1]
-        monkeypatch.setattr(SYSTEM, "wall_ns", clock.wall_ns)
         for x in range(5):
             load("1")(x)
-        clock.step(100 * DAY)
+        ahead.step(100 * DAY)
         blocking(disk.sweep)
         assert load("1").is_cached(0)
         load("2")(0)
-        clock.step(9 * DAY)
+        ahead.step(9 * DAY)
         load("2")(1)
         blocking(disk.sweep)
         assert load("1").is_cached(0)
-        clock.step(2 * DAY)
+        ahead.step(2 * DAY)
         blocking(disk.sweep)
         assert not any(load("1").is_cached(x) for x in range(5))
         assert load("2").is_cached(0)
@@ -72,7 +68,8 @@ def test_what_is_used_lives_on_in_redis(
     with memo.configure(**settings):
         load("1")(1)
         assert not any(client.ttl(name) > 3 * DAY for name in records)
-        default_chain().clock = clock = Ahead()
+        clock = Ahead()
+        set_clock(clock)
         clock.advance(7 * DAY)
         load("1")(1)
         until(lambda: sorted(client.ttl(name) > 9 * DAY for name in records) == [False, True])

@@ -21,6 +21,7 @@ from chaos import Proxy
 from checkout import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from inner_faults import failing
 from observed import calls_of
 from redis_server import RedisServer
 
@@ -34,7 +35,6 @@ from memo.runtime import events
 from memo.runtime.blocking import BLOCKING, drain_blocking, drive
 from memo.runtime.native import drain
 from memo.stores.disk import payload_files
-from memo.stores.redis.cluster_leases import RedisLeases
 from memo.stores.redis.redis_tier import Redis
 from memo.stores.transfers import CONCURRENT_UPLOADS, MAX_QUEUED_BYTES, Upload, Uploads
 from memo.testing import recording, reset
@@ -532,25 +532,14 @@ def test_settings_that_end_cut_no_upload_off(
     assert chain() is None
 
 
-def test_leases_that_cannot_be_freed_stop_no_upload(
-    shared: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_leases_that_cannot_be_freed_stop_no_upload(shared: RedisServer) -> None:
     """After any error in freeing a lease after an upload, later results are uploaded and freed."""
-    release, failing = RedisLeases.release, list(range(CONCURRENT_UPLOADS))
-
-    async def broken(leases: RedisLeases, port: Any, name: str, holder: str) -> bool:
-        if failing:
-            failing.pop()
-            raise RuntimeError("unforeseen")
-        return await release(leases, port, name, holder)
-
-    monkeypatch.setattr(RedisLeases, "release", broken)
     numbers = numbers_sync("n", use_lock=True)
-    with recording() as seen:
+    with failing("release", CONCURRENT_UPLOADS) as failed, recording() as seen:
         for more in range(CONCURRENT_UPLOADS + 1):
             numbers(BIG + more)
             assert drain_blocking(10)
-    assert not failing
+    assert len(failed) == CONCURRENT_UPLOADS
     assert len(kinds(seen, events.UPLOADED)) == CONCURRENT_UPLOADS + 1
     assert len(leases(shared)) == CONCURRENT_UPLOADS  # those end by themselves
     assert elsewhere("n", BIG + CONCURRENT_UPLOADS)[0] == "0"

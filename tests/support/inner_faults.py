@@ -1,0 +1,58 @@
+"""Faults of memo itself: a step of its own that fails as no server and no disk makes it fail."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from memo.engine import answering, refreshing
+from memo.stores import authorities
+from memo.stores.redis.cluster_leases import RedisLeases
+
+STEPS: dict[str, tuple[tuple[Any, str], ...]] = {
+    "acquire": ((answering, "acquire_lease"), (refreshing, "acquire_lease")),
+    "release": ((RedisLeases, "release"),),
+    "note": ((authorities, "with_receivers"),),
+}
+"""Step -> the functions that do it, and are replaced while it fails."""
+
+
+@contextmanager
+def failing(step: str, times: int = 1 << 30, answer: Any = None) -> Iterator[list[str]]:
+    """A step that fails in this block, so many times at most.
+
+    Args:
+        step: one of `STEPS`.
+        times: how often it fails; then it works.
+        answer: what it answers; None: it raises.
+
+    Yields:
+        The step, as often as it has failed.
+    """
+    failed: list[str] = []
+
+    def fails() -> bool:
+        if len(failed) >= times:
+            return False
+        failed.append(step)
+        if answer is None:
+            raise RuntimeError("on purpose")
+        return True
+
+    def around(work: Callable[..., Any]) -> Callable[..., Any]:
+        async def broken(*args: Any, **kwargs: Any) -> Any:
+            return answer if fails() else await work(*args, **kwargs)
+
+        def broken_plainly(*args: Any, **kwargs: Any) -> Any:
+            return answer if fails() else work(*args, **kwargs)
+
+        return broken if inspect.iscoroutinefunction(work) else broken_plainly
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in STEPS[step]:
+            patch.setattr(owner, name, around(getattr(owner, name)))
+        yield failed
