@@ -17,8 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from memo.coordination.flights import FLIGHTS as _FLIGHTS
-from memo.decorators.assembly import CacheFallbackFactory, configure, live, stats_directory
+from memo.decorators.assembly import CacheFallbackFactory, configure, live
 from memo.decorators.cache_decorator import cache
 from memo.decorators.cached_function import explain, functions
 from memo.errors import (
@@ -35,13 +34,12 @@ from memo.errors import (
     SecretError,
     SettingError,
 )
-from memo.inspection.running_computations import listen as _listen
-from memo.inspection.running_computations import turn_of as _turn_of
+from memo.inspection.statistics import stats
 from memo.keys.encoding.canonical import register_key
 from memo.keys.fingerprint.function_version import stable
-from memo.metrics.fault_log import listen as _log_faults
-from memo.metrics.recorder import install as _install
-from memo.metrics.recorder import stats
+from memo.metrics import fault_log as _fault_log
+from memo.metrics import recorder as _recorder
+from memo.metrics import running_computations as _running_computations
 from memo.runtime import VERSION
 from memo.runtime import lazy_attributes as _later
 from memo.runtime.events import Event, on_event
@@ -151,16 +149,9 @@ if not TYPE_CHECKING:  # so that type checkers refuse a misspelled name
     __getattr__ = _later(__name__, _LATER)
 
 
-def _explain() -> None:
-    from memo.inspection import report_line
-
-    report_line.explain_counts()
-
-
-_install(stats_directory, _explain)
-_listen(stats_directory)
-_FLIGHTS.search_other_processes(_turn_of)
-_log_faults()
+_recorder.listen()
+_running_computations.listen()
+_fault_log.listen()
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:

@@ -23,8 +23,8 @@ from memo.engine.invalidating import invalidate
 from memo.errors import MemoError, MissingExtraError, OptionError
 from memo.inspection import call_graph, inventory
 from memo.inspection import findings as doctor
+from memo.inspection.statistics import stats as gathered
 from memo.metrics import rendering
-from memo.metrics.recorder import stats as gathered
 from memo.records import seal
 from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SECOND

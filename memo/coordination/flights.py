@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
@@ -143,21 +143,7 @@ class Flights:
     """The flights of this process."""
 
     def __init__(self) -> None:
-        self._search: Callable[[str], Turn | None] | None = None
         self._reset()
-
-    def search_other_processes(self, search: Callable[[str], Turn | None]) -> None:
-        """Let `find_in_other_processes` use a function.
-
-        Args:
-            search: takes a key, and returns the turn that invalidates its call if another process
-                of this host is computing it.
-        """
-        self._search = search
-
-    def find_in_other_processes(self, key: str) -> Turn | None:
-        """Return the turn that invalidates a call that another process is computing, or None."""
-        return None if self._search is None else self._search(key)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()

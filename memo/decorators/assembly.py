@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Unpack
 
-from memo import runtime, stores
+from memo import stores
 from memo.errors import OptionError, SettingError, lacks_resources, public
 from memo.runtime import events, fork
 from memo.runtime.port import Port
 from memo.settings import configuration, options, secret_keys
 from memo.settings.checks import TRACKING, TRUST_DISK
-from memo.settings.configuration import Changes, Restore, Settings
+from memo.settings.configuration import Changes, Restore, Settings, home_of
 from memo.settings.live_values import Live
 from memo.settings.modes import OFF, Mode
 from memo.stores.protocols import DISK, MEMORY, REDIS, CacheProtocol, ServerTier, Tier
@@ -232,16 +231,6 @@ def _redis(settings: Settings) -> Tier:
     )
 
 
-def home_of(settings: Settings) -> Path:
-    """Return the directory of a namespace; each has its own host state and disk budget."""
-    return _home_in(settings.directory, settings.namespace)
-
-
-@lru_cache(maxsize=64)
-def _home_in(directory: Path, namespace: str) -> Path:
-    return directory / f"{namespace}.{runtime.FORMAT}"
-
-
 def host_of(settings: Settings) -> Host:
     """Return the state that the processes of this host share for a directory and namespace."""
     from memo.stores.disk.host_state import Host
@@ -384,8 +373,3 @@ def reset() -> None:
         _hosts.clear()
         _manifests.clear()
         _current = None
-
-
-def stats_directory() -> Path | None:
-    """Return the directory in which the processes of this host share their counters."""
-    return home_of(configuration.current())

@@ -35,6 +35,7 @@ from memo.errors import (
 from memo.keys import resolvers
 from memo.keys.call_keys import address_digest, normal_prefix, possible_prefixes
 from memo.keys.encoding import canonical
+from memo.metrics.running_computations import turn_of_running
 from memo.records.seal import Header
 from memo.records.stamp_types import ADDRESS, Ref
 from memo.runtime import events
@@ -180,7 +181,7 @@ async def _turns_of_key(port: Port, key: str) -> list[Turn]:
     for flight in FLIGHTS.joinable_flights():
         if flight.name.endswith(f":{key}"):
             return [_whole_turn(ref) for ref in flight.refs if ref.group.startswith("f:")]
-    elsewhere = await port.offload(FLIGHTS.find_in_other_processes, key)
+    elsewhere = await port.offload(turn_of_running, key)
     if elsewhere is not None:
         return [elsewhere]
     identities = await names.known_functions(port, _ids_here())

@@ -17,9 +17,9 @@ from memo.decorators import assembly
 from memo.engine.explaining import MAX_SEARCHED_ENTRIES, list_headers, own_ref
 from memo.inspection import graph_drawing, inventory
 from memo.inspection.graph_drawing import ONLY_STORED, RUNNING, Node, to_networkx
-from memo.inspection.running_computations import COMPUTATIONS, Running
 from memo.metrics import rendering
 from memo.metrics.recorder import COUNTERS
+from memo.metrics.running_computations import COMPUTATIONS, Running
 from memo.records.seal import Header
 from memo.records.stamp_types import Generation, Ref
 from memo.runtime.blocking import BLOCKING, drive

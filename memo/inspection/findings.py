@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memo.decorators.assembly import default_chain, home_of, host_of
+from memo.decorators.assembly import default_chain, host_of
 from memo.errors import MemoError, SettingError, public
 from memo.metrics import rendering
 from memo.metrics.rendering import Cell, Table, number, quantity, size
@@ -25,7 +25,7 @@ from memo.runtime.clock import SYSTEM
 from memo.runtime.named_tuple import NamedTuple
 from memo.settings import configuration, secret_keys
 from memo.settings.checks import redacted
-from memo.settings.configuration import DEFAULT, Settings
+from memo.settings.configuration import DEFAULT, Settings, home_of
 from memo.stores.authorities import is_for_any, receivers
 from memo.stores.protocols import MEMORY, REDIS, display_name
 

@@ -19,10 +19,10 @@ from memo.decorators.invalidators import invalidate
 from memo.errors import MemoError, label
 from memo.inspection import call_graph, graph_drawing, inventory
 from memo.inspection.inventory import Item, Selection
-from memo.inspection.running_computations import COMPUTATIONS, LONG_COMPUTATION_SECONDS, Running
+from memo.inspection.statistics import stats
 from memo.keys.summaries import BUILT_ON, RESOLVED, RESULT_SHAPE
 from memo.metrics import rendering
-from memo.metrics.recorder import stats
+from memo.metrics.running_computations import COMPUTATIONS, LONG_COMPUTATION_SECONDS, Running
 from memo.metrics.snapshots import FunctionStats, Stats
 from memo.records.seal import Header
 from memo.runtime.blocking import BLOCKING, drive

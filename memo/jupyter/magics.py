@@ -41,10 +41,11 @@ from memo.engine.invalidating import Invalidation
 from memo.errors import MemoError, OptionError, label
 from memo.inspection import call_graph, inventory
 from memo.inspection.report_line import explain_misses
+from memo.inspection.statistics import stats
 from memo.jupyter.cell_cache import Cell
 from memo.jupyter.progress_view import WATCHER, Line
 from memo.metrics import rendering
-from memo.metrics.recorder import Span, open_span, reset, stats
+from memo.metrics.recorder import Span, open_span, reset
 from memo.metrics.recorder import publish as leave_for_others
 from memo.metrics.snapshots import Stats, matches
 from memo.runtime.blocking import BLOCKING, drive

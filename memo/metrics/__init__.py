@@ -1,6 +1,6 @@
-"""Counters that receive the events, and snapshots of them for display and for programs.
+"""Counters that receive the events, running computations, and snapshots for display and programs.
 
-Imports `keys`, `records` and below, and never the engine, which imports it.
+Imports `coordination` and below, and never the engine, which imports it.
 Start with `recorder.py`; `rendering.py` renders every table, as text and as HTML.
 """
 

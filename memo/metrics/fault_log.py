@@ -7,6 +7,7 @@ which knows when they end.
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -101,16 +102,13 @@ def fields(event: Event) -> dict[str, str]:
 
 
 FAULT_LOG = FaultLog()
-_listening = False
 
 
+@functools.cache
 def listen() -> None:
-    """Start to log faults; `import memo` does this once."""
-    global _listening
-    if not _listening:
-        _listening = True
-        COUNTERS.listen(FAULT_LOG.handle, (events.ERROR,))
-        fork.in_child(_after_fork)
+    """Start to log faults; `import memo` does this, and a second call does nothing."""
+    COUNTERS.listen(FAULT_LOG.handle, (events.ERROR,))
+    fork.in_child(_after_fork)
 
 
 def _after_fork() -> None:

@@ -10,16 +10,14 @@ Rules of this module:
 
 from __future__ import annotations
 
-import atexit
+import functools
 import threading
 from collections.abc import Callable, Container
-from contextlib import suppress
 from math import log2
 from sys import getsizeof
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from memo import metrics
-from memo.errors import OptionError
 from memo.metrics.counters import (
     COUNTERS_BY_KIND,
     MAX_OUTCOMES,
@@ -33,24 +31,10 @@ from memo.runtime import events, fork
 from memo.runtime.clock import SECOND, SYSTEM, Clock
 from memo.runtime.events import Event
 from memo.runtime.memory_budget import BUDGET
-from memo.settings import options
+from memo.settings import configuration
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from memo.metrics.shared_counters import Publisher
-
-__all__ = [
-    "COUNTERS",
-    "Counters",
-    "Span",
-    "cache_info",
-    "install",
-    "open_span",
-    "publish",
-    "reset",
-    "stats",
-]
 
 MAX_PENDING_HITS = 256
 """Number of pending hits before they are counted."""
@@ -417,19 +401,7 @@ _REFRESH_STATES = {
 # --- The counters of this process ---------------------------------------------------------------
 
 
-def no_directory() -> Path | None:
-    """Return no cache directory: the default until the settings are read."""
-    return None
-
-
-def _explain_nothing() -> None:
-    """Do nothing: the default."""
-
-
-_directory: Callable[[], Path | None] = no_directory
-_explain: Callable[[], None] = _explain_nothing
 _publisher: Publisher | None = None
-_installed = False
 
 
 def _get_publisher() -> Publisher:
@@ -437,13 +409,18 @@ def _get_publisher() -> Publisher:
     if _publisher is None:
         from memo.metrics.shared_counters import Publisher
 
-        _publisher = Publisher(COUNTERS.snapshot, _directory)
+        _publisher = Publisher(COUNTERS.snapshot, configuration.home)
     return _publisher
 
 
 def publish() -> None:
     """Write this process's snapshot for the others, unless that was done within the last second."""
     _get_publisher()()
+
+
+def publish_now() -> None:
+    """Write it now."""
+    _get_publisher().publish()
 
 
 def publish_soon() -> None:
@@ -456,45 +433,14 @@ def cancel_publish_soon() -> None:
     _get_publisher().cancel_soon()
 
 
-def _explain_misses() -> None:
-    """Find the causes of misses; the code for that is imported only if there were any."""
-    if COUNTERS.has_unexplained:
-        _explain()
-
-
-def _publish_last() -> None:
-    if COUNTERS.used:
-        try:
-            _explain_misses()  # the last chance: other processes cannot tell these misses apart
-        except Exception as error:
-            events.emit(events.Event(events.ERROR, reason="statistics", detail=repr(error)))
-        with suppress(ImportError):  # memo was removed from the disk
-            _get_publisher().publish()
-
-
 COUNTERS = Counters(on_new_second=publish)
 """The counters of this process."""
 
 
-def install(
-    directory: Callable[[], Path | None] = no_directory,
-    explain: Callable[[], None] = _explain_nothing,
-) -> None:
-    """Start to count; `import memo` does this once.
-
-    Args:
-        directory: returns the cache directory in force, in which the processes share their
-            snapshots; first called after the first cached call.  None: do not share them.
-        explain: finds out more about misses (`Counters.explain`); called before `stats` returns,
-            and at the end of the process.
-    """
-    global _directory, _explain, _publisher, _installed
-    _directory, _explain, _publisher = directory, explain, None
-    if _installed:
-        return
-    _installed = True
+@functools.cache
+def listen() -> None:
+    """Start to count; `import memo` does this, and a second call does nothing."""
     events.on_event(COUNTERS.__call__)  # the bound method saves a look-up for each event
-    atexit.register(_publish_last)
     fork.in_child(_after_fork)
 
 
@@ -502,39 +448,6 @@ def _after_fork() -> None:
     COUNTERS.start_over()
     if _publisher is not None:
         _publisher.start_over()
-
-
-class HasFunctionId(Protocol):
-    """A cached function, which this folder does not import."""
-
-    @property
-    def function_id(self) -> str: ...
-
-
-def stats(*patterns: str | HasFunctionId, shared: bool = False) -> metrics.Stats:
-    """Return a snapshot of what the cache did.
-
-    Args:
-        patterns: cached functions, or names of them, whole or with wildcards; none: all.
-        shared: add up all processes that use the same directory, including those that have ended.
-
-    Raises:
-        OptionError: a pattern is neither a cached function nor a name.
-    """
-    named: list[str] = []
-    for pattern in patterns:
-        name: Any = getattr(pattern, "function_id", pattern)
-        if not isinstance(name, str):
-            raise OptionError("patterns", pattern, "must be a cached function, or its name.")
-        named.append(name)
-    options.flag("shared", shared)
-    _explain_misses()
-    snapshot = COUNTERS.snapshot()
-    publish()
-    shared_snapshots = _get_publisher().shared_snapshots() if shared else None
-    if shared_snapshots is not None:
-        snapshot = shared_snapshots.gather(snapshot)
-    return snapshot.select(*named)
 
 
 def reset(function: str | None = None) -> None:

@@ -212,10 +212,10 @@ class Publisher:
 
     Args:
         snapshot: returns the snapshot to write.
-        directory: returns the directory in force, or None to publish nowhere.
+        directory: returns the directory in force.
     """
 
-    def __init__(self, snapshot: Callable[[], Stats], directory: Callable[[], Path | None]) -> None:
+    def __init__(self, snapshot: Callable[[], Stats], directory: Callable[[], Path]) -> None:
         self._snapshot = snapshot
         self._directory = directory
         self._due = self._due_soon = 0.0
@@ -279,10 +279,7 @@ class Publisher:
         snapshot = self._snapshot()
         if not (snapshot.functions or self._began):
             return
-        directory = self._directory()
-        if directory is None:
-            return
-        shared_snapshots = SharedSnapshots(directory)
+        shared_snapshots = SharedSnapshots(self._directory())
         shared_snapshots.publish(snapshot)
         if not self._began:
             self._began = True
@@ -292,11 +289,6 @@ class Publisher:
         if not self._has_reported:
             self._has_reported = True
             events.emit(Event(events.ERROR, reason="statistics", detail=repr(error)))
-
-    def shared_snapshots(self) -> SharedSnapshots | None:
-        """Return the shared statistics of the directory in force."""
-        directory = self._directory()
-        return None if directory is None else SharedSnapshots(directory)
 
     def start_over(self) -> None:
         """Start over in the child of a fork, which has a file of its own."""

@@ -14,6 +14,7 @@ decorated. `checks` validates each setting.
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from contextlib import contextmanager
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypedDict, Unpack, cast
 
+from memo import runtime
 from memo.errors import SettingError, nearest_hint
 from memo.runtime import fork
 from memo.runtime.named_tuple import NamedTuple
@@ -274,6 +276,21 @@ def _settings(given: Layer) -> Settings:
         fix = 'names "redis", and there is no redis_url; set redis_url as well.'
         raise SettingError("tiers", sources["tiers"], fix)
     return Settings(**values, sources=MappingProxyType(sources))
+
+
+def home() -> Path:
+    """Return the `home_of` the settings in force."""
+    return home_of(current())
+
+
+def home_of(settings: Settings) -> Path:
+    """Return the directory of a namespace; each has its own host state and disk budget."""
+    return _home_in(settings.directory, settings.namespace)
+
+
+@functools.lru_cache(maxsize=64)
+def _home_in(directory: Path, namespace: str) -> Path:
+    return directory / f"{namespace}.{runtime.FORMAT}"
 
 
 _suspended: list[Settings] = []

@@ -35,8 +35,8 @@ from memo.decorators import assembly
 from memo.decorators.cached_function import CachedFunction
 from memo.engine import used_calls
 from memo.errors import OptionError, label, nearest_hint
-from memo.inspection.running_computations import COMPUTATIONS
 from memo.metrics.recorder import reset as reset_stats
+from memo.metrics.running_computations import COMPUTATIONS
 from memo.runtime import blocking, events, ownership
 from memo.runtime.clock import SECOND, SYSTEM, Clock
 from memo.runtime.events import Event, on_event

@@ -15,7 +15,7 @@ from folders import FOLDER
 
 import memo
 from memo.inspection.live_view import Model
-from memo.inspection.running_computations import SUFFIX
+from memo.metrics.running_computations import SUFFIX
 from memo.stores.disk import file_locks, payload_files
 from memo.testing import isolated
 

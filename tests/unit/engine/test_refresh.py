@@ -33,7 +33,7 @@ from waiting import await_until, until
 
 import memo
 from memo.coordination import leases
-from memo.inspection.running_computations import COMPUTATIONS
+from memo.metrics.running_computations import COMPUTATIONS
 from memo.records.stamp_types import Times
 from memo.runtime import events
 from memo.runtime.clock import SECOND

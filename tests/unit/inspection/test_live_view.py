@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,10 +19,10 @@ from waiting import until, wait_for
 
 import memo
 from memo import cache
-from memo.decorators import assembly
 from memo.inspection.live_view import Model, call_of
-from memo.inspection.running_computations import COMPUTATIONS
 from memo.metrics.recorder import reset
+from memo.metrics.running_computations import COMPUTATIONS
+from memo.settings import configuration
 from memo.testing import recording
 
 
@@ -334,7 +333,7 @@ def test_the_file_of_what_runs_goes_with_the_process() -> None:
     done = worker()
     assert done.stdout is not None
     done.stdout.readline()
-    folder = Path(assembly.stats_directory() or "") / "stats"
+    folder = configuration.home() / "stats"
     assert [p for p in folder.glob("*.now") if p.stem.startswith(f"{done.pid}-")]
     done.communicate("\n\n")
     assert not [p for p in folder.glob("*.now") if p.stem.startswith(f"{done.pid}-")]

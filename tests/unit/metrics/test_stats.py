@@ -16,6 +16,7 @@ from checkout import ROOT
 from time_ahead import Ahead
 from waiting import until
 
+from memo import configure
 from memo.metrics.counters import MAX_TIMELINE_POINTS
 from memo.metrics.recorder import COUNTERS, FAILED_REFRESH, REFRESHED, REFRESHING, Counters, Span
 from memo.metrics.shared_counters import (
@@ -30,6 +31,7 @@ from memo.runtime import events
 from memo.runtime.blocking import drain_blocking
 from memo.runtime.clock import SECOND, Clock
 from memo.runtime.events import Event
+from memo.settings import configuration
 
 LOAD = "etl:load"
 CLEAN = "etl:clean"
@@ -648,11 +650,10 @@ def test_publisher_takes_no_harm(tmp_path: Path) -> None:
 
 CHILD = """
 import sys
-from pathlib import Path
+from memo import configure, stats
 from memo.runtime import events
 from memo.runtime.events import Event
-from memo.metrics.recorder import install, stats
-install(lambda: Path(sys.argv[1]))
+configure(directory=sys.argv[1])
 for _ in range(int(sys.argv[2])):
     events.emit(Event(events.HIT, "etl:load", "k", "disk", seconds=1e-4, saved=2.0))
 if len(sys.argv) > 3:
@@ -688,7 +689,8 @@ def test_a_forked_child_starts_at_zero(tmp_path: Path) -> None:
     command = [sys.executable, "-c", child, str(tmp_path), "7"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert done.stdout.split("\n")[:2] == ["0 0", "1"]
-    assert SharedSnapshots(tmp_path).gather().total.hits == 8
+    with configure(directory=tmp_path):
+        assert SharedSnapshots(configuration.home()).gather().total.hits == 8
 
 
 def test_this_process_counts_from_import_on() -> None:

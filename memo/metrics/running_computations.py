@@ -8,6 +8,7 @@ is left out, and so is the file of a process that died.
 from __future__ import annotations
 
 import atexit
+import functools
 import json
 import mmap
 import os
@@ -20,10 +21,11 @@ from typing import TYPE_CHECKING
 
 from memo.coordination.flights import current_path
 from memo.errors import MemoError, label
-from memo.metrics.recorder import COUNTERS, cancel_publish_soon, no_directory, publish_soon
+from memo.metrics.recorder import COUNTERS, cancel_publish_soon, publish_soon
 from memo.runtime import events, fork, private_files
 from memo.runtime.events import Event
 from memo.runtime.named_tuple import NamedTuple
+from memo.settings import configuration
 from memo.validity.stamps import Turn
 
 if TYPE_CHECKING:
@@ -72,10 +74,14 @@ class Running(NamedTuple):
 
 
 class RunningComputations:
-    """This process's computations, and the file in which others see them."""
+    """This process's computations, and the file in which others see them.
 
-    def __init__(self, directory: Callable[[], Path | None]) -> None:
-        self.directory = directory
+    Args:
+        directory: returns the directory whose processes see each other's computations.
+    """
+
+    def __init__(self, directory: Callable[[], Path]) -> None:
+        self._directory = directory
         self.start_over()
 
     def start_over(self) -> None:
@@ -149,8 +155,8 @@ class RunningComputations:
 
     def _open_map(self) -> mmap.mmap | None:
         with suppress(OSError, MemoError):  # if it fails, other processes do not see it
-            directory = self.directory()
-            if directory is not None and directory != self._mapped_directory:
+            directory = self._directory()
+            if directory != self._mapped_directory:
                 self._unmap()
                 self._map_file(directory)
         return self._map
@@ -191,8 +197,7 @@ class RunningComputations:
 
     def everywhere(self) -> list[Running]:
         """Return the computations of all processes that share the directory, longest first."""
-        directory = self.directory()
-        others = [] if directory is None else list(_read(directory / "stats"))
+        others = _read(self._directory() / "stats")
         return sorted([*self.here(), *others], key=lambda run: run.since)
 
 
@@ -230,7 +235,11 @@ def _read(folder: Path) -> Iterator[Running]:
                     yield Running(*facts, int(process), False, str(key), names)
 
 
-def turn_of(key: str) -> Turn | None:
+COMPUTATIONS = RunningComputations(configuration.home)
+"""The running computations of this process, and access to those of others."""
+
+
+def turn_of_running(key: str) -> Turn | None:
     """Return the turn that invalidates a call which a process of this host is computing."""
     for run in COMPUTATIONS.everywhere():
         if run.key == key:
@@ -238,19 +247,9 @@ def turn_of(key: str) -> Turn | None:
     return None
 
 
-COMPUTATIONS = RunningComputations(no_directory)
-"""The running computations of this process, and access to those of others."""
-
-
-def listen(directory: Callable[[], Path | None]) -> None:
-    """Start to track running computations; `import memo` does this once.
-
-    Args:
-        directory: returns the cache directory in force; None: only this process sees them.
-    """
-    first, COMPUTATIONS.directory = COMPUTATIONS.directory is no_directory, directory
-    if not first:  # `%reload_ext memo` imports it again
-        return
+@functools.cache
+def listen() -> None:
+    """Start to track running computations; `import memo` does this, a second call nothing."""
     COUNTERS.listen(COMPUTATIONS.handle, (events.COMPUTE_STARTED, events.COMPUTE_ENDED))
     atexit.register(COMPUTATIONS.close)
     fork.in_child(_after_fork)
