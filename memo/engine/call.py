@@ -23,6 +23,7 @@ from memo.runtime.reasons import SOURCE_UNREACHABLE
 from memo.settings.live_values import Live
 from memo.settings.options import Policy
 from memo.stores.protocols import PendingLookup
+from memo.validity import check
 from memo.validity.check import Verdict, judge
 from memo.validity.dependencies import Dependencies
 
@@ -164,14 +165,26 @@ class Function:
         """
         if unreachable and not self.policy.stale_if_error:
             return Verdict(MISS, SOURCE_UNREACHABLE)
-        policy = self.policy.of_errors if raised else self.policy
-        ttl = None if raised else self.live_ttl()
+        policy, ttl = self._policy_and_live_ttl(raised)
         return judge(times, policy, self.chain().clock, ttl, expired)
 
     def live_ttl(self) -> float | None:
         """Return the ttl of the live configuration in seconds, or None."""
         live, key = self.live, self.policy.ttl_key
         return None if live is None or key is None else live.get(key)
+
+    def _policy_and_live_ttl(self, raised: bool) -> tuple[Policy, float | None]:
+        """Return the rules for the age of results, or of stored exceptions."""
+        return (self.policy.of_errors, None) if raised else (self.policy, self.live_ttl())
+
+    def ttl_in_force(self, times: Times, *, raised: bool = False) -> float | None:
+        """Return the ttl of an entry now, in nanoseconds; see `check.ttl_in_force`."""
+        return check.ttl_in_force(times, *self._policy_and_live_ttl(raised))
+
+    def remaining(self, times: Times, *, raised: bool = False) -> int | None:
+        """Return the nanoseconds for which an entry is still fresh; see `check.remaining`."""
+        policy, ttl = self._policy_and_live_ttl(raised)
+        return check.remaining(times, policy, self.chain().clock, ttl)
 
     def with_policy(self, policy: Policy) -> Function:
         """Return a copy of the function with another policy."""

@@ -16,14 +16,14 @@ from html import escape
 from typing import Any
 
 from memo.engine.answering import rekey
-from memo.engine.call import Function, Job, make_call
+from memo.engine.call import Function, Job, make_call, reload_live_if_due
 from memo.errors import EntryError, TierError, label
 from memo.keys.call_keys import Call
 from memo.keys.fingerprint.source_history import Manifests
 from memo.keys.summaries import BUILT_ON, MASK, RESOLVED, RESULT_SHAPE, SPECIAL_PREFIX, built_on
 from memo.metrics import rendering
 from memo.records import codec, seal
-from memo.records.seal import Header
+from memo.records.seal import Entry, Header
 from memo.records.stamp_types import ADDRESS, File, Generation, Ref, Stamp, State
 from memo.records.stamp_types import Call as CallStamp
 from memo.runtime.clock import SECOND
@@ -48,7 +48,7 @@ from memo.runtime.reasons import (
 from memo.settings.options import Policy
 from memo.stores.chain import Answer, Chain
 from memo.validity import dependencies, generations, results, stamps
-from memo.validity.check import BORN_STALE, Judge, age, judge, why_changed
+from memo.validity.check import BORN_STALE, Judge, Verdict, age, exceeds_max_age, judge, why_changed
 
 CODE_CHANGED = "code changed"
 OTHER_ARGUMENTS = "other arguments"
@@ -162,6 +162,7 @@ async def explain(
 ) -> Explanation:
     """Explain whether this call would be answered from the cache, and why."""
     chain = function.chain()
+    await reload_live_if_due(port, function)
     call = await make_call(port, function, args, kwargs)
     job = Job(function, chain, call, args, kwargs)
     call = (await rekey(port, job) or job).call
@@ -171,11 +172,14 @@ async def explain(
     untracked = (*call.left_out, *function.keyer.identity.untracked(owner))
     if found.verdict.kind != MISS and found.entry is not None:
         reason = found.verdict.kind
-        return Explanation(call.shown, True, reason, _hit_facts(found, chain), (), untracked)
+        facts = _hit_facts(function, found, chain)
+        if _is_expired_early(function, found.verdict, found.entry):
+            facts += await _invalid_facts(port, chain, found.entry.header)
+        return Explanation(call.shown, True, reason, tuple(facts), (), untracked)
     reason = found.verdict.reason
     stored = await headers_of(port, chain, function.id)
     own = next((header for header in stored if header.key == call.text), None)
-    facts: Sequence[str] = ()
+    facts = []
     diff: Sequence[str] = ()
     if reason in _INVALID and own:
         facts = await _invalid_facts(port, chain, own)
@@ -198,20 +202,16 @@ async def explain(
 # --- hits -----------------------------------------------------------------------------------------
 
 
-def _hit_facts(found: Answer, chain: Chain) -> tuple[str, ...]:
+def _hit_facts(function: Function, found: Answer, chain: Chain) -> list[str]:
     assert found.entry is not None
     header = found.entry.header
     times = header.times
-    old = age(times, chain.clock) or 0
-    left = "no expiry"
-    if times.ttl >= 0:
-        rest = times.ttl - old
-        left = f"fresh for {_span(rest)} more" if rest >= 0 else f"expired {_span(-rest)} ago"
+    old = _span(age(times, chain.clock) or 0)
+    left = _remaining_text(function, found.verdict, found.entry)
     facts = [
-        f"in {found.tier}, computed {_span(old)} ago by {header.writer} in {_span(times.cost)}; "
-        + left,
+        f"in {found.tier}, computed {old} ago by {header.writer} in {_span(times.cost)}; {left}",
+        *_built_on_facts(chain, header),
     ]
-    facts += _built_on_facts(chain, header)
     if found.verdict.reason:
         facts.append(f"the next call answers at once and refreshes it ({found.verdict.reason})")
     if header.flags & seal.RAISED:
@@ -222,7 +222,23 @@ def _hit_facts(found: Answer, chain: Chain) -> tuple[str, ...]:
             f"compressed with zstd: {rendering.size(found.entry.size)} for {rendering.size(whole)}"
         )
     facts += [_source_text(stamp) for stamp in header.stamps if isinstance(stamp, _SOURCE_STAMPS)]
-    return tuple(facts)
+    return facts
+
+
+def _remaining_text(function: Function, verdict: Verdict, entry: Entry) -> str:
+    """Describe for how long an entry that answers is still fresh."""
+    if _is_expired_early(function, verdict, entry):
+        return "expired"
+    left = function.remaining(entry.times, raised=bool(entry.flags & seal.RAISED))
+    if left is None:
+        return "no expiry"
+    return f"fresh for {_span(left)} more" if left >= 0 else f"expired {_span(-left)} ago"
+
+
+def _is_expired_early(function: Function, verdict: Verdict, entry: Entry) -> bool:
+    """True if an entry that answers was expired, by `memo.expire`, before its ttl was over."""
+    left = function.remaining(entry.times, raised=bool(entry.flags & seal.RAISED))
+    return verdict.reason == EXPIRED and (left is None or left > 0)
 
 
 _SOURCE_STAMPS = (File, CallStamp)
@@ -406,10 +422,11 @@ def _expired_facts(function: Function, chain: Chain, header: Header) -> list[str
     if old is None:
         return ["its age is unknown: it is from the future"]
     limit = function.policy.max_age
-    if limit is not None and old >= limit * SECOND:
+    if limit is not None and exceeds_max_age(old, function.policy):
         return [f"computed {_span(old)} ago, and max_age is {_span(limit * SECOND)}"]
-    live = None if header.flags & seal.RAISED else function.live_ttl()
-    ttl = header.times.ttl if live is None else int(live * SECOND)
+    ttl = function.ttl_in_force(header.times, raised=bool(header.flags & seal.RAISED))
+    if ttl is None:
+        return [f"computed {_span(old)} ago, no expiry"]
     if ttl == BORN_STALE:
         return [
             *_built_on_facts(chain, header),

@@ -281,7 +281,7 @@ def judge(
         return _judge_expired(judge(times, policy, clock, live_ttl), policy, clock, expired)
     if policy.max_age is not None:
         old = age(times, clock)
-        if old is None or old >= policy.max_age * SECOND:
+        if old is None or exceeds_max_age(old, policy):
             return Verdict(MISS, CLOCK if old is None else EXPIRED)
     ttl = ttl_in_force(times, policy, live_ttl)
     if ttl is None and times.boot_id == clock.boot_id:
@@ -304,6 +304,11 @@ def judge(
 _FRESH_VERDICT = Verdict(FRESH)
 
 
+def exceeds_max_age(old: int, policy: Policy) -> bool:
+    """True if an entry of this age, in nanoseconds, is older than the policy lets it be."""
+    return policy.max_age is not None and old >= policy.max_age * SECOND
+
+
 def remaining(
     times: Times, policy: Policy, clock: Clock, live_ttl: float | None = None
 ) -> int | None:
@@ -319,7 +324,7 @@ def remaining(
 
 
 def ttl_in_force(times: Times, policy: Policy, live_ttl: float | None) -> float | None:
-    """Return the ttl that applies to an entry now, in seconds; None: it does not expire."""
+    """Return the ttl that applies to an entry now, in nanoseconds; None: it does not expire."""
     recorded = times.ttl
     if recorded == BORN_STALE:
         return BORN_STALE

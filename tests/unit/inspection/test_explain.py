@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import re
 import sys
@@ -98,6 +99,44 @@ def test_a_stale_hit_says_that_it_is_refreshed(clock: ManualClock) -> None:
     assert explanation.hit
     assert explanation.reason == "stale"
     shows(explanation, "answers at once and refreshes it (expired)")
+
+
+def test_a_hit_goes_by_the_ttl_that_judges_it(clock: ManualClock) -> None:
+    """The remaining time is that by the live ttl, and by the ttl of `using`, not the stored one."""
+
+    @cache(ttl=60, ttl_key="ttl.load", name="load")
+    def load(region: str) -> str:
+        return region
+
+    load("EU")
+    memo.live.set("ttl.load", 1000)
+    clock.advance(500)
+    shows(load.explain("EU"), "load:EU: hit (fresh)", "fresh for 8 min 20 s more")
+    memo.live.set("ttl.load", math.inf)
+    shows(load.explain("EU"), "load:EU: hit (fresh)", "no expiry")
+
+    @cache(ttl=None, name="plain")
+    def plain(region: str) -> str:
+        return region
+
+    plain("EU")
+    clock.advance(20)
+    shows(plain.using(ttl=60).explain("EU"), "fresh for 40.0 s more")
+
+
+def test_a_hit_that_was_let_expire_says_so(clock: ManualClock) -> None:
+    """`memo.expire` ends its freshness, whatever is left of the ttl, and is named."""
+
+    @cache(ttl=3600, stale_while_revalidate=60, name="load")
+    def load(region: str) -> str:
+        return region
+
+    load("EU")
+    memo.expire(function=load, reason="new prices")
+    explanation = load.explain("EU")
+    assert (explanation.hit, explanation.reason) == (True, "stale")
+    shows(explanation, "; expired", "function load expired", "new prices")
+    assert "fresh for" not in str(explanation)
 
 
 def test_explaining_neither_computes_nor_loads(clock: ManualClock) -> None:
@@ -317,6 +356,31 @@ def test_expired(clock: ManualClock, later: float) -> None:
     explanation = load.explain("EU")
     assert explanation.reason == "expired"
     shows(explanation, "computed 1", "ttl 1 min", "expired ")
+
+
+def test_expired_by_the_ttl_that_judges_it(clock: ManualClock) -> None:
+    """The ttl of `using` and the live one are named, as they are judged."""
+
+    @cache(ttl=None, name="load")
+    def load(region: str) -> str:
+        return region
+
+    load("EU")
+    clock.advance(100)
+    shows(load.using(ttl=10).explain("EU"), "expired 1 min 30 s ago", "ttl 10.0 s")
+
+    @cache(ttl=3600, ttl_key="ttl.live", name="live")
+    def live(region: str) -> str:
+        return region
+
+    live("EU")
+    clock.advance(100)
+    shows(live.using(ttl=10).explain("EU"), "expired 1 min 30 s ago", "ttl 10.0 s")
+    memo.live.set("ttl.live", 20)
+    shows(live.using(ttl=10).explain("EU"), "expired 1 min 20 s ago", "ttl 20.0 s")
+    memo.live.set("ttl.live", math.inf)
+    live.expire("EU")
+    shows(live.explain("EU"), "function live expired")
 
 
 def test_expired_and_gone_from_every_tier(clock: ManualClock) -> None:
