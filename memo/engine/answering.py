@@ -560,8 +560,12 @@ async def read_stored(
     port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
     """Return the stored value if it may be used now, else `NOTHING`; never compute or refresh."""
+    return await read_entry(port, await _make_job(port, function, args, kwargs))
+
+
+async def read_entry(port: Port, job: Job) -> Any:
+    """Return the stored value of a call if it may be used now, else `NOTHING`; emit the event."""
     begun = time.perf_counter()
-    job = await _make_job(port, function, args, kwargs)
     found, value = await look_up_and_load(port, job)
     if value is NOTHING:
         emit(job, events.MISS, reason=found.verdict.reason)
@@ -615,13 +619,18 @@ async def peek(
     port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any], default: Any
 ) -> Any:
     """Return the stored value if it may be used now, else `default`; never compute."""
-    job = await _make_job(port, function, args, kwargs)
+    value = await peek_entry(port, await _make_job(port, function, args, kwargs))
+    return default if value is NOTHING else value
+
+
+async def peek_entry(port: Port, job: Job) -> Any:
+    """Return the stored value of a call if it may be used now, else `NOTHING`; emit no event."""
     found, value = await look_up_and_load(port, job)
     if value is NOTHING or type(value) is Raised:
-        return default
+        return NOTHING
     assert found.entry is not None
     job.chain.latest_answers.record(job.call.text, found.entry.times.started)
-    record_entry(function, job.chain, job.call, found.entry)
+    record_entry(job.function, job.chain, job.call, found.entry)
     return value
 
 
@@ -629,6 +638,10 @@ async def is_cached(
     port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> bool:
     """True if this call would be answered from the cache; the value is not loaded."""
-    job = await _make_job(port, function, args, kwargs)
-    found = await job.chain.lookup(port, function.id, job.call.text, function.judge)
+    return await has_usable_entry(port, await _make_job(port, function, args, kwargs))
+
+
+async def has_usable_entry(port: Port, job: Job) -> bool:
+    """True if a call would be answered from the cache; the value is not loaded."""
+    found = await job.chain.lookup(port, job.function.id, job.call.text, job.function.judge)
     return found.verdict.kind != MISS

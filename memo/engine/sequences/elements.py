@@ -35,10 +35,12 @@ from memo.engine.answering import (
     answer_after_lookup,
     answer_from_first_tier,
     answer_from_flight,
-    emit_hit,
     excluded_from_own_time,
     fall_back,
+    has_usable_entry,
     look_up,
+    peek_entry,
+    read_entry,
     stored_by_another,
 )
 from memo.engine.call import NOTHING, Function, Job, Raised, emit, error_text, reload_live_if_due
@@ -55,10 +57,9 @@ from memo.engine.computing import (
     store_prepared,
     warn_not_stored,
 )
-from memo.engine.loading import look_up_and_load
 from memo.engine.refreshing import revalidate
 from memo.engine.replay import Wrapped
-from memo.engine.used_calls import record_entry, record_flight_result, record_stamps
+from memo.engine.used_calls import record_flight_result, record_stamps
 from memo.errors import DependencyError, OptionError, shown, type_named
 from memo.keys.bindings import NOT_GIVEN
 from memo.keys.call_keys import Call, Keyer
@@ -860,13 +861,10 @@ async def read_stored(port: Port, made: Batch) -> Any:
 
     If their results do not go together, return the `UnsplittableError` that says so.
     """
-    begun = time.perf_counter()
     for element in made.calls.values():
-        found, value = await look_up_and_load(port, element.job)
+        value = await read_entry(port, element.job)
         if value is NOTHING:
-            emit(element.job, events.MISS, reason=found.verdict.reason)
             return element
-        emit_hit(element.job, found, begun, was_missing=False)
         made.parts[element.key] = value
     try:
         return made.answer()
@@ -879,12 +877,9 @@ async def peek(port: Port, made: Batch, default: Any) -> Any:
     if not made.items:
         return default
     for element in made.calls.values():
-        found, value = await look_up_and_load(port, element.job)
+        value = await peek_entry(port, element.job)
         if value is NOTHING:
             return default
-        assert found.entry is not None
-        element.job.chain.latest_answers.record(element.key, found.entry.times.started)
-        record_entry(element.job.function, element.job.chain, element.job.call, found.entry)
         made.parts[element.key] = value
     try:
         return made.answer()
@@ -895,9 +890,7 @@ async def peek(port: Port, made: Batch, default: Any) -> Any:
 async def is_cached(port: Port, made: Batch) -> bool:
     """True if every element would be answered from the cache."""
     for element in made.calls.values():
-        job = element.job
-        found = await job.chain.lookup(port, job.function.id, element.key, job.function.judge)
-        if found.verdict.kind == MISS:
+        if not await has_usable_entry(port, element.job):
             return False
     return bool(made.calls)
 
