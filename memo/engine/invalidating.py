@@ -23,7 +23,7 @@ from memo.stores.authorities import make_note
 from memo.stores.chain import Chain
 from memo.stores.protocols import Listed, ServerTier, display_name
 from memo.validity import stamps
-from memo.validity.check import age, state_texts, why_changed
+from memo.validity.check import is_useless, state_texts, why_changed
 from memo.validity.results import unflatten
 from memo.validity.stamps import Turn, affects_any
 
@@ -338,7 +338,7 @@ def own_refs(header: Header) -> list[Ref]:
 def is_valid(chain: Chain, header: Header) -> bool:
     """True if an entry has not expired and, as far as this host knows, its own generations hold."""
     host = chain.host
-    if _has_expired(chain, header):
+    if is_useless(header.times, chain.clock):
         return False
     if host is None:
         return True
@@ -352,7 +352,7 @@ def is_valid(chain: Chain, header: Header) -> bool:
 
 async def _is_valid_in_shared(port: Port, chain: Chain, header: Header) -> bool:
     """True if an entry has not expired and its own generations hold in the shared tier."""
-    if _has_expired(chain, header):
+    if is_useless(header.times, chain.clock):
         return False
     own = _own_generations(header)
     try:
@@ -360,13 +360,6 @@ async def _is_valid_in_shared(port: Port, chain: Chain, header: Header) -> bool:
     except TierError:
         return False
     return not why_changed([stamp.state.text for stamp in own], state_texts(now))
-
-
-def _has_expired(chain: Chain, header: Header) -> bool:
-    """True if an entry is too old to be used."""
-    old = age(header.times, chain.clock)
-    _, _, _, _, ttl, grace, _ = header.times
-    return old is None or (ttl >= 0 and old >= ttl + grace)
 
 
 def _own_generations(header: Header) -> list[Generation]:

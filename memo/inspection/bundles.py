@@ -49,7 +49,7 @@ from memo.stores.bundle_file import (
     write,
 )
 from memo.stores.chain import Chain
-from memo.validity.check import Verdict, age, judge
+from memo.validity.check import Verdict, is_useless, judge
 
 Target = CachedFunction[..., Any] | Callable[..., Any] | str
 SAME_CODE, OTHER_CODE, CODE_UNKNOWN = "same code", "other code", "code not known here"
@@ -342,15 +342,13 @@ async def _store(port: Port, chain: Chain, bundle: Bundle, item: Item) -> list[s
         payload = _payload(bundle, item, entry)
     except (EntryError, TierError):
         return ["damaged"]
-    times = entry.times
-    old = age(times, chain.clock)
-    if old is None or (times.ttl >= 0 and old >= times.ttl + times.grace):
+    if is_useless(entry.times, chain.clock):
         return ["expired"]
     states = await present_states(port, chain, [entry])
     header = restamped(entry, states)._replace(namespace=chain.namespace)
     record = seal.pack(header, entry.stream, chain.secrets[0])
     name = chain.name(item.function, item.key)
-    if not await chain.writer.store(port, name, record, payload, times):
+    if not await chain.writer.store(port, name, record, payload, entry.times):
         raise TierError(f"no tier could store {_item_text(item)}")
     changed = await chain.authorities.why_invalid(port, header.stamps)
     return ["stored", "changed"] if changed else ["stored"]

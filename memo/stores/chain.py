@@ -529,10 +529,8 @@ class Chain:
 
     def _lifetime(self, times: Times) -> float | None:
         """Return the seconds for which tiers keep an entry; None: without end."""
-        if times.ttl < 0:
-            return None
-        old = age(times, self.clock) or 0
-        return max(0.001, (times.ttl + times.grace - old) / SECOND)
+        left = check.kept_for(times, self.clock)
+        return None if left is None else max(0.001, left / SECOND)
 
     # --- all entries -----------------------------------------------------------------------------
 

@@ -304,6 +304,20 @@ def judge(
 _FRESH_VERDICT = Verdict(FRESH)
 
 
+def kept_for(times: Times, clock: Clock) -> int | None:
+    """Return the nanoseconds until an entry is past its ttl and its stale windows; None: never.
+
+    If no clock can tell its age, it counts as new.
+    """
+    return None if times.ttl < 0 else times.ttl + times.grace - (age(times, clock) or 0)
+
+
+def is_useless(times: Times, clock: Clock) -> bool:
+    """True if an entry is too old for any use, or no clock can tell its age."""
+    left = kept_for(times, clock)
+    return age(times, clock) is None or (left is not None and left <= 0)
+
+
 def exceeds_max_age(old: int, policy: Policy) -> bool:
     """True if an entry of this age, in nanoseconds, is older than the policy lets it be."""
     return policy.max_age is not None and old >= policy.max_age * SECOND
