@@ -26,14 +26,12 @@ from memo.metrics import rendering
 from memo.records import codec, seal
 from memo.records.codec import Payload
 from memo.records.seal import Header
-from memo.records.stamp_types import Times
 from memo.runtime import VERSION
 from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SECOND
 from memo.runtime.events import MISS
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
-from memo.settings.options import Policy
 from memo.settings.secret_keys import Secret
 from memo.stores.bundle_file import (
     KEY_VARIABLE,
@@ -49,7 +47,7 @@ from memo.stores.bundle_file import (
     write,
 )
 from memo.stores.chain import Chain
-from memo.validity.check import Verdict, is_useless, judge
+from memo.validity.check import Judge, is_useless, judge_by_record, only_fresh
 
 Target = CachedFunction[..., Any] | Callable[..., Any] | str
 SAME_CODE, OTHER_CODE, CODE_UNKNOWN = "same code", "other code", "code not known here"
@@ -150,9 +148,12 @@ async def _export(
         if prefix in searched:
             continue
         searched.add(prefix)
+        by_record = judge_by_record(chain.clock)
         for header, _ in await list_headers(port, chain, prefix):
             if wanted.matches_entry(header):
-                part = await _seal_part(port, chain, header, secret)
+                known = here.get(header.function)
+                judge = by_record if known is None else known._function_in_mode().judge
+                part = await _seal_part(port, chain, header, secret, judge)
                 parts += [part] if part is not None else []
     if not parts:
         fix = "no valid entry of this host matches; see memo.entries()."
@@ -165,16 +166,11 @@ async def _export(
     return [part.item for part in parts]
 
 
-async def _seal_part(port: Port, chain: Chain, header: Header, secret: Secret) -> Part | None:
-    """Return an entry, sealed for a bundle; None if it is no longer valid, or incomplete here."""
-
-    def judged(
-        times: Times, expired: int | None = None, _raised: bool = False, unreachable: bool = False
-    ) -> Verdict:
-        doubted = expired is not None or unreachable
-        return Verdict(MISS) if doubted else judge(times, Policy(ttl=None), chain.clock)
-
-    found = await chain.lookup(port, header.function, header.key, judged)
+async def _seal_part(
+    port: Port, chain: Chain, header: Header, secret: Secret, judge: Judge
+) -> Part | None:
+    """Return an entry, sealed for a bundle; None if it is not fresh, or incomplete here."""
+    found = await chain.lookup(port, header.function, header.key, only_fresh(judge))
     entry = found.entry
     if found.verdict.kind == MISS or entry is None:
         return None

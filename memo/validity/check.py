@@ -39,6 +39,8 @@ from memo.validity.stamps import expired_at
 FRESH = "fresh"
 """The kind of a verdict: use it.  The others, `STALE` and `MISS`, are kinds of events too."""
 
+AHEAD = "ahead"
+"""The reason of a `STALE` verdict on an entry within its ttl (`refresh_ahead`)."""
 BORN_STALE = 0
 """The ttl, in nanoseconds, of results that were built on a stale answer."""
 TTL_JITTER = 0.1
@@ -61,7 +63,7 @@ class Verdict(NamedTuple):
 
     Attributes:
         kind: `FRESH`, `STALE` (use it, refresh it) or `MISS`.
-        reason: for a miss, why; for stale, `"ahead"` (still within its ttl) or `"expired"`.
+        reason: for a miss, why; for stale, `AHEAD` or `EXPIRED`.
         fallback: a miss whose old value may still answer if the computation raises.
         renewable: a miss whose value may be confirmed: `cutoff` results that it was built on may
             have changed, and can be asked for again.
@@ -293,7 +295,7 @@ def judge(
         return _FRESH_VERDICT
     if old < ttl:
         if policy.refresh_ahead and old >= ttl * policy.refresh_threshold:
-            return Verdict(STALE, "ahead")
+            return Verdict(STALE, AHEAD)
         return _FRESH_VERDICT
     past = old - ttl
     if past < policy.stale_while_revalidate * SECOND:
@@ -405,6 +407,19 @@ def judge_by_record(clock: Clock) -> Judge:
 
     def judged(times: Times, expired: int | None = None, *_: bool) -> Verdict:
         return judge(times, policy, clock, expired=expired)
+
+    return judged
+
+
+def only_fresh(judge: Judge) -> Judge:
+    """Return a judge that refuses stale entries, and those with a source that cannot be queried."""
+
+    def judged(
+        times: Times, expired: int | None = None, raised: bool = False, unreachable: bool = False
+    ) -> Verdict:
+        verdict = judge(times, expired, raised, unreachable)
+        fresh = verdict.kind == FRESH or verdict.reason == AHEAD
+        return verdict if fresh and not unreachable else Verdict(MISS, verdict.reason)
 
     return judged
 

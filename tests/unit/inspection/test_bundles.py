@@ -140,6 +140,19 @@ def test_expired_entries_are_listed(tmp_path: Path) -> None:
     assert RUNS == [1, 1]
 
 
+def test_only_what_a_call_would_use_is_exported(tmp_path: Path) -> None:
+    """An entry that the present ttl of its function refuses, here a live one, is not exported."""
+    path, clock = tmp_path / "b", ManualClock()
+    with isolated(clock=clock):
+        load = memo.cache(ttl=3600, ttl_key="ttl.load", version="1")(body)
+        load(1)
+        clock.advance(100)
+        assert memo.export_bundle(path, load, key=KEY).entries == 1
+        memo.live.set("ttl.load", 10)
+        with pytest.raises(memo.OptionError, match="no valid entry"):
+            memo.export_bundle(path, load, key=KEY)
+
+
 def test_files_that_differ_are_listed(tmp_path: Path) -> None:
     """An entry that depends on a file which is another one here does not answer, and is named."""
     path, data = tmp_path / "b", tmp_path / "data"
