@@ -576,7 +576,7 @@ class CachedFunction(Generic[P, R]):
     ) -> engine.Explanation:
         from memo.engine.explaining import Planner
 
-        known = {one.function_id: one._function for one in functions()}
+        known = {one.function_id: one._function_in_mode() for one in functions()}
         planner = Planner(port, function.chain(), {**known, self.function_id: function})
         call = await make_call(port, function, args, kwargs)
         await planner.add_root(self.function_id, call.text, call.shown, call.summary)

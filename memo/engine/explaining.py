@@ -45,10 +45,16 @@ from memo.runtime.reasons import (
     UNREACHABLE,
     UNREADABLE,
 )
-from memo.settings.options import Policy
 from memo.stores.chain import Answer, Chain
 from memo.validity import dependencies, generations, results, stamps
-from memo.validity.check import BORN_STALE, Judge, Verdict, age, exceeds_max_age, judge, why_changed
+from memo.validity.check import (
+    BORN_STALE,
+    Verdict,
+    age,
+    exceeds_max_age,
+    judge_by_record,
+    why_changed,
+)
 
 CODE_CHANGED = "code changed"
 OTHER_ARGUMENTS = "other arguments"
@@ -661,7 +667,7 @@ class Planner:
             return
         self._seen.add(key)
         known = self._functions.get(function)
-        judge = _age_judge(self._chain) if known is None else known.judge
+        judge = judge_by_record(self._chain.clock) if known is None else known.judge
         found = await self._chain.lookup(self._port, function, key, judge)
         last = await self._stored_header(function, key)
         does, reason = _step_kind(found), found.verdict.reason
@@ -778,12 +784,6 @@ def own_ref(header: Header) -> Ref | None:
 def _arguments(summary: str) -> dict[str, str]:
     found = json.loads(summary)
     return {name: pair[1] for name, pair in found.items() if not name.startswith(RESULT_SHAPE[:1])}
-
-
-def _age_judge(chain: Chain) -> Judge:
-    """Return the judge of age for entries of a function that this process does not have."""
-    policy = Policy(ttl=None)
-    return lambda times, *_: judge(times, policy, chain.clock)
 
 
 def _step_kind(found: Answer) -> str:

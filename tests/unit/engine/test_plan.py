@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import Any
 
@@ -81,6 +82,15 @@ def test_without_cutoff_everything_above_is_computed() -> None:
         (2, "compute", "raw:EU"),
         (1, "hit", "clean:US"),
     ]
+
+
+def test_a_mode_counts_for_the_calls_beneath() -> None:
+    """Entries that are too old for the current mode are computed, at every depth."""
+    pipeline = Pipeline(cutoff=False)
+    time.sleep(0.02)
+    with memo.mode(max_age=0.01):
+        assert {does for _, does, _ in pipeline.plan()} == {"compute"}
+    assert pipeline.plan() == [(0, "hit", "report")]
 
 
 def test_a_plan_comes_true() -> None:
