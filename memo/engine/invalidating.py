@@ -15,7 +15,7 @@ from memo.coordination.flights import FLIGHTS
 from memo.engine.call import writer_name
 from memo.errors import EntryError, TierError, label
 from memo.records.seal import Header
-from memo.records.stamp_types import Generation, Ref, Result, Stamp
+from memo.records.stamp_types import Generation, Ref, Result, Stamp, State
 from memo.runtime import events
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
@@ -256,7 +256,12 @@ async def _match_in_shared(
         return None
     if not affects_any(turns, own_refs(header)):
         return None
-    return header if await _is_valid_in_shared(port, chain, header) else None
+    own = _own_generations(header)
+    try:
+        now = await chain.authorities.states(port, [stamp.ref for stamp in own])
+    except TierError:
+        return None
+    return header if _is_valid(chain, header, own, now) else None
 
 
 def matches_on_host(chains: Sequence[Chain], turns: Sequence[Turn]) -> Matches:
@@ -277,10 +282,22 @@ def matches_on_host(chains: Sequence[Chain], turns: Sequence[Turn]) -> Matches:
                 if len(others) < MAX_OTHER_ADDRESSES:
                     others.setdefault(header.address)
                     groups.update(dict.fromkeys(ref.group for ref in own))
-            elif header.key not in found and is_valid(chain, header):
+            elif header.key not in found and _is_valid_here(chain, header):
                 found[header.key] = header
     first = tuple(found.values())[:MAX_SHOWN_HEADERS]
     return Matches(len(found), partial, first, tuple(others), tuple(groups))
+
+
+def _is_valid_here(chain: Chain, header: Header) -> bool:
+    """True if an entry is valid as far as this host knows."""
+    own = _own_generations(header)
+    if chain.host is None:  # only its age is known
+        return _is_valid(chain, header, [], [])
+    try:
+        now = chain.host.generations.read([stamp.ref for stamp in own])
+    except TierError:
+        return False
+    return _is_valid(chain, header, own, now)
 
 
 def _common_prefix(chain: Chain, turns: Sequence[Turn]) -> str:
@@ -335,29 +352,15 @@ def own_refs(header: Header) -> list[Ref]:
     return refs
 
 
-def is_valid(chain: Chain, header: Header) -> bool:
-    """True if an entry has not expired and, as far as this host knows, its own generations hold."""
-    host = chain.host
-    if is_useless(header.times, chain.clock):
-        return False
-    if host is None:
-        return True
-    own = _own_generations(header)
-    try:
-        now = host.generations.read([stamp.ref for stamp in own])
-    except TierError:
-        return False
-    return not why_changed([stamp.state.text for stamp in own], state_texts(now))
+def _is_valid(
+    chain: Chain, header: Header, own: Sequence[Generation], now: Sequence[State]
+) -> bool:
+    """True if an entry is not too old for any use, and its own generations hold.
 
-
-async def _is_valid_in_shared(port: Port, chain: Chain, header: Header) -> bool:
-    """True if an entry has not expired and its own generations hold in the shared tier."""
+    Args:
+        now: the present states of those.
+    """
     if is_useless(header.times, chain.clock):
-        return False
-    own = _own_generations(header)
-    try:
-        now = await chain.authorities.states(port, [stamp.ref for stamp in own])
-    except TierError:
         return False
     return not why_changed([stamp.state.text for stamp in own], state_texts(now))
 

@@ -24,7 +24,7 @@ from memo.runtime.port import Port
 from memo.settings import configuration
 from memo.stores.chain import Chain
 from memo.validity import stamps
-from memo.validity.check import remaining, why_changed
+from memo.validity.check import is_unchanged, remaining, why_changed
 from memo.validity.results import UsedResult, flatten, own_result, unflatten
 
 
@@ -121,7 +121,7 @@ class UsedCalls:
         if not known:
             for block in new:
                 for ref in self._states.keys() & block.states.keys():
-                    self.sound = self.sound and self._states[ref].text == block.states[ref].text
+                    self._compare(self._states[ref], block.states[ref])
             self._blocks = new
         elif new is not known:
             for block in new:
@@ -138,10 +138,13 @@ class UsedCalls:
         for block in blocks:
             known = block.states.get(ref)
             if known is not None:
-                self.sound = self.sound and known.text == state.text
+                self._compare(known, state)
                 return
-        if self._states.setdefault(ref, state).text != state.text:
-            self.sound = False
+        self._compare(self._states.setdefault(ref, state), state)
+
+    def _compare(self, known: State, other: State) -> None:
+        """Compare two states of one ref that the computation has met."""
+        self.sound = self.sound and is_unchanged(known.text, other.text)
 
     @property
     def size(self) -> int:

@@ -122,6 +122,11 @@ def may_answer(reason: str) -> bool:
     return reason == SOURCE_UNREACHABLE or isinstance(reason, (Expired, Unconfirmed))
 
 
+def is_unchanged(recorded: str, present: str) -> bool:
+    """True if the text of a state is the recorded one; a lost one, `""`, never holds."""
+    return recorded == present != ""
+
+
 def why_changed(recorded: list[str], present: list[str]) -> str:
     """Return why generations have changed since they were recorded; "" if they have not.
 
@@ -136,7 +141,7 @@ def why_changed(recorded: list[str], present: list[str]) -> str:
         return ""
     times: list[int] = []
     for before, now in zip(recorded, present, strict=True):
-        if before != now or not now:
+        if not is_unchanged(before, now):
             at = expired_at(before, now) if now else None
             if at is None:
                 return INVALIDATED if now else GENERATION_LOST

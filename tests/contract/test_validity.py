@@ -217,6 +217,8 @@ SOFT = f"|~=:{stamps.token_for(Turn(F, ((stamps.SOFT, ''),)))}"
 def test_one_comparison(recorded: list[str], present: list[str], reason: str) -> None:
     """The recorded state against the present one: the same verdict in every store."""
     assert check.why_changed(recorded, present) == reason
+    pairs = zip(recorded, present, strict=True)
+    assert all(check.is_unchanged(before, now) for before, now in pairs) is (reason == "")
 
 
 def test_every_kind_of_stamp_is_asked(tmp_path: Path) -> None:
