@@ -69,7 +69,7 @@ from memo.runtime.named_tuple import new_tuple
 from memo.runtime.port import Port
 from memo.runtime.reasons import EXPIRED, SOURCE_UNREACHABLE, UNREACHABLE
 from memo.stores.chain import Answer, Chain
-from memo.stores.protocols import MEMORY, REDIS, PendingLookup
+from memo.stores.protocols import PendingLookup
 from memo.validity.check import FRESH, Verdict, expiry, judge
 
 MIN_WAITED_SECONDS = 0.001
@@ -122,8 +122,7 @@ def answer_after_lookup(
     entry = chain.finish_lookup(pending, call.text)
     if entry is None:
         return NOTHING
-    tier = MEMORY if pending.entry is not None else REDIS
-    return _load_if_fresh(function, chain, call, entry, begun, tier)
+    return _load_if_fresh(function, chain, call, entry, begun, pending.tier)
 
 
 def _load_if_fresh(

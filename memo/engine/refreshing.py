@@ -39,7 +39,6 @@ from memo.runtime.native import run_elsewhere
 from memo.runtime.port import Port
 from memo.runtime.reasons import INVALIDATED
 from memo.stores.chain import Answer
-from memo.stores.protocols import MEMORY
 from memo.validity import results
 from memo.validity.check import FRESH, Unconfirmed
 from memo.validity.results import UsedResult
@@ -269,8 +268,8 @@ async def _revalidate_if_unconfirmed(port: Port, job: Job, flight: Flight) -> Fl
 
 async def _was_refreshed_elsewhere(port: Port, job: Job) -> bool:
     """True if another process has refreshed the entry; drop the old one from the memory tier."""
-    front, *others = job.chain.tiers
-    if front.name != MEMORY or not others:
+    front = job.chain.front
+    if front is None or len(job.chain.tiers) == 1:
         return False
     found = await job.chain.lookup(
         port, job.function.id, job.call.text, job.function.judge, exclude=front

@@ -97,6 +97,7 @@ class Chain:
 
     Attributes:
         first: name of the first tier.
+        front: the memory tier, if it is the first one, or None.
         host: state that the processes of this host share; None: there is none.
         uploads: entries on their way to the shared tier.
         writer: writes entries to the tiers.
@@ -130,7 +131,7 @@ class Chain:
         self.authorities = Authorities(self.tiers, self._fault)
         self._classify_tiers()
         self.findings = Findings(None, self.namespace, (), self._fault)
-        self.latest_answers = LatestAnswers(0 if self._front is None else self._front.limit)
+        self.latest_answers = LatestAnswers(0 if self.front is None else self.front.limit)
         self._transfers = Transfers(
             [tier for tier in self.tiers if not tier.read_only],
             writes_to_all=write_strategy == "write_through",
@@ -157,7 +158,7 @@ class Chain:
         self._server = next((tier for tier in tiers if isinstance(tier, ServerTier)), None)
         self.leases = None if self._server is None else self._server.leases
         self._disk = next((tier for tier in tiers if isinstance(tier, LocalTier)), None)
-        self._front = first if isinstance(first, FrontTier) else None
+        self.front = first if isinstance(first, FrontTier) else None
         self._authority = authority
         self._remote = authority is not None
         self._quick_disk = first if isinstance(first, LocalTier) and not self._remote else None
@@ -165,9 +166,9 @@ class Chain:
         listener = self.authorities.listener
         self._asks_each_time = self._remote and listener is None
         self._confirmed: ConfirmedEntries | None = None
-        if self._front is not None and listener is not None:
-            self._confirmed = ConfirmedEntries(self._front, listener, self.authorities, self._fault)
-        behind = tiers[self._front is not None :]
+        if self.front is not None and listener is not None:
+            self._confirmed = ConfirmedEntries(self.front, listener, self.authorities, self._fault)
+        behind = tiers[self.front is not None :]
         self._quick_server = None
         if self._confirmed is None and authority is not None and authority is behind[0]:
             self._quick_server = self._authority_server
@@ -193,8 +194,8 @@ class Chain:
                 tier.trust(secrets)
             if isinstance(tier, Adopting):
                 tier.join(self)
-            if isinstance(tier, LocalTier) and self._front is not None:
-                tier.count_reads_of(self._front.take_read_names)
+            if isinstance(tier, LocalTier) and self.front is not None:
+                tier.count_reads_of(self.front.take_read_names)
         return self
 
     def __repr__(self) -> str:
@@ -332,7 +333,7 @@ class Chain:
 
     def _entry(self, found: Found, tier: Tier, name: str) -> Entry:
         """Parse the entry in a record; one in memory is parsed and checked only once."""
-        front = self._front
+        front = self.front
         if front is None or tier is not front:
             return self.open_entry(name, found.record)
         known = front.peek(name)
@@ -401,7 +402,7 @@ class Chain:
         """Return the entry of the first tier under a name, if a plain function can read it."""
         if self._confirmed is not None:
             return self._confirmed.entry(name)
-        front = self._front
+        front = self.front
         if front is not None:
             known = front.peek(name)
             if known is None:
@@ -413,14 +414,18 @@ class Chain:
     def _start_quick_lookup(
         self, server: ServerTier, port: Port, name: str, key: str, since: int
     ) -> PendingLookup | None:
-        if self._front is None:
+        if self.front is None:
             lookup = server.start_lookup(port, name)
-            return None if lookup is None else PendingLookup(self, port, name, lookup, None, since)
-        entry = self._front.peek(name) or self._parse_at_hand(self._front, name, key)
+            if lookup is None:
+                return None
+            return PendingLookup(self, port, name, lookup, server.name, None, since)
+        entry = self.front.peek(name) or self._parse_at_hand(self.front, name, key)
         if not isinstance(entry, Entry) or not entry.plain:
             return None
         lookup = server.start_reading(port, _parts_of(entry))
-        return None if lookup is None else PendingLookup(self, port, name, lookup, entry, since)
+        if lookup is None:
+            return None
+        return PendingLookup(self, port, name, lookup, self.front.name, entry, since)
 
     def start_lookup(self, port: Port, function: str, key: str) -> PendingLookup | None:
         """Start to look a key up in the shared tier; None: use `lookup`."""
@@ -438,12 +443,13 @@ class Chain:
         if self._authority_server is None or self.authorities.has_missed_turns():
             return None
         name = self.name(function, key)
-        if self._front is not None and self._front.peek(name) is not None:
+        if self.front is not None and self.front.peek(name) is not None:
             return None
-        lookup = self._authority_server.prepare_lookup(name, refs)
-        return (
-            None if lookup is None else PendingLookup(self, port, name, lookup, host_states=before)
-        )
+        server = self._authority_server
+        lookup = server.prepare_lookup(name, refs)
+        if lookup is None:
+            return None
+        return PendingLookup(self, port, name, lookup, server.name, host_states=before)
 
     async def prepare_lookup(
         self, port: Port, function: str, key: str, refs: Sequence[Ref]

@@ -533,7 +533,8 @@ class PendingLookup(NamedTuple):
         chain: the chain that sent it.
         port: the port over which it was sent.
         name: the name that is looked up.
-        lookup: the tier's part of it.
+        lookup: the server's part of it.
+        tier: name of the tier whose entry it confirms or finds.
         entry: the entry in memory whose states it reads; None if it reads a record.
         since: `Flights.ended_count` when it was sent.
         host_states: this host's states of the refs that are read with it; None if there is no host.
@@ -543,6 +544,7 @@ class PendingLookup(NamedTuple):
     port: Port
     name: str
     lookup: Lookup
+    tier: str
     entry: Entry | None = None
     since: int = 0
     host_states: Sequence[State] | None = None

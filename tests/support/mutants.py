@@ -32,7 +32,7 @@ def comparison_in_memory() -> None:
     """The short way over the memory tier does not compare stamps."""
 
     def at_hand(self: Chain, port: Any, function: str, key: str, since: int = 0) -> Any:
-        entry = None if self._front is None else self._front.peek(self.name(function, key))
+        entry = None if self.front is None else self.front.peek(self.name(function, key))
         return None if self._remote else entry
 
     Chain.at_hand = at_hand  # type: ignore[method-assign]
