@@ -402,9 +402,9 @@ class MemoryGenerations:
     async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
         """See `memo.stores.protocols.Generations.turn`."""
         with self._lock:
-            for turn in turns:
-                fields = self._groups.get(turn.group, {})
-                self._change(turn.group, generations.change_for(fields, turn, note))
+            for group, own in generations.by_group(turns).items():
+                fields = self._groups.get(group, {})
+                self._change(group, generations.change_for_all(fields, own, note))
 
     async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
         """See `memo.stores.protocols.Generations.notes`."""

@@ -5,7 +5,7 @@ Each store of generations (the host's SQLite file, the memory tier) applies thei
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.named_tuple import NamedTuple
@@ -40,35 +40,43 @@ class Change(NamedTuple):
         return not (self.write or self.erase or self.renew)
 
 
+def by_group(turns: Iterable[Turn]) -> dict[str, list[Turn]]:
+    """Return turns by their group, for `change_for_all`."""
+    groups: dict[str, list[Turn]] = {}
+    for turn in turns:
+        groups.setdefault(turn.group, []).append(turn)
+    return groups
+
+
 def change_for(fields: Mapping[str, str], turn: Turn, note: str, token: str = "") -> Change:
-    """Return the change for one turn: a fresh token (or `token`) in its field and in `!`."""
-    value = (token or stamps.token_for(turn)) + note
-    if not turn.arguments:
-        return Change({ALL: value, LAST: value}, renew=True)
-    shapes = [s for s in fields.get(SHAPES, "").split("|") if s]
-    shape = stamps.shape(turn.arguments)
-    if shape not in shapes:
-        shapes.append(shape)
-    if len(fields) >= MAX_GROUP_FIELDS or len(shapes) > MAX_GROUP_SHAPES:
-        return Change({ALL: value, LAST: value}, renew=True)
-    return Change({stamps.field(turn.arguments): value, LAST: value, SHAPES: "|".join(shapes)})
+    """Return the change for one turn; `token` replaces its fresh token."""
+    return change_for_all(fields, [turn], note, token)
 
 
-def change_for_all(fields: Mapping[str, str], turns: Sequence[Turn], note: str) -> Change:
-    """Return the change for several turns of one group, in time linear in their number."""
-    if len(turns) == 1:
-        return change_for(fields, turns[0], note)
-    whole = next((turn for turn in turns if not turn.arguments), None)
-    shapes = {s: None for s in fields.get(SHAPES, "").split("|") if s}
-    shapes.update({stamps.shape(turn.arguments): None for turn in turns})
-    if (
-        whole is not None
-        or len(fields) + len(turns) > MAX_GROUP_FIELDS
-        or len(shapes) > MAX_GROUP_SHAPES
-    ):
-        return change_for(fields, whole or Turn(turns[0].group), note)
-    write = {stamps.field(turn.arguments): stamps.token_for(turn) + note for turn in turns}
-    return Change({**write, LAST: stamps.token() + note, SHAPES: "|".join(shapes)})
+def change_for_all(
+    fields: Mapping[str, str], turns: Sequence[Turn], note: str, token: str = ""
+) -> Change:
+    """Return the change for turns of one group: a fresh token in the field of each, and in `!`.
+
+    It takes time linear in their number.
+
+    Args:
+        token: replaces the fresh token of the only turn.
+    """
+    tokens = {stamps.field(turn.arguments): token or stamps.token_for(turn) for turn in turns}
+    last = tokens[stamps.field(turns[-1].arguments)] + note
+    shapes = dict.fromkeys(s for s in fields.get(SHAPES, "").split("|") if s)
+    shapes.update(dict.fromkeys(stamps.shape(turn.arguments) for turn in turns))
+    write = {name: value + note for name, value in tokens.items()}
+    write |= {LAST: last, SHAPES: "|".join(shapes)}
+    if ALL in tokens or len(shapes) > MAX_GROUP_SHAPES or _is_too_big(fields, write):
+        return Change({ALL: last, LAST: last}, renew=True)
+    return Change(write)
+
+
+def _is_too_big(fields: Mapping[str, str], write: Mapping[str, str]) -> bool:
+    """True if a group would have too many fields after a write."""
+    return len(fields) + len(write.keys() - fields.keys()) > MAX_GROUP_FIELDS
 
 
 def fields_without_table(turn: Turn, note: str) -> dict[str, str]:
@@ -103,10 +111,10 @@ _EXPIRED_FIELD = ((stamps.SOFT, ""),)
 def change_to_learn(fields: Mapping[str, str], ref: Ref, now: State) -> Change:
     """Return the change after which a ref has the state `now`, read from another authority.
 
-    A group that is lost there is lost here too.  So is one with too many fields, since fields may
-    only be deleted together with `*`.
+    A group that is lost there is lost here too.  So is one that would have too many fields, since
+    fields may only be deleted together with `*`.
     """
-    if now == LOST or len(fields) >= MAX_GROUP_FIELDS:
+    if now == LOST:
         return Change({}, renew=bool(fields))
     star, covering = split_state(now)
     write = {ALL: star, **covering}
@@ -116,6 +124,8 @@ def change_to_learn(fields: Mapping[str, str], ref: Ref, now: State) -> Change:
     missing = dict.fromkeys(name.partition("=")[0] for name in covering)
     write[SHAPES] = "|".join([*shapes, *(s for s in missing if s not in shapes)])
     write = {name: value for name, value in write.items() if not _same(fields.get(name), value)}
+    if _is_too_big(fields, write):
+        return Change({}, renew=True)
     _, mine = split_state(stamps.state_of(ref, fields))
     gone = [name for name in mine if name not in covering]
     if not now.last and LAST in fields:

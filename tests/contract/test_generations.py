@@ -227,3 +227,15 @@ def test_what_was_learned_reads_the_same(old, now, extra):
     assert stamps.state_of(CALL_EU, generations.apply(fields, change)) == now
     again = generations.change_to_learn(generations.apply(fields, change), CALL_EU, now)
     assert again.empty
+
+
+def test_a_group_can_learn_up_to_its_limit():
+    """A full group learns new states of its fields; with one field more it is lost as a whole."""
+    now = State("n" * 16 + f"|region={EU[1]}:" + "t" * 16, "l" * 16)
+    names = [f"region={number:016}" for number in range(stamps.MAX_GROUP_FIELDS - 3)]
+    other = {"*": "n" * 16, "!": "l" * 16, "?": "region", **dict.fromkeys(names, "o" * 16)}
+    full = {**other, f"region={EU[1]}": "o" * 16}
+    del full[names[0]]
+    learned = generations.apply(full, generations.change_to_learn(full, CALL_EU, now))
+    assert stamps.state_of(CALL_EU, learned) == now
+    assert generations.apply(other, generations.change_to_learn(other, CALL_EU, now)) == {}

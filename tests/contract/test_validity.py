@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,10 @@ OF_F = Turn(F)
 OF_EU, OF_2024 = Turn(F, (EU,)), Turn(F, (Y24,))
 OF_EU_2024 = Turn(F, (EU, Y24))
 MANY = [Turn(F, ((f"a{n}", "0" * 16),)) for n in range(generations.MAX_GROUP_SHAPES + 1)]
+FULL = [Turn(F, (("region", f"{n:016}"),)) for n in range(stamps.MAX_GROUP_FIELDS - 3)]
+"""Turns that fill a group to its limit, together with `*`, `!` and `?`."""
 
-TURNS: dict[str, tuple[list[Turn], set[str]]] = {
+TURNS: dict[str, tuple[Sequence[Turn | list[Turn]], set[str]]] = {
     "the group": ([OF_F], ALL_OF_F),
     "one argument": ([OF_EU], {"EU 2023", "EU 2024", "anything"}),
     "two arguments": ([OF_EU_2024], {"EU 2024", "anything"}),
@@ -59,8 +61,20 @@ TURNS: dict[str, tuple[list[Turn], set[str]]] = {
     "the group, then part": ([OF_F, OF_EU], ALL_OF_F),
     "another group": ([Turn("t:sales")], {"another group"}),
     "more shapes than a group may have": (MANY, ALL_OF_F),
+    "more shapes at once than a group may have": ([MANY], ALL_OF_F),
+    "two at once": ([[OF_EU, OF_2024]], {"EU 2023", "EU 2024", "US 2024", "anything"}),
+    "part and the group at once": ([[OF_EU, OF_F]], ALL_OF_F),
+    "the group and part at once": ([[OF_F, OF_EU]], ALL_OF_F),
+    "two groups at once": (
+        [[OF_EU_2024, Turn("t:sales")]],
+        {"EU 2024", "anything", "another group"},
+    ),
+    "as many fields as a group may have": ([FULL], {"anything"}),
+    "a field again in a full group": ([FULL, FULL[0]], {"anything"}),
+    "more fields than a group may have": ([FULL, OF_EU], ALL_OF_F),
+    "more fields at once than a group may have": ([[*FULL, OF_EU]], ALL_OF_F),
 }
-"""An invalidation -> the `PROBES` that do not hold afterwards."""
+"""Invalidations one after the other, or several at once -> the `PROBES` that do not hold then."""
 
 
 class Rules:
@@ -78,10 +92,10 @@ class Rules:
         return [stamps.state_of(ref, self.groups.get(ref.group, {})) for ref in refs]
 
     async def turn(self, port: Any, turns: list[Turn], note: str) -> None:
-        for turn in turns:
-            fields = self.groups.setdefault(turn.group, {})
-            change = generations.change_for(fields, turn, note)
-            self.groups[turn.group] = generations.apply(fields, change)
+        for name, own in generations.by_group(turns).items():
+            fields = self.groups.setdefault(name, {})
+            change = generations.change_for_all(fields, own, note)
+            self.groups[name] = generations.apply(fields, change)
 
 
 class Provider:
@@ -159,13 +173,13 @@ def test_the_same_invalidation_breaks_the_same_entries_in_every_store(
     assert not check.why_changed(
         check.state_texts(before), check.state_texts(drive(store.states(BLOCKING, refs)))
     )
-    for turn in turns:
-        drive(store.turn(BLOCKING, [turn], "{}"))
+    for step in turns:
+        drive(store.turn(BLOCKING, step if isinstance(step, list) else [step], "{}"))
     after = drive(store.states(BLOCKING, refs))
     pairs = zip(PROBES, before, after, strict=True)
     broken = {probe for probe, old, new in pairs if check.why_changed([old.text], [new.text])}
     if name == "custom":
-        bound = case.startswith("more shapes")  # it has no table, so no bound to one
+        bound = case.startswith("more ")  # it has no table, so no bound to one
         assert bound or expected <= broken | {"anything"}
         assert "another group" not in broken - expected
     else:
@@ -179,6 +193,7 @@ def test_what_is_let_expire_is_told_from_what_is_invalidated(
     """A soft turn gives the reason `expired` with its time, in every store."""
     name, store = keeper
     [turn], expected = TURNS[case]
+    assert isinstance(turn, Turn)
     refs = list(PROBES.values())
     before = drive(store.stamp_states(BLOCKING, refs))
     drive(store.turn(BLOCKING, [as_soft(turn)], "{}"))

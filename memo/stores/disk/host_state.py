@@ -653,9 +653,7 @@ def _turn(
     connection: sqlite3.Connection, turns: Iterable[Turn], note: str, commit: int, now: int
 ) -> None:
     """Write invalidations; each group is read and written once, however many turns it has."""
-    groups: dict[str, list[Turn]] = {}
-    for turn in turns:
-        groups.setdefault(turn.group, []).append(turn)
+    groups = generations.by_group(turns)
     for name, own in groups.items():
         change = generations.change_for_all(fields_of(connection, name), own, note)
         change_fields(connection, name, change, commit)
