@@ -100,7 +100,9 @@ class Authorities:
         """Set this host, and the policy for a shared tier that has lost its data."""
         self.host = host
         if host is not None and self._server is not None:
-            self.recovery = LossRecovery(self._server, host, trusts_disk=trusts_disk)
+            recovery = LossRecovery(self._server, host, trusts_disk=trusts_disk)
+            self._server.set_up_recovery(recovery.restore_groups, recovery.tombstone_life)
+            self.recovery = recovery
 
     def _fault(self, tier: str, error: TierError) -> None:
         self._report(tier, error, "")

@@ -428,7 +428,10 @@ class Chain:
         return PendingLookup(self, port, name, lookup, self.front.name, entry, since)
 
     def start_lookup(self, port: Port, function: str, key: str) -> PendingLookup | None:
-        """Start to look a key up in the shared tier; None: use `lookup`."""
+        """Send the look-up that `lookup` would send to the shared tier; None: use `lookup`.
+
+        For the elements of a collection, whose look-ups share round trips in this way.
+        """
         return _send(self._prepare_lookup(port, function, key))
 
     def _prepare_lookup(

@@ -364,20 +364,19 @@ class LocalTier(Tier, Protocol):
         ...
 
 
+RestoreGroups = Callable[[Port, Sequence[str]], Coroutine[Any, Any, bool]]
+"""Restores missing groups of a server; returns True if there were any to restore."""
+
+
 @runtime_checkable
 class ServerTier(Tier, Protocol):
     """A server that all hosts share: Redis.
 
     Attributes:
         value_limit: bytes; larger payloads and records are refused.
-        on_lost: called with missing groups before they count as lost; returns True if any of them
-            has been restored.
-        tombstone_life: lifetime in seconds of a group that an invalidation had to create.
     """
 
     value_limit: int
-    on_lost: Callable[[Port, Sequence[str]], Coroutine[Any, Any, bool]] | None
-    tombstone_life: float
 
     @property
     def generations(self) -> Generations:
@@ -486,6 +485,16 @@ class ServerTier(Tier, Protocol):
         ...
 
     # Recovery after the server has lost its data: see `redis.loss_recovery`.
+
+    def set_up_recovery(self, restore: RestoreGroups, tombstone_life: float | None) -> None:
+        """Let a host restore groups; done once, at assembly.
+
+        Args:
+            restore: called with missing groups before they count as lost.
+            tombstone_life: lifetime in seconds of a group that an invalidation has to create; None:
+                the server's own.
+        """
+        ...
 
     async def census(self, port: Port, host: str, epoch: str) -> Census:
         """Register a host, which has seen an epoch before (`""`: none); count the others."""

@@ -74,6 +74,7 @@ class LossRecovery:
     Attributes:
         interruptions: the tier's count when the last check began.  If the count differs now, the
             tier may have lost something since.
+        tombstone_life: see `ServerTier.set_up_recovery`.
     """
 
     def __init__(self, tier: ServerTier, host: Host, *, trusts_disk: bool) -> None:
@@ -89,9 +90,7 @@ class LossRecovery:
         self._registered = 0.0
         self._registrations = 0
         self._lock = threading.Lock()
-        tier.on_lost = self.restore_groups
-        if trusts_disk:
-            tier.tombstone_life = HOST_PRESENT_SECONDS
+        self.tombstone_life = HOST_PRESENT_SECONDS if trusts_disk else None
 
     def must_register(self) -> bool:
         """True if `register` must run before anything is read from the tier."""

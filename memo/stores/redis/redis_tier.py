@@ -43,7 +43,7 @@ from memo.records.payload_pieces import OutgoingPayload, PayloadInMemory, Payloa
 from memo.records.seal import Entry
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.port import Port
-from memo.stores.protocols import REDIS, Census, Lookup, RecordToStore, Source
+from memo.stores.protocols import REDIS, Census, Lookup, RecordToStore, RestoreGroups, Source
 from memo.stores.redis.breaker import MIN_BYTES_PER_SECOND
 from memo.stores.redis.client import CREATE_GROUP, EXTEND_LIFE, SEED, TURN, Client, NoScriptsError
 from memo.stores.redis.cluster_leases import RedisLeases
@@ -102,9 +102,8 @@ class Redis:
         client: the client of the server, with its breakers.
         listener: receives changes of the generations, with `tracking`; else None.
         lookup: see `memo.stores.protocols.Tier`.
-        get_ready, start_lookup, prepare_lookup, start_reading, on_lost: see
+        get_ready, start_lookup, prepare_lookup, start_reading: see
             `memo.stores.protocols.ServerTier`.
-        tombstone_life: lifetime in seconds of a group that an invalidation had to create.
     """
 
     name = REDIS
@@ -139,8 +138,8 @@ class Redis:
         self._live_kept = -LIVE_EXTENSION_SECONDS
         self._hosts = self._prefix + b"hosts"
         self._findings = self._prefix + b"c:"
-        self.on_lost: Callable[[Port, Sequence[str]], Coroutine[Any, Any, bool]] | None = None
-        self.tombstone_life = float(TOMBSTONE_SECONDS)
+        self._restore_groups: RestoreGroups | None = None
+        self._tombstone_life = float(TOMBSTONE_SECONDS)
         self._lookups = Lookups(self.client, namespace, self._prefix, self._group_key)
         self.get_ready = self.client.get_ready
         self.lookup = self._lookups.lookup
@@ -445,6 +444,11 @@ class Redis:
 
     # --- generations -----------------------------------------------------------------------------
 
+    def set_up_recovery(self, restore: RestoreGroups, tombstone_life: float | None) -> None:
+        """See `memo.stores.protocols.ServerTier.set_up_recovery`."""
+        self._restore_groups = restore
+        self._tombstone_life = TOMBSTONE_SECONDS if tombstone_life is None else tombstone_life
+
     async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
         """Read each ref: one round trip, two if parts were invalidated lately."""
         states = await self._lookups.read(port, refs)
@@ -456,11 +460,11 @@ class Redis:
         self, port: Port, refs: Sequence[Ref], states: Sequence[State]
     ) -> bool:
         """Restore missing groups from this host, if it may; True if there were any."""
-        if self.on_lost is None or self.read_only:
+        if self._restore_groups is None or self.read_only:
             return False
         pairs = zip(refs, states, strict=True)
         missing = dict.fromkeys(ref.group for ref, state in pairs if state == LOST)
-        return await self.on_lost(port, list(missing))
+        return await self._restore_groups(port, list(missing))
 
     async def stamp_states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
         """As `states`, but create missing groups, and let every group live for at least a day.
@@ -599,7 +603,7 @@ class Redis:
         for turn in turns:
             value = (stamps.token_for(turn) + note).encode()
             shape, field = stamps.shape(turn.arguments), stamps.field(turn.arguments)
-            tombstone_life = b"%d" % _milliseconds(self.tombstone_life)
+            tombstone_life = b"%d" % _milliseconds(self._tombstone_life)
             bounds = (
                 b"%d" % stamps.MAX_GROUP_FIELDS,
                 tombstone_life,
