@@ -34,7 +34,7 @@ from memo.errors import (
     SecretError,
     SettingError,
 )
-from memo.inspection.statistics import stats
+from memo.inspection.gathered_stats import stats
 from memo.keys.encoding.canonical import register_key
 from memo.keys.fingerprint.function_version import stable
 from memo.metrics import fault_log as _fault_log

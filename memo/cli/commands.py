@@ -23,7 +23,7 @@ from memo.engine.invalidating import invalidate
 from memo.errors import MemoError, MissingExtraError, OptionError
 from memo.inspection import call_graph, inventory
 from memo.inspection import findings as doctor
-from memo.inspection.statistics import stats as gathered
+from memo.inspection.gathered_stats import stats as gathered
 from memo.metrics import rendering
 from memo.records import seal
 from memo.runtime.blocking import BLOCKING, drive

@@ -18,8 +18,8 @@ from memo.decorators.cached_function import CachedFunction, functions
 from memo.decorators.invalidators import invalidate
 from memo.errors import MemoError, label
 from memo.inspection import call_graph, graph_drawing, inventory
+from memo.inspection.gathered_stats import stats
 from memo.inspection.inventory import Item, Selection
-from memo.inspection.statistics import stats
 from memo.keys.summaries import BUILT_ON, RESOLVED, RESULT_SHAPE
 from memo.metrics import rendering
 from memo.metrics.running_computations import COMPUTATIONS, LONG_COMPUTATION_SECONDS, Running

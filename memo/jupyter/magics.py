@@ -40,8 +40,8 @@ from memo.engine import used_calls
 from memo.engine.invalidating import Invalidation
 from memo.errors import MemoError, OptionError, label
 from memo.inspection import call_graph, inventory
+from memo.inspection.gathered_stats import stats
 from memo.inspection.report_line import explain_misses
-from memo.inspection.statistics import stats
 from memo.jupyter.cell_cache import Cell
 from memo.jupyter.progress_view import WATCHER, Line
 from memo.metrics import rendering
