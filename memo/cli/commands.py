@@ -350,7 +350,7 @@ def _as_data(item: inventory.Item) -> dict[str, Any]:
 
     Durations in seconds, times since the epoch, size in bytes.
     """
-    header, size, tiers, state, _ = item
+    header, size, tiers, state, *_ = item
     times = header.times
     return {
         "function": header.function,

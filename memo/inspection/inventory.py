@@ -6,6 +6,7 @@ Only headers are read, never a value.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from memo.decorators import assembly, names
 from memo.decorators.cached_function import CachedFunction, functions
-from memo.engine.call import reload_live_if_due
+from memo.engine.call import Function, reload_live_if_due
 from memo.engine.explaining import list_headers
 from memo.engine.invalidating import own_refs
 from memo.errors import EntryError, TierError, label, public
@@ -25,15 +26,16 @@ from memo.records import seal
 from memo.records.seal import Header
 from memo.records.stamp_types import Call, File, Generation, Stamp
 from memo.runtime.blocking import BLOCKING, drive
-from memo.runtime.clock import SECOND
+from memo.runtime.clock import SECOND, Clock
 from memo.runtime.events import MISS
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.runtime.reasons import EXPIRED, GENERATION_LOST, INVALIDATED, SOURCE_UNREACHABLE
+from memo.settings.options import Policy
 from memo.stores.chain import Chain
 from memo.stores.protocols import Listable, Listed, ServerTier, display_name
 from memo.validity import check, dependencies, stamps
-from memo.validity.check import Judge, age
+from memo.validity.check import age
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +50,8 @@ class Item(NamedTuple):
         tiers: names of the tiers that hold it now.
         state: `FRESH`, `STALE`, `EXPIRED`, `INVALIDATED`, or one of the words below.
         age: seconds since it was computed; None: unknown.
+        left: seconds for which it stays fresh, infinity without expiry, 0 or less if it has
+            expired; None: it is not valid, or that is unknown.
     """
 
     header: Header
@@ -55,6 +59,7 @@ class Item(NamedTuple):
     tiers: tuple[str, ...] = ()
     state: str = ""
     age: float | None = None
+    left: float | None = None
 
 
 OUTDATED = "outdated"
@@ -132,7 +137,8 @@ def table(shown: Sequence[Item]) -> rendering.Table:
     listed = [(item.header, item.size) for item in shown]
     tiers = [", ".join(item.tiers) for item in shown]
     ages = [item.age for item in shown]
-    return rendering.entries(listed, ages, tiers, list(map(_state_text, shown)))
+    left = [item.left for item in shown]
+    return rendering.entries(listed, ages, left, tiers, list(map(_state_text, shown)))
 
 
 def _state_text(item: Item) -> str:
@@ -223,63 +229,74 @@ async def _with_states(port: Port, chain: Chain, shown: Sequence[Item]) -> list[
     """Add to some entries their states, and their ages by the clock that the states go by."""
     headers = [item.header for item in shown]
     ages = [age(header.times, chain.clock) for header in headers]
-    present = await states(port, chain, headers)
+    judged = await _judge(port, chain, headers)
     return [
-        item._replace(state=one, age=None if old is None else old / SECOND)
-        for item, one, old in zip(shown, present, ages, strict=True)
+        item._replace(state=state, age=None if old is None else old / SECOND, left=left)
+        for item, (state, left), old in zip(shown, judged, ages, strict=True)
     ]
+
+
+class _Judged(NamedTuple):
+    """The state of an entry, and how long it stays fresh; see `Item`."""
+
+    state: str
+    left: float | None = None
 
 
 async def states(port: Port, chain: Chain, headers: Sequence[Header]) -> list[str]:
     """Return the state of some entries: what the next call of each would find; loads no value."""
+    return [judged.state for judged in await _judge(port, chain, headers)]
+
+
+async def _judge(port: Port, chain: Chain, headers: Sequence[Header]) -> list[_Judged]:
     refs = {s.ref: None for h in headers for s in h.stamps if type(s) is Generation}
     try:
         now = dict(zip(refs, await chain.authorities.states(port, list(refs)), strict=True))
     except TierError:
-        return [UNKNOWN] * len(headers)
+        return [_Judged(UNKNOWN)] * len(headers)
     whys = await _why_changed(port, headers)
     known = {function.function_id: function._function_in_mode() for function in functions()}
     for function in known.values():
         await reload_live_if_due(port, function)
     codes = {name: f.keyer.identity.digest() for name, f in known.items() if not f.keyer.method}
-    judges = {name: function.judge for name, function in known.items()}
-    by_record = check.judge_by_record(chain.clock)
-    found: list[str] = []
+    found: list[_Judged] = []
     for header in headers:
         present = [now[stamp.ref] for stamp in header.stamps if type(stamp) is Generation]
         of_stamps = check.reasons_given(header.stamps, present, whys)
         reason = check.combine(header.stamps, of_stamps)
-        is_outdated = header.code != codes.get(header.function, header.code)
-        judge = judges.get(header.function, by_record)
-        found.append(_state(header, reason, judge, is_outdated=is_outdated))
+        if reason and not check.may_answer(reason):
+            turned = reason in (INVALIDATED, GENERATION_LOST)
+            found.append(_Judged(INVALIDATED if turned else OUTDATED))
+        elif header.code != codes.get(header.function, header.code):
+            found.append(_Judged(OUTDATED))
+        else:
+            found.append(_judge_age(header, reason, known.get(header.function), chain.clock))
     return found
+
+
+def _judge_age(header: Header, reason: str, function: Function | None, clock: Clock) -> _Judged:
+    """Judge an entry whose stamps hold, or whose reason passes `check.may_answer`."""
+    times, raised = header.times, bool(header.flags & seal.RAISED)
+    if function is None:
+        verdict = check.final_verdict(check.judge_by_record(clock), times, reason, raised=raised)
+        left = check.remaining(times, Policy(ttl=None), clock)
+    else:
+        verdict = check.final_verdict(function.judge, times, reason, raised=raised)
+        left = function.remaining(times, raised=raised)
+    if verdict.reason == SOURCE_UNREACHABLE and not verdict.renewable:
+        return _Judged(UNKNOWN)
+    seconds = math.inf if left is None else left / SECOND
+    if verdict.renewable:
+        return _Judged(IN_DOUBT, seconds)
+    if verdict.reason == EXPIRED:  # perhaps before its ttl was over
+        seconds = min(seconds, 0.0)
+    return _Judged(EXPIRED if verdict.kind == MISS else verdict.kind, seconds)
 
 
 async def _why_changed(port: Port, headers: Sequence[Header]) -> dict[Stamp, str]:
     """Return for each dependency of some entries why it does not hold, or `""`."""
     sources = list({s: None for h in headers for s in h.stamps if isinstance(s, (File, Call))})
     return dict(zip(sources, await dependencies.check(port, sources), strict=True))
-
-
-def _state(header: Header, reason: str, judge: Judge, *, is_outdated: bool) -> str:
-    """Return the state of an entry.
-
-    Args:
-        reason: why its stamps do not hold; "" if they do.
-        judge: the judge of its function.
-        is_outdated: its function has other code now.
-    """
-    if reason and not check.may_answer(reason):
-        return INVALIDATED if reason in (INVALIDATED, GENERATION_LOST) else OUTDATED
-    if is_outdated:
-        return OUTDATED
-    raised = bool(header.flags & seal.RAISED)
-    verdict = check.final_verdict(judge, header.times, reason, raised=raised)
-    if verdict.renewable:
-        return IN_DOUBT
-    if verdict.reason == SOURCE_UNREACHABLE:
-        return UNKNOWN
-    return EXPIRED if verdict.kind == MISS else verdict.kind
 
 
 async def _holding_tiers(
@@ -338,7 +355,7 @@ class Stored(NamedTuple):
             dependency has changed), `"in doubt"` (a result that it was built on may have changed,
             and is asked for first) or `"unknown"` (a tier or a remote source cannot be asked now).
         age: since it was computed; None: unknown.
-        ttl: None: no expiry.
+        ttl: that it was stored with; None: no expiry.
         size: size of its record and payload.
         cost: how long its computation took.
         tiers: names of the tiers that hold it.
@@ -390,7 +407,7 @@ class Entries(list[Stored]):
 
 
 def _as_record(item: Item) -> Stored:
-    header, size, tiers, state, old = item
+    header, size, tiers, state, old, _ = item
     groups = [ref.group for ref in own_refs(header)]
     return Stored(
         label(header.function),

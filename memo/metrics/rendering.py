@@ -688,6 +688,7 @@ def address(header: Header) -> str:
 def entries(
     headers: Iterable[tuple[Header, int]],
     ages: Sequence[float | None],
+    lifetimes: Sequence[float | None],
     places: Sequence[str] | None = None,
     states: Sequence[str] | None = None,
 ) -> Table:
@@ -696,14 +697,14 @@ def entries(
     Args:
         headers: the header and the size in bytes of each.
         ages: seconds since each was computed; None: unknown.
+        lifetimes: seconds for which each stays fresh, infinity without expiry, 0 or less if it has
+            expired; None: it is not valid, or that is unknown.
         places: the tiers that hold each; None: omit that column.
         states: the state of each, in a word; None: omit that column.
     """
-    listed = list(headers)
-    over = [state.startswith("expired") for state in states or [""] * len(listed)]
     rows = [
-        _entry_row(header, held, age, expired)
-        for (header, held), age, expired in zip(listed, ages, over, strict=True)
+        _entry_row(header, held, age, left)
+        for (header, held), age, left in zip(headers, ages, lifetimes, strict=True)
     ]
     titles = ["function", "arguments", "age", "expires in", "size", "cost", "by"]
     spare = ("by", "tier", "cost", "age")
@@ -719,21 +720,25 @@ def entries(
     return Table(titles, rows, texts=texts, spare=spare)
 
 
-def _entry_row(header: Header, held: int, age: float | None, expired: bool) -> list[Cell]:
-    times = header.times
-    left = math.inf if times.ttl < 0 else times.ttl / SECOND - (age or 0.0)
-    left = 0.0 if expired and left > 0 else left  # by `memo.expire`, or by a ttl that has changed
-    cost = times.cost / SECOND
+def _entry_row(header: Header, held: int, age: float | None, left: float | None) -> list[Cell]:
+    cost = header.times.cost / SECOND
     given = ", ".join(f"{name}={text}" for name, text in arguments(header).items())
     return [
         Cell(label(header.function), header.function),
         Cell(given, given),
         Cell(duration(age), age or 0.0),
-        Cell("never" if left == math.inf else duration(left) if left > 0 else "expired", left),
+        Cell(_left_text(left), left or 0.0),
         Cell(f"{size(held)}{' zstd' if header.flags & COMPRESSED else ''}", held),
         Cell(duration(cost), cost),
         Cell(header.writer, header.writer),
     ]
+
+
+def _left_text(left: float | None) -> str:
+    """Describe for how long an entry stays fresh; see `entries`."""
+    if left is None:
+        return duration(None)
+    return "never" if left == math.inf else duration(left) if left > 0 else "expired"
 
 
 # --- Plots --------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def everything_shown(load: Any, *args: Any) -> str:
     model.press({"do": "refresh", "key": row["key"]})
     parts = [model.said, load.explain(*args), load.explain(*args[:-1], "other"), model.state()]
     parts += [
-        rendering.table_text(rendering.entries(found, [0.0] * len(found))),
+        rendering.table_text(rendering.entries(found, [0.0] * len(found), [0.0] * len(found))),
         load.explain(*args)._repr_html_(),
     ]
     model.press({"do": "invalidate", "key": row["key"]})

@@ -126,6 +126,29 @@ def test_the_table_goes_by_the_clock_of_the_records() -> None:
         assert re.search(r"expired .*30\.\d s +expired", str(memo.entries(load)))
 
 
+def test_the_table_says_until_when_a_call_would_use_an_entry() -> None:
+    """`expires in` goes by the ttl that judges an entry; one that is not valid has no such time."""
+    load, clock = loads(ttl="1h", ttl_key="ttl.rows"), ManualClock()
+
+    def shown() -> list[str]:
+        table = inventory.table(inventory.items(inventory.Selection())[0])
+        at = [table.titles.index(title) for title in ("state", "expires in")]
+        return [table.rows[0][column].text for column in at]
+
+    with isolated(clock=clock):
+        load("EU")
+        clock.advance(60)
+        assert shown() == ["fresh", "59 min 00 s"]
+        memo.live.set("ttl.rows", 100)
+        assert shown() == ["fresh", "40.0 s"]
+        memo.live.set("ttl.rows", math.inf)
+        assert shown() == ["fresh", "never"]
+        load.expire()
+        assert shown() == ["expired", "expired"]
+        load.invalidate()
+        assert shown() == ["invalidated", rendering.DASH]
+
+
 def test_as_a_frame_and_as_text() -> None:
     """`.to_frame()` gives one row for each entry, a column for each argument's fact."""
     load = loads()
