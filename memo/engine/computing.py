@@ -26,6 +26,7 @@ from memo.engine.used_calls import USED_CALLS, Expiry, UsedCalls, shorten_stamps
 from memo.errors import DependencyError, TierError, cut_to_user_frames, label, type_named
 from memo.keys import instances, own_changes
 from memo.keys.encoding import canonical
+from memo.keys.fingerprint.held_values import IMMUTABLE_BUILTINS
 from memo.keys.instances import ObjectBefore
 from memo.keys.own_changes import BeforeComputation, Changes
 from memo.keys.summaries import with_built_on, with_result
@@ -54,8 +55,6 @@ ARGUMENTS_CHANGED = "arguments changed"
 """Reason for not storing a result: the arguments changed during the computation."""
 STATE_CHANGED = "inputs changed"
 """Reason for not storing a result: state in its key changed while the function ran."""
-_SCALARS = frozenset({bool, int, float, complex, str, bytes, type(None)})
-"""Types of arguments that are immutable."""
 
 
 async def compute(
@@ -420,7 +419,7 @@ async def has_same_key(port: Port, job: Job) -> bool:
     The caller may change them while the computation waits or runs in the background.
     """
     values = (*job.args, *job.kwargs.values())
-    if _SCALARS.issuperset(map(type, values)):
+    if IMMUTABLE_BUILTINS.issuperset(map(type, values)):
         return True
     try:
         now = await port.offload(job.function.keyer.call, job.args, job.kwargs)

@@ -25,9 +25,9 @@ from memo.runtime import fork
 
 MAX_KEPT_OUTPUT = 4 * 1024 * 1024
 """Most characters and bytes of output that are kept for one computation."""
-_DISPLAY = "display"
-_CUT = "\n[memo: the output after this was not kept]\n"
-_WIDGET = "application/vnd.jupyter.widget-view+json"
+_DISPLAY_KIND = "display"
+_CUT_MARK = "\n[memo: the output after this was not kept]\n"
+_WIDGET_TYPE = "application/vnd.jupyter.widget-view+json"
 """A view of a widget is useless without its model, which lives in one kernel only."""
 _PLAIN_BASES = tuple(PLAIN_TYPES)
 
@@ -130,9 +130,9 @@ class Recorder:
             if not self._fits(_size(kept) - freed):
                 return
             if at is None:
-                self._shown.append((_DISPLAY, kept))
+                self._shown.append((_DISPLAY_KIND, kept))
             else:
-                self._shown[at] = (_DISPLAY, {**kept, "update": False})
+                self._shown[at] = (_DISPLAY_KIND, {**kept, "update": False})
 
     def clear(self, *, wait: bool) -> None:
         """Forget the output, which was cleared; with `wait`, only when new output comes."""
@@ -153,21 +153,21 @@ class Recorder:
             return False
         self._space_left -= size
         if self._space_left <= 0:
-            self._shown.append(("stderr", _CUT))
+            self._shown.append(("stderr", _CUT_MARK))
         return self._space_left > 0
 
     def _replaced_by(self, new: dict[str, Any]) -> int | None:
         """Return the position of the display that an update refers to, or None."""
         name = new.get("transient", {}).get("display_id")
         for at, (kind, old) in enumerate(self._shown):
-            if kind == _DISPLAY and old.get("transient", {}).get("display_id") == name:
+            if kind == _DISPLAY_KIND and old.get("transient", {}).get("display_id") == name:
                 return at
         return None
 
 
 def storable_part(bundle: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a display that can be stored: its data by mime type, texts and numbers."""
-    data = {kind: what for kind, what in (bundle.get("data") or {}).items() if kind != _WIDGET}
+    data = {kind: what for kind, what in (bundle.get("data") or {}).items() if kind != _WIDGET_TYPE}
     kept = {"data": {kind: what for kind, what in data.items() if _is_plain(what)}}
     for name in ("metadata", "transient", "update"):
         if bundle.get(name) and _is_plain(bundle[name]):
@@ -332,7 +332,7 @@ def replay(shown: Output) -> None:
     """Show recorded output; skip closed streams."""
     publisher = _publisher()
     for kind, what in shown:
-        if kind == _DISPLAY:
+        if kind == _DISPLAY_KIND:
             if publisher is not None:
                 publisher.publish(**what)
             continue

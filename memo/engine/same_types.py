@@ -31,7 +31,6 @@ from memo.keys.fingerprint import origin
 from memo.keys.fingerprint.function_version import code_digest
 from memo.records import codec
 
-_OURS = __name__.partition(".")[0]
 _MAX_CHECKED_ITEMS = 64
 """Largest container whose members are all checked for being plain."""
 _AS_BASE = frozenset({"numpy.memmap"})
@@ -58,7 +57,7 @@ def encode(value: Any, result: Any, compress: int | None) -> codec.Encoded:
         return value.encode(pickle_item(value.returned))
     encoded = codec.encode(value, compress, _pickle_by_name)
     kind = type(result)
-    if kind in PLAIN_OR_CONTAINER_TYPES or kind.__module__.partition(".")[0] == _OURS:
+    if kind in PLAIN_OR_CONTAINER_TYPES or kind.__module__.partition(".")[0] == origin.THIS_PACKAGE:
         return encoded
     if f"{kind.__module__}.{kind.__qualname__}" in _AS_BASE:
         return encoded

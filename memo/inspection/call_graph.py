@@ -83,7 +83,7 @@ class Graph:
         return {**bundle, "image/svg+xml": self.to_svg()} if self.nodes else bundle
 
 
-MOST_URGENT = (
+URGENT_STATES = (
     *(RUNNING, inventory.OUTDATED, INVALIDATED, EXPIRED),
     *(inventory.IN_DOUBT, STALE),
 )
@@ -92,7 +92,7 @@ MOST_URGENT = (
 
 def _group(function: str, nodes: list[Node]) -> Node:
     states = Counter(node.state for node in nodes)
-    worst = next((state for state in MOST_URGENT if states[state]), states.most_common(1)[0][0])
+    worst = next((state for state in URGENT_STATES if states[state]), states.most_common(1)[0][0])
     counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
     return Node(
         function,

@@ -21,7 +21,7 @@ from memo.metrics import rendering
 from memo.metrics.rendering import Cell, Table, number, quantity, size
 from memo.runtime import VERSION, ownership
 from memo.runtime.blocking import BLOCKING, drive
-from memo.runtime.clock import SYSTEM
+from memo.runtime.clock import SYSTEM_CLOCK
 from memo.runtime.named_tuple import NamedTuple
 from memo.settings import configuration, secret_keys
 from memo.settings.checks import redacted
@@ -307,7 +307,7 @@ def _is_leftover(name: str) -> bool:
 
 
 def _clock() -> Findings:
-    if SYSTEM.boot_id == bytes(16):
+    if SYSTEM_CLOCK.boot_id == bytes(16):
         fix = "Synchronize the system clock (NTP): ages are measured with it."
         yield Finding(NOTE, "clock", "this system has no boot id", fix)
     else:

@@ -50,9 +50,9 @@ BOX_WIDTH, BOX_HEIGHT = 188, 58
 BOLD_CHARACTERS = 23
 """Most characters of bold text that fit into a box."""
 _ACROSS, _DOWN, _EDGE = 56, 16, 12
-SWEEPS = 4
+ORDERING_SWEEPS = 4
 """Number of times each layer is sorted by the positions of neighbours, to reduce crossings."""
-STYLES = {"hit": "green", "computed": "blue", "running": "magenta", "stale": "yellow"}
+STATE_STYLES = {"hit": "green", "computed": "blue", "running": "magenta", "stale": "yellow"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ def layers(graph: Graph) -> list[list[str]]:
         nx.topological_generations(made.reverse())
     )  # next to the calls that use them
     found = [sorted(layer) for layer in reversed(generations)]
-    for sweep in range(SWEEPS):
+    for sweep in range(ORDERING_SWEEPS):
         place = {name: at for layer in found for at, name in enumerate(layer)}
         for layer in found if sweep % 2 == 0 else reversed(found):
             near = made.pred if sweep % 2 == 0 else made.succ
@@ -284,7 +284,7 @@ def tree(graph: Graph, width: int = 80) -> list[Styled]:
         room = width - cell_len(lead + mark) - cell_len(facts) - 2
         call = f"{node.label}({node.arguments})" if node.calls == 1 else node.label
         text = f"{lead}{mark}{cut_to_width(call, max(12, room))}  {facts}"
-        lines.append(Styled(text, STYLES.get(node.state, "")))
+        lines.append(Styled(text, STATE_STYLES.get(node.state, "")))
         if not again:
             below = lead + {"": "", "├─ ": "│  ", "└─ ": "   "}[mark]
             for at, part in enumerate(inputs[name], 1):

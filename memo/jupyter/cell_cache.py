@@ -35,6 +35,7 @@ from memo.errors import KeyingError, OptionError, cut_to_user_frames
 from memo.keys.encoding import canonical
 from memo.keys.fingerprint import names_used
 from memo.keys.fingerprint.function_version import Identity, function_id
+from memo.keys.fingerprint.held_values import IMMUTABLE_BUILTINS
 from memo.records import codec
 from memo.runtime import events
 from memo.runtime.events import Event
@@ -42,10 +43,8 @@ from memo.runtime.named_tuple import NamedTuple
 
 _SHOWN_NAMES = 3
 """Number of its outputs after which a cell is named."""
-_IMMUTABLE_TYPES = frozenset(
-    {int, float, complex, bool, str, bytes, type(None), types.FunctionType}
-)
-_AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+_IMMUTABLE_TYPES = IMMUTABLE_BUILTINS | {types.FunctionType}
+_AWAIT_FLAG = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 _INVISIBLE_TOKENS = frozenset(
     {
         *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE),
@@ -436,7 +435,7 @@ class Cell:
         self.names = find_names(tree)
         self._given = inputs
         self._outputs = outputs
-        flags = shell.compile.compiler_flags | _AWAIT  # those of `from __future__ import ...`
+        flags = shell.compile.compiler_flags | _AWAIT_FLAG  # those of `from __future__ import ...`
         self._codes = [compile(part, file, mode, flags, True) for part, mode in _split(tree)]
         self.awaits = any(code.co_flags & inspect.CO_COROUTINE for code in self._codes)
         self._quiet = _is_quiet(source)

@@ -141,7 +141,7 @@ class Field(NamedTuple):
     format: str
 
 
-_FIELD: Final = r"(\w+)((?:\.\w+|\[[^\]\[]+\])*)"
+_FIELD_PATTERN: Final = r"(\w+)((?:\.\w+|\[[^\]\[]+\])*)"
 _STEP_PATTERN: Final = r"\.(\w+)|\[([^\]\[]+)\]"
 
 
@@ -214,7 +214,7 @@ def _parse(given: str) -> list[str | Field]:
 
 
 def _field(given: str, name: str, spec: str, conversion: str) -> Field:
-    match = re.fullmatch(_FIELD, name)
+    match = re.fullmatch(_FIELD_PATTERN, name)
     if match is None or match[1].isdigit() or "{" in spec or conversion not in ("", "s", "r", "a"):
         raise _wrong(given, f'has the placeholder "{{{name}}}"; write {{argument.attribute[key]}}.')
     steps = tuple(

@@ -28,7 +28,7 @@ from memo.metrics.counters import (
     TierTally,
 )
 from memo.runtime import events, fork
-from memo.runtime.clock import SECOND, SYSTEM, Clock
+from memo.runtime.clock import SECOND, SYSTEM_CLOCK, Clock
 from memo.runtime.events import Event
 from memo.runtime.memory_budget import BUDGET
 from memo.settings import configuration
@@ -56,7 +56,7 @@ class Counters:
     """
 
     def __init__(
-        self, clock: Clock = SYSTEM, on_new_second: Callable[[], None] | None = None
+        self, clock: Clock = SYSTEM_CLOCK, on_new_second: Callable[[], None] | None = None
     ) -> None:
         self._now = clock.wall_ns
         self._on_new_second = on_new_second

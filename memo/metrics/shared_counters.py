@@ -37,7 +37,7 @@ _SLOW_SNAPSHOT_SECONDS = 0.01
 event loop, and thousands of functions take a tenth of a second."""
 KEEP_SECONDS = 7 * 86400
 """Snapshots of processes that ended longer ago are folded into one total."""
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+_WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 MAX_SNAPSHOT_BYTES = 8 << 20
 """Most bytes of a snapshot file; a larger file is not memo's."""
 
@@ -67,7 +67,7 @@ class SharedSnapshots:
     def _write(self, name: str, text: str, *, make: bool = False) -> None:
         temporary = f".{name}.{os.getpid()}.{threading.get_ident()}.tmp"
         with private_files.open_folder(self.path, make=make) as folder:
-            descriptor = os.open(temporary, _CREATE, 0o600, dir_fd=folder)
+            descriptor = os.open(temporary, _WRITE_FLAGS, 0o600, dir_fd=folder)
             try:
                 with open(descriptor, "w", encoding="utf-8") as file:
                     file.write(text)

@@ -43,7 +43,7 @@ LOADED_IN_PIECES_FROM_BYTES = 256 * 1024
 """A stream of at least this many bytes is loaded in pieces, so that other threads can run."""
 _NAMED_LIBRARIES = ("numpy", "pandas", "pyarrow", "polars", "scipy", "torch")
 
-_ALTERED = (io.TextIOWrapper, memoryview)
+_ALTERED_TYPES = (io.TextIOWrapper, memoryview)
 """Types whose objects cloudpickle pickles as `StringIO` and `bytes`."""
 
 storing: ContextVar[bool] = ContextVar("memo_storing", default=False)
@@ -289,7 +289,7 @@ def _pickler() -> Any:
             self.seen: dict[tuple[str, int, int], Any] = {}
 
         def reducer_override(self, obj: Any) -> Any:
-            if isinstance(obj, _ALTERED):  # cloudpickle would change the type
+            if isinstance(obj, _ALTERED_TYPES):  # cloudpickle would change the type
                 back = "bytes" if isinstance(obj, memoryview) else "StringIO"
                 raise AlteredError(type(obj), f"would load as {back}")
             done = reduction_of(self, obj)

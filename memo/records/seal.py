@@ -251,11 +251,11 @@ class Entry:
 
     def __sizeof__(self) -> int:
         """Return its size in bytes, without the record."""
-        shared = 2 * _POINTER * len(self.packed_generations) + sum(
+        shared = 2 * _POINTER_BYTES * len(self.packed_generations) + sum(
             block.weight for block in self.blocks
         )
         parts = (self.times, self._loose, self._header)
-        return object.__sizeof__(self) + _VIEW + shared + sum(map(deep_size, parts))
+        return object.__sizeof__(self) + _VIEW_BYTES + shared + sum(map(deep_size, parts))
 
     def __repr__(self) -> str:
         """Omit the stream, which contains the value."""
@@ -267,8 +267,8 @@ class Entry:
         return f"<code>{escape(repr(self))}</code>"
 
 
-_POINTER = 8
-_VIEW = sys.getsizeof(memoryview(b"")) + 144
+_POINTER_BYTES = 8
+_VIEW_BYTES = sys.getsizeof(memoryview(b"")) + 144
 """Bytes of a view of a record, and of what the interpreter keeps behind it."""
 
 

@@ -50,5 +50,5 @@ class Clock:
         return _boot_id()
 
 
-SYSTEM = Clock()
+SYSTEM_CLOCK = Clock()
 """The clock of this machine."""

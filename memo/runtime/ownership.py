@@ -12,16 +12,16 @@ import stat
 import time
 from pathlib import Path
 
-NETWORK = (
+NETWORK_FILE_SYSTEMS = (
     *("nfs", "cifs", "smb", "afs", "9p", "lustre", "gluster", "ceph", "beegfs", "gpfs", "orangefs"),
     *("virtiofs", "vboxsf", "vmhgfs", "prl_fs", "fuse."),
 )
 """Prefixes of the types of file systems that other machines may change; FUSE does not tell."""
-_LOCAL = ("fuse.fuse-overlayfs",)
+_LOCAL_FILE_SYSTEMS = ("fuse.fuse-overlayfs",)
 OWNERSHIP_RECHECK_SECONDS = 60.0
 """Seconds for which an answer of `exposed` is reused."""
-MOUNTS = Path("/proc/mounts")
-_OTHERS = stat.S_IWOTH | stat.S_IWGRP
+MOUNTS_FILE = Path("/proc/mounts")
+_WRITABLE_BY_OTHERS = stat.S_IWOTH | stat.S_IWGRP
 
 _known: dict[Path, tuple[float, bool]] = {}
 
@@ -46,13 +46,13 @@ def forget() -> None:
 
 def is_network(kind: str) -> bool:
     """True if other machines may change files on a file system of this type."""
-    return kind.startswith(NETWORK) and kind not in _LOCAL
+    return kind.startswith(NETWORK_FILE_SYSTEMS) and kind not in _LOCAL_FILE_SYSTEMS
 
 
 def file_system(path: Path) -> str:
     """Return the type of the file system of a path; `""` if the system does not tell."""
     try:
-        lines = MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = MOUNTS_FILE.read_text(encoding="utf-8", errors="replace").splitlines()
         real = path.resolve()
     except (OSError, RuntimeError):
         return ""
@@ -82,9 +82,9 @@ def _writable(facts: os.stat_result, *, inside: bool) -> bool:
         return True
     if facts.st_mode & stat.S_ISVTX and not inside:
         return False
-    if facts.st_mode & _OTHERS == stat.S_IWGRP:
+    if facts.st_mode & _WRITABLE_BY_OTHERS == stat.S_IWGRP:
         return not is_ones_own_group(facts.st_gid)
-    return bool(facts.st_mode & _OTHERS)
+    return bool(facts.st_mode & _WRITABLE_BY_OTHERS)
 
 
 def is_ones_own_group(group: int) -> bool:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
 _NEW_FILE_FLAGS = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_OLD = os.O_NOFOLLOW | os.O_CLOEXEC
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OLD_FILE_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC
+_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def claim(path: Path, setting: str = "directory") -> None:
@@ -113,7 +113,7 @@ def open_directory(path: str | Path, within: int | None = None) -> Iterator[int]
     Raises:
         OSError: there is no directory, or a link in its place.
     """
-    descriptor = os.open(path, _FOLDER, dir_fd=within)
+    descriptor = os.open(path, _FOLDER_FLAGS, dir_fd=within)
     try:
         yield descriptor
     finally:
@@ -126,11 +126,11 @@ def open_directories(top: str, *names: str) -> int:
     Raises:
         OSError: one of them is missing, or a link is in its place.
     """
-    folder = os.open(top, _FOLDER)
+    folder = os.open(top, _FOLDER_FLAGS)
     for name in names:
         above = folder
         try:
-            folder = os.open(name, _FOLDER, dir_fd=above)
+            folder = os.open(name, _FOLDER_FLAGS, dir_fd=above)
         finally:
             os.close(above)
     return folder
@@ -204,7 +204,7 @@ def open_old(path: str | Path, flags: int = os.O_RDONLY, folder: int | None = No
     Raises:
         OSError: it is missing, is a link, or is not a plain file.
     """
-    descriptor = os.open(path, flags | _OLD | os.O_NONBLOCK, dir_fd=folder)
+    descriptor = os.open(path, flags | _OLD_FILE_FLAGS | os.O_NONBLOCK, dir_fd=folder)
     try:
         plain = stat.S_ISREG(os.fstat(descriptor).st_mode)
     except BaseException:

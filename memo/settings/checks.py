@@ -176,19 +176,21 @@ def _duration(example: str) -> Check:
     return check
 
 
-_TRUTH = {"1": True, "true": True, "yes": True, "on": True}
-_TRUTH |= {"0": False, "false": False, "no": False, "off": False}
+_BOOLEANS = {"1": True, "true": True, "yes": True, "on": True}
+_BOOLEANS |= {"0": False, "false": False, "no": False, "off": False}
 
 
 def _boolean(value: Any, place: SettingSource) -> bool:
-    found = _TRUTH.get(str(value).strip().lower()) if isinstance(value, (bool, int, str)) else None
+    found = (
+        _BOOLEANS.get(str(value).strip().lower()) if isinstance(value, (bool, int, str)) else None
+    )
     if found is None:
         raise place.wrong(f"{shown(value)} is neither true nor false; write true or false.")
     return found
 
 
 def _compress(value: Any, place: SettingSource) -> int | None:
-    truth = _TRUTH.get(value.strip().lower()) if isinstance(value, str) else None
+    truth = _BOOLEANS.get(value.strip().lower()) if isinstance(value, str) else None
     try:
         return options.compress(place.setting, value if truth is None else truth)
     except OptionError:
@@ -210,11 +212,11 @@ def _one_of(*choices: str) -> Check:
     return check
 
 
-_NAMESPACE = r"\w[\w.-]{0,99}"
+_NAMESPACE_PATTERN = r"\w[\w.-]{0,99}"
 
 
 def _namespace(value: Any, place: SettingSource) -> str:
-    if not isinstance(value, str) or not re.fullmatch(_NAMESPACE, value):
+    if not isinstance(value, str) or not re.fullmatch(_NAMESPACE_PATTERN, value):
         fix = "write 1 to 100 letters, digits, dots, hyphens or underscores."
         raise place.wrong(f"{shown(value)} cannot be a namespace; {fix}")
     return value

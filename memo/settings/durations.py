@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 else:
     __getattr__ = lazy_attributes(__name__, {"timedelta": "datetime"})
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_PART = r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)"
-_WHOLE = rf"(?a)\s*(?:{_PART}\s*)+"
+_SECONDS_BY_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_PART_PATTERN = r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)"
+_DURATION_PATTERN = rf"(?a)\s*(?:{_PART_PATTERN}\s*)+"
 MAX_LIFETIME_SECONDS = 4.6e9
 """Longest lifetime of an entry, stale windows included, in seconds."""
 
@@ -59,13 +59,18 @@ def _number_of_seconds(option: str, value: Any, fix: str) -> float:
         except OverflowError:
             raise OptionError(option, value, f"is too large; {fix}.") from None
     if isinstance(value, str):
-        if not re.fullmatch(_WHOLE, value):
+        if not re.fullmatch(_DURATION_PATTERN, value):
             bare = re.fullmatch(r"(?a)\s*[-+]?\d*\.?\d+\s*", value)
             wrong = (
-                "has no units" if bare else f"is not a duration; the units are {', '.join(_UNITS)}"
+                "has no units"
+                if bare
+                else f"is not a duration; the units are {', '.join(_SECONDS_BY_UNIT)}"
             )
             raise OptionError(option, value, f'{wrong}; write for instance "90s" or "1h30m".')
-        return sum(float(number) * _UNITS[unit] for number, unit in re.findall(_PART, value))
+        return sum(
+            float(number) * _SECONDS_BY_UNIT[unit]
+            for number, unit in re.findall(_PART_PATTERN, value)
+        )
     from datetime import timedelta
 
     if isinstance(value, timedelta):

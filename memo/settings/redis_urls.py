@@ -65,7 +65,7 @@ _NOT_OPTIONS = {
     "unix_socket_path": "it belongs in redis_url, as unix:///run/redis.sock",
     "ssl": "write rediss:// in redis_url",
 }
-_QUERY = ("db", *_TEXT_OPTIONS, "socket_keepalive")
+_QUERY_OPTIONS = ("db", *_TEXT_OPTIONS, "socket_keepalive")
 _PORTS = {SENTINEL: 26379}
 
 
@@ -174,8 +174,8 @@ def _hosts(kind: str, places: str) -> tuple[tuple[str, int], ...]:
 def _query(query: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
-        if name not in _QUERY:
-            raise ValueError(unknown_name_text(name, _QUERY, "query parameter"))
+        if name not in _QUERY_OPTIONS:
+            raise ValueError(unknown_name_text(name, _QUERY_OPTIONS, "query parameter"))
         options[name] = _database(value) if name == "db" else _boolean(value)
     return options
 

@@ -25,7 +25,7 @@ from memo.records import seal
 from memo.records.seal import Entry, Header
 from memo.records.stamp_types import Ref, State, Times
 from memo.runtime import events
-from memo.runtime.clock import SECOND, SYSTEM, Clock
+from memo.runtime.clock import SECOND, SYSTEM_CLOCK, Clock
 from memo.runtime.events import MISS
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
@@ -126,7 +126,7 @@ class Chain:
         self.secrets: tuple[Secret, ...] = ()
         self._secret_id = ""
         self._checked = seal.CheckedRecords((), self.namespace)
-        self.clock: Clock = SYSTEM
+        self.clock: Clock = SYSTEM_CLOCK
         self.host: Host | None = None
         self.authorities = Authorities(self.tiers, self._fault)
         self._classify_tiers()

@@ -22,7 +22,7 @@ from memo.records.codec import Payload, aligned_bytes
 from memo.records.seal import Entry
 from memo.records.stamp_types import Ref, State
 from memo.runtime import fork
-from memo.runtime.clock import SECOND, SYSTEM, Clock
+from memo.runtime.clock import SECOND, SYSTEM_CLOCK, Clock
 from memo.runtime.memory_budget import BUDGET, Budget
 from memo.runtime.port import Port
 from memo.stores import protocols
@@ -130,7 +130,7 @@ class Memory:
     def __init__(
         self,
         limit: int,
-        clock: Clock = SYSTEM,
+        clock: Clock = SYSTEM_CLOCK,
         *,
         payload_limit: int | None = None,
         budget: Budget = BUDGET,

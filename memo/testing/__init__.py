@@ -38,7 +38,7 @@ from memo.errors import OptionError, label, nearest_hint
 from memo.metrics.recorder import reset as reset_stats
 from memo.metrics.running_computations import COMPUTATIONS
 from memo.runtime import blocking, events, ownership
-from memo.runtime.clock import SECOND, SYSTEM, Clock
+from memo.runtime.clock import SECOND, SYSTEM_CLOCK, Clock
 from memo.runtime.events import Event, on_event
 from memo.settings import configuration, secret_keys
 
@@ -53,8 +53,8 @@ class ManualClock(Clock):
     boot_ns: Callable[[], int]
 
     def __init__(self) -> None:
-        self._wall = SYSTEM.wall_ns()
-        self._boot = SYSTEM.boot_ns()
+        self._wall = SYSTEM_CLOCK.wall_ns()
+        self._boot = SYSTEM_CLOCK.boot_ns()
         self.wall_ns = lambda: self._wall
         self.boot_ns = lambda: self._boot
 

@@ -211,7 +211,7 @@ def reasons_given(
     return found
 
 
-_ORDER = {INVALIDATED: 0, GENERATION_LOST: 0, SOURCE_UNREACHABLE: 2}
+_REASON_RANK = {INVALIDATED: 0, GENERATION_LOST: 0, SOURCE_UNREACHABLE: 2}
 """Reason -> its place if an entry has several; 1: any other.  The first one is given."""
 
 
@@ -221,7 +221,7 @@ def combine(stamps: Sequence[Stamp], reasons: Sequence[str]) -> str:
         return ""
     absolute, beneath = split_reasons(stamps, reasons)
     hard_ones = [why for why in (*absolute, *beneath) if not isinstance(why, Expired)]
-    hard = min(hard_ones, key=lambda why: _ORDER.get(why, 1), default="")
+    hard = min(hard_ones, key=lambda why: _REASON_RANK.get(why, 1), default="")
     times = [why.at for why in (*absolute, *beneath) if isinstance(why, Expired)]
     if absolute:
         return hard or Expired.since(min(times))

@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 RACY_SECONDS = 0.1
 """Seconds: the coarsest resolution of modification times on file systems in common use."""
 _PATTERN_CHARACTERS = frozenset("*?[")
-_URL = "[a-z][a-z0-9+.-]+(://|::)"
+_URL_PATTERN = "[a-z][a-z0-9+.-]+(://|::)"
 MAX_ARGUMENT_BYTES = 64 * 1024
 """Most bytes of pickled arguments that an entry keeps, to repeat a call with them."""
-_AT_EACH_CALL = "0 asks at each call"
+_EVERY_HINT = "0 asks at each call"
 MISSING = "missing"
 """The version of a path or a URL that does not exist."""
 
@@ -113,7 +113,9 @@ def is_url(path: str) -> bool:
     """True if a path names something outside this host's file system."""
     if "://" not in path and "::" not in path:
         return False
-    return re.match(_URL, path, re.IGNORECASE) is not None and not path.startswith("file://")
+    return re.match(_URL_PATTERN, path, re.IGNORECASE) is not None and not path.startswith(
+        "file://"
+    )
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -271,9 +273,9 @@ class Dependencies:
         self.signature = signature
         self._digest = digest
         self._encode = encode
-        every = seconds("check_every", check_every, zero=True, fix=_AT_EACH_CALL)
+        every = seconds("check_every", check_every, zero=True, fix=_EVERY_HINT)
         if every is None:
-            raise OptionError("check_every", None, f"must be seconds; {_AT_EACH_CALL}.")
+            raise OptionError("check_every", None, f"must be seconds; {_EVERY_HINT}.")
         self.every = every
         extra = (p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD)
         self._extra = next(extra, "")

@@ -35,7 +35,7 @@ CONCURRENT_QUERIES = 16
 """Most URLs that are queried concurrently, in the whole process."""
 MAX_REMEMBERED_URLS = 4096
 """Most URLs whose latest facts are remembered."""
-_WEB = ("http", "https")
+_WEB_SCHEMES = ("http", "https")
 _known: dict[tuple[str, bool], tuple[float, str]] = {}
 _silent: dict[tuple[str, bool], tuple[float, str]] = {}
 """Sources that kept a caller waiting: (monotonic time until which they are not asked, error)."""
@@ -54,7 +54,7 @@ def check_url(path: str) -> None:
         OptionError: one is missing.
     """
     scheme = _scheme(path)
-    if scheme in _WEB:
+    if scheme in _WEB_SCHEMES:
         return
     try:
         import fsspec
@@ -149,7 +149,7 @@ def _facts(url: str, by_content: bool) -> str:
     until, why = _silent.get((url, by_content), (0.0, ""))
     if time.monotonic() < until:
         raise UnreachableError(why)
-    if _scheme(url) in _WEB:
+    if _scheme(url) in _WEB_SCHEMES:
         return _page_version(url, by_content)
     return _files_version(url, by_content)
 

@@ -24,7 +24,7 @@ LIMITS = {
     "transfer_rate": ("memo.stores.redis.exchange:MIN_BYTES_PER_SECOND",),
     "tracking_bound": ("memo.stores.redis.tracking:MAX_OUTDATED_SECONDS",),
     "tracking_pause": ("memo.stores.redis.tracking:REFUSED_PAUSE_SECONDS",),
-    "mounts": ("memo.runtime.ownership:MOUNTS",),
+    "mounts": ("memo.runtime.ownership:MOUNTS_FILE",),
     "stored_format": ("memo.runtime:FORMAT",),
     "parts_of_cycles": ("memo.keys.encoding.canonical:MAX_IN_CYCLES",),
     "threads": (f"{_BANDS}:THREADS",),

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 import pytest
 
 from memo.runtime.blocking import drain_blocking
-from memo.runtime.clock import SECOND, SYSTEM, Clock
+from memo.runtime.clock import SECOND, SYSTEM_CLOCK, Clock
 
-_WALL_NS, _BOOT_NS = time.time_ns, SYSTEM.boot_ns
+_WALL_NS, _BOOT_NS = time.time_ns, SYSTEM_CLOCK.boot_ns
 _MONOTONIC, _PERF_COUNTER = time.monotonic, time.perf_counter
 _STUCK = 30.0
 
@@ -63,7 +63,7 @@ class Ahead(Clock):
 
     def boot(self, boot_id: bytes) -> None:
         """Let the machine have started anew, with this id."""
-        SYSTEM.boot_id = boot_id
+        SYSTEM_CLOCK.boot_id = boot_id
 
     def stop_wall(self, wall_ns: int) -> None:
         """Let the wall clock stand at a time."""
@@ -103,5 +103,5 @@ def ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ahead]:
         for name, reading in readings.items():
             patch.setattr(time, name, reading)
         for name in ("wall_ns", "boot_ns", "boot_id"):
-            patch.setattr(SYSTEM, name, getattr(clock, name))
+            patch.setattr(SYSTEM_CLOCK, name, getattr(clock, name))
         yield clock

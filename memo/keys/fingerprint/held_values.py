@@ -195,7 +195,7 @@ def _plain(value: Any, budget: list[int]) -> bool:
         return all(_plain(item, budget) for item in value)
     if kind is dict:
         return all(_plain(k, budget) and _plain(v, budget) for k, v in value.items())
-    return kind in _IMMUTABLE_BUILTINS and kind is not bytes
+    return kind in IMMUTABLE_BUILTINS and kind is not bytes
 
 
 def qualified_name(value: Any) -> str:
@@ -206,10 +206,10 @@ def qualified_name(value: Any) -> str:
     return f"{'__main__' if module == '__mp_main__' else module}:{name}"
 
 
-_IMMUTABLE_BUILTINS: frozenset[type] = frozenset(
+IMMUTABLE_BUILTINS: frozenset[type] = frozenset(
     {int, float, complex, bool, str, bytes, type(None), type(...), type(NotImplemented)}
 )
-_IMMUTABLE = frozenset(
+_IMMUTABLE_CLASSES = frozenset(
     [
         "builtins.range",
         "decimal.Decimal",
@@ -230,7 +230,7 @@ _IMMUTABLE = frozenset(
         "pathlib._local.PurePosixPath",
     ]
 )
-_FUNCTIONS_IN_C = (
+C_FUNCTION_TYPES = (
     types.BuiltinFunctionType,
     types.MethodDescriptorType,
     types.WrapperDescriptorType,
@@ -273,7 +273,7 @@ class FingerprintWalk:
         """Return the text of one value; `path` leads to it, for `lost`."""
         if self.given and path in self.given:
             return self.given[path]
-        if type(value) in _IMMUTABLE_BUILTINS:
+        if type(value) in IMMUTABLE_BUILTINS:
             return _atom(value)
         known = self.done.get(id(value))
         if known is not None:
@@ -591,7 +591,9 @@ def innermost(function: Any) -> Any:
 
 def is_immutable(kind: type) -> bool:
     """True if values of a type, and all that they hold, never change in place."""
-    return kind in _IMMUTABLE_BUILTINS or f"{kind.__module__}.{kind.__qualname__}" in _IMMUTABLE
+    return (
+        kind in IMMUTABLE_BUILTINS or f"{kind.__module__}.{kind.__qualname__}" in _IMMUTABLE_CLASSES
+    )
 
 
 def is_transparent(kind: type) -> bool:
@@ -689,6 +691,6 @@ _SPECIAL = _table(
         (functools.cached_property, functools.partialmethod, functools.singledispatchmethod),
         FingerprintWalk._held,
     ),
-    (_FUNCTIONS_IN_C, FingerprintWalk._builtin),
+    (C_FUNCTION_TYPES, FingerprintWalk._builtin),
     ((types.GenericAlias, types.UnionType), FingerprintWalk._generic),
 )

@@ -30,7 +30,7 @@ _SITE = ("site-packages", "dist-packages")
 _MAIN = ("__main__", "__mp_main__")
 _CYTHON = "_cython_"
 _FROZEN = "<frozen "
-_THIS_PACKAGE = __name__.partition(".")[0]
+THIS_PACKAGE = __name__.partition(".")[0]
 _THIS_FOLDER = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 
 
@@ -153,7 +153,7 @@ def import_module(name: str) -> ModuleType | None:
 def of_name(name: str, file: str) -> Origin:
     """Return the origin of a module, by name and file (`""`: built in, frozen, or generated)."""
     top = name.partition(".")[0]
-    if top == _THIS_PACKAGE and os.path.dirname(file).startswith(_THIS_FOLDER):
+    if top == THIS_PACKAGE and os.path.dirname(file).startswith(_THIS_FOLDER):
         return Origin(MEMO)
     return _of_file(file, top)
 

@@ -207,13 +207,6 @@ _MUTABLE_SEQUENCES: Final = (list, deque, set)
 _IMMUTABLE_CONTAINERS: Final = (tuple, frozenset)
 _MAPPINGS: Final = (dict, OrderedDict, defaultdict, Counter)
 _LEAVES: Final = (types.FunctionType, type, types.ModuleType, types.GenericAlias, types.UnionType)
-_C_FUNCTIONS: Final = (
-    types.BuiltinFunctionType,
-    types.MethodWrapperType,
-    types.MethodDescriptorType,
-    types.WrapperDescriptorType,
-    types.ClassMethodDescriptorType,
-)
 _CONTAINER_BASES: Final = (list, deque, set, tuple, frozenset)
 
 
@@ -294,7 +287,7 @@ class _ProbeBuilder:
         self._add_all(held)
 
     def _add_object(self, value: Any, kind: type) -> None:
-        if kind in _C_FUNCTIONS:
+        if kind in held_values.C_FUNCTION_TYPES:
             self.add(getattr(value, "__self__", None))
         elif kind is types.MethodType:
             self._add_all((value.__self__, value.__func__))

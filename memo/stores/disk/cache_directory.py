@@ -32,7 +32,7 @@ DIRECTORY_RETRY_SECONDS = 1.0
 """Seconds after which an unusable directory is tried again."""
 STATE_TRUSTED_SECONDS = 0.001
 """Seconds for which the last known state is used without a check."""
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Errors of a full disk."""
 _NO_ACCESS_ERRNOS = frozenset(
     {
@@ -41,7 +41,7 @@ _NO_ACCESS_ERRNOS = frozenset(
     }
 )
 """Errors that mean that this process may not use the directory, rather than a passing fault."""
-_FIX = (
+_FIX_DIRECTORY = (
     "To keep results on disk, set MEMO_DIRECTORY (or configure(directory=...)) to a directory that"
     " this user owns and can write."
 )
@@ -121,7 +121,7 @@ class CacheDirectory:
         if state == READ_ONLY:
             self._warn(
                 f"the cache directory {self.path} is read-only: its entries are read, and new"
-                f" results are kept in memory only. {_FIX}"
+                f" results are kept in memory only. {_FIX_DIRECTORY}"
             )
         self.state = state
         return state
@@ -136,7 +136,7 @@ class CacheDirectory:
             return READ_ONLY
         if isinstance(error, SettingError):
             raise self.mark_unusable(error.fix) from error
-        if error.errno in FULL or error.errno in _NO_ACCESS_ERRNOS:
+        if error.errno in DISK_FULL_ERRNOS or error.errno in _NO_ACCESS_ERRNOS:
             raise self.mark_unusable(f"cannot be used: {error.strerror}.") from error
         raise error
 
@@ -166,7 +166,7 @@ class CacheDirectory:
         self._retry_at = time.monotonic() + DIRECTORY_RETRY_SECONDS
         self._warn(
             f"the cache directory {self.path} {why.rstrip('.; ')}, so results are kept in the"
-            f" memory of this process only. {_FIX}"
+            f" memory of this process only. {_FIX_DIRECTORY}"
         )
         return self.unavailable()
 
@@ -201,7 +201,7 @@ class CacheDirectory:
         """Return facts for `memo.health()`: directory, state, fault and fix."""
         facts: dict[str, Any] = {"directory": self._text, "state": self.state or "not used yet"}
         if self.why:
-            facts.update(why=self.why, fix=_FIX)
+            facts.update(why=self.why, fix=_FIX_DIRECTORY)
         return facts
 
 
@@ -210,12 +210,12 @@ def is_full(error: BaseException | None) -> bool:
     import sqlite3
 
     if isinstance(error, OSError):
-        return error.errno in FULL
+        return error.errno in DISK_FULL_ERRNOS
     code: int = getattr(error, "sqlite_errorcode", 0)
     return isinstance(error, sqlite3.Error) and (
-        code & 0xFF == sqlite3.SQLITE_FULL or code in _FULL_IO
+        code & 0xFF == sqlite3.SQLITE_FULL or code in _DISK_FULL_CODES
     )
 
 
-_FULL_IO = frozenset({10 | (19 << 8), 10 | (3 << 8)})
+_DISK_FULL_CODES = frozenset({10 | (19 << 8), 10 | (3 << 8)})
 """SQLite's codes for a shared memory file that cannot grow, and for a failed write."""

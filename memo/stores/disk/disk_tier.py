@@ -30,7 +30,7 @@ from memo.records import seal
 from memo.records.codec import Payload
 from memo.records.payload_pieces import IncomingPayload
 from memo.runtime import private_files
-from memo.runtime.clock import SECOND, SYSTEM, Clock
+from memo.runtime.clock import SECOND, SYSTEM_CLOCK, Clock
 from memo.runtime.memory_budget import BUDGET
 from memo.runtime.port import Port
 from memo.settings import secret_keys
@@ -97,9 +97,13 @@ _MIN_FREED_BYTES = 256 * 1024
 """Least bytes to free when the disk turns out to be full."""
 _EVICTION_ATTEMPTS = 4
 """Number of attempts to free space for one entry."""
-_LOOKUP = "SELECT value, filename, expire_time, size FROM Cache WHERE key=? AND raw=1 AND mode=1"
-_AT_HAND = "SELECT value, expire_time FROM Cache WHERE key=? AND raw=1 AND filename IS NULL"
-_NEXT = "SELECT key FROM Cache WHERE key > ? AND key < ? AND raw=1 ORDER BY key LIMIT 1"
+_SELECT_ENTRY = (
+    "SELECT value, filename, expire_time, size FROM Cache WHERE key=? AND raw=1 AND mode=1"
+)
+_SELECT_INLINE_RECORD = (
+    "SELECT value, expire_time FROM Cache WHERE key=? AND raw=1 AND filename IS NULL"
+)
+_SELECT_NEXT_KEY = "SELECT key FROM Cache WHERE key > ? AND key < ? AND raw=1 ORDER BY key LIMIT 1"
 _COUNT_ENTRIES = "SELECT count(*) FROM Cache WHERE key >= ? AND key < ? AND raw=1"
 _INDEX_ERRORS = (
     sqlite3.Error,
@@ -134,7 +138,7 @@ class Disk:
         directory: Path,
         size_limit: int,
         host: Host,
-        clock: Clock = SYSTEM,
+        clock: Clock = SYSTEM_CLOCK,
         *,
         retention: float = 30 * 86_400.0,
     ) -> None:
@@ -284,7 +288,7 @@ class Disk:
             return None  # `lookup` reads the files, or reports the reads to the index
         try:
             with index_file.reading:
-                row = index_file.row_cursor.execute(_AT_HAND, (name,)).fetchone()
+                row = index_file.row_cursor.execute(_SELECT_INLINE_RECORD, (name,)).fetchone()
         except TierError:  # the tier is closed
             return None
         except _INDEX_ERRORS as error:
@@ -310,7 +314,7 @@ class Disk:
             await port.offload(retry_while_locked, self._open_index_file)
         try:
             with index_file.reading:
-                row = index_file.row_cursor.execute(_LOOKUP, (name,)).fetchone()
+                row = index_file.row_cursor.execute(_SELECT_ENTRY, (name,)).fetchone()
         except _INDEX_ERRORS as error:
             raise self._fault(error) from error
         if row is None:
@@ -363,7 +367,7 @@ class Disk:
     def _look_up_again(self, name: str) -> tuple[Any, ...] | None:
         """Look up again, in the file that is now at the path of the index."""
         self.index_file.close()
-        rows = self._read(_LOOKUP, name)
+        rows = self._read(_SELECT_ENTRY, name)
         return rows[0] if rows else None
 
     async def _found(
@@ -386,7 +390,7 @@ class Disk:
         try:
             record = self.payloads.read(files)
             if record is None:
-                rows = self._read(_LOOKUP, name)
+                rows = self._read(_SELECT_ENTRY, name)
                 files = rows[0][1] if rows else ""
                 record = self.payloads.read(files or "")
         except OSError as error:
@@ -714,7 +718,7 @@ class Disk:
     def _count_by_prefix(self, prefix: str) -> dict[str, int]:
         counts: dict[str, int] = {}
         after, end = prefix, f"{prefix}\U0010ffff"
-        while rows := self._read(_NEXT, after, end):
+        while rows := self._read(_SELECT_NEXT_KEY, after, end):
             head = rows[0][0].rpartition(":")[0] + ":"
             after = f"{head}\U0010ffff"
             counts[head] = self._read(_COUNT_ENTRIES, head, after)[0][0]

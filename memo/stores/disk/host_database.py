@@ -59,9 +59,17 @@ HOST_FILE_ERRORS = (sqlite3.Error, OSError, ValueError, TypeError)
 LAST_COMMIT = 1 << 62
 """Upper bound of commit numbers; they start at the time in microseconds, about 1 << 51."""
 _HOST_FILE_FORMAT = 1
-_BELL = struct.Struct("=QQ")
+_BELL_LAYOUT = struct.Struct("=QQ")
 GENERATIONS_SQL = sqlite_file.statements("generations")
-_SCHEMA = ("meta", "groups", "generations", "journal", "groups_changed", "lives", "lives_until")
+_SCHEMA_STATEMENTS = (
+    "meta",
+    "groups",
+    "generations",
+    "journal",
+    "groups_changed",
+    "lives",
+    "lives_until",
+)
 NEVER_EXPIRES = 1 << 62
 """Expiry of a group that an entry without a ttl names."""
 
@@ -104,8 +112,8 @@ class ReadBell(Sequence[int]):
         return 2
 
     def __getitem__(self, at: Any) -> Any:
-        text = os.pread(self._descriptor, _BELL.size, 0)
-        return _BELL.unpack(text.ljust(_BELL.size, b"\0"))[at]
+        text = os.pread(self._descriptor, _BELL_LAYOUT.size, 0)
+        return _BELL_LAYOUT.unpack(text.ljust(_BELL_LAYOUT.size, b"\0"))[at]
 
     def __setitem__(self, at: int, value: int) -> None:
         os.pwrite(self._descriptor, value.to_bytes(8, sys.byteorder), 8 * at)
@@ -172,7 +180,7 @@ class HostDatabase:
         """Create the tables unless another process was faster; return the rows of `meta`."""
 
         def make(connection: sqlite3.Connection) -> dict[str, Any]:
-            for name in _SCHEMA:
+            for name in _SCHEMA_STATEMENTS:
                 connection.execute(GENERATIONS_SQL[name])
             return _read_meta(connection) or self._initialise(connection)
 
@@ -206,14 +214,16 @@ class HostDatabase:
         with private_files.open_directory(self.directory) as folder:
             descriptor = private_files.open_or_create("host.bell", folder)
         try:
-            if os.fstat(descriptor).st_size != _BELL.size:
-                os.pwrite(descriptor, bytes(_BELL.size), 0)  # so that a full disk is reported here
+            if os.fstat(descriptor).st_size != _BELL_LAYOUT.size:
+                os.pwrite(
+                    descriptor, bytes(_BELL_LAYOUT.size), 0
+                )  # so that a full disk is reported here
                 os.ftruncate(
-                    descriptor, _BELL.size
+                    descriptor, _BELL_LAYOUT.size
                 )  # never shorter, since others may have it mapped
             if ownership.exposed(self.directory):
                 return ReadBell(os.dup(descriptor))
-            return memoryview(mmap.mmap(descriptor, _BELL.size)).cast("Q")
+            return memoryview(mmap.mmap(descriptor, _BELL_LAYOUT.size)).cast("Q")
         finally:
             os.close(descriptor)
 
@@ -505,7 +515,7 @@ def _read_meta(connection: sqlite3.Connection) -> dict[str, Any]:
         sqlite3.Error: it cannot be read.
     """
     names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
-    if not names.issuperset(_SCHEMA):
+    if not names.issuperset(_SCHEMA_STATEMENTS):
         return {}
     return dict(connection.execute("SELECT name, value FROM meta"))
 

@@ -20,7 +20,7 @@ from memo.records.stamp_blocks import PackedGeneration, ref_of
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime import private_files
 from memo.runtime.checksums import blake2b
-from memo.runtime.clock import SECOND, SYSTEM, Clock
+from memo.runtime.clock import SECOND, SYSTEM_CLOCK, Clock
 from memo.runtime.port import Port
 from memo.stores.disk import cache_directory
 from memo.stores.disk.cache_directory import READ_ONLY, CacheDirectory
@@ -49,7 +49,7 @@ FILE_READ_ATTEMPTS = 3
 """Number of attempts to open and read a file before it is set aside."""
 COPY_LIFE_SECONDS = 1.0
 """Seconds for which a copy is used in place of a file that cannot be opened."""
-UNWRITTEN = "an invalidation could not be written yet"
+UNWRITTEN_TEXT = "an invalidation could not be written yet"
 UNWRITTEN_RETRY_SECONDS = 1.0
 """Seconds after which changes that could not be written are tried again."""
 INVALIDATION_RETRY_SECONDS = 0.25
@@ -62,7 +62,7 @@ SPARE_LIFE_SECONDS = 3600
 """Seconds by which a group's life is extended beyond need, so that it is written rarely."""
 MAX_WAITING_INVALIDATIONS = 1000
 """Most invalidations that wait for the next shared tier; more are merged into one."""
-UNWRITABLE = (UnicodeError, OverflowError, sqlite3.DataError)
+DATA_ERRORS = (UnicodeError, OverflowError, sqlite3.DataError)
 """Errors that are caused by the data to be written, not by the file."""
 OVERDUE_NS = 5 * SECOND
 """Nanoseconds after which a journalled invalidation is due: its process must have died."""
@@ -140,7 +140,7 @@ class HostGenerations:
             TierError: the file cannot be read, or an invalidation is still to be written.
         """
         if self._queued:
-            raise TierError(UNWRITTEN)
+            raise TierError(UNWRITTEN_TEXT)
         host_database = self.host_database
         if (
             host_database.bell[0] != host_database.seen_bell
@@ -374,7 +374,7 @@ class HostGenerations:
         Raises:
             TierError: it can never be written, so it must not block all others.
         """
-        if isinstance(error.__cause__, UNWRITABLE):
+        if isinstance(error.__cause__, DATA_ERRORS):
             raise error
         if _is_unusable(error):
             self._unwritten.turn(turns, note)
@@ -389,7 +389,7 @@ class HostGenerations:
             TierError: they still cannot be written.
         """
         if time.monotonic() < self._write_at:
-            raise TierError(UNWRITTEN)
+            raise TierError(UNWRITTEN_TEXT)
         for write in list(self._queued):
             self._write_at = time.monotonic() + INVALIDATION_RETRY_SECONDS
             write()
@@ -669,7 +669,9 @@ class Host:
         root: the directory of the setting, if `directory` is inside it.
     """
 
-    def __init__(self, directory: Path, clock: Clock = SYSTEM, root: Path | None = None) -> None:
+    def __init__(
+        self, directory: Path, clock: Clock = SYSTEM_CLOCK, root: Path | None = None
+    ) -> None:
         self.directory = directory
         self.cache_directory = CacheDirectory(directory, root)
         with suppress(OSError, SettingError):  # reported at the first use

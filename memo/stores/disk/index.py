@@ -87,7 +87,7 @@ _SCHEMA_NAMES = {"Cache", "Cache_key_raw", "Settings"} | {
 _SET_RANK = "UPDATE Cache SET access_time = ? + CAST(tag AS INTEGER) WHERE key = ? AND raw = 1"
 _SELECT_FILE_NAME = "SELECT filename FROM Cache WHERE key = ? AND raw = 1"
 _SELECT_SOME = "SELECT rowid, filename FROM Cache WHERE key >= ? AND key < ? AND raw = 1 LIMIT ?"
-_DELETE = "DELETE FROM Cache WHERE rowid = ?"
+_DELETE_ROW = "DELETE FROM Cache WHERE rowid = ?"
 
 
 class Row(NamedTuple):
@@ -372,7 +372,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         with self._transact() as (sql, cleanup):
             for rowid, name, size in sql(query, (now, most)).fetchall():
                 if freed < bytes_to_free:
-                    sql(_DELETE, (rowid,))
+                    sql(_DELETE_ROW, (rowid,))
                     cleanup(name)
                     freed += max(size, _MIN_SIZE_BYTES)
         return freed
@@ -394,7 +394,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         with suppress(sqlite3.Error):  # readers keep the log from being truncated
             self._sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         with suppress(sqlite3.Error), self._file.transaction() as connection:
-            connection.executemany(_DELETE, rows)
+            connection.executemany(_DELETE_ROW, rows)
         self._free = 0
         return freed
 
@@ -466,7 +466,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
                     connection.execute(delete, (some[-1][0], *arguments))
                     arguments = (some[-1][0], *arguments[1:])
                 else:
-                    connection.executemany(_DELETE, [(rowid,) for rowid, _ in some])
+                    connection.executemany(_DELETE_ROW, [(rowid,) for rowid, _ in some])
                 gone += some
         names = [name for _, name in gone if name is not None]
         return Cleared(len(gone), names, gone[-1][0] if gone else 0)

@@ -41,7 +41,7 @@ from memo.records.codec import Payload
 from memo.records.payload_pieces import IncomingPayload
 from memo.runtime import ownership, private_files
 from memo.runtime.checksums import compare_digest
-from memo.runtime.clock import SYSTEM
+from memo.runtime.clock import SYSTEM_CLOCK
 from memo.settings.secret_keys import Secret
 
 _ENTRY_FILE_NAME = re.compile(r"[0-9a-f]{2}/(?:[0-9a-f]{64}\.[0-9a-f]{16}|[0-9a-f]{32}\.rec)")
@@ -117,7 +117,7 @@ class PayloadFile:
         if (
             not isinstance(identity, tuple)
             or identity[2] < VOUCHER_FROM_BYTES
-            or not any(SYSTEM.boot_id)
+            or not any(SYSTEM_CLOCK.boot_id)
         ):
             return False
         try:
@@ -138,7 +138,7 @@ class PayloadFile:
         identity = self.identity
         if not self._secrets or not isinstance(identity, tuple) or identity[2] < VOUCHER_FROM_BYTES:
             return
-        if any(SYSTEM.boot_id) and file_time() > identity[4]:
+        if any(SYSTEM_CLOCK.boot_id) and file_time() > identity[4]:
             with suppress(OSError):
                 _replace(voucher_path(self.path), voucher_text(self._secrets[0], digest, identity))
 
@@ -161,7 +161,7 @@ def voucher_path(path: str) -> str:
 def voucher_text(secret: Secret, digest: bytes, identity: tuple[int, ...]) -> bytes:
     """Return the sealed content of a voucher: this digest, for a file with this identity."""
     facts = " ".join(map(str, identity)).encode()
-    return secret.id + secret.seal(b"payload verified" + SYSTEM.boot_id, digest + facts)
+    return secret.id + secret.seal(b"payload verified" + SYSTEM_CLOCK.boot_id, digest + facts)
 
 
 def _open_shard(path: str) -> tuple[int, str]:

@@ -22,7 +22,7 @@ NAMESPACE_TURNS = '[["n",[],true]]'
 """The turns that invalidate the whole namespace."""
 JOURNAL_LOST_NOTE = '{"reason":"the journal was lost","to":["*"]}'
 """The note of an invalidation for the next shared tier in use."""
-_ROWS = "SELECT id, at, due, turns, note FROM journal ORDER BY id"
+_SELECT_JOURNAL = "SELECT id, at, due, turns, note FROM journal ORDER BY id"
 _FILE_COPY_CHUNK_BYTES = 1 << 20
 
 
@@ -48,7 +48,7 @@ def _rows(connection: sqlite3.Connection) -> list[Row]:
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
     if not tables:  # created, and never written to
         return []
-    return connection.execute(_ROWS).fetchall()
+    return connection.execute(_SELECT_JOURNAL).fetchall()
 
 
 def _copy(source: str, target: str) -> None:

@@ -46,15 +46,15 @@ AUTOMATIC_CHECKPOINT_PAGES = 1000
 """Pages in the log at which a commit checkpoints it: SQLite's default."""
 _SUFFIXES = ("-wal", "-shm", "-journal")
 """Suffixes of the files that SQLite creates beside its file."""
-_TEXT = partial(str, encoding="utf-8", errors="replace")
+_DECODE_TEXT = partial(str, encoding="utf-8", errors="replace")
 """Decodes the text of a column, whatever its bytes are: a damaged text equals nothing."""
 SECONDS_BETWEEN_TRANSACTIONS = 0.002
 """Seconds between two transactions of a long deletion, so that waiting writers get their turn."""
 LOCK_RETRY_SECONDS = 0.01
 """Seconds between retries while a lock is waited for."""
-_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_DAMAGED_CODES = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _BUSY_CODES = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
-_INCOMPLETE = ("no such table", "no such column", "has no column")
+_INCOMPLETE_TEXTS = ("no such table", "no such column", "has no column")
 _opening = threading.RLock()
 _SQL_FOLDER = Path(__file__).parent / "sql"
 
@@ -294,7 +294,7 @@ class SqliteFile:
         )
         try:
             self._check_opened(connection)
-            connection.text_factory = _TEXT
+            connection.text_factory = _DECODE_TEXT
             for pragma in () if self.read_only else self._pragmas:
                 _set(connection, pragma)
         except BaseException:
@@ -420,9 +420,9 @@ def _set(connection: sqlite3.Connection, pragma: str) -> None:
 
 def is_damaged(error: BaseException) -> bool:
     """True if an error means that the file itself is damaged."""
-    if isinstance(error, DamagedError) or result_code(error) in _DAMAGED:
+    if isinstance(error, DamagedError) or result_code(error) in _DAMAGED_CODES:
         return True
-    return isinstance(error, sqlite3.OperationalError) and str(error).startswith(_INCOMPLETE)
+    return isinstance(error, sqlite3.OperationalError) and str(error).startswith(_INCOMPLETE_TEXTS)
 
 
 def retry_while_locked(work: Callable[..., T], *args: Any) -> T:

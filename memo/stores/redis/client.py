@@ -54,11 +54,11 @@ _WRITES_REFUSED = "Hits go on; new results are stored on this host"
 _MOVED, _ASK = "MOVED", "ASK"
 _WRONG_SERVER = frozenset((_MOVED, _ASK, "READONLY"))
 """Error replies of a server that does not have the key, or no longer takes writes."""
-_DENIED = ("NOPERM", "UNKNOWN")
+_SCRIPTS_DENIED = ("NOPERM", "UNKNOWN")
 """Error replies of a server that does not let this user run scripts."""
 
 
-_LUA = Path(__file__).parent / "lua"
+_LUA_FOLDER = Path(__file__).parent / "lua"
 
 
 class Script:
@@ -71,7 +71,7 @@ class Script:
     __slots__ = ("_digest", "_text")
 
     def __init__(self, name: str) -> None:
-        self._text = (_LUA / f"{name}.lua").read_bytes()
+        self._text = (_LUA_FOLDER / f"{name}.lua").read_bytes()
         self._digest = sha1(self._text, usedforsecurity=False).hexdigest().encode()
 
     def by_digest(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> bytes:
@@ -614,7 +614,7 @@ class Client:
         except NoScriptError:
             return True
         except TierError as error:
-            if error.kind not in _DENIED:
+            if error.kind not in _SCRIPTS_DENIED:
                 raise
             return False
         return True

@@ -202,7 +202,7 @@ def _slow(address: Address) -> str:
     return "connecting; over TLS, which this port may not speak" if address.tls else "connecting"
 
 
-_PERHAPS_TLS = "closed at the first exchange, as a TLS port does: write rediss:// in redis_url"
+_PERHAPS_TLS_TEXT = "closed at the first exchange, as a TLS port does: write rediss:// in redis_url"
 
 
 @contextlib.contextmanager
@@ -215,7 +215,7 @@ def _describing_login_errors(connection: Any, let_go: Callable[[], None]) -> Ite
         let_go()
         if isinstance(connection, (redis.SSLConnection, redis.asyncio.SSLConnection)):
             raise
-        raise ConnectionError(_PERHAPS_TLS) from error
+        raise ConnectionError(_PERHAPS_TLS_TEXT) from error
     except BaseException:
         let_go()
         raise
@@ -1050,7 +1050,7 @@ def fault_of(error: BaseException) -> Fault:
     if isinstance(error, (ErrorReply, exceptions.RedisError)):
         code = str(getattr(error, "status_code", ""))
         if code not in REPLIES:
-            code = _code(str(error)) or _CODES.get(type(error), "")
+            code = _code(str(error)) or _CODE_BY_ERROR.get(type(error), "")
         if isinstance(error, exceptions.AuthenticationError) and "invalid" in str(error):
             code = "WRONGPASS"
         if code:
@@ -1066,7 +1066,7 @@ def fault_of(error: BaseException) -> Fault:
     return breaker.GARBLED
 
 
-_CODES: dict[type[BaseException], str] = {
+_CODE_BY_ERROR: dict[type[BaseException], str] = {
     exceptions.OutOfMemoryError: "OOM",
     exceptions.ReadOnlyError: "READONLY",
     exceptions.BusyLoadingError: "LOADING",

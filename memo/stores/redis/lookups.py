@@ -36,7 +36,7 @@ MAX_KNOWN = 4096
 """Most functions, and groups, that are remembered."""
 LONE_RECORD_BYTES = 64 * 1024
 """Records of a function of at least this many bytes are read without groups."""
-_BASE = (ALL, LAST, SHAPES)
+_BASE_FIELDS = (ALL, LAST, SHAPES)
 
 
 class Group:
@@ -56,7 +56,7 @@ class Group:
 
     def __init__(self, key: bytes) -> None:
         self.key = key
-        self.command = key, pack(b"HMGET", key, *map(str.encode, _BASE))
+        self.command = key, pack(b"HMGET", key, *map(str.encode, _BASE_FIELDS))
         self.latest: tuple[object, State] = None, LOST
         self.shapes = ""
 
@@ -70,7 +70,7 @@ class Group:
         """Return the command that reads `*`, `!`, `?` and some more fields."""
         if not names:
             return self.command
-        words = (encoded(name) for name in (*_BASE, *names))
+        words = (encoded(name) for name in (*_BASE_FIELDS, *names))
         return self.key, pack(b"HMGET", self.key, *words)
 
     def state(
@@ -92,8 +92,8 @@ class Group:
         if latest == reply and arguments is not None:
             return known
         fields = {}
-        if isinstance(reply, list) and len(reply) == len(_BASE) + len(names):
-            pairs = zip((*_BASE, *names), reply, strict=True)
+        if isinstance(reply, list) and len(reply) == len(_BASE_FIELDS) + len(names):
+            pairs = zip((*_BASE_FIELDS, *names), reply, strict=True)
             fields = {k: decoded(v) for k, v in pairs if isinstance(v, bytes)}
         self.shapes = fields.get(SHAPES, "")
         if self.shapes and not set(self.covering_fields(arguments)) <= set(names):

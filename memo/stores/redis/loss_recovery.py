@@ -44,7 +44,7 @@ FORGOTTEN_SECONDS = 43_200.0
 GROUPS_PER_EXCHANGE = 500
 """Number of groups that are restored in one exchange."""
 _CENSUS_NOTE = "census "
-_WHY = json.dumps({"reason": "Redis lost its data"})
+_LOST_DATA_NOTE = json.dumps({"reason": "Redis lost its data"})
 
 
 class _ServerState(NamedTuple):
@@ -120,7 +120,7 @@ class LossRecovery:
         if known.epoch not in ("", census.epoch):
             await self._recover(port, census, found)
         elif went_back and census.now - self._registered < FORGOTTEN_SECONDS:
-            await self.tier.generations.turn(port, [Turn("n")], _WHY)
+            await self.tier.generations.turn(port, [Turn("n")], _LOST_DATA_NOTE)
             self._report_loss("an older state; results are computed again", warn=True)
         self._registered = max(self._registered, census.now)
         last = 0 if went_back or census.registrations is None else self._registrations
@@ -164,7 +164,7 @@ class LossRecovery:
             if self._recovering and time.time() - census.created_at < HOST_PRESENT_SECONDS:
                 await self._restore_all(port)
             elif census.was_restored and not found.alone:
-                await self.tier.generations.turn(port, [Turn("n")], _WHY)
+                await self.tier.generations.turn(port, [Turn("n")], _LOST_DATA_NOTE)
                 await self.tier.record_restoring(port, "")
         finally:
             self._recovering = False

@@ -166,7 +166,7 @@ class PayloadStore:
 
     def _age(self, facts: dict[str, Any]) -> float:
         """Return the age of a file in seconds; 0 if its file system does not tell."""
-        at = next((facts[name] for name in _WRITTEN if facts.get(name) is not None), None)
+        at = next((facts[name] for name in _WRITE_TIME_FACTS if facts.get(name) is not None), None)
         if isinstance(at, datetime):
             at = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
         return max(0.0, self._now() - at) if isinstance(at, (int, float)) else 0.0
@@ -210,5 +210,5 @@ class PayloadStore:
             self._fs = None
 
 
-_WRITTEN = ("LastModified", "mtime", "last_modified", "updated", "created")
+_WRITE_TIME_FACTS = ("LastModified", "mtime", "last_modified", "updated", "created")
 """The names under which file systems report the time of a file's last write."""

@@ -75,7 +75,7 @@ MAX_KNOWN_LIFETIMES = 65_536
 """Most groups whose lifetimes are remembered."""
 _MAX_LIFETIME_MS = 10**14
 """Milliseconds (3,000 years) above which Redis might refuse a lifetime."""
-_GONE = -2
+_PTTL_OF_MISSING_KEY = -2
 """The answer of PTTL for a missing key."""
 _SEND_ATTEMPTS = 4
 """Number of attempts to send a payload that appears or disappears in Redis meanwhile."""
@@ -281,7 +281,7 @@ class Redis:
         name = self._payload_name(payload.digest)
         before = await self.client.ask(port, pack(b"PTTL", name), parse=int, key=name)
         life = b"%d" % _milliseconds(lifetime)
-        there = before != _GONE
+        there = before != _PTTL_OF_MISSING_KEY
         for _ in range(_SEND_ATTEMPTS):
             words = (b"XX", b"KEEPTTL") if there else (b"NX", b"PX", life)
             if await self._set_payload(port, name, payload, words):

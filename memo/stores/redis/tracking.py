@@ -30,7 +30,7 @@ from typing import Any
 
 from memo.errors import TierError
 from memo.runtime import events, fork
-from memo.runtime.clock import SECOND, SYSTEM, Clock
+from memo.runtime.clock import SECOND, SYSTEM_CLOCK, Clock
 from memo.stores.protocols import REDIS
 from memo.stores.redis.breaker import Fault
 from memo.stores.redis.exchange import ErrorReply, decoded, pack
@@ -77,7 +77,7 @@ class Listener:
         prefix: bytes,
         deadline: float,
         where: str,
-        clock: Clock = SYSTEM,
+        clock: Clock = SYSTEM_CLOCK,
         *,
         options: Mapping[str, Any] | None = None,
     ) -> None:
