@@ -13,9 +13,9 @@ from memo.runtime import events
 from memo.runtime.clock import SECOND
 from memo.runtime.events import REFRESHED_ELSEWHERE, Event
 
-STEPS_PER_DOUBLING = 8
+_STEPS_PER_DOUBLING = 8
 """Steps per doubling in the histogram of hit times: a median is accurate to about 4.5 %."""
-STEP_OF_ONE_SECOND = 30 * STEPS_PER_DOUBLING
+_STEP_OF_ONE_SECOND = 30 * _STEPS_PER_DOUBLING
 """Step of one second; step 0 is everything up to a nanosecond."""
 MAX_TIMELINE_POINTS = 128
 """Most points of a timeline; beyond it, two neighbours are merged into one of twice the width."""
@@ -127,15 +127,23 @@ def _note_outcome(tally: Tally, event: Event) -> None:
         tally.seen[event.key] = event.kind
 
 
+def histogram_step(seconds: float) -> int:
+    """Return the step of a time in the histogram of hit times."""
+    return int(math.log2(max(seconds, 1e-9)) * _STEPS_PER_DOUBLING + _STEP_OF_ONE_SECOND)
+
+
+def step_seconds(step: int) -> float:
+    """Return the time in the middle of a step."""
+    return float(2 ** ((step - _STEP_OF_ONE_SECOND + 0.5) / _STEPS_PER_DOUBLING))
+
+
 def _stale(tally: Tally, event: Event) -> None:
     _note_outcome(tally, event)
     _increment(tally.stale, event.tier)
     tally.read += event.size
     tally.hit_seconds += event.seconds
     tally.saved += max(0.0, event.saved - event.seconds)
-    tally.times[
-        int(math.log2(max(event.seconds, 1e-9)) * STEPS_PER_DOUBLING + STEP_OF_ONE_SECOND)
-    ] += 1
+    tally.times[histogram_step(event.seconds)] += 1
     tally.bucket[1] += 1
 
 

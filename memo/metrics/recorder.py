@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Container
-from math import log2
 from sys import getsizeof
 from typing import TYPE_CHECKING
 
@@ -21,11 +20,10 @@ from memo import metrics
 from memo.metrics.counters import (
     COUNTERS_BY_KIND,
     MAX_OUTCOMES,
-    STEP_OF_ONE_SECOND,
-    STEPS_PER_DOUBLING,
     TIER_KINDS,
     Tally,
     TierTally,
+    histogram_step,
 )
 from memo.runtime import events, fork
 from memo.runtime.clock import SECOND, SYSTEM_CLOCK, Clock
@@ -115,11 +113,7 @@ class Counters:
                 if len(seen) < MAX_OUTCOMES:
                     seen[key] = "hit"
                 by_tier[tier] += 1
-                times[
-                    int(log2(seconds) * STEPS_PER_DOUBLING + STEP_OF_ONE_SECOND)
-                    if seconds > 1e-9
-                    else 0
-                ] += 1
+                times[histogram_step(seconds)] += 1
                 bucket[0] += 1
                 tally.read += size
                 tally.hit_seconds += seconds

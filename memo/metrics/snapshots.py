@@ -16,7 +16,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from memo.errors import label
-from memo.metrics.counters import MAX_TIMELINE_POINTS, STEP_OF_ONE_SECOND, STEPS_PER_DOUBLING, Tally
+from memo.metrics.counters import MAX_TIMELINE_POINTS, Tally, step_seconds
 from memo.runtime.clock import SECOND
 from memo.runtime.named_tuple import NamedTuple
 
@@ -72,7 +72,7 @@ class FunctionStats:
         stored: results written; `bytes_stored` their bytes.
         bytes_read: bytes of the entries that answered.
         hit_seconds: time spent in look-ups that answered.
-        hit_times: histogram of those times; see `STEPS`.
+        hit_times: histogram of those times; see `memo.metrics.counters.histogram_step`.
         saved: seconds that callers would have waited longer without the cache: for each answer the
             recorded cost of its computation, less the time that the answer took, at least 0.
         waits, wait_seconds: waits for another process's computation.
@@ -340,7 +340,7 @@ def median(histogram: Mapping[int, int]) -> float | None:
     half = sum(histogram.values()) / 2
     for step, seen in zip(steps, accumulate(histogram[step] for step in steps), strict=True):
         if seen >= half:
-            return float(2 ** ((step - STEP_OF_ONE_SECOND + 0.5) / STEPS_PER_DOUBLING))
+            return step_seconds(step)
     return None
 
 

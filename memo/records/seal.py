@@ -10,7 +10,7 @@ offset bytes  content
 8      8      id of the secret that sealed the record
 16     32     seal: keyed BLAKE2b-256 over bytes 0-15 and everything from byte 48 on
 48     4 x 3  lengths: whole header up to the stream; offset and length of the stamps (absolute)
-60     ...    fixed part `_FIXED_PART`, then the fields of `_TEXTS`, the buffer table, the stamps
+60     ...    fixed part `_FIXED_PART`, then the texts, the buffer table, the stamps
 ...    ...    the stream
 ====== ====== =====================================================================================
 
