@@ -26,6 +26,7 @@ from memo.records.codec import Encoded
 from memo.records.seal import Entry
 from memo.records.stamp_types import Ref, Stamp
 from memo.runtime import fork
+from memo.runtime.memory_budget import remember
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port, Waiter
 from memo.validity.stamps import Turn, affects_any
@@ -247,10 +248,7 @@ class Flights:
             if self._active.get(flight.name) is flight:
                 del self._active[flight.name]
             self.ended_count += 1
-            self._recent.pop(flight.name, None)
-            self._recent[flight.name] = self.ended_count
-            if len(self._recent) > MAX_RECENT_FLIGHTS:
-                del self._recent[next(iter(self._recent))]
+            remember(self._recent, flight.name, self.ended_count, MAX_RECENT_FLIGHTS)
             return flight.join_count
 
     def finish(self, flight: Flight, result: FlightResult | None) -> None:

@@ -57,6 +57,7 @@ from memo.keys.fingerprint.function_version import function_id
 from memo.keys.offloading import HeavyError
 from memo.metrics.recorder import COUNTERS, cache_info
 from memo.runtime.blocking import BLOCKING, Blocking, drive
+from memo.runtime.memory_budget import remember
 from memo.runtime.native import native, run_elsewhere
 from memo.runtime.port import Port
 from memo.runtime.reasons import DISABLED
@@ -734,10 +735,8 @@ _turns_by_key: dict[str, Turn] = {}
 
 def remember_key(call: Call, function_id: str) -> None:
     """Remember the call of a key that the user gets, so that the key can be invalidated."""
-    if len(_turns_by_key) >= _MAX_RETURNED_KEYS:
-        with suppress(KeyError, StopIteration, RuntimeError):  # other threads do the same
-            del _turns_by_key[next(iter(_turns_by_key))]
-    _turns_by_key[call.text] = Turn(f"f:{function_id}", call.arguments, whole=True)
+    turn = Turn(f"f:{function_id}", call.arguments, whole=True)
+    remember(_turns_by_key, call.text, turn, _MAX_RETURNED_KEYS)
 
 
 def turn_of_key(key: str) -> Turn | None:

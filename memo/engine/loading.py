@@ -13,6 +13,7 @@ from memo.records.seal import Entry, Header
 from memo.runtime import events
 from memo.runtime.clock import SECOND
 from memo.runtime.events import MISS
+from memo.runtime.memory_budget import remember
 from memo.runtime.port import Port
 from memo.runtime.reasons import PAYLOAD_MISSING, UNREADABLE
 from memo.stores.chain import Answer
@@ -105,9 +106,7 @@ def verify(source: Source, view: memoryview, table: tuple[seal.Buffer, ...]) -> 
         if verifying is not None:
             verifying.mark_verified(digest)
     with _verified_lock:
-        if len(VERIFIED_PAYLOADS) >= MAX_VERIFIED_PAYLOADS:
-            VERIFIED_PAYLOADS.pop(next(iter(VERIFIED_PAYLOADS)))
-        VERIFIED_PAYLOADS[(source.identity, digest)] = None
+        remember(VERIFIED_PAYLOADS, (source.identity, digest), None, MAX_VERIFIED_PAYLOADS)
 
 
 MAX_VERIFIED_PAYLOADS = 4096

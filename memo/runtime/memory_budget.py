@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Protocol, TypeVar
 
 STORES_BETWEEN_MEASUREMENTS = 256
@@ -53,6 +54,17 @@ class Table(Protocol):
 
 
 T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def remember(table: dict[K, V], key: K, value: V, most: int) -> None:
+    """Add a pair to a table as its newest; beyond `most` pairs the oldest ones are removed."""
+    table.pop(key, None)
+    table[key] = value
+    while len(table) > most:
+        with suppress(KeyError, StopIteration, RuntimeError):  # other threads do the same
+            del table[next(iter(table))]
 
 
 class Budget:

@@ -20,6 +20,7 @@ from memo.records.stamp_types import File
 from memo.runtime import events
 from memo.runtime.blocking import Pool
 from memo.runtime.checksums import blake2b, digest_of_file
+from memo.runtime.memory_budget import remember
 from memo.runtime.reasons import SOURCE_UNREACHABLE
 from memo.validity.dependencies import MISSING, is_pattern
 
@@ -110,10 +111,7 @@ def query(url: str, by_content: bool) -> str | None:
         events.emit(events.Event(events.ERROR, reason=SOURCE_UNREACHABLE, detail=detail))
         return None
     with _lock:
-        _known.pop((url, by_content), None)
-        _known[url, by_content] = (time.monotonic(), found)
-        if len(_known) > MAX_REMEMBERED_URLS:
-            del _known[next(iter(_known))]
+        remember(_known, (url, by_content), (time.monotonic(), found), MAX_REMEMBERED_URLS)
     return found
 
 
@@ -122,9 +120,8 @@ def _pause_source(url: str, by_content: bool, waited: float, why: str) -> None:
     if waited < SLOW_QUERY_SECONDS:
         return
     with _lock:
-        _silent[url, by_content] = (time.monotonic() + waited, why)
-        if len(_silent) > MAX_REMEMBERED_URLS:
-            del _silent[next(iter(_silent))]
+        until = time.monotonic() + waited
+        remember(_silent, (url, by_content), (until, why), MAX_REMEMBERED_URLS)
 
 
 def recent_facts(stamp: File) -> str | None:
