@@ -157,6 +157,16 @@ class TierUnavailable(TierError):
         self.reported = reported
 
 
+def described(error: BaseException) -> str:
+    """Return an error as text: its type and its message."""
+    return f"{type(error).__name__}: {error}"
+
+
+def file_fault(what: str, error: OSError) -> TierError:
+    """Return the fault of a file, named by what it holds: its path is not told."""
+    return TierError(f"{what}: {type(error).__name__}: {error.strerror}")
+
+
 def shown(value: object, limit: int = 80) -> str:
     """Return a short, safe text of a value for an error message: at most `limit` characters."""
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -411,7 +410,7 @@ def _parsed_note(text: str) -> dict[str, Any]:
 
 
 def _note_text(note: Mapping[str, Any]) -> str:
-    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(note["at"]))
+    at = rendering.date_and_time(note["at"])
     reason = f": {note['reason']}" if note.get("reason") else ""
     return f"at {at} by {note.get('by', '?')}{reason}"
 

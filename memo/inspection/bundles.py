@@ -195,7 +195,7 @@ async def _seal_part(
 def describe_bundle(bundle: Bundle) -> list[str]:
     """Describe the origin and the content of a bundle, as lines of text."""
     origin = bundle.origin
-    made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(origin.made))
+    made = rendering.date_and_time(origin.made)
     verified = "sealed with this key" if bundle.verified else "NOT VERIFIED: the key is missing"
     lines = [
         f"{bundle.path.name}: {verified}",

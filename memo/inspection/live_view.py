@@ -250,7 +250,7 @@ def preview(item: Item) -> str:
 def _explained(item: Item) -> str:
     """Explain the state of an entry in a sentence, and its origin."""
     header = item.header
-    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(header.times.finished / SECOND))
+    at = rendering.date_and_time(header.times.finished / SECOND)
     cost = rendering.duration(header.times.cost / SECOND)
     what = graph_drawing.STATE_MEANINGS.get(item.state, "stored, and valid: the next call is a hit")
     origin = f"Computed {at} by {header.writer} in {cost}: {preview(item)}."

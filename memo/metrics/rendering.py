@@ -93,6 +93,11 @@ def size(count: float | None) -> str:
     return f"{count:.1f} {unit}"
 
 
+def date_and_time(seconds: float) -> str:
+    """Return a Unix time as text, in the local time zone: `2025-03-01 14:05:09`."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
 def number(count: int) -> str:
     """Return a count as text: `1 234 567`, with narrow spaces that do not break."""
     return f"{count:,}".replace(",", "\u202f")

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TypeAlias
 
-from memo.errors import OptionError, public
+from memo.errors import OptionError, described, public
 from memo.runtime.events import ERROR, Event, emit
 from memo.settings import configuration, durations
 from memo.settings.durations import seconds
@@ -180,7 +180,7 @@ class Live(Mapping[str, float]):
             try:
                 found = self._valid_values(source.live())
             except Exception as error:  # a fault of the cache: the last values stay
-                self._report_fault("shared", f"{type(error).__name__}: {error}")
+                self._report_fault("shared", described(error))
             else:
                 self._share(source, found)
             self._fetched_at = self._clock()

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from memo.errors import EntryError, OptionError, TierError
+from memo.errors import EntryError, OptionError, TierError, described
 from memo.records import seal
 from memo.records.codec import Payload, aligned_bytes
 from memo.records.seal import Entry
@@ -104,7 +104,7 @@ class CustomTier:
         try:
             return await port.settle(work)
         except Exception as error:
-            raise TierError(f"{self.name}: {type(error).__name__}: {error}") from error
+            raise TierError(f"{self.name}: {described(error)}") from error
 
     def trust(self, secrets: tuple[Secret, ...]) -> None:
         """Set the secrets that a record must be sealed with."""

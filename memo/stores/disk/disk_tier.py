@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from memo.errors import SettingError, TierError, TierUnavailable
+from memo.errors import SettingError, TierError, TierUnavailable, described, file_fault
 from memo.records import seal
 from memo.records.codec import Payload
 from memo.records.payload_pieces import IncomingPayload
@@ -236,7 +236,7 @@ class Disk:
         Any error but those of SQLite and the system comes from `diskcache`, and means damage.
         """
         if not isinstance(error, (sqlite3.Error, OSError, DamagedError, TierError)):
-            error = DamagedError(f"an incomplete index: {type(error).__name__}: {error}")
+            error = DamagedError(f"an incomplete index: {described(error)}")
         return self.index_file.handle_error(error)
 
     def write(self, work: Callable[..., T], *args: Any) -> T:
@@ -394,7 +394,7 @@ class Disk:
                 files = rows[0][1] if rows else ""
                 record = self.payloads.read(files or "")
         except OSError as error:
-            raise TierError(f"record: {type(error).__name__}: {error.strerror}") from error
+            raise file_fault("record", error) from error
         return None if record is None else (record, self.payloads.source(files))
 
     async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
@@ -402,7 +402,7 @@ class Disk:
         try:
             return self.payloads.find(digest, size)
         except OSError as error:
-            raise TierError(f"payload: {type(error).__name__}: {error.strerror}") from error
+            raise file_fault("payload", error) from error
 
     # --- writing ---------------------------------------------------------------------------------
 
@@ -540,7 +540,7 @@ class Disk:
                 row = _row(record, outside=outside is not None, where=where, size=size)
                 self.write(self._put_row, name, row, lifetime)
         except OSError as error:
-            raise TierError(f"payload: {type(error).__name__}: {error.strerror}") from error
+            raise file_fault("payload", error) from error
 
     def _put_row(self, index: Index, name: str, row: Row, lifetime: float | None) -> None:
         if row.name is None:

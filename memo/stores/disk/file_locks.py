@@ -11,7 +11,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from memo.errors import SettingError, TierError
+from memo.errors import SettingError, TierError, file_fault
 from memo.runtime import fork, private_files
 
 _LOCK_FILE_NAME = re.compile(r"[0-9a-f]{40}")
@@ -41,7 +41,7 @@ class HostLock:
         except SettingError as error:
             raise TierError(f"lock: {error}") from error
         except OSError as error:
-            raise TierError(f"lock: {type(error).__name__}: {error.strerror}") from error
+            raise file_fault("lock", error) from error
 
     def _try_acquire(self, holder: str) -> bool:
         try:

@@ -35,7 +35,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
-from memo.errors import TierError
+from memo.errors import TierError, file_fault
 from memo.records import codec
 from memo.records.codec import Payload
 from memo.records.payload_pieces import IncomingPayload
@@ -109,7 +109,7 @@ class PayloadFile:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise TierError(f"payload: {type(error).__name__}: {error.strerror}") from error
+            raise file_fault("payload", error) from error
 
     def is_verified(self, digest: bytes) -> bool:
         """True if a process with one of our secrets has verified that they have this digest."""

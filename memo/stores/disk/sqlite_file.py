@@ -30,7 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from memo.errors import TierError, TierUnavailable
+from memo.errors import TierError, TierUnavailable, described
 from memo.runtime import fork, private_files
 from memo.runtime.port import LOCK_WAIT_UNTIL
 
@@ -367,7 +367,7 @@ class SqliteFile:
                 self.set_aside()
         elif code not in _BUSY_CODES and code != sqlite3.SQLITE_FULL:
             self.close()
-        return TierError(f"{self.path.name}: {describe(error)}")
+        return TierError(f"{self.path.name}: {described(error)}")
 
     def set_aside(self) -> None:
         """Rename a damaged file, unless another process has done so already.
@@ -447,11 +447,6 @@ def result_code(error: BaseException | None) -> int:
     """Return SQLite's primary result code of an error; 0 for other errors."""
     code: int = getattr(error, "sqlite_errorcode", 0)
     return code & 0xFF
-
-
-def describe(error: BaseException) -> str:
-    """Return an error as text, without values or the content of paths."""
-    return f"{type(error).__name__}: {error}"
 
 
 def roll_back(connection: sqlite3.Connection) -> None:

@@ -21,7 +21,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from memo.errors import TierError, TierUnavailable
+from memo.errors import TierError, TierUnavailable, described
 from memo.records.codec import Payload, aligned_pieces
 from memo.records.payload_pieces import OutgoingPayload, PayloadSink
 from memo.settings.checks import redacted
@@ -186,7 +186,7 @@ class PayloadStore:
             raise
         except Exception as error:
             self._retry_at = time.monotonic() + STORE_RETRY_SECONDS
-            message = f"the payload store {self.where}: {type(error).__name__}: {error}"
+            message = f"the payload store {self.where}: {described(error)}"
             if not self._warned:
                 self._warned = True
                 advice = "payloads too big for Redis stay on this host meanwhile"
