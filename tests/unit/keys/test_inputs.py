@@ -946,10 +946,11 @@ def test_a_change_from_outside_during_a_computation_stays_an_input(
     """An attribute that nothing in reach sets was set by another thread: nothing is stored."""
     client = Waiting("a")
 
+    @memo.stable
     def other() -> None:
         client.__dict__["tenant"] = "b"
 
-    monkeypatch.setattr(memo.stable(other), "__name__", "during")
+    monkeypatch.setattr(other, "__name__", "during")
     monkeypatch.setitem(globals(), "during", other)
     assert client.get(1) == "b 1"
     assert not Waiting("a").get.is_cached(1)

@@ -573,7 +573,8 @@ def test_computations_of_one_class_that_begin_together() -> None:
 
     shop = Shop()
     threads = [threading.Thread(target=shop.price, args=[number]) for number in (1, 2)]
-    with calls_of(weakref.WeakKeyDictionary.__setitem__, note=wait_for_the_other):
+    table = weakref.WeakKeyDictionary
+    with calls_of(table.__setitem__, table.__delitem__, note=wait_for_the_other):
         for thread in threads:
             thread.start()
         for thread in threads:

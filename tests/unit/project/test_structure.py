@@ -159,3 +159,39 @@ def test_tests_use_few_private_names() -> None:
         for name in private_names(ast.parse(path.read_text("utf-8")), known)
     ]
     assert len(uses) <= 30, "\n".join(uses)
+
+
+REPLACING = ("support/", "faults/test_faults.py", "history/test_mutation_trust.py")
+"""Where parts of memo may be replaced: by limits, mutants, clocks, and faults of no real cause."""
+
+
+def replaced_parts(tree: ast.AST) -> Iterator[str]:
+    """Attributes of memo's modules, classes and objects that a test sets."""
+    ours = {
+        (alias.asname or alias.name).partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+        if (getattr(node, "module", None) or alias.name).partition(".")[0] == "memo"
+    }
+    for node in ast.walk(tree):
+        targets: list[ast.expr] = []
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("setattr"):
+            targets = node.args[:1]
+        elif isinstance(node, ast.Assign):
+            targets = [one.value for one in node.targets if isinstance(one, ast.Attribute)]
+        for target in targets:
+            said = ast.unparse(target)
+            if re.split(r"[.(\[]", said)[0] in ours or said.startswith(("'memo.", "type(memo")):
+                yield ast.unparse(node)
+
+
+def test_tests_replace_no_parts_of_memo() -> None:
+    """Tests reach limits by `limits`, and cause faults for real; only a few modules patch memo."""
+    found = [
+        f"{path.relative_to(ROOT)}: {text}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        if not str(path.relative_to(ROOT / "tests")).startswith(REPLACING)
+        for text in replaced_parts(ast.parse(path.read_text("utf-8")))
+    ]
+    assert found == []

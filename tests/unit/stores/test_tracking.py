@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import waiting
 from chaos import Proxy, Scripted, free_port
-from folders import FOLDER
 from inside import inside
 from ports import blocking, run, start
 from redis_server import RedisServer
@@ -332,18 +331,18 @@ def test_this_process_is_heard_at_once(whole: bool) -> None:
 
 
 @pytest.mark.usefixtures("tracking", "unheard")
-def test_this_process_is_heard_where_the_host_cannot_be_written(cache_home: Path) -> None:
+def test_this_process_is_heard_where_the_host_cannot_be_written() -> None:
     """An invalidation that could not be written down on the host acts in this process at once."""
     before = proven(load, "EU")
-    file = cache_home / FOLDER / "host.sqlite"
-    with (
-        contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other,
-        recording() as seen,
-    ):
-        other.execute("BEGIN IMMEDIATE")
-        assert load.invalidate("EU").tiers["redis"] == "done"
-        assert [event.tier for event in seen if event.kind == ERROR] == ["host"]
-        assert load("EU") != before
+    with recording() as seen:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # as if the disk were full
+        try:
+            assert load.invalidate("EU").tiers["redis"] == "done"
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert ["the disk is full" in event.detail for event in seen if event.kind == ERROR] == [True]
+    assert load("EU") != before
 
 
 def test_what_was_built_on_it_is_heard(tracking: RedisServer) -> None:
