@@ -81,6 +81,8 @@ class Verdict(NamedTuple):
 class Expired(str):
     """The reason for an entry that was expired by `memo.expire`.
 
+    Its text is `EXPIRED`, or `SOURCE_UNREACHABLE` if a source cannot be queried either.
+
     Attributes:
         at: when, in nanoseconds since the epoch.
     """
@@ -89,8 +91,8 @@ class Expired(str):
     at: int
 
     @classmethod
-    def since(cls, at: int) -> Expired:
-        reason = cls(EXPIRED)
+    def since(cls, at: int, text: str = EXPIRED) -> Expired:
+        reason = cls(text)
         reason.at = at
         return reason
 
@@ -183,7 +185,16 @@ async def why_invalid(port: Port, stamps: Sequence[Stamp], states: Sequence[Stat
                 return other
     found = await dependencies.check(port, list(filter(dependencies.is_remote, others)))
     whys = sorted(filter(None, found), key=lambda why: why == SOURCE_UNREACHABLE)
-    return whys[0] if whys else reason
+    if not whys:
+        return reason
+    return _with_expiry(whys[0], [reason.at] if isinstance(reason, Expired) else [])
+
+
+def _with_expiry(hard: str, times: Sequence[int]) -> str:
+    """Combine a reason other than expiry, or `""`, with the times at which an entry was expired."""
+    if not times or hard not in ("", SOURCE_UNREACHABLE):
+        return hard
+    return Expired.since(min(times), hard or EXPIRED)
 
 
 async def reasons(port: Port, stamps: Sequence[Stamp], states: Sequence[State]) -> list[str]:
@@ -224,7 +235,7 @@ def combine(stamps: Sequence[Stamp], reasons: Sequence[str]) -> str:
     hard = min(hard_ones, key=lambda why: _REASON_RANK.get(why, 1), default="")
     times = [why.at for why in (*absolute, *beneath) if isinstance(why, Expired)]
     if absolute:
-        return hard or Expired.since(min(times))
+        return _with_expiry(hard, times)
     if beneath:
         return Unconfirmed.since(hard or EXPIRED, None if hard else min(times))
     return ""

@@ -278,6 +278,29 @@ def test_entries_tell_what_cannot_be_asked(server: Server) -> None:
     assert lenient.is_cached("EU")
 
 
+def test_an_expired_entry_stays_expired_while_its_source_cannot_be_asked(server: Server) -> None:
+    """`memo.expire` counts as ever: the function runs, and the windows begin at the expiry."""
+    clock = ManualClock()
+    with isolated(clock=clock):
+        server.pages["EU"], server.etags["EU"] = b"1", '"a"'
+
+        @memo.cache(ttl=3600, stale_if_error=60, depends_on=server.url("{x}"), version="1")
+        def load(x: str) -> int:
+            if server.fails:
+                raise OSError("no data")
+            return counted(x)
+
+        assert load("EU") == 1
+        server.fails = True
+        load.expire()
+        with recording() as events:
+            assert load("EU") == 1
+        assert [event.kind for event in events if event.kind in ("hit", "failed")] == ["failed"]
+        clock.advance(90)
+        with pytest.raises(OSError, match="no data"):
+            load("EU")
+
+
 def test_a_silent_server_is_waited_for_once(way: Way) -> None:
     """A call that looks at several tiers does not wait for each; nor does the next one at once."""
     RUNS.clear()
