@@ -447,7 +447,7 @@ def _evaluate(node: ast.expr, scope: dict[str, Any]) -> Any:
 def _frame(table: rendering.Table) -> Any:
     import pandas as pd
 
-    rows = [[cell.value for cell in row] for row in table.rows]
+    rows = [[None if c.text == rendering.DASH else c.value for c in row] for row in table.rows]
     units = {"age": "age_seconds", "expires in": "expires_in_seconds", "cost": "cost_seconds"}
     return pd.DataFrame(rows, columns=[units.get(title, title) for title in table.titles])
 

@@ -348,6 +348,12 @@ def test_ls_lists_entries(kernel: Kernel) -> None:
         print(len(df), bool((df["size"] > 0).all()), bool((df["cost_seconds"] >= 0.01).all()))
     """)
     assert frame.stdout == "2 True True\n"
+    gone = kernel.run("""
+        listed.invalidate()
+        df = %cache_ls listed --frame
+        print(bool(df["expires_in_seconds"].isna().all()), bool((df["age_seconds"] > 0).all()))
+    """)
+    assert gone.stdout == "True True\n"
     assert "No entries on this host." in kernel.run("%cache_ls nothing_like_it").text
     assert "No entries on this host; did you mean 'listed'" in kernel.run("%cache_ls lisetd").text
     kernel.run("not_called = cache(lambda x: x, name='not_called')")
