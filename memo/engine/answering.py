@@ -67,10 +67,10 @@ from memo.runtime.clock import SECOND
 from memo.runtime.events import MISS, STALE
 from memo.runtime.named_tuple import new_tuple
 from memo.runtime.port import Port
-from memo.runtime.reasons import EXPIRED, SOURCE_UNREACHABLE, UNREACHABLE
+from memo.runtime.reasons import EXPIRED, UNREACHABLE
 from memo.stores.chain import Answer, Chain
 from memo.stores.protocols import PendingLookup
-from memo.validity.check import FRESH, Verdict, expiry, judge
+from memo.validity.check import FRESH, Verdict, judge, may_fall_back
 
 MIN_WAITED_SECONDS = 0.001
 """Seconds below which a lease counts as free: the process did not wait for it."""
@@ -519,8 +519,7 @@ async def _during_retry_pause(port: Port, job: Job, found: Answer) -> Any:
 async def _old_value(port: Port, job: Job, found: Answer, reason: str) -> FlightResult | None:
     """Return the expired value as a result; None if it was invalidated or does not load."""
     assert found.entry is not None
-    why = await job.chain.authorities.why_invalid(port, found.entry.stamps)
-    if why and why != SOURCE_UNREACHABLE and expiry(why) is None:
+    if not may_fall_back(await job.chain.authorities.why_invalid(port, found.entry.stamps)):
         return None
     try:
         value = await load(port, found)

@@ -124,6 +124,11 @@ def may_answer(reason: str) -> bool:
     return reason == SOURCE_UNREACHABLE or isinstance(reason, (Expired, Unconfirmed))
 
 
+def may_fall_back(reason: str) -> bool:
+    """True if a policy may let an entry answer after an error, despite a reason or `""`."""
+    return not reason or reason == SOURCE_UNREACHABLE or expiry(reason) is not None
+
+
 def is_unchanged(recorded: str, present: str) -> bool:
     """True if the text of a state is the recorded one; a lost one, `""`, never holds."""
     return recorded == present != ""
