@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from checkout import ROOT
 
+import memo
+
 PACKAGE = ROOT / "memo"
 FOLDERS = sorted(path.parent for path in PACKAGE.rglob("__init__.py"))
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -63,6 +65,13 @@ def test_files_that_a_folder_names_are_there(folder: Path) -> None:
     named = [one for one in re.findall(r"`([\w/]+(?:\.py|/))`", told) if one != "conftest.py"]
     roots = (folder, folder.parent.parent, PACKAGE)
     assert [one for one in named if not any((root / one).exists() for root in roots)] == []
+
+
+def test_no_module_hides_a_public_name_or_one_of_pythons_library() -> None:
+    """`memo.graph()` would be hidden by `memo/graph.py`, and `statistics` by a module of ours."""
+    files = [path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py")]
+    names = {part for path in files for part in path.parts if not part.startswith("__")}
+    assert not names & {*sys.stdlib_module_names, *memo.__all__}
 
 
 WHERE = {
