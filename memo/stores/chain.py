@@ -45,7 +45,6 @@ from memo.stores.protocols import (
     ChecksRecords,
     Found,
     FrontTier,
-    GroupPart,
     Host,
     Listable,
     LocalTier,
@@ -61,6 +60,7 @@ from memo.validity import check
 from memo.validity.check import Judge, LatestAnswers, Verdict, age, state_texts, why_changed
 
 _group_part = itemgetter(1, 2)
+"""The part of a group that a `PackedGeneration` names."""
 
 ReadStrategy = Literal["on_miss_or_error", "on_error"]
 WriteStrategy = Literal["write_through", "write_around"]
@@ -422,7 +422,7 @@ class Chain:
         entry = self.front.peek(name) or self._parse_at_hand(self.front, name, key)
         if not isinstance(entry, Entry) or not entry.plain:
             return None
-        lookup = server.start_reading(port, _parts_of(entry))
+        lookup = server.start_reading(port, list(map(_group_part, entry.packed_generations)))
         if lookup is None:
             return None
         return PendingLookup(self, port, name, lookup, self.front.name, entry, since)
@@ -494,7 +494,11 @@ class Chain:
                 return None
             else:
                 entry = self._checked.unpack_hit(pending.name, found.record, key)
-                states = None if entry is None else found.states_of(_parts_of(entry))
+                states = (
+                    None
+                    if entry is None
+                    else found.states_of(list(map(_group_part, entry.packed_generations)))
+                )
         except (TierError, EntryError):
             return None
         if entry is None or entry.texts is None or states is None:
@@ -620,11 +624,6 @@ class Chain:
 
     def _event(self, kind: str, key: str, tier: str, reason: str, detail: str) -> None:
         events.emit(events.Event(kind, key=key, tier=tier, reason=reason, detail=detail))
-
-
-def _parts_of(entry: Entry) -> list[GroupPart]:
-    """Return the parts of groups that the generations of a plain entry name."""
-    return list(map(_group_part, entry.packed_generations))
 
 
 def _send(pending: PendingLookup | None) -> PendingLookup | None:
