@@ -14,8 +14,8 @@ from memo.engine import same_types
 from memo.engine.call import Function
 from memo.keys import bindings
 from memo.keys.call_keys import GLOBAL_PREFIX, Call, Keyer
-from memo.keys.encoding import canonical
 from memo.keys.fingerprint.function_version import Identity
+from memo.keys.values import value_digest
 from memo.runtime.port import Port
 from memo.settings import durations, options
 from memo.settings.options import Policy
@@ -175,7 +175,7 @@ def _dependencies(
     signature = bindings.signature_of(function)
     annotations = bindings.annotations_of(function, signature)
     made = Dependencies(
-        *(identity, given["depends_on"], signature, annotations, canonical.digest),
+        *(identity, given["depends_on"], signature, annotations, value_digest),
         encode=same_types.encode_arguments,
         check_every=given["check_every"],
     )

@@ -34,7 +34,7 @@ from memo.errors import (
 )
 from memo.keys import resolvers
 from memo.keys.call_keys import address_digest, normal_prefix, possible_prefixes
-from memo.keys.encoding import canonical
+from memo.keys.values import value_encoding
 from memo.metrics.running_computations import turn_of_running
 from memo.records.seal import Header
 from memo.records.stamp_types import ADDRESS, Ref
@@ -545,7 +545,7 @@ def _address_list(resolved: Any, function_name: str) -> list[str]:
 def _address(value: Any) -> str:
     if isinstance(value, str):
         return value
-    return resolvers.address_text(value, canonical.encoding(value, "key_resolver()"))
+    return resolvers.address_text(value, value_encoding(value, "key_resolver()"))
 
 
 def _placeholders(signature: inspect.Signature) -> tuple[list[str], str]:

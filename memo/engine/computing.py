@@ -25,11 +25,11 @@ from memo.engine.loading import OFFLOADED_STREAM_BYTES
 from memo.engine.used_calls import USED_CALLS, Expiry, UsedCalls, shorten_stamps
 from memo.errors import DependencyError, TierError, cut_to_user_frames, label, type_named
 from memo.keys import instances, own_changes
-from memo.keys.encoding import canonical
 from memo.keys.fingerprint.held_values import IMMUTABLE_BUILTINS
 from memo.keys.instances import ObjectBefore
 from memo.keys.own_changes import BeforeComputation, Changes
 from memo.keys.summaries import with_built_on, with_result
+from memo.keys.values import value_digest
 from memo.records import codec, seal
 from memo.records.codec import Encoded
 from memo.records.seal import Header
@@ -306,7 +306,7 @@ async def _with_own_digest(
     if not function.cutoff:
         return used
     try:
-        digest = (await port.offload(canonical.digest, value)).hex()
+        digest = (await port.offload(value_digest, value)).hex()
     except Exception as error:  # the value has no key, or its own methods raised
         function.cutoff = False
         message = (

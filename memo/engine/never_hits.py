@@ -17,8 +17,9 @@ from typing import Any, Final
 from memo.engine.call import Function, Job, warn_at_definition
 from memo.errors import label
 from memo.keys.encoding import atoms, canonical
-from memo.keys.fingerprint.function_version import changed_names
+from memo.keys.fingerprint.function_version import changed_names, code_digest
 from memo.keys.fingerprint.held_values import qualified_name
+from memo.keys.values import value_encoding
 
 KEYS_BEFORE_WARNING: Final = 5
 """Number of different keys for arguments that look the same at which the warning is given."""
@@ -90,7 +91,7 @@ def _visible_parts(value: Any, depth: int) -> str | None:
     for name in sorted(name for name in attributes if not name.startswith("_")):
         part = _visible_parts(attributes[name], depth - 1)
         if part is None:
-            part = canonical.encoding(attributes[name], name).hex()
+            part = value_encoding(attributes[name], name).hex()
         shown.append(f"{name}={part}")
     return " ".join(shown)
 
@@ -105,8 +106,8 @@ def _own_cells(value: Any) -> frozenset[str]:
 def _visible_function(value: Any, own: frozenset[str]) -> str:
     captured = zip(value.__code__.co_freevars, value.__closure__, strict=True)
     kept = {name: cell.cell_contents for name, cell in captured if name not in own}
-    facts = canonical.encoding((kept, value.__defaults__, value.__kwdefaults__))
-    return f"{qualified_name(value)} {canonical.code_of(value)} {facts.hex()}"
+    facts = value_encoding((kept, value.__defaults__, value.__kwdefaults__))
+    return f"{qualified_name(value)} {code_digest(value)} {facts.hex()}"
 
 
 def _private_parts(value: Any) -> str:

@@ -26,8 +26,8 @@ from contextlib import suppress
 from typing import Any
 
 from memo.errors import EntryError
+from memo.keys import origin
 from memo.keys.encoding.atoms import PLAIN_OR_CONTAINER_TYPES, PLAIN_TYPES
-from memo.keys.fingerprint import origin
 from memo.keys.fingerprint.function_version import code_digest
 from memo.records import codec
 

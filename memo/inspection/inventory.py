@@ -19,7 +19,8 @@ from memo.engine.call import Function, reload_live_if_due
 from memo.engine.explaining import list_headers
 from memo.engine.invalidating import own_refs
 from memo.errors import EntryError, TierError, label, public
-from memo.keys.encoding import atoms, canonical
+from memo.keys.encoding import atoms
+from memo.keys.values import value_encoding
 from memo.metrics import rendering
 from memo.metrics.snapshots import matches
 from memo.records import seal
@@ -119,7 +120,7 @@ def _encoding(function_id: str, name: str, value: Any) -> bytes:
     """Return the encoding of an argument as its function makes it, such as of an annotated path."""
     known = next((one for one in functions() if one.function_id == function_id), None)
     if known is None:
-        return canonical.encoding(value, name)
+        return value_encoding(value, name)
     return known._function.keyer.encode_argument(name, value)
 
 

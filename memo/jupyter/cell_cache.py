@@ -36,6 +36,7 @@ from memo.keys.encoding import canonical
 from memo.keys.fingerprint import names_used
 from memo.keys.fingerprint.function_version import Identity, function_id
 from memo.keys.fingerprint.held_values import IMMUTABLE_BUILTINS
+from memo.keys.values import value_digest
 from memo.records import codec
 from memo.runtime import events
 from memo.runtime.events import Event
@@ -518,7 +519,7 @@ class Cell:
         """Drop the inputs that have no sound key."""
         for name, value in tuple(self.inputs.items()):
             try:
-                canonical.digest(value, name)
+                value_digest(value, name)
             except canonical.Unkeyable as error:
                 del self.inputs[name]
                 self.identity.lost[name] = f"{type(value).__name__} has no sound key ({error})"
@@ -658,7 +659,7 @@ def _with_name(run: Any, name: str) -> Any:
 def _digest(value: Any) -> bytes:
     """Return the digest of a value; `b""` if it has no key."""
     try:
-        return canonical.digest(value)
+        return value_digest(value)
     except canonical.Unkeyable:
         return b""
 

@@ -32,7 +32,7 @@ from memo.keys.bindings import (
     make_plan,
     signature_of,
 )
-from memo.keys.encoding import atoms, canonical
+from memo.keys.encoding import atoms
 from memo.keys.encoding.atoms import SIMPLE
 from memo.keys.encoding.canonical import Unkeyable
 from memo.keys.fingerprint.function_version import Identity
@@ -40,6 +40,7 @@ from memo.keys.fingerprint.held_values import STATELESS, State
 from memo.keys.instances import Attributes
 from memo.keys.offloading import LIGHT_ENCODERS, refuse_heavy
 from memo.keys.resolvers import Resolved, Resolver, Template, address_text
+from memo.keys.values import value_encoding
 from memo.records.stamp_types import ADDRESS, Ref
 from memo.runtime.checksums import blake2b
 from memo.runtime.named_tuple import NamedTuple, new_tuple
@@ -235,7 +236,7 @@ class Call:
         fixed = self._keyer.names
         for at, name, value, encoding in self._sorted_arguments():
             if at < len(fixed) and name == self._keyer.plan.var_positional:
-                found += [address_text(item, canonical.encoding(item, name)) for item in value]
+                found += [address_text(item, value_encoding(item, name)) for item in value]
             elif at < len(fixed):
                 found.append(address_text(value, encoding))
             else:
@@ -631,9 +632,9 @@ class Keyer:
         known = self._heads.get(owner)
         if known is None or known.code != code or known.state is not state:
             facts = atoms.text(self.function_id) + atoms.text(owner)
-            facts += atoms.text(code + self._replay_mark) + canonical.encoding(self.names)
+            facts += atoms.text(code + self._replay_mark) + value_encoding(self.names)
             if self._self_counts:
-                facts += canonical.encoding((state.names, state.whole))
+                facts += value_encoding((state.names, state.whole))
             known = self._heads[owner] = _Head(code, state, facts)
         return known.facts if own is None else known.facts + own.encoding
 
@@ -677,7 +678,7 @@ class Keyer:
         if extra:
             extra = self._counted_keywords(extra)
         if extra:
-            head += b"*" + canonical.encoding(list(extra))
+            head += b"*" + value_encoding(list(extra))
             encodings += self._encode_all(tuple(extra), list(extra.values()))
             names, values = names + tuple(extra), [*values, *extra.values()]
         text = blake2b(head + b"".join(encodings), digest_size=atoms.DIGEST_BYTES).hexdigest()
@@ -751,7 +752,7 @@ class Keyer:
             return SelfPart(owner)
         try:
             value = function()
-            encoding = canonical.encoding(value, f"{self.plan.self_name}.{CACHE_KEY}()")
+            encoding = value_encoding(value, f"{self.plan.self_name}.{CACHE_KEY}()")
             return SelfPart(owner, value, b"&" + atoms.with_length(encoding))
         except Unkeyable as error:
             raise resolvers.as_keying_error(error, self.function_id, self.plan.self_name) from None
@@ -789,7 +790,7 @@ class Keyer:
         if name in self._converters:
             value = self._converters[name](value)
         try:
-            return canonical.encoding(value, name)
+            return value_encoding(value, name)
         except Unkeyable as error:
             if self.plan.defaults.get(name, NOT_GIVEN) is value:
                 return b"~default"  # a marker such as object(), which only the code gives a meaning

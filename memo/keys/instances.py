@@ -31,6 +31,7 @@ from memo.keys.fingerprint.function_version import changed_names, code_digest
 from memo.keys.fingerprint.held_values import NO_VALUE, State
 from memo.keys.offloading import refuse_heavy
 from memo.keys.own_changes import BeforeComputation, Changes, CurrentValue, ValuePlace
+from memo.keys.values import value_encoding
 from memo.runtime import fork
 from memo.runtime.named_tuple import NamedTuple, new_tuple
 
@@ -307,7 +308,7 @@ def _all_attributes(own: Any, state: State, light: bool, changing: bool) -> Attr
     return Attributes(
         (*result.names, ""),
         (*result.values, None),
-        (*result.encodings, canonical.encoding(names) + content),
+        (*result.encodings, value_encoding(names) + content),
         result.left_out,
     )
 
@@ -317,7 +318,7 @@ def _content_encoding(own: Any, kind: type) -> bytes:
     if kind.__base__ is object and not hasattr(kind, canonical.KEY_METHOD):
         return b""
     try:
-        return atoms.with_length(canonical.encoding(own))
+        return atoms.with_length(value_encoding(own))
     except Unkeyable:
         shot = held_values.fingerprint_of(own, quiet=True)
         return atoms.text(shot.text)
@@ -357,7 +358,7 @@ def encode_attribute(
             atoms.text(given.get("") or held_values.fingerprint_of(value).text)
         )
     try:
-        return canonical.encoding(value, name, instead)
+        return value_encoding(value, name, instead)
     except Unkeyable:
         pass
     shot = held_values.fingerprint_of(value, given=given)

@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 from memo.errors import KeyingError, OptionError, label
 from memo.keys.encoding import atoms, canonical
 from memo.keys.encoding.canonical import Unkeyable
+from memo.keys.values import value_encoding
 from memo.runtime.named_tuple import NamedTuple
 from memo.settings import options
 
@@ -123,7 +124,7 @@ class NamesResolver:
 
     def resolve(self, bound: Bound) -> Resolved:
         values = [(name, argument_of(bound, name)) for name in self.names]
-        encodings = [canonical.encoding(value, name) for name, value in values]
+        encodings = [value_encoding(value, name) for name, value in values]
         texts = [address_text(value, e) for (_, value), e in zip(values, encodings, strict=True)]
         return Resolved(b"".join(encodings), ":".join(texts))
 
@@ -174,7 +175,7 @@ class Template:
                 texts.append(part)
                 continue
             value = _field_value(part, argument_of(bound, part.name))
-            encodings.append(canonical.encoding(value, part.path))
+            encodings.append(value_encoding(value, part.path))
             texts.append(address_text(value, encodings[-1]))
         return Resolved(b"".join(encodings), "".join(texts))
 
@@ -264,7 +265,7 @@ class CallableResolver:
         value = call_resolver(self._function, "key_resolver", self._wanted, self._self_name, bound)
         if value is None:
             raise KeyingError("key_resolver returned None; let it return a text.")
-        encoding = canonical.encoding(value, "key_resolver()")
+        encoding = value_encoding(value, "key_resolver()")
         return Resolved(encoding, address_text(value, encoding))
 
 

@@ -1,5 +1,5 @@
 """Turn values into canonical bytes: equal values give equal bytes, and different ones differ.
 
-Imports `runtime` and `errors` only.
+Imports `keys.origin`, `records` and below.
 Start with `canonical.py`; there is one module per family of types.
 """

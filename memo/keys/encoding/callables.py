@@ -16,9 +16,9 @@ import weakref
 from collections.abc import Iterator
 from typing import Any, Final
 
+from memo.keys import origin
 from memo.keys.encoding import atoms, canonical
 from memo.keys.encoding.canonical import Unkeyable, Walk, mapping, type_name
-from memo.keys.fingerprint import origin
 
 # --- classes and modules -------------------------------------------------------------------------
 
@@ -26,14 +26,14 @@ from memo.keys.fingerprint import origin
 _names: Final[weakref.WeakKeyDictionary[type, bytes]] = weakref.WeakKeyDictionary()
 
 
-def class_(value: type, _walk: Walk) -> bytes:
+def class_(value: type, walk: Walk) -> bytes:
     """Encode a class: its name and, for a user's class, its code."""
     known = _names.get(value)
     if known is not None:
         return known
     name = atoms.text(f"{canonical.module_of(value)}:{value.__qualname__}")
     if origin.of_type(value).kind == origin.USER:
-        return name + atoms.text(canonical.code_of(value))
+        return name + atoms.text(walk.code_of(value, None))
     _names[value] = name
     return name
 
@@ -100,7 +100,7 @@ def _code(value: types.FunctionType, walk: Walk, owner: type | None) -> bytes:
     """Encode the code of a function: a user's by version, any other by name or bytecode."""
     namespace, code = value.__globals__, value.__code__
     if origin.of_namespace(namespace, code.co_filename).kind == origin.USER:
-        return atoms.text(canonical.code_of(value, owner))
+        return atoms.text(walk.code_of(value, owner))
     place = f"{value.__module__}:{value.__qualname__}"
     if look_up(value.__module__, value.__qualname__) is value:
         return atoms.text(place)

@@ -57,6 +57,9 @@ NO_REPLACEMENTS: Final[Mapping[int, Mapping[str, Any]]] = {}
 T = TypeVar("T")
 
 Encoder = Callable[[Any, "Walk"], bytes]
+CodeOf = Callable[[Any, type | None], str]
+"""Returns the text for the code of a function or class; for a method, of the class that it is bound
+to."""
 
 
 class Unkeyable(Exception):  # noqa: N818 - a fact about a value; `KeyingError` is the error
@@ -171,12 +174,16 @@ class Walk:
     """The state of one encoding: the objects around the present one, and those already encoded.
 
     Args:
+        code_of: see `CodeOf`; called for the user's functions and classes in the value.
         given: address of an object -> attributes that replace its own.
     """
 
-    __slots__ = ("_being_keyed", "_in_cycles", "_known", "_lowest", "_stack", "given")
+    __slots__ = ("_being_keyed", "_in_cycles", "_known", "_lowest", "_stack", "code_of", "given")
 
-    def __init__(self, given: Mapping[int, Mapping[str, Any]] = NO_REPLACEMENTS) -> None:
+    def __init__(
+        self, code_of: CodeOf, given: Mapping[int, Mapping[str, Any]] = NO_REPLACEMENTS
+    ) -> None:
+        self.code_of = code_of
         self.given = given
         self._stack: dict[int, int] = {}
         self._known: dict[int, tuple[Any, bytes]] = {}
@@ -287,14 +294,19 @@ def encode(value: Any, walk: Walk) -> bytes:
 
 
 def encoding(
-    value: Any, path: str = "", given: Mapping[int, Mapping[str, Any]] = NO_REPLACEMENTS
+    value: Any,
+    code_of: CodeOf,
+    path: str = "",
+    given: Mapping[int, Mapping[str, Any]] = NO_REPLACEMENTS,
 ) -> bytes:
     """Return the canonical encoding of a value, which takes a few hundred bytes at most.
+
+    `memo.keys.values.value_encoding` is this with the code versions of functions.
 
     Args:
         value: any value.
         path: the name of the value in an error.
-        given: see `Walk`.
+        code_of, given: see `Walk`.
 
     Raises:
         Unkeyable: the value, or something in it, has no sound key.
@@ -304,9 +316,9 @@ def encoding(
         return encoder(value)
     try:
         try:
-            return encode(value, Walk(given))
+            return encode(value, Walk(code_of, given))
         except RecursionError:
-            return _encode_deeply_nested(value)
+            return _encode_deeply_nested(value, code_of)
     except Unkeyable as error:
         error.prepend_step(path)
         raise
@@ -315,7 +327,7 @@ def encoding(
         raise Unkeyable(type_name(type(value)), fix, path) from error
 
 
-def _encode_deeply_nested(value: Any) -> bytes:
+def _encode_deeply_nested(value: Any, code_of: CodeOf) -> bytes:
     """Encode a value that is nested deeper than the recursion limit allows.
 
     The limit stays raised.  It applies to all threads, and lowering it while another one is deep in
@@ -323,23 +335,15 @@ def _encode_deeply_nested(value: Any) -> bytes:
     """
     sys.setrecursionlimit(max(sys.getrecursionlimit(), DEEP_RECURSION))
     try:
-        return encode(value, Walk())
+        return encode(value, Walk(code_of))
     except RecursionError:
         fix = "it is nested too deeply; flatten it."
         raise Unkeyable(type_name(type(value)), fix) from None
 
 
-def digest(value: Any, path: str = "") -> bytes:
-    """Return the digest of a value: 20 bytes, the same for equal values in any process.
-
-    Args:
-        value: any value.
-        path: the name of the value in an error.
-
-    Raises:
-        Unkeyable: the value, or something in it, has no sound key.
-    """
-    return hashed(encoding(value, path))
+def digest(value: Any, code_of: CodeOf, path: str = "") -> bytes:
+    """Return the digest of a value: that of its `encoding`."""
+    return hashed(encoding(value, code_of, path))
 
 
 # --- other types ---------------------------------------------------------------------------------
@@ -424,13 +428,6 @@ def _key_encoder(function: Callable[[Any], Any], name: str) -> Encoder:
 
 
 # --- classes -------------------------------------------------------------------------------------
-
-
-def code_of(function: Any, owner: type | None = None) -> str:
-    """Return the digest of the code of a function or class and of everything it reaches."""
-    from memo.keys.fingerprint.function_version import code_digest
-
-    return code_digest(function, owner)
 
 
 def type_name(kind: type) -> str:

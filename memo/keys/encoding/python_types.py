@@ -23,9 +23,9 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any, Final
 
+from memo.keys import origin
 from memo.keys.encoding import atoms, callables, canonical, lookup
 from memo.keys.encoding.canonical import Encoder, Walk, encode_class, mapping, ordered, unordered
-from memo.keys.fingerprint import origin
 from memo.records import codec
 
 HANDLES: Final = frozenset(

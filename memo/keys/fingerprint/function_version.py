@@ -28,7 +28,6 @@ from memo.keys.fingerprint.held_values import (
     fingerprint_of,
     innermost,
     layers,
-    note_reference,
     qualified_name,
 )
 from memo.keys.own_changes import BeforeComputation, may_change
@@ -434,17 +433,13 @@ _MAX_KNOWN_DIGESTS = 256
 
 
 def code_digest(function: Any, owner: type | None = None) -> str:
-    """Return the digest of a function or a class that is part of a value, for `canonical`.
-
-    If a function reads that value, only the text is returned: the survey of that function follows
-    the functions in the value as well.
+    """Return the digest of the code of a function or class and of everything that it reaches.
 
     Args:
         function: a function or a class.
         owner: for a method, the class that it is bound to.
     """
-    noted = note_reference(function)
-    return _identity_of(function).digest(owner) if noted is None else noted
+    return _identity_of(function).digest(owner)
 
 
 def changed_names(function: Any) -> frozenset[str]:

@@ -14,15 +14,15 @@ import enum
 import functools
 import marshal
 import sys
-import threading
 import types
 import typing
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from memo.keys import origin
+from memo.keys.encoding import canonical
 from memo.keys.encoding.atoms import short_digest
-from memo.keys.fingerprint import origin
 from memo.records import codec
 from memo.runtime.named_tuple import NamedTuple
 
@@ -143,33 +143,6 @@ def details(value: Any) -> dict[str, str]:
     except RecursionError:
         return {"": fingerprint_of(value).text}
     return walk.found
-
-
-class _Current(threading.local):
-    """The fingerprint that this thread is making, while `canonical` keys a part of it."""
-
-    walk: FingerprintWalk | None = None
-
-
-_current = _Current()
-
-
-def note_reference(value: Ref) -> str | None:
-    """Return the text of a function or class in a value; None while no fingerprint is made.
-
-    `canonical` asks for it through `function_version`.  The fingerprint remembers what was asked
-    for, so that the code it reaches is followed as well.
-    """
-    walk = _current.walk
-    if walk is None:
-        return None
-    if vars(value).get(STABLE):
-        walk.left_out.append(("", f"{qualified_name(value)} is marked stable"))
-        return qualified_name(value)
-    code = _bytecode_text(value).encode("utf-8", "surrogatepass")
-    text = f"{qualified_name(value)} {short_digest(code)}"
-    walk.noted[id(value)] = (text, value)
-    return text
 
 
 def snapshot(value: Any) -> bytes | None:
@@ -482,13 +455,20 @@ class FingerprintWalk:
         return ""
 
     def _canonical(self, value: Any) -> str:
-        from memo.keys.encoding import canonical
+        return canonical.digest(value, self._note).hex()[:32]
 
-        outer, _current.walk = _current.walk, self
-        try:
-            return canonical.digest(value).hex()[:32]
-        finally:
-            _current.walk = outer
+    def _note(self, value: Ref, _owner: type | None) -> str:
+        """Return the text of a function or class inside a value that `canonical` keys.
+
+        It is remembered, so that the code that it reaches is followed as well.
+        """
+        if vars(value).get(STABLE):
+            self.left_out.append(("", f"{qualified_name(value)} is marked stable"))
+            return qualified_name(value)
+        code = _bytecode_text(value).encode("utf-8", "surrogatepass")
+        text = f"{qualified_name(value)} {short_digest(code)}"
+        self.noted[id(value)] = (text, value)
+        return text
 
     def _state(self, value: Any, cls: str, path: str) -> str:
         """Return the text of an object of a user's class: its attributes, one by one."""
@@ -548,7 +528,7 @@ def _is_wrapper(kind: type) -> bool:
 
 def _is_pickled_specially(kind: type) -> bool:
     """True if objects of a library's class are pickled in a special way, such as by name."""
-    from memo.keys.encoding import lookup
+    from memo.keys.encoding import lookup  # most values do not need it
 
     return not codec.has_default_reduce(kind) and lookup.find(kind) is None
 

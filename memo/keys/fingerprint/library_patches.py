@@ -12,7 +12,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-from memo.keys.fingerprint import origin
+from memo.keys import origin
 from memo.keys.fingerprint.held_values import layers
 
 _EXTENSIBLE = {

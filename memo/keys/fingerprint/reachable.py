@@ -27,8 +27,8 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from memo.keys import own_changes
-from memo.keys.fingerprint import class_body, library_patches, name_graph, normalised_code, origin
+from memo.keys import origin, own_changes
+from memo.keys.fingerprint import class_body, library_patches, name_graph, normalised_code
 from memo.keys.fingerprint.function_version import KnownVersion
 from memo.keys.fingerprint.held_values import (
     DESCRIPTORS,
@@ -57,7 +57,6 @@ from memo.keys.fingerprint.names_used import (
     below,
 )
 from memo.keys.fingerprint.normalised_code import Code
-from memo.keys.fingerprint.origin import Origin
 from memo.keys.fingerprint.unchanged import (
     ClassAttributes,
     Location,
@@ -67,6 +66,7 @@ from memo.keys.fingerprint.unchanged import (
     location_in_class,
     location_of,
 )
+from memo.keys.origin import Origin
 from memo.keys.own_changes import CurrentValue, ValuePlace
 from memo.runtime.named_tuple import NamedTuple
 

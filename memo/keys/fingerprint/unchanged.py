@@ -27,8 +27,9 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from memo.keys import own_changes
-from memo.keys.fingerprint import held_values, origin
+from memo.keys import origin, own_changes
+from memo.keys.encoding import canonical
+from memo.keys.fingerprint import held_values
 from memo.keys.fingerprint.held_values import (
     NO_VALUE,
     ValueFingerprint,
@@ -348,6 +349,4 @@ def _slot(value: Any, slot: Any) -> Any:
 
 def _is_refused(value: Any, kind: type) -> bool:
     """True if a value has no key because of its type, and has no attributes to check."""
-    from memo.keys.encoding import canonical
-
     return canonical.is_refused(kind) and getattr(value, "__dict__", None) is None

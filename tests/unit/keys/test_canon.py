@@ -44,8 +44,9 @@ from hypothesis import strategies as st
 
 from memo import register_key
 from memo.errors import OptionError
-from memo.keys.encoding.canonical import Unkeyable, digest
+from memo.keys.encoding.canonical import Unkeyable
 from memo.keys.fingerprint.function_version import Identity
+from memo.keys.values import value_digest as digest
 
 
 class Colour(enum.Enum):
@@ -459,7 +460,7 @@ SCRIPT = """
 import sys
 sys.path[:0] = {paths!r}
 import test_canon
-from memo.keys.encoding.canonical import digest
+from memo.keys.values import value_digest as digest
 print({{name: digest(value).hex() for name, value in test_canon.DISTINCT.items()}})
 """
 

@@ -27,8 +27,9 @@ from checkout import ROOT, SUPPORT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memo.keys.encoding.canonical import Unkeyable, digest
+from memo.keys.encoding.canonical import Unkeyable
 from memo.keys.encoding.libraries import for_arrays
+from memo.keys.values import value_digest as digest
 
 PANDAS_3 = int(pd.__version__.split(".")[0]) >= 3
 NAN = float("nan")
@@ -771,7 +772,7 @@ SCRIPT = """
 import sys
 sys.path[:0] = {paths!r}
 import test_frames
-from memo.keys.encoding.canonical import digest
+from memo.keys.values import value_digest as digest
 print({{name: digest(value).hex() for name, value in test_frames.DISTINCT.items()}})
 """
 
@@ -797,9 +798,9 @@ ALONE = """
 import sys
 {block}
 import {library} as library
-import memo.keys.encoding.canonical
+import memo.keys.values
 before = set(sys.modules)
-print(memo.keys.encoding.canonical.digest({value}).hex())
+print(memo.keys.values.value_digest({value}).hex())
 new = {{m.partition(".")[0] for m in set(sys.modules) - before}}
 assert not new & {{"numpy", "pandas", "pyarrow", "polars", "scipy", "torch"}} - {{{library!r}}}, new
 """

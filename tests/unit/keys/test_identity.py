@@ -28,7 +28,8 @@ from checkout import ROOT
 from observed import calls_of
 
 from memo.errors import KeyingError, OptionError
-from memo.keys.fingerprint import normalised_code, origin
+from memo.keys import origin
+from memo.keys.fingerprint import normalised_code
 from memo.keys.fingerprint.function_version import Identity, code_digest, function_id, stable
 from memo.keys.fingerprint.held_values import fingerprint_of
 from memo.keys.fingerprint.unchanged import probe

@@ -31,7 +31,7 @@ _MAIN = ("__main__", "__mp_main__")
 _CYTHON = "_cython_"
 _FROZEN = "<frozen "
 THIS_PACKAGE = __name__.partition(".")[0]
-_THIS_FOLDER = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+_THIS_FOLDER = os.path.dirname(os.path.dirname(__file__))
 
 
 class Origin(NamedTuple):
