@@ -26,6 +26,7 @@ from blake3 import blake3
 from checkout import ROOT, SUPPORT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ports import run
 
 from memo.keys.encoding.canonical import Unkeyable
 from memo.keys.encoding.libraries import for_arrays
@@ -738,6 +739,29 @@ def test_bands_are_copied_alone_where_no_thread_starts(
     monkeypatch.setattr(threading.Thread, "start", limited)
     assert (digest(rows), digest(fortran)) == keys
     assert next(tries) > started, "a thread was refused"
+
+
+LATE = """
+import threading
+import limits
+import memo
+import numpy as np
+limits.change(threads=4)
+@memo.cache
+def load(x):
+    return 1
+numbers = np.random.default_rng(0).random((300_000, 5))
+arrays = [np.asfortranarray(numbers), np.random.default_rng(0).random((5, 300_000)).T]
+def work():
+    threading.main_thread().join()
+    print([(load(x), load.is_cached(x)) for x in arrays], flush=True)
+threading.Thread(target=work).start()
+"""
+
+
+def test_big_arrays_have_keys_after_the_main_thread_has_ended() -> None:
+    """In a thread that outlives the main thread, where pools cannot be imported any more."""
+    assert run(LATE) == "[(1, True), (1, True)]"
 
 
 def test_a_frame_in_rows_is_keyed_in_little_memory() -> None:

@@ -16,7 +16,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def in_c_order(parts: Iterable[Any]) -> Iterator[memoryview]:
             if buffer.nbytes < part.nbytes:
                 buffer = np.empty(part.nbytes, np.uint8)
             if pool is None and part.nbytes >= PARALLEL_FROM and THREADS > 1:
-                pool = stack.enter_context(make_pool())
+                pool = stack.enter_context(make_pool() or nullcontext())
             place = buffer[: part.nbytes]
             _copy(place.view(part.dtype).reshape(part.shape), part, pool)
             yield memoryview(place)
@@ -85,7 +85,7 @@ def feed_rows(takers: Sequence[Callable[[Any], object]], array: Any) -> None:
     count = min(THREADS, len(array))
     bounds = [len(array) * at // count for at in range(count + 1)]
     parts = [(takers[a:b], array[a:b]) for a, b in itertools.pairwise(bounds)]
-    with make_pool() as pool:
+    with make_pool() or nullcontext() as pool:
         _run([functools.partial(_feed, *part) for part in parts], pool)
 
 
@@ -130,8 +130,12 @@ class _Job:
                 raise self._error
 
 
-def _run(work: Sequence[Callable[[], None]], pool: ThreadPoolExecutor) -> None:
+def _run(work: Sequence[Callable[[], None]], pool: ThreadPoolExecutor | None) -> None:
     """Run jobs in threads, the first one here; all of them here if no thread can be started."""
+    if pool is None:
+        for one in work:
+            one()
+        return
     others = []
     mine: list[Callable[[], None]] = list(work[:1])
     for job in map(_Job, work[1:]):
@@ -145,11 +149,16 @@ def _run(work: Sequence[Callable[[], None]], pool: ThreadPoolExecutor) -> None:
         other.result()
 
 
-def make_pool() -> ThreadPoolExecutor:
-    """Return a pool of threads that copy and hash the parts of a big array."""
-    from concurrent import futures
+def make_pool() -> ThreadPoolExecutor | None:
+    """Return a pool of threads that copy and hash the parts of a big array.
 
-    return futures.ThreadPoolExecutor(THREADS - 1, thread_name_prefix="memo-bands")
+    None if the main thread has ended: pools cannot be imported any more.
+    """
+    try:
+        from concurrent.futures.thread import ThreadPoolExecutor
+    except RuntimeError:
+        return None
+    return ThreadPoolExecutor(THREADS - 1, thread_name_prefix="memo-bands")
 
 
 def _copy(target: Any, source: Any, pool: ThreadPoolExecutor | None) -> None:
