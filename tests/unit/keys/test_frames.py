@@ -741,6 +741,16 @@ def test_bands_are_copied_alone_where_no_thread_starts(
     assert next(tries) > started, "a thread was refused"
 
 
+def test_big_frames_have_the_same_keys_on_one_processor(set_limits: Callable[..., None]) -> None:
+    """Where no second thread would help, big frames are copied and hashed by the caller."""
+    rows = pd.DataFrame(np.random.default_rng(0).random((2_000_000, 2)), copy=False)
+    values = rows, np.asfortranarray(rows.to_numpy())
+    set_limits(threads=4)
+    keys = [digest(value) for value in values]
+    set_limits(threads=1)
+    assert [digest(value) for value in values] == keys
+
+
 LATE = """
 import threading
 import limits

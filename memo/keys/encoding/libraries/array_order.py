@@ -63,7 +63,7 @@ def in_c_order(parts: Iterable[Any]) -> Iterator[memoryview]:
         for part in parts:
             if buffer.nbytes < part.nbytes:
                 buffer = np.empty(part.nbytes, np.uint8)
-            if pool is None and part.nbytes >= PARALLEL_FROM and THREADS > 1:
+            if pool is None and part.nbytes >= PARALLEL_FROM:
                 pool = stack.enter_context(make_pool() or nullcontext())
             place = buffer[: part.nbytes]
             _copy(place.view(part.dtype).reshape(part.shape), part, pool)
@@ -152,8 +152,10 @@ def _run(work: Sequence[Callable[[], None]], pool: ThreadPoolExecutor | None) ->
 def make_pool() -> ThreadPoolExecutor | None:
     """Return a pool of threads that copy and hash the parts of a big array.
 
-    None if the main thread has ended: pools cannot be imported any more.
+    None if there is one processor, or the main thread has ended: pools cannot be imported then.
     """
+    if THREADS == 1:
+        return None
     try:
         from concurrent.futures.thread import ThreadPoolExecutor
     except RuntimeError:
