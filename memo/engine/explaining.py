@@ -194,9 +194,7 @@ async def explain(
         facts = await _invalid_facts(port, chain, own) or _expired_facts(function, chain, own)
     elif reason in _FAULT_FACTS:
         facts = [_FAULT_FACTS[reason]]
-    elif (
-        reason == ABSENT and own and _is_past_windows(function, chain, own)
-    ):  # tiers hide expired entries
+    elif reason == ABSENT and own and _is_past_windows(function, own):  # tiers hide expired entries
         reason, facts = EXPIRED, _expired_facts(function, chain, own)
     elif reason == ABSENT:
         wanted = _MissingCall(call, code, function.keyer.identity.parts(owner))
@@ -365,7 +363,7 @@ async def _invalidation_facts(
     kept = await chain.authorities.notes(port, stamp.ref)
     notes = [(field, _parsed_note(text)) for field, text in kept]
     noted = [(field, note) for field, note in notes if note]
-    later = _changed_fields(stamp.state, state)
+    later = generations.changed_fields(stamp.state, state)
     since = [(field, note) for field, note in noted if field in later]
     facts = [
         f"{_group_text(stamp.ref.group)} {_selection_text(field)} {_note_text(note)}"
@@ -374,19 +372,12 @@ async def _invalidation_facts(
     return facts or [f"{_group_text(stamp.ref.group)} was invalidated"]
 
 
-def _changed_fields(before: State, now: State) -> set[str]:
-    """Return the fields of a group whose tokens differ between two states."""
-    (all_before, fields_before), (all_now, fields) = map(generations.split_state, (before, now))
-    later = {name for name, token in fields.items() if fields_before.get(name) != token}
-    return later | ({stamps.ALL} if all_before != all_now else set())
-
-
 def _selection_text(field: str) -> str:
     """Describe which entries of a group an invalidation selected."""
     if field == stamps.ALL:
         return "invalidated"
-    names = field.partition("=")[0].split(",")
-    done = "expired" if names[-1] == stamps.SOFT else "invalidated"
+    names = stamps.names_of(field)
+    done = "expired" if stamps.SOFT in names else "invalidated"
     names = [name for name in names if name != stamps.SOFT]
     if not names:
         return done
@@ -415,11 +406,10 @@ def _note_text(note: Mapping[str, Any]) -> str:
     return f"at {at} by {note.get('by', '?')}{reason}"
 
 
-def _is_past_windows(function: Function, chain: Chain, header: Header) -> bool:
+def _is_past_windows(function: Function, header: Header) -> bool:
     """True if an entry is past its ttl and its stale windows."""
-    old = age(header.times, chain.clock)
-    raised = bool(header.flags & seal.RAISED)
-    return function.judge(header.times, None, raised).kind == MISS and old is not None
+    verdict = function.judge(header.times, None, bool(header.flags & seal.RAISED))
+    return verdict.kind == MISS and verdict.reason == EXPIRED
 
 
 def _expired_facts(function: Function, chain: Chain, header: Header) -> list[str]:

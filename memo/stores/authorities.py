@@ -41,7 +41,7 @@ from memo.stores.protocols import (
 )
 from memo.stores.redis.loss_recovery import LossRecovery
 from memo.validity import check
-from memo.validity.results import UsedResult, split_reasons
+from memo.validity.results import UsedResult
 from memo.validity.stamps import Turn
 
 T = TypeVar("T")
@@ -281,8 +281,7 @@ class Authorities:
         found: list[str] = []
         for result in used:
             own = [next(reasons) for _ in result.stamps]
-            absolute, beneath = split_reasons(result.stamps, own)
-            found.append(next(iter((*absolute, *beneath)), ""))
+            found.append(check.combine(result.stamps, own))
         return found
 
     # --- invalidations ---------------------------------------------------------------------------

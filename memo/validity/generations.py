@@ -147,6 +147,13 @@ def split_state(state: State) -> tuple[str, dict[str, str]]:
     return star, {name: token for name, _, token in pairs if name != LAST}
 
 
+def changed_fields(before: State, now: State) -> set[str]:
+    """Return the fields whose tokens are new in the later of two states of one ref."""
+    (star_before, fields_before), (star, fields) = map(split_state, (before, now))
+    later = {name for name, token in fields.items() if fields_before.get(name) != token}
+    return later | ({ALL} if star_before != star else set())
+
+
 def notes_for(fields: Mapping[str, str], ref: Ref) -> list[tuple[str, str]]:
     """Return (field, note) of every invalidation in a group's fields that affects a ref."""
     if ref.arguments is None:

@@ -137,8 +137,13 @@ def expired_at(before: str, now: str) -> int | None:
 
 def _is_soft_field(part: str) -> bool:
     """True if a part of a state's text is the field of a soft turn."""
-    names, equals, _ = part.partition("=")
-    return bool(equals) and names.split(",")[-1] == SOFT
+    return SOFT in names_of(part)
+
+
+def names_of(field: str) -> list[str]:
+    """Return the names of the arguments in a field; for a soft turn `SOFT` comes last."""
+    names, equals, _ = field.partition("=")
+    return names.split(",") if equals else []
 
 
 def group(kind: str, name: str) -> str:
