@@ -235,7 +235,7 @@ def _remaining_text(function: Function, verdict: Verdict, entry: Entry) -> str:
     left = function.remaining(entry.times, raised=bool(entry.flags & seal.RAISED))
     if left is None:
         return "no expiry"
-    return f"fresh for {_span(left)} more" if left >= 0 else f"expired {_span(-left)} ago"
+    return f"fresh for {_span(left)} more" if left > 0 else f"expired {_span(-left)} ago"
 
 
 def _is_expired_early(function: Function, verdict: Verdict, entry: Entry) -> bool:

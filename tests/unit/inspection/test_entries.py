@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import random
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -110,6 +112,49 @@ def test_a_state_is_the_verdict_of_the_next_call() -> None:
         assert seen == [(False, "expired"), (True, "fresh"), (False, "expired"), (True, "fresh")]
         with memo.mode(max_age=60):
             assert (load.is_cached("EU"), memo.entries(load)[0].state) == (False, "expired")
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_everything_that_judges_an_entry_agrees(seed: int) -> None:
+    """`is_cached`, `explain` and `entries` give one verdict, whatever has happened to an entry."""
+    rng, clock, version = random.Random(seed), ManualClock(), [0]
+    with isolated(clock=clock):
+        base = memo.cache(ttl=None, name="base", version="1", cutoff=rng.random() < 0.5)(
+            lambda: version[0]
+        )
+        load = memo.cache(
+            name="load",
+            version="1",
+            ttl=rng.choice([None, 10, 100]),
+            ttl_key=rng.choice([None, "ttl.load"]),
+            stale_while_revalidate=rng.choice([0, 5, 50]),
+            stale_if_error=rng.choice([0, 5, 50]),
+            use_jitter=rng.random() < 0.3,
+            depends_on=(lambda: version[0]) if rng.random() < 0.3 else None,
+        )(lambda: base())
+        load()
+        steps: dict[str, Callable[[], Any]] = {
+            "waited": lambda: clock.advance(rng.choice([1, 9, 20, 60])),
+            "waited again": lambda: clock.advance(rng.choice([1, 9, 20, 60])),
+            "live ttl": lambda: memo.live.set("ttl.load", rng.choice([5, 30, 7200, math.inf])),
+            "expired": load.expire,
+            "invalidated": load.invalidate,
+            "expired beneath": base.expire,
+            "invalidated beneath": base.invalidate,
+            "changed": lambda: version.append(version.pop() + 1),
+        }
+        done = []
+        for _ in range(6):
+            done.append(rng.choice([*steps]))
+            steps[done[-1]]()
+            found = memo.entries(load)
+            for entry in found:
+                explained = load.explain()
+                usable = entry.state in ("fresh", "stale")
+                assert (explained.hit, load.is_cached()) == (usable, usable), (done, entry)
+                assert explained.reason == entry.state or not usable, (done, entry)
+                assert ("; fresh for" in str(explained)) <= (entry.state == "fresh"), done
+                assert (entry.state == "in doubt") <= ("first checks" in str(explained)), done
 
 
 def test_the_table_goes_by_the_clock_of_the_records() -> None:

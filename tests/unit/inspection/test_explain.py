@@ -94,7 +94,9 @@ def test_a_stale_hit_says_that_it_is_refreshed(clock: ManualClock) -> None:
         return region
 
     load("EU")
-    clock.advance(61)
+    clock.advance(60)
+    shows(load.explain("EU"), "hit (stale)", "; expired 0 s ago")
+    clock.advance(1)
     explanation = load.explain("EU")
     assert explanation.hit
     assert explanation.reason == "stale"
