@@ -351,9 +351,7 @@ def test_shared_live_ttl_reaches_all_kernels(redis_server: RedisServer, tmp_path
 
 
 @styles
-def test_shared_live_ttl_here(
-    style: Style, source: Source, redis_server: RedisServer, ahead: Ahead
-) -> None:
+def test_shared_live_ttl_here(style: Style, source: Source, redis_server: RedisServer) -> None:
     """The process that sets a shared ttl sees it at the next call, and keeps it without Redis."""
     f = cached(style, source, ttl=60, ttl_key="ttl.here")
     with memo.configure(redis_url=redis_server.url):
@@ -362,7 +360,8 @@ def test_shared_live_ttl_here(
         until(lambda: not f.is_cached())
         assert style.call(f) == 2
         redis_server.kill()
-        ahead.advance(0.6)
+        with recording() as seen:
+            until(lambda: f.is_cached() or "live configuration" in [e.reason for e in seen])
         assert style.call(f) == 3
         assert memo.live["ttl.here"] == 0.001
         redis_server.restart()
