@@ -70,7 +70,7 @@ from memo.runtime.port import Port
 from memo.runtime.reasons import EXPIRED, UNREACHABLE
 from memo.stores.chain import Answer, Chain
 from memo.stores.protocols import PendingLookup
-from memo.validity.check import FRESH, Verdict, judge, may_fall_back
+from memo.validity.check import FRESH, Verdict, may_fall_back
 
 MIN_WAITED_SECONDS = 0.001
 """Seconds below which a lease counts as free: the process did not wait for it."""
@@ -131,18 +131,15 @@ def _load_if_fresh(
     """Load the value of a valid entry; `NOTHING` if it is not fresh, is big or does not load."""
     if len(entry.stream) > OFFLOADED_STREAM_BYTES:
         return NOTHING
-    rules, ttl, times, live = function.policy, None, entry.times, function.live
-    if live is not None:
-        if live.due():
-            return NOTHING
-        ttl = function.live_ttl()
-    if judge(times, rules, chain.clock, ttl).kind != FRESH:
+    if function.live is not None and function.live.due():
+        return NOTHING
+    if function.judge(entry.times).kind != FRESH:
         return NOTHING
     try:
         value = codec.unpickled(entry.stream)
     except EntryError:
         return NOTHING  # `look_up` meets the same error, and reports it
-    started, _, _, _, _, _, cost = times
+    started, _, _, _, _, _, cost = entry.times
     key = call.text
     if not chain.latest_answers.accept(key, started):
         return NOTHING

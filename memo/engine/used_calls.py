@@ -24,7 +24,7 @@ from memo.runtime.port import Port
 from memo.settings import configuration
 from memo.stores.chain import Chain
 from memo.validity import stamps
-from memo.validity.check import is_unchanged, remaining, why_changed
+from memo.validity.check import is_unchanged, why_changed
 from memo.validity.results import UsedResult, flatten, own_result, unflatten
 
 
@@ -320,7 +320,7 @@ def record_entry(
     reads.add(entry.stamps, begun)
     if entry.flags & RAISED:
         return
-    left = remaining(entry.times, function.policy, chain.clock, function.live_ttl())
+    left = function.remaining(entry.times)
     if stale:
         left = min(0, left or 0)
     if left is not None:
