@@ -18,7 +18,7 @@ UNBOUND: Final = sys.version_info >= (3, 13)
 """True if a classmethod binds its function as a plain method."""
 NOTE_ATTRIBUTE: Final = "__memo_note__"
 """The attribute that holds the note in a class body."""
-_FRAMES: Final = 16
+_MAX_SEARCHED_FRAMES: Final = 16
 """Most stack frames that are searched for a class body, since decorators may call each other."""
 
 
@@ -65,7 +65,7 @@ def bind_later(made: Any, bind: Callable[[], None], function: Callable[..., Any]
 def _class_body(name: str) -> Any:
     """Return the namespace of the class with this qualified name whose body is running, or None."""
     frame: FrameType | None = sys._getframe(1)
-    for _ in range(_FRAMES):
+    for _ in range(_MAX_SEARCHED_FRAMES):
         if frame is None:
             return None
         optimized = frame.f_code.co_flags & inspect.CO_OPTIMIZED  # the frame of a function

@@ -308,7 +308,7 @@ async def aexpire(
     return await _invalidate_target(native(), target, reason, soft=True, strict=strict)
 
 
-CHECKED_CALLS: Final = 5
+MAX_COUNTED_CALLS: Final = 5
 """Calls of a decorated function whose matches are counted, unless one matches earlier."""
 SIMILAR: Final = "there are entries such as"
 
@@ -344,7 +344,7 @@ class InvalidationAfterCall:
         self.tags = [_tag(tag, self.signature) for tag in tags]
         self.has_resolver = key_resolver is not None
         self.function_name = getattr(function, "__qualname__", repr(function))
-        self.checks_left = CHECKED_CALLS
+        self.checks_left = MAX_COUNTED_CALLS
         self.resolver_gave_none = False
 
     async def carry_out(
@@ -392,7 +392,7 @@ class InvalidationAfterCall:
             return []
         message = (
             f"invalidate_cache of {self.function_name}: its key_resolver returned None in "
-            f"{CHECKED_CALLS} calls, so nothing was invalidated; return an address, "
+            f"{MAX_COUNTED_CALLS} calls, so nothing was invalidated; return an address, "
             "or [] for none."
         )
         return [message]

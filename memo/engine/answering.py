@@ -74,7 +74,7 @@ from memo.validity.check import FRESH, Verdict, may_fall_back
 
 MIN_WAITED_SECONDS = 0.001
 """Seconds below which a lease counts as free: the process did not wait for it."""
-SOFT_TIMEOUT = "soft_timeout"
+SOFT_TIMEOUT_REASON = "soft_timeout"
 """Reason of a stale answer: the computation takes longer than `soft_timeout`."""
 
 
@@ -358,7 +358,7 @@ async def _wait_for_flight(
                 apart=not port.native,
             )
         if soft and not await port.wait(waiter, soft):
-            old = await _old_value(port, job, found, SOFT_TIMEOUT)
+            old = await _old_value(port, job, found, SOFT_TIMEOUT_REASON)
             if old is not None:
                 FLIGHTS.keep_running(flight)
                 return old

@@ -793,10 +793,10 @@ def _header(
 
 def _fitting_address(address: str) -> str:
     """Shorten a long address for the header, with a visible mark."""
-    data = address[: seal.MAX_TEXT_BYTES + 1].encode("utf-8", "replace")
-    if len(data) <= seal.MAX_TEXT_BYTES:
+    data = address[: seal.MAX_HEADER_TEXT_BYTES + 1].encode("utf-8", "replace")
+    if len(data) <= seal.MAX_HEADER_TEXT_BYTES:
         return data.decode()
-    return data[: seal.MAX_TEXT_BYTES - 8].decode("utf-8", "ignore") + "…"
+    return data[: seal.MAX_HEADER_TEXT_BYTES - 8].decode("utf-8", "ignore") + "…"
 
 
 def _grace(policy: Policy, ttl: int) -> int:

@@ -43,9 +43,9 @@ from memo.validity import results
 from memo.validity.check import FRESH, Unconfirmed
 from memo.validity.results import UsedResult
 
-BACKOFF_SECONDS = (1.0, 60.0)
+REFRESH_BACKOFF_SECONDS = (1.0, 60.0)
 """Pause after a failed refresh in seconds: first and longest; each failure doubles it."""
-RECHECK_SECONDS = 0.2
+REFRESH_RECHECK_SECONDS = 0.2
 """Seconds without a new attempt after another process turned out to be refreshing the value."""
 
 
@@ -283,7 +283,7 @@ def _end_refresh(job: Job, result: FlightResult | None) -> tuple[str, str]:
     """Set the backoff after a refresh; return the kind and the reason of the event that ends it."""
     backoff, key = job.function.backoff, job.call.text
     if result is None:  # another process is refreshing it, or just has
-        backoff[key] = (time.monotonic() + RECHECK_SECONDS, 0.0)
+        backoff[key] = (time.monotonic() + REFRESH_RECHECK_SECONDS, 0.0)
         return events.REFRESH_DONE, events.REFRESHED_ELSEWHERE
     if result.cache_failed:
         return events.REFRESH_FAILED, ARGUMENTS_CHANGED
@@ -292,7 +292,10 @@ def _end_refresh(job: Job, result: FlightResult | None) -> tuple[str, str]:
         if not result.valid:
             return events.REFRESH_FAILED, INVALIDATED
         return events.REFRESH_DONE, ""
-    pause = min(BACKOFF_SECONDS[1], max(BACKOFF_SECONDS[0], backoff.get(key, (0.0, 0.0))[1] * 2))
+    pause = min(
+        REFRESH_BACKOFF_SECONDS[1],
+        max(REFRESH_BACKOFF_SECONDS[0], backoff.get(key, (0.0, 0.0))[1] * 2),
+    )
     pause_after_failure(job, max(pause, job.function.policy.retry_after))
     return events.REFRESH_FAILED, type(result.error).__name__
 

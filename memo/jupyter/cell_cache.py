@@ -42,7 +42,7 @@ from memo.runtime import events
 from memo.runtime.events import Event
 from memo.runtime.named_tuple import NamedTuple
 
-_SHOWN_NAMES = 3
+_MAX_SHOWN_NAMES = 3
 """Number of its outputs after which a cell is named."""
 _IMMUTABLE_TYPES = IMMUTABLE_BUILTINS | {types.FunctionType}
 _AWAIT_FLAG = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
@@ -625,7 +625,7 @@ def _normalized(tree: ast.Module, quiet: bool) -> str:
 def _name(scope: dict[str, Any], found: Names, identity: CellIdentity) -> str:
     """Name a cell after what it assigns, so that an edited cell keeps its name."""
     made = [name for name in found.assigned if name not in found.imported] or found.assigned
-    shown = list(made[:_SHOWN_NAMES])
+    shown = list(made[:_MAX_SHOWN_NAMES])
     more = len(made) - len(shown)
     shown += [f"+{more}"] if more else []
     inner = ",".join(shown) or identity.digest()[:8]

@@ -37,7 +37,7 @@ _MAX_KNOWN_DURATIONS = 4096
 """Keys whose last duration is remembered."""
 _MAX_ESTIMATES = 20
 """Most runs whose end is estimated in one update."""
-_ENTRIES_COMPARED = 20
+_MAX_COMPARED_ENTRIES = 20
 """Most recent entries of a function whose median cost is the estimate for a new key."""
 
 
@@ -444,7 +444,7 @@ async def _recorded(
     except MemoError:  # a fault of the cache: no bar
         return [], False
     own = [header for header in found if header.key == key]
-    latest = sorted(own or found, key=lambda header: -header.times.finished)[:_ENTRIES_COMPARED]
+    latest = sorted(own or found, key=lambda header: -header.times.finished)[:_MAX_COMPARED_ENTRIES]
     return [header.times.cost / SECOND for header in latest], bool(own)
 
 

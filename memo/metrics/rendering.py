@@ -160,7 +160,7 @@ class Styled(NamedTuple):
     style: str = ""
 
 
-NARROWEST_TEXT = 8
+MIN_TEXT_COLUMNS = 8
 """Fewest columns to which a text is cut."""
 
 
@@ -184,7 +184,7 @@ def table_lines(table: Table, width: int = 80) -> list[Styled]:
     widths = _widths(table)
     for index in sorted(range(table.texts), key=lambda at: -widths[at]):
         over = sum(widths) + 2 * (len(widths) - 1) - width
-        widths[index] = max(min(widths[index], NARROWEST_TEXT), widths[index] - max(0, over))
+        widths[index] = max(min(widths[index], MIN_TEXT_COLUMNS), widths[index] - max(0, over))
     rule = Styled("─" * (sum(widths) + 2 * (len(widths) - 1)), "dim")
     lines = [Styled(_line(table.titles, widths, table.texts), "bold"), rule]
     for row in table.rows:

@@ -37,7 +37,7 @@ SLOT_BYTES = 512
 """Bytes of one slot."""
 MAX_DURATIONS = 1000
 """Most calls whose last duration is remembered."""
-SUFFIX = ".now"
+SLOTS_FILE_SUFFIX = ".now"
 LONG_COMPUTATION_SECONDS = 0.5
 """Seconds from which a computation counts as long."""
 
@@ -165,7 +165,7 @@ class RunningComputations:
         from memo.metrics.shared_counters import process_name
 
         self._mapped_directory = directory
-        self._path = directory / "stats" / f"{process_name()}{SUFFIX}"
+        self._path = directory / "stats" / f"{process_name()}{SLOTS_FILE_SUFFIX}"
         with private_files.open_folder(self._path.parent, make=True) as folder:
             descriptor = private_files.open_or_create(self._path.name, folder)
         try:
@@ -208,7 +208,7 @@ def _files(folder: Path) -> list[tuple[str, bytes]]:
     found: list[tuple[str, bytes]] = []
     with suppress(OSError), private_files.open_folder(folder) as descriptor:
         for name in os.listdir(descriptor):
-            process = name.removesuffix(SUFFIX)
+            process = name.removesuffix(SLOTS_FILE_SUFFIX)
             if process in (name, process_name()) or not process.partition("-")[0].isdigit():
                 continue
             with suppress(OSError):

@@ -27,15 +27,15 @@ PUBLISH_SECONDS = 1.0
 """Shortest interval in seconds at which a process writes its snapshot."""
 PUBLISH_SHARE = 0.01
 """Largest fraction of its time that a process spends on that."""
-SOON_SECONDS = 0.25
-SOON_SHARE = 0.2
+EARLY_PUBLISH_SECONDS = 0.25
+EARLY_PUBLISH_SHARE = 0.2
 """The same two limits after a computation has begun, since the next event may come much later."""
 TIMER_THREAD = "memo-background-statistics"
 """The name of the thread that waits until a snapshot is due."""
 _SLOW_SNAPSHOT_SECONDS = 0.01
 """If making a snapshot takes this many seconds, it is done in the background: the caller may be an
 event loop, and thousands of functions take a tenth of a second."""
-KEEP_SECONDS = 7 * 86400
+SNAPSHOT_KEPT_SECONDS = 7 * 86400
 """Snapshots of processes that ended longer ago are folded into one total."""
 _WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 MAX_SNAPSHOT_BYTES = 8 << 20
@@ -46,7 +46,7 @@ class SharedSnapshots:
     """Snapshots of the processes that share a directory.
 
     `<directory>/stats/<pid>-<start>.json`, one file per process, owner-only, replaced as a whole.
-    Files of processes that ended more than `KEEP_SECONDS` ago are folded into `total.json`.
+    Files of processes that ended `SNAPSHOT_KEPT_SECONDS` ago are folded into `total.json`.
 
     Args:
         directory: the cache directory.
@@ -126,7 +126,7 @@ class SharedSnapshots:
         Raises:
             OSError: the directory cannot be read or written.
         """
-        horizon = (time.time() if now is None else now) - KEEP_SECONDS
+        horizon = (time.time() if now is None else now) - SNAPSHOT_KEPT_SECONDS
         with private_files.open_folder(self.path) as folder:
             old = [name for name in self._names() if _is_old(name, folder, horizon)]
             if not old:
@@ -272,7 +272,7 @@ class Publisher:
             took = time.monotonic() - began
             self._is_long = time.thread_time() - worked >= _SLOW_SNAPSHOT_SECONDS
             self._due = began + max(PUBLISH_SECONDS, took / PUBLISH_SHARE)
-            self._due_soon = began + max(SOON_SECONDS, took / SOON_SHARE)
+            self._due_soon = began + max(EARLY_PUBLISH_SECONDS, took / EARLY_PUBLISH_SHARE)
             self._lock.release()
 
     def _publish(self) -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 MAX_STREAM_BUFFER_BYTES = 4096
 """Most bytes of a buffer that stays in the stream, and of an array that is left as it is."""
-_CHECKED_FOR_TEXT = 1024
+_TEXT_CHECK_FROM_ITEMS = 1024
 """Fewest elements of an object array that is checked for being all strings."""
 _MAX_SHARED_RATIO = 1.25
 """Factor by which an Arrow array may refer to more bytes than its own before it is copied."""
@@ -117,7 +117,9 @@ def _strided(array: np.ndarray[Any, Any]) -> Any:
 
 def _objects(array: np.ndarray[Any, Any]) -> Any:
     """Reduce an object array of strings, with missing values of one kind, to Arrow strings."""
-    if array.size < _CHECKED_FOR_TEXT or not (array.flags.c_contiguous or array.flags.f_contiguous):
+    if array.size < _TEXT_CHECK_FROM_ITEMS or not (
+        array.flags.c_contiguous or array.flags.f_contiguous
+    ):
         return NotImplemented
     order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
     texts = array.ravel(order=order)

@@ -48,7 +48,7 @@ from memo.settings.secret_keys import Secret
 RECORD_MAGIC = b"\x89memo\r\n\x01"
 ALIGN = 64
 """Alignment of a payload's buffers, as numpy's and Arrow's kernels prefer."""
-MAX_TEXT_BYTES = 0xFFFF
+MAX_HEADER_TEXT_BYTES = 0xFFFF
 """Most bytes of a text in a header."""
 
 _SEAL_AT = 16
@@ -301,7 +301,7 @@ def pack(header: Header, stream: bytes | memoryview, secret: Secret) -> bytes:
     texts = (h.namespace, h.key, h.function, h.code, h.address, h.codec, h.writer)
     short = list(map(str.encode, texts))
     for text in short:
-        if len(text) > MAX_TEXT_BYTES:
+        if len(text) > MAX_HEADER_TEXT_BYTES:
             raise EntryError(UNREADABLE, "a header field is longer than 65,535 bytes")
     summary = h.summary.encode()
     table = b"".join(starmap(_BUFFER.pack, h.buffers))

@@ -2,8 +2,8 @@
 
 An entry names every generation that it depends on, including those inherited from the calls that it
 used.  If each level packed all of them again, calls nested `n` deep would cost `n * n`.  So
-inherited generations are gathered into a *block* once there are `BLOCK_FROM` of them, and outer
-entries contain the same block: its bytes are copied, its objects are shared.
+inherited generations are gathered into a *block* once there are `BLOCK_FROM_GENERATIONS` of them,
+and outer entries contain the same block: its bytes are copied, its objects are shared.
 
 The bytes are either one part, or `B` and several parts, each after its length in 4 bytes: first the
 stamps outside blocks, then the blocks.  The former are a JSON list of `["g", group, arguments,
@@ -28,9 +28,9 @@ from memo.records.stamp_types import Call, File, Generation, Ref, Result, Stamp,
 from memo.runtime.named_tuple import new_tuple
 from memo.runtime.reasons import UNREADABLE
 
-BLOCK_FROM = 64
+BLOCK_FROM_GENERATIONS = 64
 """Fewest inherited generations outside of blocks that become a block."""
-DEFLATE_FROM = 512
+DEFLATE_FROM_BYTES = 512
 """Parts of at least this many bytes are deflated."""
 MAX_INFLATED_BYTES = 64 << 20
 """Most bytes of decompressed stamps."""
@@ -128,7 +128,7 @@ def with_block(stamps: tuple[Stamp, ...], own: Iterable[Stamp]) -> tuple[Stamp, 
     """
     loose, mine = loose_of(stamps), set(own)
     inherited = [s for s in loose if type(s) is Generation and s not in mine]
-    if len(inherited) < BLOCK_FROM:
+    if len(inherited) < BLOCK_FROM_GENERATIONS:
         return stamps
     kept = [s for s in loose if type(s) is not Generation or s in mine]
     return Stamps.of(kept, (*blocks_of(stamps), Block.of(inherited)))
@@ -230,7 +230,7 @@ def _row(stamp: Stamp) -> Sequence[Any]:
 
 def _pack_rows(rows: Sequence[Sequence[Any]]) -> bytes:
     text = _json(rows).encode()
-    return text if len(text) < DEFLATE_FROM else zlib.compress(text, 4)
+    return text if len(text) < DEFLATE_FROM_BYTES else zlib.compress(text, 4)
 
 
 _json: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":")).encode

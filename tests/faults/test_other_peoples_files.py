@@ -15,7 +15,7 @@ from folders import FOLDER
 
 import memo
 from memo.inspection.live_view import Model
-from memo.metrics.running_computations import SUFFIX
+from memo.metrics.running_computations import SLOTS_FILE_SUFFIX
 from memo.stores.disk import file_locks, payload_files
 from memo.testing import isolated
 
@@ -27,7 +27,10 @@ def others(tmp_path: Path) -> Path:
     place.mkdir(mode=0o700)
     for name in ("thesis.tex", "a" * 40, "b" * 32 + ".tmp", "c" * 64, "x.json"):
         (place / name).write_text("mine")
-    for name in ("99999999-1.json", f"99999999-1{SUFFIX}"):  # as of a process that ended long ago
+    for name in (
+        "99999999-1.json",
+        f"99999999-1{SLOTS_FILE_SUFFIX}",
+    ):  # as of a process that ended long ago
         (place / name).write_text("{}")
         os.utime(place / name, (0, 0))
     return place

@@ -27,14 +27,14 @@ LIMITS = {
     "mounts": ("memo.runtime.ownership:MOUNTS_FILE",),
     "stored_format": ("memo.runtime:FORMAT",),
     "parts_of_cycles": ("memo.keys.encoding.canonical:MAX_IN_CYCLES",),
-    "threads": (f"{_BANDS}:THREADS",),
+    "threads": (f"{_BANDS}:COPY_THREADS",),
     "band_bytes": (f"{_BANDS}:BAND_BYTES",),
     "tile_bytes": (f"{_BANDS}:TILE_BYTES",),
     "hashed_tile_bytes": (f"{_BANDS}:HASHED_TILE_BYTES",),
     "tile_rows": (f"{_BANDS}:TILE_ROWS",),
-    "parallel_from": (f"{_BANDS}:PARALLEL_FROM",),
-    "copied_whole": ("memo.keys.encoding.libraries.for_arrays:COPIED_WHOLE",),
-    "long_column": (f"{_PANDAS}:LONG_COLUMN",),
+    "parallel_from": (f"{_BANDS}:PARALLEL_COPY_FROM_BYTES",),
+    "copied_whole": ("memo.keys.encoding.libraries.for_arrays:MAX_COPIED_WHOLE_BYTES",),
+    "long_column": (f"{_PANDAS}:LONG_COLUMN_BYTES",),
     "strip_bytes": (f"{_PANDAS}:STRIP_BYTES",),
 }
 """Limit -> the constants that hold it.  Their modules are imported when one is changed."""

@@ -1,7 +1,7 @@
 """Atoms: encode plain values, and combine encodings.
 
 An encoding begins with a letter, its *kind*, which determines its length; so encodings in a row
-cannot be confused.  Content longer than `INLINE_BYTES` bytes is replaced by its digest.
+cannot be confused.  Content longer than `MAX_LITERAL_BYTES` is replaced by its digest.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from memo.runtime.checksums import blake2b
 
 DIGEST_BYTES: Final = 20
 """Bytes of a digest."""
-INLINE_BYTES: Final = 200
+MAX_LITERAL_BYTES: Final = 200
 """Content of up to this many bytes is part of the encoding itself."""
-HASHED_IN_PARALLEL: Final = 1 << 20
+PARALLEL_HASH_FROM_BYTES: Final = 1 << 20
 """Content of at least this many bytes is hashed in parallel, on all cores."""
-ENCODED_IN_C: Final = 24
+ENCODED_IN_C_FROM_ITEMS: Final = 24
 """A sequence of at least this many plain values is encoded in C code."""
-_CHARACTERS_AT_ONCE: Final = 4 << 20
+_CHARACTERS_PER_STEP: Final = 4 << 20
 """Characters of a long text that are encoded at a time."""
-ITEMS_AT_ONCE: Final = 4096
+ITEMS_PER_STEP: Final = 4096
 """Items of such a sequence that are encoded at a time: that many stay in the processor's cache."""
 
-_LENGTHS: Final = [bytes([n]) for n in range(INLINE_BYTES + 1)]
+_LENGTHS: Final = [bytes([n]) for n in range(MAX_LITERAL_BYTES + 1)]
 _STRINGS: Final = [b"s" + length for length in _LENGTHS]
 _INTEGER: Final = struct.Struct("<cq").pack
 _FLOAT: Final = struct.Struct("<cd").pack
@@ -42,11 +42,11 @@ _NAN: Final = _FLOAT(b"f", math.nan)
 
 
 def with_length(content: bytes | bytearray | memoryview) -> bytes:
-    """Return content after its length, or its digest if it is longer than `INLINE_BYTES`."""
+    """Return content after its length, or its digest if it is longer than `MAX_LITERAL_BYTES`."""
     length = len(content)
-    if length <= INLINE_BYTES:
+    if length <= MAX_LITERAL_BYTES:
         return _LENGTHS[length] + content
-    if length < HASHED_IN_PARALLEL:
+    if length < PARALLEL_HASH_FROM_BYTES:
         return b"\xff" + blake2b(content, digest_size=DIGEST_BYTES).digest()
     return b"\xfe" + codec.digest(content if isinstance(content, bytes) else memoryview(content))
 
@@ -57,7 +57,7 @@ def node(kind: str, content: bytes) -> bytes:
 
 
 def hashed(encoding: bytes) -> bytes:
-    """Return the digest of an encoding: `DIGEST_BYTES` bytes."""
+    """Return the digest of an encoding: `DIGEST_BYTES`."""
     return blake2b(encoding, digest_size=DIGEST_BYTES).digest()
 
 
@@ -68,20 +68,20 @@ def short_digest(data: bytes) -> str:
 
 def text(value: str) -> bytes:
     """Encode a str."""
-    if len(value) > HASHED_IN_PARALLEL:
+    if len(value) > PARALLEL_HASH_FROM_BYTES:
         return b"s\xfe" + codec.digest_of(_encoded(value))
     try:
         data = value.encode()
     except UnicodeEncodeError:
         data = value.encode("utf-8", "surrogatepass")
     length = len(data)
-    return _STRINGS[length] + data if length <= INLINE_BYTES else b"s" + with_length(data)
+    return _STRINGS[length] + data if length <= MAX_LITERAL_BYTES else b"s" + with_length(data)
 
 
 def _encoded(value: str) -> Iterator[bytes]:
     """Encode a long text in UTF-8, in pieces, so that other threads can run in between."""
-    for at in range(0, len(value), _CHARACTERS_AT_ONCE):
-        yield value[at : at + _CHARACTERS_AT_ONCE].encode("utf-8", "surrogatepass")
+    for at in range(0, len(value), _CHARACTERS_PER_STEP):
+        yield value[at : at + _CHARACTERS_PER_STEP].encode("utf-8", "surrogatepass")
 
 
 def integer(value: int) -> bytes:
@@ -121,7 +121,7 @@ def plain_sequence(pieces: Iterable[Any]) -> bytes | None:
     It is pickled without a memo table, so the result does not depend on sharing or interning.
 
     Args:
-        pieces: lists or tuples of `ITEMS_AT_ONCE` values; the last one may be shorter.
+        pieces: lists or tuples of `ITEMS_PER_STEP` values; the last one may be shorter.
     """
     stream = io.BytesIO()
     pickler = _Strict(stream, protocol=5)

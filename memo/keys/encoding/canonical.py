@@ -3,8 +3,8 @@
 Rules of this module:
 
 1.  A value is encoded as its *kind* and its content, prefixed by its length, so that encodings in a
-    row cannot be confused.  Content longer than `atoms.INLINE_BYTES` is replaced by its digest, so
-    even the largest value has a short encoding; nothing is sampled.
+    row cannot be confused.  Content longer than `atoms.MAX_LITERAL_BYTES` is replaced by its
+    digest, so even the largest value has a short encoding; nothing is sampled.
 2.  Two values have the same encoding if they have the same type and nothing that a computation may
     read distinguishes them.  Identity, sharing, interning, memory layout, the order of a set or of
     a dict, and PYTHONHASHSEED do not count.  `docs/keys.md` has the policy for each type.
@@ -28,9 +28,9 @@ from typing import Any, Final, TypeVar
 from memo.errors import OptionError, public, shown
 from memo.keys.encoding.atoms import (
     BACK_REFERENCE,
-    ENCODED_IN_C,
+    ENCODED_IN_C_FROM_ITEMS,
     FALSE,
-    ITEMS_AT_ONCE,
+    ITEMS_PER_STEP,
     NONE,
     SIMPLE,
     TRUE,
@@ -45,11 +45,11 @@ from memo.keys.encoding.atoms import (
 
 MAX_IN_CYCLES: Final = 1_000_000
 """Most encodings inside of cycles in one value; beyond it the value is refused."""
-DEEP_RECURSION: Final = 10_000
+DEEP_RECURSION_LIMIT: Final = 10_000
 """The recursion limit, in frames, for a value that is nested deeper than the present one allows."""
-SORTED_AT_ONCE: Final = 1 << 15
+VALUES_PER_SORT: Final = 1 << 15
 """Most values that are sorted in one step: 20 ms, during which no other thread runs."""
-_STRIDE: Final = 4093
+_SAMPLE_STRIDE: Final = 4093
 """Distance between sampled values: a prime, so that no period in the values matches it."""
 _NEVER: Final = 1 << 62
 NO_REPLACEMENTS: Final[Mapping[int, Mapping[str, Any]]] = {}
@@ -100,9 +100,9 @@ def key_step(key: Any) -> str:
 
 def sequence(values: Sequence[Any], walk: Walk, step: Callable[[int], str] = index_step) -> bytes:
     """Encode the items of an ordered collection; `step` names an item in a path."""
-    if len(values) >= ENCODED_IN_C:
+    if len(values) >= ENCODED_IN_C_FROM_ITEMS:
         stream = plain_sequence(
-            values[at : at + ITEMS_AT_ONCE] for at in range(0, len(values), ITEMS_AT_ONCE)
+            values[at : at + ITEMS_PER_STEP] for at in range(0, len(values), ITEMS_PER_STEP)
         )
         if stream is not None:
             return stream
@@ -142,11 +142,11 @@ def mapping(value: dict[Any, Any], walk: Walk, step: Callable[[Any], str] = key_
 
 def sorted_encodings(values: list[T]) -> list[T]:
     """Sort values; if they are many, in parts, so that other threads can run in between."""
-    if len(values) <= SORTED_AT_ONCE:
+    if len(values) <= VALUES_PER_SORT:
         return sorted(values)  # type: ignore[type-var]
     from bisect import bisect
 
-    marks: list[Any] = sorted(values[::_STRIDE])[::8]  # type: ignore[type-var]
+    marks: list[Any] = sorted(values[::_SAMPLE_STRIDE])[::8]  # type: ignore[type-var]
     parts: list[list[T]] = [[] for _ in range(len(marks) + 1)]
     for value in values:
         parts[bisect(marks, value)].append(value)
@@ -333,7 +333,7 @@ def _encode_deeply_nested(value: Any, code_of: CodeOf) -> bytes:
     The limit stays raised.  It applies to all threads, and lowering it while another one is deep in
     recursion crashes the process.
     """
-    sys.setrecursionlimit(max(sys.getrecursionlimit(), DEEP_RECURSION))
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), DEEP_RECURSION_LIMIT))
     try:
         return encode(value, Walk(code_of))
     except RecursionError:

@@ -52,7 +52,7 @@ SLOW_CHECK_SECONDS = 0.0001
 """Seconds that each call may spend on checking globals before a warning is given."""
 _SLOW_CLASS_CHECK_SECONDS = 0.001
 """The same for the attributes of classes, which cost a little in every program."""
-_QUICK_CHECK = SLOW_CHECK_SECONDS / 10
+_QUICK_CHECK_SECONDS = SLOW_CHECK_SECONDS / 10
 """If a check takes less than this, the next ones are not timed."""
 _TIMING_ROUNDS = 10
 _TIMING_SECONDS = 0.005
@@ -154,7 +154,7 @@ class KnownVersion:
         taken = perf_counter() - begun
         if taken > SLOW_CHECK_SECONDS:
             self.slow += 1
-        self.quick = taken < _QUICK_CHECK
+        self.quick = taken < _QUICK_CHECK_SECONDS
         return True
 
     def slowest_global(self, named: Collection[str] = ()) -> tuple[str, float]:

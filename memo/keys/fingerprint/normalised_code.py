@@ -115,7 +115,7 @@ _Node = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 _FUTURES = functools.reduce(
     lambda flags, name: flags | getattr(future, name).compiler_flag, future.all_feature_names, 0
 )
-_PARSED_SOURCES = 64
+_MAX_PARSED_SOURCES = 64
 """Source files whose parse is kept; a notebook with more cells parses the oldest again."""
 _PARSE_ATTEMPTS = 100
 """Number of times a source is parsed if another thread's parsing interferes."""
@@ -162,7 +162,7 @@ def _parse(source: str) -> ast.Module:
         return ast.parse(source)
 
 
-@functools.lru_cache(maxsize=_PARSED_SOURCES)
+@functools.lru_cache(maxsize=_MAX_PARSED_SOURCES)
 def _unparsed(source: str) -> str:
     """Return a source as `ast.unparse` writes it, which `%autoreload` compiles."""
     try:
@@ -171,7 +171,7 @@ def _unparsed(source: str) -> str:
         return ""
 
 
-@functools.lru_cache(maxsize=_PARSED_SOURCES)
+@functools.lru_cache(maxsize=_MAX_PARSED_SOURCES)
 def index_of(source: str, flags: int) -> _Index | None:
     """Return the functions of a source by their position; None if it cannot be parsed."""
     try:

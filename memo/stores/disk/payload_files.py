@@ -46,10 +46,10 @@ from memo.settings.secret_keys import Secret
 
 _ENTRY_FILE_NAME = re.compile(r"[0-9a-f]{2}/(?:[0-9a-f]{64}\.[0-9a-f]{16}|[0-9a-f]{32}\.rec)")
 """The name that an entry has in the index: of its payload if it has one, else of its record."""
-_CANONICAL = re.compile(r"[0-9a-f]{2}/[0-9a-f]{64}")
-_TEMPORARY = ".tmp"
-_RECORD = ".rec"
-_VOUCHER = ".seal"
+_CANONICAL_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{64}")
+_TEMPORARY_SUFFIX = ".tmp"
+_RECORD_SUFFIX = ".rec"
+_VOUCHER_SUFFIX = ".seal"
 VOUCHER_FROM_BYTES = 16 << 20
 """Payloads of at least this many bytes get a voucher; hashing 16 MiB takes 2 ms on four cores."""
 _COARSE_CLOCK: int | None = getattr(time, "CLOCK_REALTIME_COARSE", None)
@@ -155,7 +155,7 @@ def file_time() -> int:
 def voucher_path(path: str) -> str:
     """Return the path of a payload's voucher, from any of the payload's names."""
     shard, _, name = path.rpartition("/")
-    return f"{shard}/{name.partition('.')[0]}{_VOUCHER}"
+    return f"{shard}/{name.partition('.')[0]}{_VOUCHER_SUFFIX}"
 
 
 def voucher_text(secret: Secret, digest: bytes, identity: tuple[int, ...]) -> bytes:
@@ -194,7 +194,7 @@ def _open_old(path: str) -> int:
 
 def _replace(path: str, text: bytes) -> None:
     """Replace a small file atomically."""
-    temporary = f"{os.urandom(16).hex()}{_TEMPORARY}"
+    temporary = f"{os.urandom(16).hex()}{_TEMPORARY_SUFFIX}"
     with _folder_of(path) as (folder, name):
         descriptor = private_files.create(temporary, folder=folder)
         try:
@@ -247,7 +247,7 @@ class Payloads:
 
     def source(self, name: str) -> PayloadFile | None:
         """Return the payload file of an entry, from the entry's name for it."""
-        if name.endswith(_RECORD) or not _ENTRY_FILE_NAME.fullmatch(name):
+        if name.endswith(_RECORD_SUFFIX) or not _ENTRY_FILE_NAME.fullmatch(name):
             return None
         return self.file_at(f"{self._text}/{name}")
 
@@ -292,7 +292,7 @@ class Payloads:
                 self._write_payload(payload, name, descriptors)
             if record is not None:
                 text = os.urandom(16).hex()
-                name = name or f"{text[:2]}/{text}{_RECORD}"
+                name = name or f"{text[:2]}/{text}{_RECORD_SUFFIX}"
                 self._write_record(record, _record(name), descriptors)
             yield name
             if payload is not None and payload.size >= VOUCHER_FROM_BYTES and name is not None:
@@ -358,7 +358,7 @@ class Payloads:
         Yields:
             Its descriptor, its name, and the descriptor of the shard that names are relative to.
         """
-        temporary = f"{os.urandom(16).hex()}{_TEMPORARY}"
+        temporary = f"{os.urandom(16).hex()}{_TEMPORARY_SUFFIX}"
         with ExitStack() as stack:
             try:
                 folder = stack.enter_context(self._shard(shard))
@@ -399,7 +399,7 @@ class Payloads:
             for one in {own, _record(own)}:
                 with suppress(OSError):
                     os.unlink(one, dir_fd=folder)
-            if not own.endswith(_RECORD):
+            if not own.endswith(_RECORD_SUFFIX):
                 _remove_unused(own.rpartition(".")[0], folder)
 
     def sweep(self, used: Callable[[str], bool]) -> int:
@@ -430,12 +430,14 @@ def _sweep(folder: int, shard: str, own: str, used: Callable[[str], bool]) -> bo
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _CANONICAL.fullmatch(name):
+        if _CANONICAL_NAME.fullmatch(name):
             return _remove_unused(own, folder)
-        if name.endswith(_VOUCHER):
+        if name.endswith(_VOUCHER_SUFFIX):
             return _remove_voucher(own, folder)
-        owner = name if _ENTRY_FILE_NAME.fullmatch(name) else name.removesuffix(_RECORD)
-        if name.endswith(_TEMPORARY) or (_ENTRY_FILE_NAME.fullmatch(owner) and not used(owner)):
+        owner = name if _ENTRY_FILE_NAME.fullmatch(name) else name.removesuffix(_RECORD_SUFFIX)
+        if name.endswith(_TEMPORARY_SUFFIX) or (
+            _ENTRY_FILE_NAME.fullmatch(owner) and not used(owner)
+        ):
             os.unlink(own, dir_fd=folder)
             return True
     except OSError:  # a living writer holds it
@@ -447,7 +449,7 @@ def _sweep(folder: int, shard: str, own: str, used: Callable[[str], bool]) -> bo
 
 def _record(name: str) -> str:
     """Return the path of an entry's record, from the entry's name for its files."""
-    return name if name.endswith(_RECORD) else name + _RECORD
+    return name if name.endswith(_RECORD_SUFFIX) else name + _RECORD_SUFFIX
 
 
 def _rename(old: str, new: str, folder: int) -> None:
@@ -459,7 +461,7 @@ def _remove_unused(canonical: str, folder: int) -> bool:
         if os.stat(canonical, dir_fd=folder, follow_symlinks=False).st_nlink == 1:
             os.unlink(canonical, dir_fd=folder)
             with suppress(OSError):
-                os.unlink(canonical + _VOUCHER, dir_fd=folder)
+                os.unlink(canonical + _VOUCHER_SUFFIX, dir_fd=folder)
             return True
     return False
 
@@ -467,7 +469,7 @@ def _remove_unused(canonical: str, folder: int) -> bool:
 def _remove_voucher(own: str, folder: int) -> bool:
     """Remove the voucher of a payload that is gone."""
     with suppress(FileNotFoundError):
-        os.stat(own.removesuffix(_VOUCHER), dir_fd=folder, follow_symlinks=False)
+        os.stat(own.removesuffix(_VOUCHER_SUFFIX), dir_fd=folder, follow_symlinks=False)
         return False
     os.unlink(own, dir_fd=folder)
     return True

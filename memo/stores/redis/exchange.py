@@ -40,7 +40,7 @@ LATE_SECONDS = 0.02
 MAX_EXCUSES = 20
 """Times that a slow loop excuses a missing answer; after that the exchange fails."""
 _FIRST_READ_BYTES = 8 * 1024
-_EXTRA_READS, _EXTRA_READ_SECONDS = 3, 0.005
+_EXTRA_READ_COUNT, _EXTRA_READ_SECONDS = 3, 0.005
 """Number and seconds of the extra reads after the deadline: the thread may have been delayed."""
 
 Part = bytes | memoryview
@@ -366,7 +366,7 @@ class _TimedSocket:
     def _set_timeout(self) -> None:
         seconds = self._ends + self._received / MIN_BYTES_PER_SECOND - time.monotonic()
         if seconds <= 0:
-            if self._extra_reads >= _EXTRA_READS:
+            if self._extra_reads >= _EXTRA_READ_COUNT:
                 raise TimeoutError("deadline")
             self._extra_reads += 1
             seconds = _EXTRA_READ_SECONDS

@@ -32,7 +32,7 @@ STATE_READ_ATTEMPTS = 4
 """Attempts to read generations that change meanwhile."""
 GROUPS_PER_LOOKUP = 16
 """Most groups that are read with a record."""
-MAX_KNOWN = 4096
+MAX_KNOWN_GROUPS = 4096
 """Most functions, and groups, that are remembered."""
 LONE_RECORD_BYTES = 64 * 1024
 """Records of a function of at least this many bytes are read without groups."""
@@ -177,7 +177,7 @@ class FunctionGroups:
         return tuple(found)
 
     def _remember(self, entry: str, parts: Sequence[GroupPart]) -> None:
-        if len(self.parts) >= MAX_KNOWN:
+        if len(self.parts) >= MAX_KNOWN_GROUPS:
             self.parts.clear()
         self.parts[entry] = tuple(map(normalise_part, parts))
 
@@ -399,7 +399,7 @@ class StatesQuery:
 
 
 class _BoundedTable(dict[str, V]):
-    """Functions or groups by name, created at first use; beyond `MAX_KNOWN` the oldest go.
+    """Functions or groups by name, created at first use; beyond `MAX_KNOWN_GROUPS` the oldest go.
 
     Args:
         make: creates one.
@@ -409,6 +409,6 @@ class _BoundedTable(dict[str, V]):
         self._make = make
 
     def __missing__(self, name: str) -> V:
-        while len(self) >= MAX_KNOWN:
+        while len(self) >= MAX_KNOWN_GROUPS:
             self.pop(next(iter(self), ""), None)
         return self.setdefault(name, self._make(name))

@@ -20,7 +20,7 @@ from memo import configure
 from memo.metrics.counters import MAX_TIMELINE_POINTS
 from memo.metrics.recorder import COUNTERS, FAILED_REFRESH, REFRESHED, REFRESHING, Counters, Span
 from memo.metrics.shared_counters import (
-    KEEP_SECONDS,
+    SNAPSHOT_KEPT_SECONDS,
     TIMER_THREAD,
     Publisher,
     SharedSnapshots,
@@ -549,7 +549,7 @@ def test_board_folds_the_old_into_a_total(tmp_path: Path) -> None:
     board.publish(snapshot_of(10), f"{DEAD}-1")
     board.publish(snapshot_of(5), f"{DEAD}-2")
     board.publish(snapshot_of(3), f"{os.getpid()}-3")
-    later = time.time() + KEEP_SECONDS + 60
+    later = time.time() + SNAPSHOT_KEPT_SECONDS + 60
     old = (board.path / f"{DEAD}-1.json").read_bytes()
     assert board.prune() == 0
     assert board.prune(now=later) == 2

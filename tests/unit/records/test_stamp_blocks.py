@@ -7,19 +7,19 @@ import json
 import pytest
 
 from memo.records import stamp_blocks
-from memo.records.stamp_blocks import BLOCK_FROM, Block, Stamps
+from memo.records.stamp_blocks import BLOCK_FROM_GENERATIONS, Block, Stamps
 from memo.records.stamp_types import File, Generation, Ref, State
 
 MANY = tuple(
     Generation(Ref(f"f:{n}", None if n % 3 else (("x", f"{n:016x}"),)), State(f"token-{n}", ""))
-    for n in range(2 * BLOCK_FROM)
+    for n in range(2 * BLOCK_FROM_GENERATIONS)
 )
 OWN = (Generation(Ref("n"), State("own", "last")), File("/data", "facts"))
 
 
 def test_few_stamps_stay_as_they_are() -> None:
     """Below the bound nothing is gathered, and own stamps never are."""
-    few = (*OWN, *MANY[: BLOCK_FROM - 1])
+    few = (*OWN, *MANY[: BLOCK_FROM_GENERATIONS - 1])
     assert stamp_blocks.with_block(few, OWN) is few
     assert stamp_blocks.with_block(MANY, MANY) is MANY
 

@@ -29,7 +29,7 @@ from memo.runtime.blocking import BLOCKING, POOL_THREADS, drain_blocking
 from memo.runtime.native import native
 from memo.stores.disk import cache_directory, sqlite_file
 from memo.stores.disk import disk_tier as disk_module
-from memo.stores.disk.disk_tier import MAX_INLINE_BYTES, Disk
+from memo.stores.disk.disk_tier import MAX_INDEX_RECORD_BYTES, Disk
 from memo.stores.disk.host_state import Host
 from memo.stores.protocols import Found
 
@@ -112,7 +112,9 @@ def get(name):
 # --- storing and finding -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [0, 1, MAX_INLINE_BYTES, MAX_INLINE_BYTES + 1, 3 * MIB])
+@pytest.mark.parametrize(
+    "size", [0, 1, MAX_INDEX_RECORD_BYTES, MAX_INDEX_RECORD_BYTES + 1, 3 * MIB]
+)
 def test_a_record_of_any_size_is_found_as_it_was_stored(disk, run, size):
     """Records in the index and records in files are found whole, over both ports."""
     record = os.urandom(size)
@@ -125,7 +127,7 @@ def test_a_record_of_any_size_is_found_as_it_was_stored(disk, run, size):
     assert files(disk.directory) == []
 
 
-@pytest.mark.parametrize("record", [b"small", bytes(MAX_INLINE_BYTES + 1)])
+@pytest.mark.parametrize("record", [b"small", bytes(MAX_INDEX_RECORD_BYTES + 1)])
 def test_a_payload_is_mapped_with_its_buffers_aligned(disk, run, record):
     """A payload's buffers lie at multiples of 64, as they were, with zeros between them."""
     held = payload(b"x" * 100, b"", b"y" * 64, b"z")
@@ -243,7 +245,7 @@ def test_at_hand_is_what_a_look_up_finds(directory, host):
     assert disk.at_hand("a") is None, "nothing is open yet"
     put(disk, "a", b"record", lifetime=100)
     put(disk, "payload", b"record", payload(bytes(100_000)))
-    put(disk, "big", os.urandom(MAX_INLINE_BYTES + 1))
+    put(disk, "big", os.urandom(MAX_INDEX_RECORD_BYTES + 1))
     assert disk.at_hand("a") == b"record"
     assert [disk.at_hand(name) for name in ("b", "payload", "big")] == [None] * 3
     clock.step(101)
@@ -317,7 +319,7 @@ def test_entries_are_listed_by_name(disk, run):
     """`entries` gives name, record, bytes and time of storing, page after page; `names` names."""
     pages = [(f"x:0:{number:04}", b"", None) for number in range(2 * disk_module.ROWS_PER_PAGE)]
     blocking(lambda port: disk.store_many(port, pages))
-    held, big = payload(bytes(1000)), os.urandom(MAX_INLINE_BYTES + 1)
+    held, big = payload(bytes(1000)), os.urandom(MAX_INDEX_RECORD_BYTES + 1)
     put(disk, "x:1", b"one")
     put(disk, "x:2", b"two", held)
     put(disk, "x:3", big)
@@ -357,7 +359,12 @@ def test_everything_is_the_owners_only(disk, directory):
     for mask in (0, 0o777):
         old = os.umask(mask)
         try:
-            put(disk, f"a{mask}", bytes(MAX_INLINE_BYTES + 1), payload(bytes([mask % 251]) * 1000))
+            put(
+                disk,
+                f"a{mask}",
+                bytes(MAX_INDEX_RECORD_BYTES + 1),
+                payload(bytes([mask % 251]) * 1000),
+            )
         finally:
             os.umask(old)
     for path in directory.rglob("*"):
@@ -450,7 +457,7 @@ def test_what_has_expired_goes_first(directory, host, ahead):
     disk.close()
 
 
-@pytest.mark.parametrize(("size", "most"), [(100, 1), (MAX_INLINE_BYTES + 1, 600)])
+@pytest.mark.parametrize(("size", "most"), [(100, 1), (MAX_INDEX_RECORD_BYTES + 1, 600)])
 def test_small_records_share_a_transaction(disk, size, most):
     """Many small records that are kept at once take one transaction; those in files, their own."""
     put(disk, "first")
@@ -514,11 +521,11 @@ def test_a_missing_or_short_payload_is_a_tier_error(disk):
 
 def test_a_missing_record_file_is_a_miss(disk):
     """A record in a file that is gone is a miss; the next store repairs it."""
-    put(disk, "a", bytes(MAX_INLINE_BYTES + 1))
+    put(disk, "a", bytes(MAX_INDEX_RECORD_BYTES + 1))
     for path in (disk.directory / "payloads").rglob("*.rec"):
         path.unlink()
     assert get(disk, "a") is None
-    put(disk, "a", bytes(MAX_INLINE_BYTES + 1))
+    put(disk, "a", bytes(MAX_INDEX_RECORD_BYTES + 1))
     assert get(disk, "a")
 
 
@@ -855,7 +862,7 @@ def test_threads_may_store_and_look_up_at_once(disk):
                     put(
                         disk,
                         name,
-                        bytes([number]) * chance.choice([10, MAX_INLINE_BYTES + 1]),
+                        bytes([number]) * chance.choice([10, MAX_INDEX_RECORD_BYTES + 1]),
                         payloads[number],
                     )
                 elif chance.random() < 0.1:
@@ -960,7 +967,7 @@ def test_a_kill_in_the_middle_of_stores_leaves_old_or_new(directory):
 def test_a_sweep_leaves_alone_what_a_living_writer_has(disk, directory):
     """A file that a writer has not yet put into the index survives a sweep; a dead writer's not."""
     held = payload(os.urandom(100_000))
-    with disk.payloads.write(held, bytes(MAX_INLINE_BYTES + 1)) as name:
+    with disk.payloads.write(held, bytes(MAX_INDEX_RECORD_BYTES + 1)) as name:
         assert blocking(lambda port: disk.sweep(port)) == 0
         assert disk.payloads.source(name).open(held.size)
         before = files(directory)

@@ -18,7 +18,7 @@ import memo
 from memo.keys.fingerprint.source_history import Manifests
 from memo.runtime.blocking import BLOCKING, drive
 from memo.stores.disk import sqlite_file
-from memo.stores.disk.disk_tier import MAX_INLINE_BYTES, Disk
+from memo.stores.disk.disk_tier import MAX_INDEX_RECORD_BYTES, Disk
 from memo.stores.disk.host_state import Host
 from memo.stores.disk.index import Index
 from memo.stores.disk.payload_files import Payloads
@@ -99,7 +99,7 @@ def test_clearing_gives_way_to_other_threads(disk: Disk) -> None:
 def test_files_are_removed_while_others_may_write(disk: Disk) -> None:
     """A clear removes the files of entries when it has let go of the index."""
     for number in range(3):
-        _put(disk, f"a:{number}", bytes(MAX_INLINE_BYTES + 1))
+        _put(disk, f"a:{number}", bytes(MAX_INDEX_RECORD_BYTES + 1))
     free = []
 
     def look() -> None:

@@ -30,13 +30,13 @@ HASHED_TILE_BYTES: Final = 1 << 20
 """Bytes of a tile that is hashed by the thread that copied it."""
 TILE_ROWS: Final = 8
 """Rows in such a tile: as many 8-byte numbers as a processor reads at a time."""
-PARALLEL_FROM: Final = 4 << 20
+PARALLEL_COPY_FROM_BYTES: Final = 4 << 20
 """Bands of at least this many bytes are copied by several threads."""
-THREADS: Final = min(8, os.cpu_count() or 1)
+COPY_THREADS: Final = min(8, os.cpu_count() or 1)
 
 
 def cut_in_bands(array: Any) -> Iterator[Any]:
-    """Split an array into parts of at most `BAND_BYTES` bytes, along its first axes."""
+    """Split an array into parts of at most `BAND_BYTES`, along its first axes."""
     if array.nbytes <= BAND_BYTES:
         yield array
         return
@@ -63,7 +63,7 @@ def in_c_order(parts: Iterable[Any]) -> Iterator[memoryview]:
         for part in parts:
             if buffer.nbytes < part.nbytes:
                 buffer = np.empty(part.nbytes, np.uint8)
-            if pool is None and part.nbytes >= PARALLEL_FROM:
+            if pool is None and part.nbytes >= PARALLEL_COPY_FROM_BYTES:
                 pool = stack.enter_context(make_pool() or nullcontext())
             place = buffer[: part.nbytes]
             _copy(place.view(part.dtype).reshape(part.shape), part, pool)
@@ -72,7 +72,7 @@ def in_c_order(parts: Iterable[Any]) -> Iterator[memoryview]:
 
 def threads_per_row(rows: int) -> int:
     """Return how many threads may hash each of `rows` rows in `feed_rows`."""
-    return max(1, THREADS // rows)
+    return max(1, COPY_THREADS // rows)
 
 
 def feed_rows(takers: Sequence[Callable[[Any], object]], array: Any) -> None:
@@ -82,7 +82,7 @@ def feed_rows(takers: Sequence[Callable[[Any], object]], array: Any) -> None:
     on while they are cached.  Different takers are called from different threads, each from only
     one.
     """
-    count = min(THREADS, len(array))
+    count = min(COPY_THREADS, len(array))
     bounds = [len(array) * at // count for at in range(count + 1)]
     parts = [(takers[a:b], array[a:b]) for a, b in itertools.pairwise(bounds)]
     with make_pool() or nullcontext() as pool:
@@ -154,22 +154,22 @@ def make_pool() -> ThreadPoolExecutor | None:
 
     None if there is one processor, or the main thread has ended: pools cannot be imported then.
     """
-    if THREADS == 1:
+    if COPY_THREADS == 1:
         return None
     try:
         from concurrent.futures.thread import ThreadPoolExecutor
     except RuntimeError:
         return None
-    return ThreadPoolExecutor(THREADS - 1, thread_name_prefix="memo-bands")
+    return ThreadPoolExecutor(COPY_THREADS - 1, thread_name_prefix="memo-bands")
 
 
 def _copy(target: Any, source: Any, pool: ThreadPoolExecutor | None) -> None:
     """Copy an array tile by tile along its longest axis."""
     tiles = list(_tiles(target, source))
-    if pool is None or len(tiles) < THREADS:
+    if pool is None or len(tiles) < COPY_THREADS:
         _fill(tiles)
         return
-    _run([functools.partial(_fill, tiles[at::THREADS]) for at in range(THREADS)], pool)
+    _run([functools.partial(_fill, tiles[at::COPY_THREADS]) for at in range(COPY_THREADS)], pool)
 
 
 def _tiles(target: Any, source: Any) -> Iterator[tuple[Any, Any]]:

@@ -22,9 +22,9 @@ from memo.keys.encoding import atoms, canonical
 from memo.keys.encoding.canonical import Encoder, Walk, encode_class
 from memo.keys.encoding.libraries import array_order
 
-COPIED_WHOLE: Final = 2 << 20
+MAX_COPIED_WHOLE_BYTES: Final = 2 << 20
 """A non-contiguous array of at most this many bytes is copied whole."""
-COLLECTED: Final = 64 << 10
+COLLECTED_BELOW_BYTES: Final = 64 << 10
 """Smaller pieces are collected before they are hashed."""
 
 
@@ -52,10 +52,10 @@ def encode_bytes(views: Iterable[Any]) -> bytes:
     pending = bytearray()
     hasher = None
     for view in views:
-        little = len(view) < COLLECTED
+        little = len(view) < COLLECTED_BELOW_BYTES
         if little:
             pending += view
-            if len(pending) < COPIED_WHOLE:
+            if len(pending) < MAX_COPIED_WHOLE_BYTES:
                 continue
         hasher = hasher or blake3(max_threads=blake3.AUTO)
         if pending:
@@ -74,7 +74,11 @@ def encode_rows(array: Any) -> bytes:
 
     Rows that are not contiguous are copied and hashed together, in one pass over the array.
     """
-    if len(array) == 1 or array.strides[1] == array.dtype.itemsize or array.nbytes <= COPIED_WHOLE:
+    if (
+        len(array) == 1
+        or array.strides[1] == array.dtype.itemsize
+        or array.nbytes <= MAX_COPIED_WHOLE_BYTES
+    ):
         return b"".join(encode_bytes(raw_bytes(line)) for line in array)
     from blake3 import blake3
 
@@ -86,7 +90,7 @@ def encode_rows(array: Any) -> bytes:
 def _encode_short(content: bytearray) -> bytes:
     from blake3 import blake3
 
-    if len(content) <= atoms.INLINE_BYTES:
+    if len(content) <= atoms.MAX_LITERAL_BYTES:
         return atoms.with_length(bytes(content))
     return b"\xfd" + blake3(content).digest()
 
@@ -132,10 +136,10 @@ def elements(array: Any, walk: Walk, step: Callable[[int], str] | None = None) -
 
 
 def _objects(flat: Any, walk: Walk, step: Callable[[int], str]) -> bytes:
-    if len(flat) >= atoms.ENCODED_IN_C:
-        starts = range(0, len(flat), atoms.ITEMS_AT_ONCE)
+    if len(flat) >= atoms.ENCODED_IN_C_FROM_ITEMS:
+        starts = range(0, len(flat), atoms.ITEMS_PER_STEP)
         content = atoms.plain_sequence(
-            flat[at : at + atoms.ITEMS_AT_ONCE].tolist() for at in starts
+            flat[at : at + atoms.ITEMS_PER_STEP].tolist() for at in starts
         )
         if content is not None:
             return content
@@ -184,7 +188,7 @@ def raw_bytes(array: Any) -> Iterator[Any]:
     if array.flags.c_contiguous:
         yield memoryview(array.reshape(-1).view(np.uint8))
         return
-    if array.nbytes <= COPIED_WHOLE:
+    if array.nbytes <= MAX_COPIED_WHOLE_BYTES:
         yield memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
         return
     yield from array_order.in_c_order(array_order.cut_in_bands(array))

@@ -18,7 +18,7 @@ from memo.keys.encoding import atoms
 from memo.keys.encoding.canonical import Encoder, Walk
 from memo.keys.encoding.libraries.for_arrays import encode_bytes, node
 
-SHIFTED_AT_ONCE: Final = 1 << 17
+OFFSETS_PER_STEP: Final = 1 << 17
 """Offsets that are shifted at a time."""
 
 # --- pyarrow -------------------------------------------------------------------------------------
@@ -124,8 +124,8 @@ def _shifted(places: memoryview, by: int) -> Iterator[memoryview]:
         return
     np = sys.modules.get("numpy")
     wide = places.format == "q"
-    for start in range(0, len(places), SHIFTED_AT_ONCE):
-        piece = places[start : start + SHIFTED_AT_ONCE]
+    for start in range(0, len(places), OFFSETS_PER_STEP):
+        piece = places[start : start + OFFSETS_PER_STEP]
         if np is not None:
             numbers = np.asarray(piece) + np.array(by).astype(np.int64 if wide else np.int32)
             yield memoryview(numbers.view(np.uint8))

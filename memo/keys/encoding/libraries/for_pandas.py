@@ -20,7 +20,7 @@ from memo.keys.encoding.canonical import Encoder, Walk
 from memo.keys.encoding.libraries import for_arrays, for_arrow
 from memo.keys.encoding.libraries.for_arrays import node, numpy
 
-LONG_COLUMN: Final = 1 << 20
+LONG_COLUMN_BYTES: Final = 1 << 20
 """Columns of at least this many bytes are hashed one by one."""
 STRIP_BYTES: Final = 8 << 20
 """Bytes of a strip of short columns."""
@@ -119,7 +119,7 @@ def _strips(blocks: Any, owner: Any, row: Any, plain: Any) -> bytes:
         plain: the values of one of the blocks; all have its dtype and its number of rows.
     """
     column = max(1, plain.shape[1] * plain.dtype.itemsize)
-    if column >= LONG_COLUMN:
+    if column >= LONG_COLUMN_BYTES:
         return b"".join(for_arrays.encode_rows(run) for run in _runs(blocks, owner, row))
     many = STRIP_BYTES // column
     content = b""
