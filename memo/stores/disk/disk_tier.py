@@ -45,6 +45,7 @@ from memo.stores.disk.sqlite_file import (
     SECONDS_BETWEEN_TRANSACTIONS,
     DamagedError,
     SqliteFile,
+    after_prefix,
     retry_while_locked,
 )
 from memo.stores.protocols import (
@@ -668,7 +669,7 @@ class Disk:
         after, whole = "", False
         while not whole:
             page = self._read(
-                ENTRIES_SQL["list"], after, prefix, f"{prefix}\U0010ffff", ROWS_PER_PAGE
+                ENTRIES_SQL["list"], after, prefix, after_prefix(prefix), ROWS_PER_PAGE
             )
             whole = len(page) < ROWS_PER_PAGE
             for row in page:
@@ -701,7 +702,7 @@ class Disk:
     def _newest(self, statement: str, prefixes: Sequence[str], most: int) -> list[Listed]:
         found = []
         for prefix in prefixes:
-            rows = self._read(statement, prefix, f"{prefix}\U0010ffff", most)
+            rows = self._read(statement, prefix, after_prefix(prefix), most)
             found += [self._list_row(*row) for row in rows]
         return [listed for listed in found if listed is not None]
 
@@ -717,10 +718,10 @@ class Disk:
 
     def _count_by_prefix(self, prefix: str) -> dict[str, int]:
         counts: dict[str, int] = {}
-        after, end = prefix, f"{prefix}\U0010ffff"
+        after, end = prefix, after_prefix(prefix)
         while rows := self._read(_SELECT_NEXT_KEY, after, end):
             head = rows[0][0].rpartition(":")[0] + ":"
-            after = f"{head}\U0010ffff"
+            after = after_prefix(head)
             counts[head] = self._read(_COUNT_ENTRIES, head, after)[0][0]
         return counts
 
@@ -740,7 +741,7 @@ class Disk:
             TierError: the index cannot be read.
         """
         statement = "SELECT key FROM Cache WHERE key >= ? AND key < ? AND raw=1 ORDER BY key"
-        rows = await port.offload(self._read, statement, prefix, f"{prefix}\U0010ffff")
+        rows = await port.offload(self._read, statement, prefix, after_prefix(prefix))
         return [name for (name,) in rows]
 
     async def health(self, port: Port) -> Mapping[str, Any]:

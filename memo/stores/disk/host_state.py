@@ -36,7 +36,11 @@ from memo.stores.disk.host_database import (
     fields_of,
     last_sweep_commit,
 )
-from memo.stores.disk.sqlite_file import SECONDS_BETWEEN_TRANSACTIONS, retry_while_locked
+from memo.stores.disk.sqlite_file import (
+    SECONDS_BETWEEN_TRANSACTIONS,
+    after_prefix,
+    retry_while_locked,
+)
 from memo.stores.disk.unwritten import Unwritten
 from memo.validity import generations, stamps
 from memo.validity.generations import MIN_GROUP_SECONDS, TOMBSTONE_SECONDS, Change
@@ -322,7 +326,7 @@ class HostGenerations:
         Raises:
             TierError: the file cannot be read.
         """
-        rows = self.host_database.select(GENERATIONS_SQL["names"], kind, f"{kind}\U0010ffff", most)
+        rows = self.host_database.select(GENERATIONS_SQL["names"], kind, after_prefix(kind), most)
         return [name.removeprefix(kind) for (name,) in rows]
 
     def fields_of_groups(self, groups: Sequence[str]) -> dict[str, dict[str, str]]:

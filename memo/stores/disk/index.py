@@ -33,6 +33,7 @@ from memo.stores.disk.sqlite_file import (
     KEPT_LOG_BYTES,
     DamagedError,
     SqliteFile,
+    after_prefix,
 )
 
 EVICTED_PER_TRANSACTION = 10
@@ -281,7 +282,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         """
         if new and list(sql(ENTRIES_SQL["codes"], (function,))) != [(code,)]:
             present = self._now()
-            ends = function, f"{function}\U0010ffff", code, present - _REPLACED_RANK_SECONDS / 2
+            ends = function, after_prefix(function), code, present - _REPLACED_RANK_SECONDS / 2
             sql(ENTRIES_SQL["replace"], (present - _REPLACED_RANK_SECONDS, *ends))
             sql(ENTRIES_SQL["forget_codes"], (function,))
         sql(ENTRIES_SQL["note_code"], (function, code))
@@ -400,7 +401,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
 
     def covers_most(self, prefix: str) -> bool:
         """True if most keys begin with `prefix`."""
-        ends = (prefix, f"{prefix}\U0010ffff")
+        ends = (prefix, after_prefix(prefix))
         return bool(self._sql(ENTRIES_SQL["is_most"], ends).fetchone()[0])
 
     def prepare_to_clear(self) -> None:
@@ -424,7 +425,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
             below: for a prefix of most keys: start with the highest row below this one, so that the
                 file gets shorter instead of being refilled from its end.
         """
-        ends = prefix, f"{prefix}\U0010ffff"
+        ends = prefix, after_prefix(prefix)
         if below is None:
             return self._delete_some(_SELECT_SOME, *ends)
         return self._delete_some(

@@ -70,6 +70,11 @@ ENTRIES_SQL = statements("entries")
 """The statements on the index of entries, by their names."""
 
 
+def after_prefix(prefix: str) -> str:
+    """Return a text that sorts after every name with a prefix."""
+    return f"{prefix}\U0010ffff"
+
+
 class DamagedError(Exception):
     """A SQLite file lacks tables or rows that it must have, or is no plain file."""
 
