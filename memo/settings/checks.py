@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 GIB: Final = 1 << 30
 MIB: Final = 1 << 20
+DEFAULT_RETENTION: Final = 30 * 86_400.0
+"""Seconds; also how long a shared tier keeps its bookkeeping."""
+DEFAULT_VALUE_LIMIT_BYTES: Final = 64 * MIB
+"""Largest record or payload that is sent to Redis, unless a setting says otherwise."""
 ON_MISS_OR_ERROR: Final = "on_miss_or_error"
 ON_ERROR: Final = "on_error"
 WRITE_THROUGH: Final = "write_through"
@@ -282,10 +286,10 @@ CHECKS: Final[dict[str, tuple[Check, Any]]] = {
     "secret_file": (_secret_file, None),
     "coherence": (_one_of(STRICT, TRACKING), STRICT),
     "deadline": (_duration("250ms"), 0.25),
-    "redis_value_limit": (_redis_size, 64 * MIB),
+    "redis_value_limit": (_redis_size, DEFAULT_VALUE_LIMIT_BYTES),
     "payload_store": (_payload_store, None),
     "redis_options": (_redis_options, None),
-    "retention": (_duration("30d"), 30 * 86_400.0),
+    "retention": (_duration("30d"), DEFAULT_RETENTION),
     "on_redis_loss": (_one_of(RECOMPUTE, TRUST_DISK), RECOMPUTE),
     "compress": (_compress, None),
     "enabled": (_boolean, True),

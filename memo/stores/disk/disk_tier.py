@@ -34,6 +34,7 @@ from memo.runtime.clock import SECOND, SYSTEM_CLOCK, Clock
 from memo.runtime.memory_budget import BUDGET
 from memo.runtime.port import Port
 from memo.settings import secret_keys
+from memo.settings.checks import DEFAULT_RETENTION
 from memo.settings.secret_keys import Secret
 from memo.stores import protocols
 from memo.stores.disk import file_locks
@@ -141,7 +142,7 @@ class Disk:
         host: Host,
         clock: Clock = SYSTEM_CLOCK,
         *,
-        retention: float = 30 * 86_400.0,
+        retention: float = DEFAULT_RETENTION,
     ) -> None:
         self.directory = directory
         self.size_limit = size_limit

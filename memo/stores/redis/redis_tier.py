@@ -43,6 +43,7 @@ from memo.records.payload_pieces import OutgoingPayload, PayloadInMemory, Payloa
 from memo.records.seal import Entry
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.port import Port
+from memo.settings.checks import DEFAULT_RETENTION, DEFAULT_VALUE_LIMIT_BYTES
 from memo.stores.protocols import REDIS, Census, Lookup, RecordToStore, RestoreGroups, Source
 from memo.stores.redis.breaker import MIN_BYTES_PER_SECOND
 from memo.stores.redis.client import CREATE_GROUP, EXTEND_LIFE, SEED, TURN, Client, NoScriptsError
@@ -57,14 +58,10 @@ from memo.validity.stamps import Turn
 if TYPE_CHECKING:
     from memo.stores.redis.tracking import Listener
 
-DEFAULT_VALUE_LIMIT = 64 * 1024 * 1024
-"""Largest record or payload in bytes that is sent to Redis, unless a setting says otherwise."""
 NAMES_PER_SCAN = 1000
 """Names that one step of `clear` scans."""
 MAX_LISTED_BYTES = 1 << 16
 """Records above this many bytes are not read for counting."""
-DEFAULT_RETENTION = 30 * 86400.0
-"""Default retention in seconds: for entries without a ttl and for shared bookkeeping."""
 EXTRA_GROUP_SECONDS = 30.0
 """Seconds by which a group outlives the entries that name it."""
 HOST_ABSENT_SECONDS = 86_400.0
@@ -116,7 +113,7 @@ class Redis:
         *,
         namespace: str = "memo",
         deadline: float = 0.25,
-        value_limit: int = DEFAULT_VALUE_LIMIT,
+        value_limit: int = DEFAULT_VALUE_LIMIT_BYTES,
         tracking: bool = False,
         options: Mapping[str, Any] | None = None,
         payload_store: str | None = None,

@@ -33,7 +33,8 @@ from memo.records import codec, seal
 from memo.records.stamp_types import LOST, Call, File, Generation, Ref, State
 from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.port import Port
-from memo.stores.redis.redis_tier import DEFAULT_RETENTION, Redis
+from memo.settings.checks import DEFAULT_RETENTION
+from memo.stores.redis.redis_tier import Redis
 from memo.validity import stamps
 from memo.validity.generations import MIN_GROUP_SECONDS
 from memo.validity.stamps import Turn
