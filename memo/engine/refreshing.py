@@ -35,6 +35,7 @@ from memo.runtime import events
 from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SECOND
 from memo.runtime.events import STALE
+from memo.runtime.memory_budget import remember
 from memo.runtime.native import run_elsewhere
 from memo.runtime.port import Port
 from memo.runtime.reasons import INVALIDATED
@@ -45,6 +46,8 @@ from memo.validity.results import UsedResult
 
 REFRESH_BACKOFF_SECONDS = (1.0, 60.0)
 """Pause after a failed refresh in seconds: first and longest; each failure doubles it."""
+MAX_PAUSED_KEYS = 4096
+"""Most keys of a function whose pause is remembered."""
 REFRESH_RECHECK_SECONDS = 0.2
 """Seconds without a new attempt after another process turned out to be refreshing the value."""
 
@@ -302,7 +305,5 @@ def _end_refresh(job: Job, result: FlightResult | None) -> tuple[str, str]:
 
 def pause_after_failure(job: Job, pause: float) -> None:
     """For some seconds, let the old value answer without another try to compute."""
-    backoff = job.function.backoff
-    if len(backoff) > 4096:
-        backoff.clear()
-    backoff[job.call.text] = (time.monotonic() + pause, pause)
+    until = time.monotonic() + pause
+    remember(job.function.backoff, job.call.text, (until, pause), MAX_PAUSED_KEYS)

@@ -26,6 +26,7 @@ from memo.records import codec
 from memo.records.stamp_types import Call, Stamp
 from memo.records.stamp_types import File as FileStamp
 from memo.runtime.checksums import blake2b, digest_of_file
+from memo.runtime.memory_budget import remember
 from memo.runtime.port import Port
 from memo.runtime.reasons import DEPENDENCY_CHANGED, FILE_CHANGED, SOURCE_UNREACHABLE
 from memo.settings import options
@@ -41,6 +42,8 @@ _URL_PATTERN = "[a-z][a-z0-9+.-]+(://|::)"
 MAX_ARGUMENT_BYTES = 64 * 1024
 """Most bytes of pickled arguments that an entry keeps, to repeat a call with them."""
 _EVERY_HINT = "0 asks at each call"
+MAX_FILE_DIGESTS = 4096
+"""Most files whose digest is remembered."""
 MISSING = "missing"
 """The version of a path or a URL that does not exist."""
 
@@ -211,9 +214,7 @@ def _content(path: str, status: os.stat_result) -> str:
     except OSError as error:
         return f"unreadable:{error.errno}"
     if is_settled:
-        if len(_digests) > 4096:
-            _digests.clear()
-        _digests[path] = (identity, digest)
+        remember(_digests, path, (identity, digest), MAX_FILE_DIGESTS)
     return digest
 
 
