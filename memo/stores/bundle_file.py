@@ -149,7 +149,9 @@ def given_key(key: str | None) -> str | None:
         OptionError: it is not text; its value is not shown.
     """
     if key is not None and not isinstance(key, str):
-        raise OptionError("key", type(key), "is not text; pass the key that export_bundle returned.")
+        raise OptionError(
+            "key", type(key), "is not text; pass the key that export_bundle returned."
+        )
     return key or os.environ.get(KEY_VARIABLE) or None
 
 
