@@ -5,9 +5,9 @@ Only `memo.metrics.recorder.COUNTERS` changes a tally, under its lock.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable
+from math import log2
 
 from memo.runtime import events
 from memo.runtime.clock import SECOND
@@ -129,7 +129,7 @@ def _note_outcome(tally: Tally, event: Event) -> None:
 
 def histogram_step(seconds: float) -> int:
     """Return the step of a time in the histogram of hit times."""
-    return int(math.log2(max(seconds, 1e-9)) * _STEPS_PER_DOUBLING + _STEP_OF_ONE_SECOND)
+    return int(log2(seconds) * _STEPS_PER_DOUBLING + _STEP_OF_ONE_SECOND) if seconds > 1e-9 else 0
 
 
 def step_seconds(step: int) -> float:
