@@ -441,10 +441,8 @@ async def take_stamps(port: Port, jobs: Sequence[Job]) -> list[tuple[Stamp, ...]
     refs = list(jobs[0].call.refs)
     if len(jobs) > 1:
         refs = list(dict.fromkeys(ref for job in jobs for ref in job.call.refs))
-    if (
-        len(jobs) > 1 or len(refs) > GENERATIONS_PER_STEP
-    ):  # the look-up has read those of one call only
-        pending = None
+    if len(jobs) > 1 or len(refs) > GENERATIONS_PER_STEP:
+        pending = None  # the look-up has read the states of one call only
     for job in jobs:
         job.pending_lookup = None
     states: dict[Ref, State] = {}
@@ -471,9 +469,7 @@ async def merged_stamps(
     port: Port, job: Job, used: UsedCalls, own: tuple[Stamp, ...] | None
 ) -> tuple[tuple[Stamp, ...], tuple[Stamp, ...] | None]:
     """Return the known stamps of a computation, and the same again, or None if some are missing."""
-    if (
-        not used.size and len(own or ()) <= stamps.MAX_REFS_PER_GROUP
-    ):  # it used no other cached call
+    if not used.size and len(own or ()) <= stamps.MAX_REFS_PER_GROUP:  # it used no cached call
         return own or (), own if used.sound else None
     whole, sound = used.merge_with(own or ())
     absolute = whole.absolute_stamps()

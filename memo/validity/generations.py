@@ -86,9 +86,8 @@ def fields_without_table(turn: Turn, note: str) -> dict[str, str]:
     group.
     """
     token = stamps.token_for(turn)
-    if stamps.is_soft(
-        turn.arguments
-    ):  # always of the whole group, so readers need only one more field
+    if stamps.is_soft(turn.arguments):
+        # always of the whole group, so readers need only one more field
         return {stamps.field(_EXPIRED_FIELD): token + note, LAST: token}
     narrow = turn.whole or len(turn.arguments) == 1
     return {stamps.field(turn.arguments) if narrow else ALL: token + note, LAST: token}
