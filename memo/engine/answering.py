@@ -70,7 +70,7 @@ from memo.runtime.port import Port
 from memo.runtime.reasons import EXPIRED, UNREACHABLE
 from memo.stores.chain import Answer, Chain
 from memo.stores.protocols import PendingLookup
-from memo.validity.check import FRESH, Verdict, may_fall_back
+from memo.validity.check import FRESH, Verdict, judge, may_fall_back
 
 MIN_WAITED_SECONDS = 0.001
 """Seconds below which a lease counts as free: the process did not wait for it."""
@@ -133,7 +133,8 @@ def _load_if_fresh(
         return NOTHING
     if function.live is not None and function.live.due():
         return NOTHING
-    if function.judge(entry.times).kind != FRESH:
+    ttl = None if function.live is None else function.live_ttl()
+    if judge(entry.times, function.policy, chain.clock, ttl).kind != FRESH:
         return NOTHING
     try:
         value = codec.unpickled(entry.stream)
