@@ -29,6 +29,7 @@ from memo.stores.disk.host_database import (
     GENERATIONS_SQL,
     MAX_MIRRORED_GROUPS,
     NEVER_EXPIRES,
+    TO_ANY_TIER,
     HostDatabase,
     change_fields,
     delete_groups,
@@ -70,8 +71,7 @@ DATA_ERRORS = (UnicodeError, OverflowError, sqlite3.DataError)
 """Errors that are caused by the data to be written, not by the file."""
 OVERDUE_NS = 5 * SECOND
 """Nanoseconds after which a journalled invalidation is due: its process must have died."""
-_ANY_TIER_NOTES = '%"to": ["*"]}'
-"""End of the note of an invalidation that is meant for the next shared tier in use."""
+_ANY_TIER_NOTES = f"%{TO_ANY_TIER}"
 
 
 class CommittedStates(list[State]):

@@ -15,13 +15,14 @@ from pathlib import Path
 
 from memo.errors import TierError
 from memo.runtime import events, private_files
+from memo.stores.disk.host_database import TO_ANY_TIER
 
 Row = tuple[int, int, int, str, str]
 """A row of the journal: number, time in nanoseconds, 1 if it is due, turns, note."""
 NAMESPACE_TURNS = '[["n",[],true]]'
 """The turns that invalidate the whole namespace."""
-JOURNAL_LOST_NOTE = '{"reason":"the journal was lost","to":["*"]}'
-"""The note of an invalidation for the next shared tier in use."""
+JOURNAL_LOST_NOTE = f'{{"reason": "the journal was lost", {TO_ANY_TIER}'
+"""The note of the invalidation that replaces a lost journal."""
 _SELECT_JOURNAL = "SELECT id, at, due, turns, note FROM journal ORDER BY id"
 _FILE_COPY_CHUNK_BYTES = 1 << 20
 
