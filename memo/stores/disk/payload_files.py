@@ -52,12 +52,10 @@ _RECORD_SUFFIX = ".rec"
 _VOUCHER_SUFFIX = ".seal"
 VOUCHER_FROM_BYTES = 16 << 20
 """Payloads of at least this many bytes get a voucher; hashing 16 MiB takes 2 ms on four cores."""
-_COARSE_CLOCK: int | None = getattr(time, "CLOCK_REALTIME_COARSE", None)
-"""The clock from which files get their times, if the system exposes it."""
-_CLOCK_PAUSE_SECONDS = 0.0005
-"""Seconds between two reads of that clock."""
 _COARSE_TICK_NS = 12_000_000
-"""Most nanoseconds by which it is behind: its tick is 1, 4 or 10 ms."""
+"""Most nanoseconds by which the clock of file times is behind: its tick is 1, 4 or 10 ms."""
+_CLOCK_PAUSE_SECONDS = 0.0005
+"""Seconds between two reads of the clock while it has to get past a file time."""
 _BUFFERS_PER_WRITE = 512
 """Buffers passed to one `writev`; systems take at least 1,024."""
 _MAP_FLAGS = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
@@ -145,11 +143,7 @@ class PayloadFile:
 
 def file_time() -> int:
     """Return a file time in nanoseconds; files changed after the next tick have a later one."""
-    return (
-        time.time_ns() - _COARSE_TICK_NS
-        if _COARSE_CLOCK is None
-        else time.clock_gettime_ns(_COARSE_CLOCK)
-    )
+    return time.time_ns() - _COARSE_TICK_NS
 
 
 def voucher_path(path: str) -> str:
