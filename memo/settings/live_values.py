@@ -19,6 +19,7 @@ import math
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TypeAlias
 
@@ -93,7 +94,7 @@ class Live(Mapping[str, float]):
         self._seen: object = None
         self._complaints: dict[str, str] = {}
         self._fetching = threading.Lock()
-        self._source: SharedValues | None = None
+        self._source: Callable[[], SharedValues | None] = _no_source  # weak: it may be closed
         self._fetched_at = -math.inf
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -163,9 +164,8 @@ class Live(Mapping[str, float]):
     def due(self) -> bool:
         """True if the shared source has to be read again.  Never waits for it."""
         self._check_sources()
-        return (
-            self._source is not None and self._clock() - self._fetched_at >= SHARED_REFRESH_SECONDS
-        )
+        is_old = self._clock() - self._fetched_at >= SHARED_REFRESH_SECONDS
+        return is_old and self._source() is not None
 
     def refresh(self) -> None:
         """Read the shared source if that is due; may block, never raises.
@@ -191,7 +191,7 @@ class Live(Mapping[str, float]):
 
     def _share(self, source: SharedValues, found: dict[str, float]) -> None:
         with self._lock:
-            if self._source is source:
+            if self._source() is source:
                 self._shared = found
                 self._merge()
 
@@ -234,9 +234,10 @@ class Live(Mapping[str, float]):
             self._read_file(str(path))
 
     def _use_source(self, source: SharedValues | None) -> None:
+        found = _no_source if source is None else weakref.ref(source)
         with self._lock:
-            if source is not self._source:
-                self._source, self._shared, self._fetched_at = source, {}, -math.inf
+            if found != self._source:
+                self._source, self._shared, self._fetched_at = found, {}, -math.inf
                 self._merge()
 
     def _read_file(self, path: str) -> None:
@@ -268,6 +269,10 @@ class Live(Mapping[str, float]):
         if text and text != self._complaints.get(about):
             emit(Event(ERROR, reason="live configuration", detail=f"{about}: {text}"))
         self._complaints[about] = text
+
+
+def _no_source() -> None:
+    """Return no source, in place of a weak reference to one."""
 
 
 def _signature(path: str) -> object:

@@ -77,6 +77,27 @@ def test_a_block_closes_at_its_end(tmp_path: Path) -> None:
         assert held()[0] <= before[0]
 
 
+def test_the_live_configuration_keeps_no_redis_that_is_closed(redis_server: RedisServer) -> None:
+    """A Redis that a block used is let go after it: what opened it again late is closed by that."""
+
+    def redises() -> list[object]:
+        gc.collect()
+        return [one for one in gc.get_objects() if type(one).__name__ == "Redis"]
+
+    @memo.cache(ttl="1h", ttl_key="load", name="released:live")
+    def loaded(number: int) -> int:
+        return number
+
+    before = len(redises())
+    with memo.configure(redis_url=redis_server.url):
+        memo.live.set("load", 60, shared=True)
+        loaded(1)
+        assert memo.live["load"] == 60
+        assert len(redises()) == before + 1
+    load(0)  # in the settings around the block
+    assert len(redises()) == before
+
+
 def test_what_comes_back_is_not_closed(tmp_path: Path) -> None:
     """The settings around a block are as warm as before when it ends."""
     load(7)
