@@ -364,9 +364,9 @@ class Chain:
             EntryError: the seal of the record does not hold.
         """
         record = front.at_hand(name)
-        known = (
-            None if record is None else seal.unpack_hit(record, self.secrets, self.namespace, key)
-        )
+        if record is None or len(record) > BIG_RECORD_BYTES:  # `lookup` does that off the loop
+            return None
+        known = seal.unpack_hit(record, self.secrets, self.namespace, key)
         if known is not None:
             front.remember(name, known, record)
         return known

@@ -30,7 +30,8 @@ import memo
 from memo import cache
 from memo.decorators.assembly import default_chain
 from memo.metrics import rendering
-from memo.runtime.blocking import drain_blocking
+from memo.records.seal import Entry
+from memo.runtime.blocking import BLOCKING, drain_blocking
 from memo.settings.configuration import configure, current
 from memo.testing import ManualClock, recording
 
@@ -325,6 +326,22 @@ BIG: dict[str, Callable[[], Any]] = {
     "list": lambda: list(range(2_000_000)),
     "dict": lambda: {number: str(number) for number in range(500_000)},
 }
+
+
+def test_a_big_record_in_memory_is_not_checked_at_hand() -> None:
+    """What is at hand is read on the event loop: 100 MB would stop it for a tenth of a second."""
+
+    @cache(name="trust:at hand", version="1", ttl=None)
+    def load(size: int) -> bytes:
+        return bytes(size)
+
+    with configure(tiers=["memory", "disk"], memory_limit="1GiB"):
+        chain = default_chain()
+        for size, small in ((1000, True), (2 << 20, False)):
+            load(size)
+            found = chain.at_hand(lambda: BLOCKING, load.function_id, load.key(size))
+            assert isinstance(found, Entry) == small
+            assert load(size) == bytes(size)
 
 
 @pytest.mark.timing
