@@ -156,6 +156,14 @@ def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 
 @pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """The file that records each run of a job, in any process."""
+    path = tmp_path / "runs"
+    path.touch()
+    return path
+
+
+@pytest.fixture
 def set_limits(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Sets limits of memo by their names in `limits.LIMITS`, until the test is over."""
     return partial(limits.change, monkeypatch.setattr)

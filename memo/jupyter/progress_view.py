@@ -12,7 +12,6 @@ import statistics
 import sys
 import threading
 import time
-from collections import OrderedDict
 from typing import Any, Protocol
 
 from memo.coordination.flights import Flight, current_path
@@ -26,6 +25,7 @@ from memo.runtime import events, fork
 from memo.runtime.blocking import DISPLAYS
 from memo.runtime.clock import SECOND
 from memo.runtime.events import Event
+from memo.runtime.memory_budget import remember
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port
 
@@ -261,7 +261,7 @@ class Watcher:
         self._groups: dict[tuple[str, str], _Group] = {}
         self._shown: set[tuple[str, str]] = set()
         self._in_cell = False
-        self.known: OrderedDict[str, float] = OrderedDict()
+        self.known: dict[str, float] = {}
         self.latest: dict[str, float] = {}
         self.rates: dict[str, float] = {}
         self.ticker: Handle | None = None
@@ -327,10 +327,7 @@ class Watcher:
 
     def _remember(self, event: Event) -> None:
         self.latest[event.function] = event.seconds
-        self.known[event.key] = event.seconds
-        self.known.move_to_end(event.key)
-        if len(self.known) > _MAX_KNOWN_DURATIONS:
-            self.known.popitem(last=False)
+        remember(self.known, event.key, event.seconds, _MAX_KNOWN_DURATIONS)
 
     def _start_updates(self) -> None:
         with self._waking:

@@ -14,7 +14,6 @@ import mmap
 import os
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ from memo.errors import MemoError, label
 from memo.metrics.recorder import COUNTERS, cancel_publish_soon, publish_soon
 from memo.runtime import events, fork, private_files
 from memo.runtime.events import Event
+from memo.runtime.memory_budget import remember
 from memo.runtime.named_tuple import NamedTuple
 from memo.settings import configuration
 from memo.validity.stamps import Turn
@@ -89,7 +89,7 @@ class RunningComputations:
         self._lock = threading.Lock()
         self._slots: dict[str, list[tuple[int, Running]]] = {}  # by key; refreshes run side by side
         self._free = list(range(MAX_SLOTS - 1, -1, -1))
-        self._durations: OrderedDict[str, float] = OrderedDict()
+        self._durations: dict[str, float] = {}
         self._map: mmap.mmap | None = None
         self._path: Path | None = None
         self._mapped_directory: Path | None = None
@@ -134,10 +134,7 @@ class RunningComputations:
             if not runs:
                 self._slots.pop(event.key, None)
             if run is not None and not event.detail:  # it ended normally
-                self._durations[event.key] = time.time() - run.since
-                self._durations.move_to_end(event.key)
-                if len(self._durations) > MAX_DURATIONS:
-                    self._durations.popitem(last=False)
+                remember(self._durations, event.key, time.time() - run.since, MAX_DURATIONS)
             if slot >= 0:
                 self._free.append(slot)
                 if self._map is not None:

@@ -9,7 +9,6 @@ values are never attributes.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -19,6 +18,7 @@ from memo.metrics.recorder import COUNTERS
 from memo.metrics.snapshots import Stats
 from memo.runtime import VERSION, events
 from memo.runtime.events import Event
+from memo.runtime.memory_budget import remember
 from memo.runtime.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Instrumentation:
 
         meter = metrics.get_meter(SCOPE, VERSION, meters)
         self._tracer = trace.get_tracer(SCOPE, VERSION, tracers)
-        self._contexts: OrderedDict[str, SpanContext] = OrderedDict()
+        self._contexts: dict[str, SpanContext] = {}
         self._lock = threading.Lock()
         count, times = meter.create_counter, meter.create_histogram
         self._stale = count("memo.stale_hits", "{hit}", "Calls answered by an expired entry")
@@ -172,10 +172,7 @@ class Instrumentation:
             opened.span.set_status(trace.StatusCode.ERROR)
         opened.span.end()
         with self._lock:
-            self._contexts[event.key] = opened.span.get_span_context()
-            self._contexts.move_to_end(event.key)
-            if len(self._contexts) > MAX_LINKABLE:
-                self._contexts.popitem(last=False)
+            remember(self._contexts, event.key, opened.span.get_span_context(), MAX_LINKABLE)
 
     def _add_link(self, key: str) -> None:
         """Link the computation around a call to the one that made the result it uses."""

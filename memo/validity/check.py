@@ -332,13 +332,18 @@ def kept_for(times: Times, clock: Clock) -> int | None:
 
     If no clock can tell its age, it counts as new.
     """
-    return None if times.ttl < 0 else times.ttl + times.grace - (age(times, clock) or 0)
+    return _kept_after(times, age(times, clock) or 0)
+
+
+def _kept_after(times: Times, old: int) -> int | None:
+    return None if times.ttl < 0 else times.ttl + times.grace - old
 
 
 def is_useless(times: Times, clock: Clock) -> bool:
     """True if an entry is too old for any use, or no clock can tell its age."""
-    left = kept_for(times, clock)
-    return age(times, clock) is None or (left is not None and left <= 0)
+    old = age(times, clock)
+    left = None if old is None else _kept_after(times, old)
+    return old is None or (left is not None and left <= 0)
 
 
 def exceeds_max_age(old: int, policy: Policy) -> bool:

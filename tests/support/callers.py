@@ -15,12 +15,18 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import limits
 from checkout import ROOT, SUPPORT
 
 import memo
+
+
+def runs(log: Path) -> list[str]:
+    """The runs that processes have written to the file of the fixture `log`."""
+    return log.read_text().split()
 
 
 class Job:

@@ -11,7 +11,6 @@ import os
 import sys
 import warnings
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from time import perf_counter, thread_time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,6 +31,7 @@ from memo.keys.fingerprint.held_values import (
 )
 from memo.keys.own_changes import BeforeComputation, may_change
 from memo.runtime.checksums import blake2b
+from memo.runtime.memory_budget import remember
 
 if TYPE_CHECKING:
     import types
@@ -427,7 +427,7 @@ def stable(function: F) -> F:
     return function
 
 
-_known: OrderedDict[int, Identity] = OrderedDict()
+_known: dict[int, Identity] = {}
 _MAX_KNOWN_DIGESTS = 256
 """Functions and classes in arguments whose digest is kept."""
 
@@ -450,9 +450,8 @@ def changed_names(function: Any) -> frozenset[str]:
 def _identity_of(function: Any) -> Identity:
     found = _known.get(id(function))
     if found is None:  # known functions are kept alive, so an address is never reused
-        found = _known[id(function)] = Identity(function, shipped=True)
-        while len(_known) > _MAX_KNOWN_DIGESTS:
-            _known.popitem(last=False)
+        found = Identity(function, shipped=True)
+        remember(_known, id(function), found, _MAX_KNOWN_DIGESTS)
     return found
 
 

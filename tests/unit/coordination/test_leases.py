@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from callers import Process
+from callers import Process, runs
 from chaos import Proxy
 from folders import FOLDER
 from redis_server import RedisServer
@@ -23,18 +23,6 @@ from memo.runtime import events
 from memo.testing import recording
 
 STYLE_NAMES = ["sync", "async"]
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    """The file that records each run of the job."""
-    path = tmp_path / "runs"
-    path.touch()
-    return path
-
-
-def runs(log: Path) -> list[str]:
-    return log.read_text().split()
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from typing import Any
 import cloudpickle
 import pytest
 import worked
+from callers import runs
 from checkout import SUPPORT
 from inside import inside
 from ports import ROOT
@@ -45,17 +46,6 @@ def trackers() -> None:
 def paths(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers import what the tests import."""
     monkeypatch.setenv("PYTHONPATH", PATHS)
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    path = tmp_path / "runs"
-    path.touch()
-    return path
-
-
-def runs(log: Path) -> list[str]:
-    return log.read_text().split()
 
 
 def local() -> Any:
