@@ -328,10 +328,10 @@ def record_manifest(digest: str, parts: Callable[[], Mapping[str, str]]) -> bool
     return True
 
 
-def learned_changes(function: str) -> Mapping[str, str]:
+def known_own_changes(function: str) -> Mapping[str, str]:
     """Return the state that a function changes itself, as processes of this host have found."""
     try:
-        return manifests().changed_state(function)
+        return manifests().own_changes(function)
     except (OSError, SettingError) as error:
         events.emit(events.Event(events.ERROR, reason="manifest", detail=str(error)))
         return {}
@@ -340,7 +340,7 @@ def learned_changes(function: str) -> Mapping[str, str]:
 def publish_own_changes(function: str, found: Mapping[str, str]) -> None:
     """Tell other processes of this host which state a function changes itself."""
     try:
-        manifests().add_changed_state(function, found)
+        manifests().add_own_changes(function, found)
     except (OSError, SettingError) as error:
         events.emit(events.Event(events.ERROR, reason="manifest", detail=str(error)))
 

@@ -106,7 +106,7 @@ def make_function(
             version=options.text("version", given["version"]),
             name=given["name"],
             ignored=state,
-            learned=functools.partial(assembly.learned_changes, identity),
+            find_originals=functools.partial(assembly.known_own_changes, identity),
         ),
         function_id=identity,
         key_prefix=options.text("key_prefix", given["key_prefix"]),

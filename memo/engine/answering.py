@@ -171,8 +171,8 @@ async def answer(
         return await _answer(port, function, call, args, kwargs, pending)
 
 
-async def adopt_findings(port: Port, job: Job) -> bool:
-    """Adopt what other hosts found out about state that a function changes itself.
+async def adopt_own_changes(port: Port, job: Job) -> bool:
+    """Adopt the state that other hosts found a function to change itself.
 
     Returns:
         True if keys may differ now.
@@ -180,13 +180,13 @@ async def adopt_findings(port: Port, job: Job) -> bool:
     keyer = job.function.keyer
     if not keyer.identity.may_change_state(keyer.owner(job.args)):
         return False
-    findings = await job.chain.findings.of(port, job.function.id)
-    return findings is not None and keyer.identity.adopt_findings(findings)
+    originals = await job.chain.shared_changes.of(port, job.function.id)
+    return originals is not None and keyer.identity.adopt_own_changes(originals)
 
 
 async def rekey(port: Port, job: Job) -> Job | None:
-    """Make the key again after adopting other hosts' findings; None if it stays the same."""
-    if not await adopt_findings(port, job):
+    """Make the key again after `adopt_own_changes`; None if it stays the same."""
+    if not await adopt_own_changes(port, job):
         return None
     function = job.function
     call = await make_call(port, function, job.args, job.kwargs)

@@ -379,7 +379,7 @@ class InputWatch:
         warning = ""
         if new:
             warning = function.own_changes_warning(new)
-            self._publish_findings({**code.learned, **mine.learned})
+            self._publish_own_changes({**code.originals, **mine.originals})
         elif others and identity.changes_often(others):
             warning = (
                 f"{function.id} is not stored: {', '.join(others)} changed each time while it ran, "
@@ -388,14 +388,14 @@ class InputWatch:
             )
         return ", ".join(others), warning
 
-    def _publish_findings(self, learned: Mapping[str, str]) -> None:
+    def _publish_own_changes(self, originals: Mapping[str, str]) -> None:
         """Tell other processes and hosts which state the function changes itself."""
-        function, findings = self._job.function, self._job.chain.findings
-        if not learned:
+        function, shared = self._job.function, self._job.chain.shared_changes
+        if not originals:
             return
         if function.publish_own_changes is not None:
-            function.publish_own_changes(function.id, learned)
-        BLOCKING.spawn(lambda port: findings.add(port, function.id, learned), "memo-tell")
+            function.publish_own_changes(function.id, originals)
+        BLOCKING.spawn(lambda port: shared.add(port, function.id, originals), "memo-tell")
 
 
 def _ignore_option(others: Sequence[str]) -> str:

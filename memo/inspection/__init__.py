@@ -1,4 +1,4 @@
-"""Inspection of the cache: stored and running calls, their graph, findings, reports.
+"""Inspection of the cache: stored and running calls, their graph, checks, reports.
 
 Imports `decorators` and below.
 Start with `inventory.py`.

@@ -79,7 +79,7 @@ def attributes_of(own: Any, state: State, light: bool = False) -> Attributes:
     """
     if isinstance(own, type):
         return NO_ATTRIBUTES
-    changing = bool(state.learned) or (bool(_CHANGING_CLASSES) and type(own) in _CHANGING_CLASSES)
+    changing = bool(state.originals) or (bool(_CHANGING_CLASSES) and type(own) in _CHANGING_CLASSES)
     if state.whole:
         return _all_attributes(own, state, light, changing)
     if not state.names:
@@ -99,7 +99,7 @@ def attributes_of(own: Any, state: State, light: bool = False) -> Attributes:
 
 def is_plain(kind: type, state: State) -> bool:
     """True if the attributes of such objects can be read directly from their `__dict__`."""
-    if state.whole or state.learned or kind in _CHANGING_CLASSES:
+    if state.whole or state.originals or kind in _CHANGING_CLASSES:
         return False
     return not hasattr(kind, "__cache_key__") and not issubclass(kind, type)
 
@@ -245,21 +245,21 @@ def _base_encoding(own: Any, state: State, name: str, value: Any, encoding: byte
     current = CurrentValue(
         ValuePlace(own, name, f"self.{name}"), value, encoding, partial(_encoding_with_texts, name)
     )
-    learned = partial(_learned_texts, current, state) if state.learned else dict
-    base = own_changes.REGISTRY.base(current, learned)
+    originals = partial(_originals_for, current, state) if state.originals else dict
+    base = own_changes.REGISTRY.base(current, originals)
     assert isinstance(base, bytes)
     return base
 
 
-def _learned_texts(current: CurrentValue, state: State) -> Mapping[str, str]:
-    """Return the findings of other processes about an attribute that the code still changes."""
-    found = {k: t for k, t in state.learned.items() if own_changes.label_of(k) == current.at.label}
+def _originals_for(current: CurrentValue, state: State) -> Mapping[str, str]:
+    """Return the originals of an attribute, by path, as far as the code still changes them."""
+    found = {
+        k: t for k, t in state.originals.items() if own_changes.label_of(k) == current.at.label
+    }
     if not found or current.value is NO_VALUE:
         return {}
     names = state.changed | _names_changed_by(current.value)
-    return own_changes.findings_for(
-        current.at, own_changes.applicable_findings(found, names, strict=True)
-    )
+    return own_changes.originals_of(current.at, own_changes.applicable(found, names, strict=True))
 
 
 def _dict_of(own: Any) -> dict[str, Any]:
@@ -353,7 +353,7 @@ def encode_attribute(
     """
     if value is NOT_GIVEN:
         return _NO_ATTRIBUTE
-    if own_changes.is_generator(type(value)):  # so that a learned state gives the same encoding
+    if own_changes.is_generator(type(value)):  # so that an original text gives the same encoding
         return b"%" + atoms.with_length(
             atoms.text(given.get("") or held_values.fingerprint_of(value).text)
         )

@@ -8,9 +8,10 @@ Rules of this module:
     or fills something of that name, or if the value is a random generator.  Any other change counts
     as an input.
 3.  A change between computations is not their own: the changed value is the new base.
-4.  Findings of other processes and hosts about a function apply to a value that this process sees
-    for the first time, if the code here still changes something of that name: a counter, a clock or
-    a generator counts as it does there.
+4.  Processes and hosts share the *originals* of what a function changes itself: the label and path
+    of the changed part, and its text in the base.  They apply to a value that this process sees for
+    the first time, if the code here still changes something of that name: a counter, a clock or a
+    generator then counts as it does there.
 
 Values are compared by their *fingerprint*: a `ValueFingerprint`, or the encoding of an attribute.
 """
@@ -130,12 +131,12 @@ class Changes(NamedTuple):
 
     Attributes:
         own: what the computation itself changed, for display: `api.requests`.
-        learned: label and path of that -> original text, for other processes.
+        originals: label and path of that -> original text, for other processes.
         others: what something else changed meanwhile, for display.
     """
 
     own: tuple[str, ...] = ()
-    learned: Mapping[str, str] = {}
+    originals: Mapping[str, str] = {}
     others: tuple[str, ...] = ()
 
 
@@ -147,20 +148,20 @@ class Registry:
         self._held: OrderedDict[tuple[int, str], _Tracked] = OrderedDict()
 
     def base(
-        self, current: CurrentValue, learned: Callable[[], Mapping[str, str]] = dict
+        self, current: CurrentValue, find_originals: Callable[[], Mapping[str, str]] = dict
     ) -> AnyFingerprint:
         """Return the fingerprint of a value that counts as an input.
 
         Args:
-            learned: returns the findings of other processes about it, by path.
+            find_originals: returns its originals that other processes have found, by path.
         """
         fingerprint = current.fingerprint
-        if not self._held and learned is dict:
+        if not self._held and find_originals is dict:
             return fingerprint
         with self.lock:
             tracked = self._find(current.at, current.value)
             if tracked is None:
-                return self._first_base(current, learned())
+                return self._first_base(current, find_originals())
             if same_fingerprint(tracked.after, fingerprint):
                 return tracked.base
             details = held_values.details(current.value)
@@ -218,8 +219,8 @@ class Registry:
             tracked.after, tracked.details = fingerprint, details
         own = [_display_name(at, path) for path in changed]
         base = tracked.base_details
-        learned = {f"{at.label}|{p}": base.get(p, "") for p in changed if "[" not in p}
-        return Changes(tuple(own), {k: t for k, t in learned.items() if _can_be_learned(t)})
+        originals = {f"{at.label}|{p}": base.get(p, "") for p in changed if "[" not in p}
+        return Changes(tuple(own), {k: t for k, t in originals.items() if _can_be_shared(t)})
 
     def _find(self, at: ValuePlace, value: Any) -> _Tracked | None:
         for key, owner in (((id(value), ""), value), (_registry_key(at), at.holder)):
@@ -236,14 +237,14 @@ class Registry:
             self._held.popitem(last=False)
         return tracked
 
-    def _first_base(self, current: CurrentValue, learned: Mapping[str, str]) -> AnyFingerprint:
-        """Return the base of a value seen for the first time, from the findings about it."""
+    def _first_base(self, current: CurrentValue, originals: Mapping[str, str]) -> AnyFingerprint:
+        """Return the base of a value seen for the first time, from its originals by path."""
         at, value, fingerprint, fingerprint_with = current
-        if not learned:
+        if not originals:
             return fingerprint
         details = held_values.details(value)
         known = {
-            p: t for p, t in learned.items() if _type_name(details.get(p, "")) == _type_name(t)
+            p: t for p, t in originals.items() if _type_name(details.get(p, "")) == _type_name(t)
         }
         base = fingerprint_with(value, known) if known else fingerprint
         self._track(at, value, _Tracked(_weak_reference(at, value), base, fingerprint, details))
@@ -297,7 +298,7 @@ def is_generator(kind: type) -> bool:
     return f"class {kind.__module__}:{kind.__qualname__}" in _GENERATORS
 
 
-def _can_be_learned(text: str) -> bool:
+def _can_be_shared(text: str) -> bool:
     return text.startswith((*_NUMBERS, *_GENERATORS))
 
 
@@ -348,36 +349,36 @@ def _display_name(at: ValuePlace, path: str) -> str:
     return (at.variable if kind in ("closure", "default") else name) + path
 
 
-def applicable_findings(
-    learned: Mapping[str, str], names: frozenset[str], *, strict: bool = False
+def applicable(
+    originals: Mapping[str, str], names: frozenset[str], *, strict: bool = False
 ) -> dict[str, str]:
-    """Return the findings that apply to code which changes some names.
+    """Return the originals that apply to code which changes some names.
 
     Args:
         strict: the names include those that methods of objects in attributes of `self` change.
     """
     return {
         key: text
-        for key, text in learned.items()
+        for key, text in originals.items()
         if text.startswith(_GENERATORS)
         or (_is_inside_attribute(key) and not strict)
         or _changed_name(*_split_key(key)) in names
     }
 
 
-def findings_for(at: ValuePlace, learned: Mapping[str, str]) -> dict[str, str]:
-    """Return the findings about one value, by path."""
+def originals_of(at: ValuePlace, originals: Mapping[str, str]) -> dict[str, str]:
+    """Return the originals of one value, by path."""
     start = f"{at.label}|"
-    return {k.removeprefix(start): t for k, t in learned.items() if k.startswith(start)}
+    return {k.removeprefix(start): t for k, t in originals.items() if k.startswith(start)}
 
 
-def display_names(learned: Iterable[str]) -> list[str]:
-    """Name the state that findings are about as in the source: `api.requests`."""
-    return sorted({_display_name(*_split_key(key)) for key in learned})
+def display_names(originals: Iterable[str]) -> list[str]:
+    """Return the state that originals belong to, named as in the source: `api.requests`."""
+    return sorted({_display_name(*_split_key(key)) for key in originals})
 
 
 def label_of(key: str) -> str:
-    """Return the label of the value that a finding is about."""
+    """Return the label of the value in a key of originals."""
     return key.partition("|")[0]
 
 
@@ -412,9 +413,9 @@ def record_before(
 def changes_since(before: Iterable[BeforeComputation], names: frozenset[str]) -> Changes:
     """Return the changes in these values since the computation began."""
     every = [REGISTRY.changes_since(one, names) for one in before]
-    learned = {key: text for one in every for key, text in one.learned.items()}
+    originals = {key: text for one in every for key, text in one.originals.items()}
     return Changes(
         tuple(sorted({path for one in every for path in one.own})),
-        learned,
+        originals,
         tuple(dict.fromkeys(path for one in every for path in one.others)),
     )

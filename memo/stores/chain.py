@@ -53,7 +53,7 @@ from memo.stores.protocols import (
     Source,
     Tier,
 )
-from memo.stores.shared_findings import Findings
+from memo.stores.shared_changes import SharedChanges
 from memo.stores.transfers import Transfers, Work
 from memo.stores.writing import Writer
 from memo.validity import check
@@ -130,7 +130,7 @@ class Chain:
         self.host: Host | None = None
         self.authorities = Authorities(self.tiers, self._fault)
         self._classify_tiers()
-        self.findings = Findings(None, self.namespace, (), self._fault)
+        self.shared_changes = SharedChanges(None, self.namespace, (), self._fault)
         self.latest_answers = LatestAnswers(0 if self.front is None else self.front.limit)
         self._transfers = Transfers(
             [tier for tier in self.tiers if not tier.read_only],
@@ -188,7 +188,7 @@ class Chain:
         self._checked = seal.CheckedRecords(secrets, namespace)
         self.host = self.writer.host = host
         self.authorities.set_up(host, trusts_disk=trusts_disk)
-        self.findings = Findings(self._server, namespace, secrets, self._fault)
+        self.shared_changes = SharedChanges(self._server, namespace, secrets, self._fault)
         for tier in self.tiers:
             if isinstance(tier, ChecksRecords):
                 tier.trust(secrets)

@@ -466,14 +466,14 @@ class ServerTier(Tier, Protocol):
         """Pass a payload to a sink, in this thread; False if it is missing.  Raises `TierError`."""
         ...
 
-    # What hosts share besides entries: findings about a function, and the live configuration.
+    # What hosts share besides entries: the own changes of functions, and the live configuration.
 
-    async def findings(self, port: Port, name: str) -> dict[str, str]:
-        """Return the findings under a name.  Raises `TierError`."""
+    async def own_changes(self, port: Port, name: str) -> dict[str, str]:
+        """Return the own changes stored under a name; see `shared_changes`.  Raises `TierError`."""
         ...
 
-    async def add_findings(self, port: Port, name: str, findings: Mapping[str, str]) -> None:
-        """Add findings under a name; existing ones stay as they are.  Raises `TierError`."""
+    async def add_own_changes(self, port: Port, name: str, own_changes: Mapping[str, str]) -> None:
+        """Add own changes under a name; existing ones stay as they are.  Raises `TierError`."""
         ...
 
     def live(self) -> dict[str, str]:

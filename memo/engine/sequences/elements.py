@@ -31,7 +31,7 @@ from memo.coordination.leases import Lease, acquire_lease, wait_until_over
 from memo.engine import computing, never_hits
 from memo.engine.answering import (
     LOOK_UP_AGAIN,
-    adopt_findings,
+    adopt_own_changes,
     answer_after_lookup,
     answer_from_first_tier,
     answer_from_flight,
@@ -421,7 +421,7 @@ async def make_batch(
     function.keyer.check_call(args, kwargs)
     await reload_live_if_due(port, function)
     made = await _with_keys(port, Batch(function, each, args, kwargs))
-    if made.calls and await adopt_findings(port, next(iter(made.calls.values())).job):
+    if made.calls and await adopt_own_changes(port, next(iter(made.calls.values())).job):
         made = await _with_keys(port, Batch(function, each, args, kwargs))
     return made
 

@@ -71,7 +71,7 @@ class KnownVersion:
         state: the state of `self` that is read; each object has its own values.
         changed: names that the code in reach assigns, sets or fills.
         unmatched: labels in `ignore` that match nothing.
-        learned: what other processes have learned that the code changes itself.
+        known_changes: state in reach that the code changes itself, as other processes have found.
     """
 
     __slots__ = (
@@ -86,7 +86,7 @@ class KnownVersion:
             "slow",
             "state",
         ),
-        *("learned", "quick", "unmatched", "watched"),
+        *("known_changes", "quick", "unmatched", "watched"),
     )
 
     def __init__(
@@ -101,7 +101,7 @@ class KnownVersion:
         state: State = STATELESS,
         changed: frozenset[str] = frozenset(),
         unmatched: frozenset[str] = frozenset(),
-        learned: tuple[str, ...] = (),
+        known_changes: tuple[str, ...] = (),
     ) -> None:
         self.digest = digest
         self.parts = parts
@@ -115,7 +115,7 @@ class KnownVersion:
         self.state = state
         self.changed = changed
         self.unmatched = unmatched
-        self.learned = learned
+        self.known_changes = known_changes
 
     def is_unchanged(self) -> bool:
         """True if nothing has changed since; the fastest comparisons come first."""
@@ -200,8 +200,8 @@ class Identity:
         shipped: use the bytecode for the digest; it is the same if cloudpickle has shipped the
             function without its source.
         ignored: labels of state that does not count, such as `global:api`.
-        learned: returns the state that the function changes itself, as learned by other processes
-            of this host.
+        find_originals: returns the state that the function changes itself, as other processes of
+            this host have found: label and path -> original text.
     """
 
     def __init__(
@@ -213,12 +213,12 @@ class Identity:
         name: str | None = None,
         shipped: bool = False,
         ignored: Iterable[str] = (),
-        learned: Callable[[], Mapping[str, str]] = dict,
+        find_originals: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self.function = function
         self._shipped = shipped
         self._ignored = frozenset(ignored)
-        self._learned = learned
+        self._find_originals = find_originals
         self._pinned = digest if version is None else _pinned(function, version, name)
         self.versions: dict[type | None, KnownVersion] = {}
         self._pinned_versions: dict[type, KnownVersion] = {}
@@ -303,26 +303,26 @@ class Identity:
         return new
 
     def may_change_state(self, owner: type | None) -> bool:
-        """True if the function may change state, so that findings of other hosts may apply."""
+        """True if the function may change state, so that other hosts may have found such state."""
         seen = (self.versions if self._pinned is None else self._pinned_versions).get(owner)  # type: ignore[arg-type]
         return seen is not None and seen.may_change()
 
-    def adopt_findings(self, findings: Mapping[str, str]) -> bool:
+    def adopt_own_changes(self, originals: Mapping[str, str]) -> bool:
         """Adopt the state that other hosts found the function to change; True if that is new.
 
-        The findings of the first host count, so that all hosts make the same keys.
+        The originals that the first host has stored count, so that all hosts make the same keys.
         """
-        if findings == self._adopted:
+        if originals == self._adopted:
             return False
-        self._adopted = dict(findings)
+        self._adopted = dict(originals)
         self.versions.clear()
         self._pinned_versions.clear()
         return True
 
     def adopted_changes(self, owner: type | None) -> list[str]:
-        """Return the adopted findings that apply, as names such as `api.requests`."""
+        """Return the adopted own changes that apply, as names such as `api.requests`."""
         seen = self._current(owner) if self._pinned is None else self._pinned_versions.get(owner)  # type: ignore[arg-type]
-        return [] if seen is None else own_changes.display_names(seen.learned)
+        return [] if seen is None else own_changes.display_names(seen.known_changes)
 
     def changes_often(self, others: tuple[str, ...]) -> bool:
         """Count a change of this state by other code; True at the one that calls for a warning."""
@@ -378,11 +378,11 @@ class Identity:
             owner,
             shipped=self._shipped,
             ignored=self._ignored,
-            learned=self._all_learned,
+            find_originals=self._all_originals,
         )
 
-    def _all_learned(self) -> Mapping[str, str]:
-        return {**self._learned(), **self._adopted}
+    def _all_originals(self) -> Mapping[str, str]:
+        return {**self._find_originals(), **self._adopted}
 
     def _warn_of_unmatched_names(self, seen: KnownVersion) -> None:
         """Warn once about names of `ignore` that the function does not read."""

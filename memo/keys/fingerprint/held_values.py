@@ -42,14 +42,15 @@ class State(NamedTuple):
         whole: `self` is passed elsewhere, so all of its attributes count.
         slots: name -> the class's slot for it.
         changed: names that the code in reach assigns, sets or fills.
-        learned: what other processes have learned that the method changes itself.
+        originals: state that the method changes itself, as other processes have found: label and
+            path -> original text.
     """
 
     names: tuple[str, ...] = ()
     whole: bool = False
     slots: Mapping[str, Any] = types.MappingProxyType({})
     changed: frozenset[str] = frozenset()
-    learned: Mapping[str, str] = types.MappingProxyType({})
+    originals: Mapping[str, str] = types.MappingProxyType({})
 
 
 STATELESS = State()

@@ -99,7 +99,7 @@ def survey(
     *,
     shipped: bool = False,
     ignored: frozenset[str] = frozenset(),
-    learned: Callable[[], Mapping[str, str]] = dict,
+    find_originals: Callable[[], Mapping[str, str]] = dict,
 ) -> KnownVersion:
     """Survey a function and everything that it reaches.
 
@@ -111,22 +111,22 @@ def survey(
         owner: for a method the class of `self`.
         shipped: use the bytecode of functions, which cloudpickle brings to other processes.
         ignored: labels of state that does not count, such as `global:api`.
-        learned: returns what other processes have learned that the function changes itself; called
-            if something in reach may change, and applied to what the code in reach changes.
+        find_originals: returns the originals that other processes have found (`own_changes`);
+            called if something in reach may change, and applied to what the code in reach changes.
     """
     filled: frozenset[Place] = frozenset()
-    known: dict[str, str] = {}
-    noted: Mapping[str, str] | None = None
+    applied: dict[str, str] = {}
+    originals: Mapping[str, str] | None = None
     while True:
-        found = GraphBuilder(filled, shipped, ignored, known)
+        found = GraphBuilder(filled, shipped, ignored, applied)
         found.start(function, owner)
         only_filled = found.only_filled()
-        if noted is None and found.version().may_change():
-            noted = learned()
-        applying = own_changes.applicable_findings(noted or {}, frozenset(found.changed))
-        if only_filled <= filled and applying == known:
+        if originals is None and found.version().may_change():
+            originals = find_originals()
+        applicable = own_changes.applicable(originals or {}, frozenset(found.changed))
+        if only_filled <= filled and applicable == applied:
             return found.version()
-        filled, known = filled | only_filled, applying
+        filled, applied = filled | only_filled, applicable
 
 
 class _ValueAt(NamedTuple):
@@ -150,7 +150,7 @@ class GraphBuilder:
         filled: frozenset[Place],
         shipped: bool,
         ignored: frozenset[str],
-        learned: Mapping[str, str],
+        originals: Mapping[str, str],
     ) -> None:
         self.filled = filled
         self.filled_names: set[str] = set()
@@ -158,7 +158,7 @@ class GraphBuilder:
         self.shipped = shipped
         self.ignored = ignored
         self.unmatched = set(ignored)
-        self.learned = learned
+        self.originals = originals
         self.assigned: set[Place] = set()
         self.set_anywhere: set[str] = set()
         self.nodes: dict[Key, Node] = {}
@@ -211,7 +211,7 @@ class GraphBuilder:
             self.state(),
             frozenset(self.changed),
             frozenset(self.unmatched),
-            self._learned_in_reach(),
+            self._known_changes_in_reach(),
         )
 
     def only_filled(self) -> set[Place]:
@@ -243,16 +243,16 @@ class GraphBuilder:
             return State()
         slots = {slot.__name__: slot for slot in slots_of(self.owner)}
         names, changed = tuple(sorted(self.self_attributes)), frozenset(self.changed)
-        learned = {k: t for k, t in self.learned.items() if k.startswith("self.")}
-        return State(names, self.self_escapes, slots, changed, learned)
+        originals = {k: t for k, t in self.originals.items() if k.startswith("self.")}
+        return State(names, self.self_escapes, slots, changed, originals)
 
-    def _learned_in_reach(self) -> tuple[str, ...]:
-        """Return the learned facts that apply to values in reach."""
+    def _known_changes_in_reach(self) -> tuple[str, ...]:
+        """Return the keys of the originals that apply to values in reach."""
         met = {known.at.label for known in self.values_at.values()}
         own = {f"self.{name}" for name in self.self_attributes}
         return tuple(
             key
-            for key in self.learned
+            for key in self.originals
             if own_changes.label_of(key) in met | own
             or (self.self_escapes and key.startswith("self."))
         )
@@ -364,9 +364,9 @@ class GraphBuilder:
     def _base(self, at: ValuePlace, value: Any, fingerprint: ValueFingerprint) -> ValueFingerprint:
         if issubclass(type(value), (types.FunctionType, type)):
             return fingerprint
-        learned = own_changes.findings_for(at, self.learned)
+        originals = own_changes.originals_of(at, self.originals)
         current = CurrentValue(at, value, fingerprint, fingerprint_with)
-        found = own_changes.REGISTRY.base(current, (lambda: learned) if learned else dict)
+        found = own_changes.REGISTRY.base(current, (lambda: originals) if originals else dict)
         assert isinstance(found, ValueFingerprint)
         return found
 

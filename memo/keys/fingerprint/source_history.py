@@ -63,18 +63,18 @@ class Manifests:
             return None
         return parts if isinstance(parts, dict) else None
 
-    def changed_state(self, function: str) -> dict[str, str]:
+    def own_changes(self, function: str) -> dict[str, str]:
         """Return the state that a function changes itself: label and path -> its original value."""
         found = self.load(_of_function(function)) or {}
         return {k: v for k, v in found.items() if isinstance(v, str)}
 
-    def add_changed_state(self, function: str, found: Mapping[str, str]) -> None:
-        """Add state that a function changes itself; earlier findings stay as they are.
+    def add_own_changes(self, function: str, found: Mapping[str, str]) -> None:
+        """Add state that a function changes itself; what is stored already stays as it is.
 
         Raises:
             OSError: it cannot be written.
         """
-        known = self.changed_state(function)
+        known = self.own_changes(function)
         if not found.keys() <= known.keys():
             self._write(_of_function(function), {**found, **known})
 

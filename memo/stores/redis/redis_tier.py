@@ -13,7 +13,7 @@ key                              content and lifetime
 `{namespace}:2:l:…`, `…:w:…`     leases and their bells (`cluster_leases`)
 `{namespace}:2:hosts`            the hosts that use the namespace, and the epoch (`loss_recovery`),
                                  a hash; `DEFAULT_RETENTION` after it was last read
-`{namespace}:2:c:{function}:…`   findings of hosts about a function (`shared_findings`), a hash;
+`{namespace}:2:c:{function}:…`   state that a function changes itself (`shared_changes`), a hash;
                                  `DEFAULT_RETENTION` after the last addition
 `{namespace}:live`               the shared live configuration, a hash; `DEFAULT_RETENTION` after it
                                  was last written, or read by any process
@@ -134,7 +134,7 @@ class Redis:
         self._live = f"{namespace}:live".encode()
         self._live_kept = -LIVE_EXTENSION_SECONDS
         self._hosts = self._prefix + b"hosts"
-        self._findings = self._prefix + b"c:"
+        self._own_changes = self._prefix + b"c:"
         self._restore_groups: RestoreGroups | None = None
         self._tombstone_life = float(TOMBSTONE_SECONDS)
         self._lookups = Lookups(self.client, namespace, self._prefix, self._group_key)
@@ -143,7 +143,13 @@ class Redis:
         self.start_lookup = self._lookups.start_lookup
         self.prepare_lookup = self._lookups.prepare_lookup
         self.start_reading = self._lookups.start_reading
-        self._kept = (self._groups, self._hosts, self._findings, self._live, *self.leases.prefixes)
+        self._kept = (
+            self._groups,
+            self._hosts,
+            self._own_changes,
+            self._live,
+            *self.leases.prefixes,
+        )
         self._lives: dict[str, float] = {}
         self._created: set[str] = set()
         self.listener = (
@@ -410,7 +416,7 @@ class Redis:
         """Drop every entry whose name begins with `prefix`; scans all names, in steps.
 
         Payloads and generations under such a prefix are dropped too, but not counted.  The group of
-        the namespace stays, since a host may restore the others; so do leases, findings and the
+        the namespace stays, since a host may restore the others; so do leases, own changes and the
         live configuration.
         """
         kept: tuple[bytes, ...] = self._kept
@@ -632,25 +638,25 @@ class Redis:
         kept = ((name, fields.get(name, "")[stamps.TOKEN_CHARACTERS :]) for name in sorted(names))
         return [(name, note) for name, note in kept if note]
 
-    # --- findings about functions ----------------------------------------------------------------
+    # --- own changes of functions ----------------------------------------------------------------
 
-    async def findings(self, port: Port, name: str) -> dict[str, str]:
-        """Return the findings of all hosts under a name.
+    async def own_changes(self, port: Port, name: str) -> dict[str, str]:
+        """Return the own changes that all hosts have stored under a name.
 
         Raises:
             TierError: they cannot be read.
         """
-        key = self._findings + encoded(name)
+        key = self._own_changes + encoded(name)
         return await self.client.ask(port, pack(b"HGETALL", key), parse=_fields, key=key)
 
-    async def add_findings(self, port: Port, name: str, findings: Mapping[str, str]) -> None:
-        """Add findings that are not stored yet; all under the name live for `DEFAULT_RETENTION`.
+    async def add_own_changes(self, port: Port, name: str, own_changes: Mapping[str, str]) -> None:
+        """Add own changes not stored yet; all under the name live for `DEFAULT_RETENTION`.
 
         Raises:
             TierError: they could not be written.
         """
-        key = self._findings + encoded(name)
-        commands = [pack(b"HSETNX", key, encoded(n), encoded(v)) for n, v in findings.items()]
+        key = self._own_changes + encoded(name)
+        commands = [pack(b"HSETNX", key, encoded(n), encoded(v)) for n, v in own_changes.items()]
         commands.append(pack(b"PEXPIRE", key, b"%d" % _milliseconds(DEFAULT_RETENTION)))
         await self.client.ask_each(port, [(key, one) for one in commands], writes=True)
 

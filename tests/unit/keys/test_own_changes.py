@@ -541,7 +541,7 @@ print(*s.f.explain(1).untracked)
 def test_what_another_secret_sealed_is_not_believed(
     tmp_path: Path, redis_server: RedisServer
 ) -> None:
-    """Findings in Redis count only if one of the reader's own secrets sealed them."""
+    """Own changes in Redis count only if one of the reader's own secrets sealed them."""
     write(tmp_path, source("rate limiter", "sync"))
     host(tmp_path, "here", redis_server, "import s; s.f(1)")
     client = redis_server.client()
