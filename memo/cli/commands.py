@@ -79,7 +79,7 @@ def demo(redis: str | None, quick: bool) -> None:
     type=click.IntRange(min=0),
     default=rendering.FUNCTIONS_SHOWN,
     show_default=True,
-    help="Most functions; 0: all of them.",
+    help="Maximum number of functions; 0: all of them.",
 )
 def stats(pattern: tuple[str, ...], as_json: bool, as_html: bool, plot: bool, limit: int) -> None:
     """Show what the cache did, in every process that shares the directory.
@@ -134,7 +134,7 @@ def _health() -> dict[str, dict[str, Any]]:
     type=click.IntRange(min=0),
     default=50,
     show_default=True,
-    help="Most entries; 0: all of them.",
+    help="Maximum number of entries; 0: all of them.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 @click.option("--html", "as_html", is_flag=True, help="As a page of HTML.")

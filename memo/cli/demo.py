@@ -256,7 +256,7 @@ def answer() -> None:
 
 
 BAR_WIDTH = 30
-"""Most characters of a bar."""
+"""Maximum length of a bar in characters."""
 
 
 class DemoOutput:

@@ -729,7 +729,7 @@ def _asyncio_marker() -> object:
 
 
 _MAX_RETURNED_KEYS = 4096
-"""Most keys that this process remembers after it has returned them to the user."""
+"""Maximum number of keys that this process remembers after it has returned them to the user."""
 _turns_by_key: dict[str, Turn] = {}
 
 

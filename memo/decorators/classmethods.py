@@ -19,7 +19,8 @@ UNBOUND: Final = sys.version_info >= (3, 13)
 NOTE_ATTRIBUTE: Final = "__memo_note__"
 """The attribute that holds the note in a class body."""
 _MAX_SEARCHED_FRAMES: Final = 16
-"""Most stack frames that are searched for a class body, since decorators may call each other."""
+"""Maximum number of stack frames that are searched for a class body, since decorators may call each
+other."""
 
 
 class Note:

@@ -17,9 +17,9 @@ from memo.runtime.port import Port
 from memo.stores.chain import Chain
 
 MAX_NAMES_READ = 20_000
-"""Most names of one kind that are read from this host."""
+"""Maximum number of names of one kind that are read from this host."""
 MAX_NEAREST = 3
-"""Most names that an error lists."""
+"""Maximum number of names that an error lists."""
 MAX_COMPARED_CHARACTERS = 1000
 """Longest name, in characters, for which similar names are searched."""
 FUNCTION, PREFIX, TAG = "f", "p", "t"

@@ -432,7 +432,7 @@ async def has_same_key(port: Port, job: Job) -> bool:
 
 
 GENERATIONS_PER_STEP = 256
-"""Most generations whose states are read in one step before a computation."""
+"""Maximum number of generations whose states are read in one step before a computation."""
 
 
 async def take_stamps(port: Port, jobs: Sequence[Job]) -> list[tuple[Stamp, ...] | None]:

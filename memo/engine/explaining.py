@@ -69,7 +69,7 @@ _FAULT_FACTS = {
 """Reasons that have nothing to do with the call, each as a fact."""
 _INVALID = (INVALIDATED, GENERATION_LOST, FILE_CHANGED, DEPENDENCY_CHANGED, SOURCE_UNREACHABLE)
 MAX_SEARCHED_ENTRIES = 2000
-"""Most entries of a function that are searched for the nearest one."""
+"""Maximum number of entries of a function that are searched for the nearest one."""
 
 
 class Step(NamedTuple):
@@ -626,7 +626,7 @@ PLANNED_HIT, PLANNED_REFRESH, PLANNED_REVALIDATION, PLANNED_COMPUTATION = (
     "compute",
 )
 MAX_PLAN_STEPS = 1000
-"""Most steps in a plan."""
+"""Maximum number of steps in a plan."""
 
 
 class Planner:

@@ -32,9 +32,10 @@ COUNT_SECONDS = 0.05
 MIN_COUNTED = 100
 """Entries that are examined however long it takes: opening the index may take `COUNT_SECONDS`."""
 MAX_OTHER_ADDRESSES = 500
-"""Most addresses of other entries that are kept, to suggest the one that was probably intended."""
+"""Maximum number of addresses of other entries that are kept, to suggest the one that was probably
+intended."""
 MAX_SHOWN_HEADERS = 5
-"""Most headers of matching entries that are kept for display."""
+"""Maximum number of headers of matching entries that are kept for display."""
 HERE: Final = "on this host"
 
 

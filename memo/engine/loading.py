@@ -110,7 +110,7 @@ def verify(source: Source, view: memoryview, table: tuple[seal.Buffer, ...]) -> 
 
 
 MAX_VERIFIED_PAYLOADS = 4096
-"""Most verified payloads that are remembered; older ones are verified again."""
+"""Maximum number of verified payloads that are remembered; older ones are verified again."""
 _verified_lock = threading.Lock()
 VERIFIED_PAYLOADS: dict[tuple[Any, bytes], None] = {}
 """Identity of the file, and digest, of each payload that this process has verified."""

@@ -24,11 +24,11 @@ from memo.keys.values import value_encoding
 KEYS_BEFORE_WARNING: Final = 5
 """Number of different keys for arguments that look the same at which the warning is given."""
 _MAX_APPEARANCES: Final = 64
-"""Most different texts of visible arguments that are remembered for a function."""
+"""Maximum number of different texts of visible arguments that are remembered for a function."""
 MAX_DEPTH: Final = 3
 """Levels of nested objects that are compared."""
 MAX_SHOWN_ATTRIBUTES: Final = 3
-"""Most private attributes that the warning names."""
+"""Maximum number of private attributes that the warning names."""
 _SHORTENED: Final = r"\.\.\.|…| at 0x[0-9a-fA-F]+"
 """Signs that a `repr` leaves something out."""
 

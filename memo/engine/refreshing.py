@@ -47,7 +47,7 @@ from memo.validity.results import UsedResult
 REFRESH_BACKOFF_SECONDS = (1.0, 60.0)
 """Pause after a failed refresh in seconds: first and longest; each failure doubles it."""
 MAX_PAUSED_KEYS = 4096
-"""Most keys of a function whose pause is remembered."""
+"""Maximum number of keys of a function whose pause is remembered."""
 REFRESH_RECHECK_SECONDS = 0.2
 """Seconds without a new attempt after another process turned out to be refreshing the value."""
 

@@ -24,7 +24,7 @@ from memo.keys.encoding.atoms import PLAIN_TYPES
 from memo.runtime import fork
 
 MAX_KEPT_OUTPUT = 4 * 1024 * 1024
-"""Most characters and bytes of output that are kept for one computation."""
+"""Maximum size, in characters and in bytes, of the output that is kept for one computation."""
 _DISPLAY_KIND = "display"
 _CUT_MARK = "\n[memo: the output after this was not kept]\n"
 _WIDGET_TYPE = "application/vnd.jupyter.widget-view+json"

@@ -217,7 +217,8 @@ class UsedCalls:
 
 
 MAX_USED_RESULTS = 1024
-"""Most results of `cutoff` functions that an entry lists; if there are more, their stamps count."""
+"""Maximum number of results of `cutoff` functions that an entry lists; if there are more, their
+stamps count."""
 
 
 async def shorten_stamps(port: Port, chain: Chain, known: tuple[Stamp, ...]) -> tuple[Stamp, ...]:

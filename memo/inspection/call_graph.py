@@ -30,7 +30,7 @@ from memo.runtime.reasons import EXPIRED, INVALIDATED
 from memo.validity.check import FRESH
 
 MAX_SINGLE_CALLS = 40
-"""Most calls that are shown one by one."""
+"""Maximum number of calls that are shown one by one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ OLDEST_REDIS = (6, 2)
 LEFTOVER_SECONDS = 3600.0
 """Seconds after which a temporary file is a leftover."""
 MAX_NAMED_FILES = 3
-"""Most files that a finding names."""
+"""Maximum number of files that a finding names."""
 
 
 TOPIC_WIDTH = 18

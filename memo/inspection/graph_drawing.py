@@ -48,7 +48,7 @@ STATE_MEANINGS = {
 """State -> its explanation in the legend."""
 BOX_WIDTH, BOX_HEIGHT = 188, 58
 BOLD_CHARACTERS = 23
-"""Most characters of bold text that fit into a box."""
+"""Number of characters of bold text that fit into a box."""
 _ACROSS, _DOWN, _EDGE = 56, 16, 12
 ORDERING_SWEEPS = 4
 """Number of times each layer is sorted by the positions of neighbours, to reduce crossings."""

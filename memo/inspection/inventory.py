@@ -322,7 +322,7 @@ async def _holding_tiers(
 SEARCH_SECONDS = 0.25
 """Seconds for which Redis is searched for entries that this host does not have."""
 MAX_REDIS_ENTRIES = 10_000
-"""Most entries of Redis that are read."""
+"""Maximum number of entries of Redis that are read."""
 
 
 async def _in_redis(port: Port, chain: Chain, prefix: str) -> tuple[list[tuple[Header, int]], str]:

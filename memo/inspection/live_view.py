@@ -34,9 +34,9 @@ from memo.runtime.reasons import INVALIDATED
 LISTING_SECONDS = 3.0
 """Seconds between two listings of the entries on the disk."""
 MAX_LISTED_ENTRIES = 200
-"""Most entries that one page lists; the filter narrows them down."""
+"""Maximum number of entries that one page lists; the filter narrows them down."""
 MAX_NAMED_ENTRIES = 4
-"""Most entries named in the answer to a button."""
+"""Maximum number of entries named in the answer to a button."""
 PLOT_STEPS = 60
 """Time steps in the plot of one function."""
 

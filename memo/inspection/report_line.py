@@ -23,7 +23,7 @@ from memo.runtime.reasons import ABSENT
 EXPLAINING_SECONDS = 0.5
 """Seconds after which no more entries are read to explain misses."""
 MAX_EXPLAINED_MISSES = 3
-"""Most misses of one span whose code is compared with an earlier version."""
+"""Maximum number of misses of one span whose code is compared with an earlier version."""
 
 
 @contextmanager

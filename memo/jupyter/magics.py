@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from IPython.display import DisplayHandle
 
 MAX_OPEN_REPORTS = 16
-"""Most reports that wait for background refreshes; beyond it the oldest stops waiting."""
+"""Maximum number of reports that wait for background refreshes; beyond it the oldest one stops."""
 
 
 class _Text(str):

@@ -36,9 +36,9 @@ UPDATE_SECONDS = 0.25
 _MAX_KNOWN_DURATIONS = 4096
 """Keys whose last duration is remembered."""
 _MAX_ESTIMATES = 20
-"""Most runs whose end is estimated in one update."""
+"""Maximum number of runs whose end is estimated in one update."""
 _MAX_COMPARED_ENTRIES = 20
-"""Most recent entries of a function whose median cost is the estimate for a new key."""
+"""Maximum number of recent entries of a function from which the time of a new key is estimated."""
 
 
 class Line(NamedTuple):

@@ -48,12 +48,12 @@ from memo.settings import options
 from memo.validity import stamps
 
 MAX_MEMOIZED_CALLS: Final = 256
-"""Most calls of a function whose keys are memoized.  A hit in memory takes 4.4 µs with that and 6.1
-without (the row "hit, 5-field dict, memory" of docs/performance.md)."""
+"""Maximum number of calls of a function whose keys are memoized.  A hit in memory takes 4.4 µs with
+that and 6.1 without (the row "hit, 5-field dict, memory" of docs/performance.md)."""
 MAX_CALLS_SEEN_ONCE: Final = 1024
-"""Most calls that are remembered as seen once; beyond it all are forgotten."""
+"""Maximum number of calls that are remembered as seen once; beyond it all are forgotten."""
 MAX_MEMOIZED_CHARACTERS: Final = 256
-"""Most characters of a text argument whose call is memoized."""
+"""Maximum length in characters of a text argument whose call is memoized."""
 _STEADY_TYPES: Final = frozenset({int, type(None)})
 """Types besides text that are immutable, and whose equal values have equal encodings.  Bool and
 float do not qualify: `True` equals 1, and 0.0 equals -0.0."""
@@ -71,9 +71,10 @@ CACHE_KEY: Final = "__cache_key__"
 
 
 MAX_PREFIX_CHARACTERS = 1000
-"""Most characters of a prefix; only so much of an address is searched for prefixes."""
+"""Maximum length of a prefix in characters; only so much of an address is searched for prefixes."""
 MAX_KEYWORD_CHARACTERS = 200
-"""Most characters of a keyword in generations; a longer one is represented by its digest."""
+"""Maximum length in characters of a keyword in generations; a longer one is represented by its
+digest."""
 
 
 def normal_prefix(key_prefix: str) -> str:

@@ -19,7 +19,7 @@ OFFLOADED_FROM_BYTES: Final = 2 << 20
 OBJECT_BYTES: Final = 256
 """Weight of an object in bytes: encoding it takes as long as hashing that many."""
 MAX_EXAMINED: Final = 256
-"""Most containers and objects that are examined; a value that has more is heavy."""
+"""Maximum number of containers and objects that are examined; a value that has more is heavy."""
 _LIGHT: Final = frozenset({int, float, bool, complex, type(None)})
 _WITHOUT_PARTS: Final = _LIGHT | {str, bytes}
 _TABLE_LIBRARIES: Final = frozenset({"numpy", "pandas", "polars", "pyarrow", "scipy", "torch"})

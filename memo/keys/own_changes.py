@@ -31,7 +31,7 @@ from memo.runtime import fork
 from memo.runtime.named_tuple import NamedTuple
 
 MAX_TRACKED_VALUES: Final = 1024
-"""Most values that are tracked; the least recently used one beyond it counts as it is."""
+"""Maximum number of tracked values; beyond it the least recently used one counts as it is now."""
 _NUMBERS: Final = ("int ", "float ")
 _GENERATORS: Final = (
     "class random:Random",

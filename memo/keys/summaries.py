@@ -12,13 +12,13 @@ from memo.keys import resolvers
 from memo.keys.encoding import atoms
 
 MAX_ARGUMENT_CHARACTERS: Final = 80
-"""Most characters of one argument in a summary."""
+"""Maximum length of one argument in a summary, in characters."""
 MAX_SUMMARY_BYTES: Final = 2000
-"""Most bytes of a summary."""
+"""Maximum size of a summary in bytes."""
 MAX_SHOWN_ITEMS: Final = 16
-"""Most values in a container that is written out."""
+"""Maximum number of values in a container that is written out."""
 MAX_SHOWN_BITS: Final = 200
-"""Most bits in a number that is written out."""
+"""Maximum number of bits in a number that is written out."""
 SPECIAL_PREFIX: Final = "@"
 """Prefix of names in a summary that are not arguments, such as `"@self"`."""
 RESOLVED: Final = "@key"

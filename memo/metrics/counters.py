@@ -18,16 +18,17 @@ _STEPS_PER_DOUBLING = 8
 _STEP_OF_ONE_SECOND = 30 * _STEPS_PER_DOUBLING
 """Step of one second; step 0 is everything up to a nanosecond."""
 MAX_TIMELINE_POINTS = 128
-"""Most points of a timeline; beyond it, two neighbours are merged into one of twice the width."""
+"""Maximum number of points of a timeline; beyond it, two neighbours are merged into one of twice
+the width."""
 MAX_OPEN_MISSES = 4096
-"""Most keys whose running computation is remembered."""
+"""Maximum number of keys whose running computation is remembered."""
 MAX_OUTCOMES = 4096
-"""Most keys per function whose latest outcome is remembered, for the graph."""
+"""Maximum number of keys per function whose latest outcome is remembered, for the graph."""
 MAX_UNEXPLAINED = 256
-"""Most misses per function that wait for a better explanation."""
+"""Maximum number of misses per function that wait for a better explanation."""
 MAX_STORED_KEYS = 65536
-"""Most stored keys that are remembered per function, for `cache_info().currsize`: by their hashes,
-so that the texts need not be kept."""
+"""Maximum number of stored keys that are remembered per function, for `cache_info().currsize`: by
+their hashes, so that the texts need not be kept."""
 
 
 class Tally:

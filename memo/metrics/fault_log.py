@@ -20,7 +20,7 @@ from memo.runtime.events import Event
 OUTAGE_SECONDS = 60.0
 """Seconds without a fault of the same kind after which the next one is a new outage."""
 MAX_FAULTS = 256
-"""Most faults that are remembered; beyond it those of ended outages are dropped."""
+"""Maximum number of faults that are remembered; beyond it those of ended outages are dropped."""
 _VAGUE_REASONS = frozenset({"error", "unavailable"})
 """Reasons that add nothing to the detail."""
 _LOGGED_ELSEWHERE = frozenset({"redis"})

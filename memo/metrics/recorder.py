@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 MAX_PENDING_HITS = 256
 """Number of pending hits before they are counted."""
 MAX_SPAN_MISSES = 100
-"""Most misses whose reasons a span keeps."""
+"""Maximum number of misses whose reasons a span keeps."""
 
 
 _KEY_BYTES = getsizeof(1 << 62)

@@ -40,7 +40,7 @@ NO_CALLS = "No cached function was called yet. Put @cache above a function and c
 FUNCTIONS_SHOWN = 30
 """Functions of a table, unless another number is given."""
 MAX_BARS = 96
-"""Most bars of a plot."""
+"""Maximum number of bars of a plot."""
 PLOT_COLOURS = {"hits": "#3a9d5d", "stale": "#c98a00", "misses": "#c9503f"}
 """The contrast against white and against JupyterLab's dark grey is above 3 : 1 for each."""
 SEPARATOR = " · "
@@ -161,7 +161,7 @@ class Styled(NamedTuple):
 
 
 MIN_TEXT_COLUMNS = 8
-"""Fewest columns to which a text is cut."""
+"""Minimum width, in columns, to which a text is cut."""
 
 
 def table_text(table: Table, width: int = 80) -> str:
@@ -446,7 +446,7 @@ def table(stats: Stats, limit: int = 0) -> Table:
 
     Args:
         stats: the statistics to show.
-        limit: most rows, the total not counted; 0: all.
+        limit: maximum number of rows, the total not counted; 0: all.
     """
     total = stats.total
     shown = [c for c in _COLUMNS if c.always or c.cell(total).value]
@@ -605,7 +605,7 @@ def stats_lines(
         stats: the statistics to show.
         plot: draw calls over time.
         width: columns.
-        limit: most functions; 0: all.
+        limit: maximum number of functions; 0: all.
         more: tells how to see those that are left out.
     """
     lines = [Styled(line, "bold") for line in wrap(f"memo: {headline(stats)}", width)]

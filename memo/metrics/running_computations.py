@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_SLOTS = 128
-"""Most computations of one process that others see."""
+"""Maximum number of computations of one process that others see."""
 SLOT_BYTES = 512
 """Bytes of one slot."""
 MAX_DURATIONS = 1000
-"""Most calls whose last duration is remembered."""
+"""Maximum number of calls whose last duration is remembered."""
 SLOTS_FILE_SUFFIX = ".now"
 LONG_COMPUTATION_SECONDS = 0.5
 """Seconds from which a computation counts as long."""

@@ -39,7 +39,7 @@ SNAPSHOT_KEPT_SECONDS = 7 * 86400
 """Snapshots of processes that ended longer ago are folded into one total."""
 _WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 MAX_SNAPSHOT_BYTES = 8 << 20
-"""Most bytes of a snapshot file; a larger file is not memo's."""
+"""Maximum size of a snapshot file in bytes; a larger file is not memo's."""
 
 
 class SharedSnapshots:

@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
 
 MAX_STREAM_BUFFER_BYTES = 4096
-"""Most bytes of a buffer that stays in the stream, and of an array that is left as it is."""
+"""Maximum size in bytes of a buffer that stays in the stream, and of an array that is left as
+it is."""
 _TEXT_CHECK_FROM_ITEMS = 1024
-"""Fewest elements of an object array that is checked for being all strings."""
+"""Minimum number of elements of an object array that is checked for being all strings."""
 _MAX_SHARED_RATIO = 1.25
 """Factor by which an Arrow array may refer to more bytes than its own before it is copied."""
 

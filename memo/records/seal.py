@@ -49,7 +49,7 @@ RECORD_MAGIC = b"\x89memo\r\n\x01"
 ALIGN = 64
 """Alignment of a payload's buffers, as numpy's and Arrow's kernels prefer."""
 MAX_HEADER_TEXT_BYTES = 0xFFFF
-"""Most bytes of a text in a header."""
+"""Maximum size in bytes of a text in a header."""
 
 _SEAL_AT = 16
 _LENGTHS_AT = 48
@@ -62,11 +62,12 @@ _BUFFER = struct.Struct(">Q32s")
 
 
 MAX_CHECKED_BYTES = 4 * 1024 * 1024
-"""Most bytes of entries that `CheckedRecords` keeps."""
+"""Maximum size in bytes of all records that `CheckedRecords` keeps."""
 MAX_SEEN_ONCE_NAMES = 4096
-"""Most names that `CheckedRecords` remembers as seen once; beyond it all of them are forgotten."""
+"""Maximum number of names that `CheckedRecords` remembers as seen once; beyond it all of them are
+forgotten."""
 MAX_CHECKED_RECORD_BYTES = 32 * 1024
-"""Most bytes of a record that is kept there."""
+"""Maximum size in bytes of a record that it keeps."""
 CHECKED_OVERHEAD_BYTES = 1536
 """Approximate bytes that an entry takes there besides its record (measured with tracemalloc)."""
 

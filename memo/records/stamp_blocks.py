@@ -29,11 +29,11 @@ from memo.runtime.named_tuple import new_tuple
 from memo.runtime.reasons import UNREADABLE
 
 BLOCK_FROM_GENERATIONS = 64
-"""Fewest inherited generations outside of blocks that become a block."""
+"""Minimum number of inherited generations outside of blocks that become a block."""
 DEFLATE_FROM_BYTES = 512
 """Parts of at least this many bytes are deflated."""
 MAX_INFLATED_BYTES = 64 << 20
-"""Most bytes of decompressed stamps."""
+"""Maximum size in bytes of decompressed stamps."""
 _SEVERAL_PARTS = b"B"
 _LENGTH_BYTES = 4
 

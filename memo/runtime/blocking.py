@@ -33,7 +33,7 @@ T = TypeVar("T")
 EXIT_GRACE_SECONDS = 1.5
 """Seconds that background work may still take when the interpreter exits."""
 POOL_THREADS = 4
-"""Most threads for background work of sync code, started when needed."""
+"""Maximum number of threads for background work of sync code, started when needed."""
 _IDLE_THREAD_SECONDS = 10.0
 """Seconds after which an idle pool thread ends."""
 

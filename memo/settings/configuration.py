@@ -46,8 +46,8 @@ class Settings(NamedTuple):
     Attributes:
         redis_url: see `redis_urls`; None: no Redis.
         directory: absolute path of the disk tier.
-        size_limit: most bytes of the disk tier.
-        memory_limit: most bytes of the memory tier; 0: no memory tier.
+        size_limit: maximum size of the disk tier in bytes.
+        memory_limit: maximum size of the memory tier in bytes; 0: no memory tier.
         tiers: the chain from front to back, names of `checks.TIERS` or objects; None: the chain
             that follows from the other settings.
         read_strategy: `checks.ON_MISS_OR_ERROR` or `checks.ON_ERROR`.

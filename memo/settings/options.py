@@ -182,7 +182,7 @@ def flag(option: str, value: Any) -> bool:
 
 
 MAX_FUNCTION_NAME_CHARACTERS = 1000
-"""Most characters of a name that is given to a function."""
+"""Maximum length in characters of a name that is given to a function."""
 
 
 def text(option: str, value: Any, longest: int | None = None) -> str | None:

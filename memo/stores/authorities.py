@@ -50,13 +50,13 @@ RECENT_SECONDS = 30.0
 """Seconds for which an acknowledged invalidation may still be lost: when the shared tier fails over
 or restarts, its last writes may not have reached its replica or disk."""
 MAX_RECENT_INVALIDATIONS = 10_000
-"""Most of these invalidations that a process remembers."""
+"""Maximum number of these invalidations that a process remembers."""
 SHARED_READ_ATTEMPTS = 3
 """Number of times a read from a shared tier is tried if each attempt is interrupted."""
 INVALIDATION_LOCK_SECONDS = 10.0
 """Seconds for which an invalidation waits for a locked file of this host."""
 MAX_REASON_CHARACTERS = 500
-"""Most characters of a reason that are kept with an invalidation."""
+"""Maximum length in characters of the reason that is kept with an invalidation."""
 
 
 class JournalUnreadableError(TierUnavailable):

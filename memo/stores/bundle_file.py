@@ -55,7 +55,7 @@ _LENGTH = struct.Struct(">Q")
 _MAX_MANIFEST_BYTES = 256 << 20
 """Largest accepted manifest in bytes."""
 _REFS_PER_STEP = 256
-"""Most refs whose states are read in one step."""
+"""Maximum number of refs whose states are read in one step."""
 _WRITE_CHUNK_BYTES = 4 << 20
 _SEALED_STATES = b"memo bundle states"
 

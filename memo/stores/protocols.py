@@ -193,7 +193,7 @@ class Tier(Protocol):
 
     @property
     def budget(self) -> int | None:
-        """Most bytes that it holds in all; None: another program decides that."""
+        """Maximum number of bytes that it holds; None: another program decides that."""
         ...
 
     async def lookup(self, port: Port, name: str) -> Found | None:

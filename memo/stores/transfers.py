@@ -40,7 +40,8 @@ BACKGROUND_UPLOAD_BYTES = 1 << 20
 CONCURRENT_UPLOADS = 2
 """Number of concurrent uploads."""
 MAX_QUEUED_BYTES = 512 << 20
-"""Most queued bytes: 5 s at 1 Gbit/s, which is well below the `lock_timeout` of waiting callers."""
+"""Maximum number of queued bytes: 5 s at 1 Gbit/s, which is well below the `lock_timeout` of
+waiting callers."""
 JOIN_WAIT_SECONDS = 30.0
 """Seconds after which a look-up that waits for another one's download starts its own."""
 

@@ -21,7 +21,7 @@ from memo.stores.transfers import Transfers
 BATCHED_RECORD_BYTES = 32 * 1024
 """A record of at most this many bytes may be stored in one batch with others."""
 ENTRIES_PER_WRITE = 256
-"""Most entries in one batch: between batches other processes can write."""
+"""Maximum number of entries in one batch: between batches other processes can write."""
 BYTES_PER_WRITE = 256 * 1024
 """Bytes of records at which a batch is complete."""
 

@@ -476,7 +476,7 @@ class LatestAnswers:
 
     Args:
         limit: limit of the memory tier in bytes; 0: there is none.
-        most: most keys to remember, whatever the limit.
+        most: maximum number of keys to remember, whatever the limit.
     """
 
     def __init__(self, limit: int = 0, most: int = MAX_LATEST_ANSWERS) -> None:

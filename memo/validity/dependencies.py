@@ -40,10 +40,10 @@ RACY_SECONDS = 0.1
 _PATTERN_CHARACTERS = frozenset("*?[")
 _URL_PATTERN = "[a-z][a-z0-9+.-]+(://|::)"
 MAX_ARGUMENT_BYTES = 64 * 1024
-"""Most bytes of pickled arguments that an entry keeps, to repeat a call with them."""
+"""Maximum size in bytes of pickled arguments that an entry keeps, to repeat a call with them."""
 _EVERY_HINT = "0 asks at each call"
 MAX_FILE_DIGESTS = 4096
-"""Most files whose digest is remembered."""
+"""Maximum number of files whose digest is remembered."""
 MISSING = "missing"
 """The version of a path or a URL that does not exist."""
 

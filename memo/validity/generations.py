@@ -18,8 +18,8 @@ TOMBSTONE_SECONDS = 120
 """Life of a group that an invalidation had to create, so that no host restores it: no entry names
 it."""
 MAX_GROUP_SHAPES = 64
-"""Most shapes of a group; beyond it the group is renewed, since each shape costs every reader a
-read."""
+"""Maximum number of shapes of a group; beyond it the group is renewed, since each shape costs every
+reader a read."""
 
 
 class Change(NamedTuple):

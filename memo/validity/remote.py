@@ -33,9 +33,9 @@ SLOW_QUERY_SECONDS = 1.0
 """A failed query that took this many seconds or more counts as a wait: the source is then not asked
 again for as long as the query took."""
 CONCURRENT_QUERIES = 16
-"""Most URLs that are queried concurrently, in the whole process."""
+"""Maximum number of URLs that are queried concurrently, in the whole process."""
 MAX_REMEMBERED_URLS = 4096
-"""Most URLs whose latest facts are remembered."""
+"""Maximum number of URLs whose latest facts are remembered."""
 _WEB_SCHEMES = ("http", "https")
 _known: dict[tuple[str, bool], tuple[float, str]] = {}
 _silent: dict[tuple[str, bool], tuple[float, str]] = {}

@@ -51,11 +51,12 @@ TAGS = "t"
 TOKEN_CHARACTERS = 16
 """Characters of a token: 96 random bits in URL-safe base 64."""
 MAX_GROUP_FIELDS = 4096
-"""Most fields of a group; beyond it the group is renewed."""
+"""Maximum number of fields of a group; beyond it the group is renewed."""
 MAX_GROUP_NAME_CHARACTERS = 1000
-"""Most characters of a prefix or a tag that become part of the name of its group."""
+"""Maximum length in characters of a prefix or a tag in the name of its group."""
 MAX_REFS_PER_GROUP = 256
-"""Most refs of one group in an entry; with more of them it has one stamp of the whole group."""
+"""Maximum number of refs of one group in an entry; with more of them it has one stamp of the whole
+group."""
 
 
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")

@@ -44,11 +44,11 @@ from memo.keys.encoding.atoms import (
 )
 
 MAX_IN_CYCLES: Final = 1_000_000
-"""Most encodings inside of cycles in one value; beyond it the value is refused."""
+"""Maximum number of encodings inside of cycles in one value; beyond it the value is refused."""
 DEEP_RECURSION_LIMIT: Final = 10_000
 """The recursion limit, in frames, for a value that is nested deeper than the present one allows."""
 VALUES_PER_SORT: Final = 1 << 15
-"""Most values that are sorted in one step: 20 ms, during which no other thread runs."""
+"""Maximum number of values sorted in one step: it takes 20 ms, and no other thread runs meanwhile."""
 _SAMPLE_STRIDE: Final = 4093
 """Distance between sampled values: a prime, so that no period in the values matches it."""
 _NEVER: Final = 1 << 62

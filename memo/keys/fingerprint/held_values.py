@@ -127,7 +127,7 @@ def fingerprint_with(value: Any, given: Mapping[str, str]) -> ValueFingerprint:
 
 
 MAX_DETAILS = 1000
-"""Most parts of a value that are distinguished when it is compared part by part."""
+"""Maximum number of parts of a value that are distinguished when it is compared part by part."""
 
 
 def details(value: Any) -> dict[str, str]:

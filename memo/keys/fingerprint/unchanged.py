@@ -195,7 +195,7 @@ class ClassAttributes(NamedTuple):
 # --- probes --------------------------------------------------------------------------------------
 
 MAX_PROBED: Final = 1000
-"""Most objects in a structure that is probed, since the probe keeps them alive."""
+"""Maximum number of objects in a structure that is probed, since the probe keeps them alive."""
 MAX_PROBED_TEXT: Final = 10_000
 """Characters or bytes of the longest text in it."""
 

@@ -81,8 +81,8 @@ _SWEEP_PAUSE_FACTOR = 50
 REPORT_SECONDS = 60.0
 """Seconds after which a process reports to the index what it has read."""
 MAX_REMEMBERED_READS = 16_384
-"""Most names of read entries that are remembered.  Beyond it they are reported early, or forgotten
-if the last report was less than `_MIN_REPORT_SECONDS` ago."""
+"""Maximum number of names of read entries that are remembered.  Beyond it they are reported early,
+or forgotten if the last report was less than `_MIN_REPORT_SECONDS` ago."""
 _MIN_REPORT_SECONDS = 5.0
 _NAME_BYTES = sys.getsizeof("0" * 120)
 """Approximate bytes of a name."""
@@ -96,7 +96,7 @@ _NO_ROW = 1 << 62
 """Higher than any row number."""
 ROWS_PER_PAGE = 200
 _MIN_FREED_BYTES = 256 * 1024
-"""Least bytes to free when the disk turns out to be full."""
+"""Minimum number of bytes to free when the disk turns out to be full."""
 _EVICTION_ATTEMPTS = 4
 """Number of attempts to free space for one entry."""
 _SELECT_ENTRY = (
@@ -123,7 +123,7 @@ class Disk:
 
     Args:
         directory: the cache directory.
-        size_limit: most bytes of index and payloads together.
+        size_limit: maximum size of index and payloads together, in bytes.
         host: the host state in the same directory; its generations are this tier's.
         clock: tells what has expired.
         retention: seconds for which an entry is kept after its code was replaced.

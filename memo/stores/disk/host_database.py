@@ -46,11 +46,12 @@ T = TypeVar("T")
 BELL_TRUSTED_SECONDS = 0.001
 """Seconds for which an unchanged bell is trusted without checking the file."""
 MAX_MIRRORED_GROUPS = 65_536
-"""Most groups in the mirror; beyond it the mirror starts again empty."""
+"""Maximum number of groups in the mirror; beyond it the mirror starts again empty."""
 MAX_STATES_PER_GROUP = 1024
-"""Most cached states of one group in the mirror; beyond it they are computed again."""
+"""Maximum number of cached states of one group in the mirror; beyond it they are computed again."""
 MAX_STORED_GROUPS = 1_000_000
-"""Most groups; beyond it, opening the file deletes the oldest half, which costs only misses."""
+"""Maximum number of groups; beyond it, opening the file deletes the oldest half, which costs only
+misses."""
 BYTES_FREED_TO_INVALIDATE = 1 << 20
 """Bytes to free on a full disk, so that an invalidation can be written."""
 FILE_USE_ATTEMPTS = 3

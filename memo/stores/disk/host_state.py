@@ -62,11 +62,12 @@ INVALIDATION_RETRY_SECONDS = 0.25
 GROUP_SWEEP_SECONDS = 60.0
 """Seconds between two searches of a process for expired groups."""
 GROUPS_PER_SWEEP = 500
-"""Most groups that are deleted in one transaction: between two of them others may write."""
+"""Maximum number of groups that are deleted in one transaction: between two of them others may
+write."""
 SPARE_LIFE_SECONDS = 3600
 """Seconds by which a group's life is extended beyond need, so that it is written rarely."""
 MAX_WAITING_INVALIDATIONS = 1000
-"""Most invalidations that wait for the next shared tier; more are merged into one."""
+"""Maximum number of invalidations that wait for the next shared tier; beyond it they are merged."""
 DATA_ERRORS = (UnicodeError, OverflowError, sqlite3.DataError)
 """Errors that are caused by the data to be written, not by the file."""
 OVERDUE_NS = 5 * SECOND

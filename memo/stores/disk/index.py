@@ -40,16 +40,16 @@ EVICTED_PER_TRANSACTION = 10
 """Entries that one transaction evicts, plus one for each `_BYTES_PER_EVICTED` that are lacking."""
 _BYTES_PER_EVICTED = 64 * 1024
 _MAX_EVICTED_PER_TRANSACTION = 100
-"""Most entries that one transaction evicts."""
+"""Maximum number of entries that one transaction evicts."""
 _UNLIMITED_BYTES = 1 << 62
 """More bytes than any disk has."""
 HALF_LIFE_SECONDS = 86_400
 """Seconds without use in which an entry's worth halves: an entry that costs a thousand times as
 much per byte is kept ten days longer."""
 _MIN_COST_NS = 1000
-"""Least cost of a computation in nanoseconds that is assumed for its worth."""
+"""Minimum cost of a computation, in nanoseconds, for the worth of its entry."""
 _MIN_SIZE_BYTES = 1024
-"""Least size of an entry in bytes that is assumed for its worth."""
+"""Minimum size of an entry, in bytes, for its worth."""
 _REPLACED_RANK_SECONDS = 10 * 365 * 86_400
 """Seconds by which an entry of a replaced code version ranks behind all others: its rank is the
 time of its replacement minus this."""
@@ -63,8 +63,9 @@ _LOGGED_BYTES_PER_STORE = 32 * 1024
 _BUDGET_CHECK_SECONDS = 1.0
 """Seconds after which the budget is checked again in any case."""
 ROWS_PER_TRANSACTION = 4000
-"""Most entries that are deleted in one transaction, so that others may write in between.  Each
-batch writes most pages of the tree of keys, which are in no order, so small batches cost more."""
+"""Maximum number of entries that are deleted in one transaction, so that others may write in
+between.  Each batch writes most pages of the tree of keys, which are in no order, so small batches
+cost more."""
 _ROWS_PER_STATEMENT = 500
 """Entries that such a transaction deletes before it checks the time."""
 _DELETE_SECONDS = 0.02

@@ -53,7 +53,7 @@ _VOUCHER_SUFFIX = ".seal"
 VOUCHER_FROM_BYTES = 16 << 20
 """Payloads of at least this many bytes get a voucher; hashing 16 MiB takes 2 ms on four cores."""
 _COARSE_TICK_NS = 12_000_000
-"""Most nanoseconds by which the clock of file times is behind: its tick is 1, 4 or 10 ms."""
+"""Maximum lag of the clock of file times in nanoseconds: its tick is 1, 4 or 10 ms."""
 _CLOCK_PAUSE_SECONDS = 0.0005
 """Seconds between two reads of the clock while it has to get past a file time."""
 _BUFFERS_PER_WRITE = 512

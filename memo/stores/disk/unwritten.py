@@ -23,9 +23,9 @@ from memo.validity.generations import MIN_GROUP_SECONDS, TOMBSTONE_SECONDS, Chan
 from memo.validity.stamps import ALL, Turn
 
 MAX_UNWRITTEN = 4096
-"""Most invalidations; more are merged into one of the whole namespace."""
+"""Maximum number of invalidations; beyond it they are merged into one of the whole namespace."""
 MAX_NEW_GROUPS = 65_536
-"""Most new groups; more are forgotten, which costs only misses."""
+"""Maximum number of new groups; beyond it groups are forgotten, which costs only misses."""
 
 
 class LateTurn(NamedTuple):

@@ -48,7 +48,7 @@ T = TypeVar("T")
 PROBE_SECONDS = 0.1
 """Longest time in seconds that probing may delay a caller."""
 LOOKUPS_PER_BATCH = 256
-"""Most look-up commands of a thread that share a round trip."""
+"""Maximum number of look-up commands of a thread that share a round trip."""
 _PROBE_COMMAND = pack(b"ECHO", b"")
 _WRITES_REFUSED = "Hits go on; new results are stored on this host"
 _MOVED, _ASK = "MOVED", "ASK"

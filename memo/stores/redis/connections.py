@@ -62,20 +62,21 @@ from memo.stores.redis.exchange import (
 
 T = TypeVar("T")
 MAX_CONNECTIONS = 32
-"""Most connections in use per process or loop, and as many again for commands that wait."""
+"""Maximum number of connections in use per process or loop, and as many again for commands that
+wait."""
 CONNECT_SECONDS = 1.0
 """Seconds that each step of connecting may take: TCP, TLS, login."""
 LOOP_CONNECT_SECONDS = 10.0
 """As `CONNECT_SECONDS`, for an event loop: its timers also count the time for which other work
 blocks it."""
 MIN_OPEN_WAIT_SECONDS = 0.25
-"""Least seconds that a caller waits for a connection to be opened; longer if its deadline is
-longer."""
+"""Minimum number of seconds that a caller waits for a connection to be opened; longer if its
+deadline is longer."""
 CONCURRENT_OPENINGS = 4
 """Connections that a loop opens concurrently: many callers without one share the first connections,
 instead of each making a TLS handshake."""
 TOPOLOGY_REFRESH_SECONDS = 0.5
-"""Least seconds between two queries of a cluster's topology."""
+"""Minimum number of seconds between two queries of a cluster's topology."""
 REUSE_SECONDS = 1.0
 """Seconds for which threads reuse a connection without redis-py's pool, which checks it and renews
 its login."""

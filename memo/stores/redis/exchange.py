@@ -32,7 +32,7 @@ SOCKET_READ_BYTES = 64 * 1024
 MAX_LINE_BYTES = 4096
 """Bytes of the longest first line of a reply, such as an error with its text."""
 MAX_REPLY_ELEMENTS = 1 << 20
-"""Most elements of an array in a reply."""
+"""Maximum number of elements of an array in a reply."""
 MAX_VALUE_BYTES = 512 << 20
 """Bytes of the largest value that Redis can store."""
 LATE_SECONDS = 0.02

@@ -31,9 +31,9 @@ V = TypeVar("V")
 STATE_READ_ATTEMPTS = 4
 """Attempts to read generations that change meanwhile."""
 GROUPS_PER_LOOKUP = 16
-"""Most groups that are read with a record."""
+"""Maximum number of groups that are read with a record."""
 MAX_KNOWN_GROUPS = 4096
-"""Most functions, and groups, that are remembered."""
+"""Maximum number of functions, and groups, that are remembered."""
 LONE_RECORD_BYTES = 64 * 1024
 """Records of a function of at least this many bytes are read without groups."""
 _BASE_FIELDS = (ALL, LAST, SHAPES)

@@ -69,7 +69,7 @@ HOST_ABSENT_SECONDS = 86_400.0
 LIVE_EXTENSION_SECONDS = 86_400.0
 """Seconds after which reading the shared live configuration extends its life again."""
 MAX_KNOWN_LIFETIMES = 65_536
-"""Most groups whose lifetimes are remembered."""
+"""Maximum number of groups whose lifetimes are remembered."""
 _MAX_LIFETIME_MS = 10**14
 """Milliseconds (3,000 years) above which Redis might refuse a lifetime."""
 _PTTL_OF_MISSING_KEY = -2

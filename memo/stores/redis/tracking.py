@@ -46,8 +46,8 @@ FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.05, 5.0
 REFUSED_PAUSE_SECONDS = 60.0
 """Seconds to pause if the server does not let this user track changes."""
 MAX_TRACKED_GROUPS = 65_536
-"""Most groups that are remembered; beyond it all marks are invalidated and the list starts
-again."""
+"""Maximum number of groups that are remembered; beyond it all marks are invalidated and the list
+starts again."""
 MAX_PUSH_BYTES = 16 << 20
 """Bytes above which a message cannot come from Redis."""
 
