@@ -48,7 +48,7 @@ MAX_IN_CYCLES: Final = 1_000_000
 DEEP_RECURSION_LIMIT: Final = 10_000
 """The recursion limit, in frames, for a value that is nested deeper than the present one allows."""
 VALUES_PER_SORT: Final = 1 << 15
-"""Maximum number of values sorted in one step: it takes 20 ms, and no other thread runs meanwhile."""
+"""Maximum number of values sorted in one step: it takes 20 ms, in which no other thread runs."""
 _SAMPLE_STRIDE: Final = 4093
 """Distance between sampled values: a prime, so that no period in the values matches it."""
 _NEVER: Final = 1 << 62
