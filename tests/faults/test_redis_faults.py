@@ -24,18 +24,15 @@ from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.events import TIER_DOWN, TIER_UP, Event
 from memo.runtime.native import native
 from memo.runtime.port import Port
-from memo.stores.redis import breaker as breakers
-from memo.stores.redis.breaker import (
-    CONNECTION_CLOSED,
+from memo.stores.redis.redis_tier import Redis
+from memo.stores.redis.transport import breaker as breakers
+from memo.stores.redis.transport.breaker import (
     FIRST_BACKOFF_SECONDS,
     MAX_BACKOFF_SECONDS,
-    MIN_BYTES_PER_SECOND,
-    REFUSED,
-    REPLIES,
-    SILENT,
     Breaker,
 )
-from memo.stores.redis.redis_tier import Redis
+from memo.stores.redis.transport.exchange import MIN_BYTES_PER_SECOND
+from memo.stores.redis.transport.faults import CONNECTION_CLOSED, REFUSED, REPLIES, SILENT
 from memo.validity.stamps import Turn
 
 Work = Callable[[Port], Coroutine[Any, Any, Any]]
@@ -65,7 +62,8 @@ def run(request: pytest.FixtureRequest) -> Callable[[Work], Any]:
 
 
 async def _warm(port: Port) -> None:
-    import memo.stores.redis.connections  # noqa: F401
+    import memo.stores.redis.transport.loop_connections
+    import memo.stores.redis.transport.thread_connections  # noqa: F401
     from memo.settings import configuration
 
     configuration.current()

@@ -23,7 +23,8 @@ from redis_server import RedisServer
 import memo
 from memo.settings.redis_urls import parse
 from memo.stores.redis.client import Client
-from memo.stores.redis.connections import LoopConnections, ThreadConnections
+from memo.stores.redis.transport.loop_connections import LoopConnections
+from memo.stores.redis.transport.thread_connections import ThreadConnections
 
 STORED = 60
 """Results that another host has stored."""

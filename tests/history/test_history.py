@@ -346,7 +346,7 @@ def use(module):
         import_module(module)
     except Exception as error:
         failed.append(repr(error))
-modules = ("memo.stores.redis.client", "memo.stores.redis.connections")
+modules = ("memo.stores.redis.client", "memo.stores.redis.transport.loop_connections")
 threads = [threading.Thread(target=use, args=(module,)) for module in modules]
 import memo
 for thread in threads: thread.start()

@@ -750,7 +750,8 @@ def serve() -> None:
         "memo.stores.disk.disk_tier",
         "memo.stores.disk.index",
         "memo.stores.memory",
-        "memo.stores.redis.connections",
+        "memo.stores.redis.transport.loop_connections",
+        "memo.stores.redis.transport.thread_connections",
     ):
         import_module(name)
     print("ready", flush=True)

@@ -21,7 +21,7 @@ LIMITS = {
         "memo.stores.disk.host_database:MAX_MIRRORED_GROUPS",
         "memo.stores.disk.host_state:MAX_MIRRORED_GROUPS",
     ),
-    "transfer_rate": ("memo.stores.redis.exchange:MIN_BYTES_PER_SECOND",),
+    "transfer_rate": ("memo.stores.redis.transport.exchange:MIN_BYTES_PER_SECOND",),
     "tracking_bound": ("memo.stores.redis.tracking:MAX_OUTDATED_SECONDS",),
     "tracking_pause": ("memo.stores.redis.tracking:REFUSED_PAUSE_SECONDS",),
     "mounts": ("memo.runtime.ownership:MOUNTS_FILE",),

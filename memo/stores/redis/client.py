@@ -38,11 +38,15 @@ from memo.runtime import fork
 from memo.runtime.port import SHARED_ROUND_TRIPS, Deferred, Port
 from memo.settings.redis_urls import CLUSTER, SENTINEL, parse
 from memo.stores.protocols import REDIS
-from memo.stores.redis.breaker import GARBLED, SILENT, WRITES_DENIED, Breaker, Fault
-from memo.stores.redis.exchange import Command, ErrorReply, Exchange, command_bytes, pack, with_key
+from memo.stores.redis.transport.breaker import Breaker
+from memo.stores.redis.transport.coalescing import Failure
+from memo.stores.redis.transport.exchange import Exchange
+from memo.stores.redis.transport.faults import GARBLED, SILENT, WRITES_DENIED, Fault
+from memo.stores.redis.transport.resp import Command, ErrorReply, command_bytes, pack, with_key
 
 if TYPE_CHECKING:
-    from memo.stores.redis.connections import LoopConnections, ThreadConnections
+    from memo.stores.redis.transport.loop_connections import LoopConnections
+    from memo.stores.redis.transport.thread_connections import ThreadConnections
 
 T = TypeVar("T")
 PROBE_SECONDS = 0.1
@@ -473,8 +477,6 @@ class Client:
 
     def as_failure(self, error: Exception) -> Any:
         """Record the error of an exchange that several callers share; return it for all of them."""
-        from memo.stores.redis.coalescing import Failure
-
         if isinstance(error, TierError):
             return Failure(error)
         return Failure(self._record_fault(_fault_of(error), probe=False, error=error))
@@ -645,7 +647,7 @@ class Client:
     # --- connections -----------------------------------------------------------------------------
 
     def _thread_pool(self, *, blocks: bool = False) -> ThreadConnections:
-        from memo.stores.redis.connections import ThreadConnections
+        from memo.stores.redis.transport.thread_connections import ThreadConnections
 
         with self._lock:
             threads = self._waiting if blocks else self._threads
@@ -670,10 +672,10 @@ class Client:
         if known is not None:
             return known
         if not hasattr(
-            sys.modules.get("memo.stores.redis.connections"), "LoopConnections"
+            sys.modules.get("memo.stores.redis.transport.loop_connections"), "LoopConnections"
         ):  # the import takes half a second
-            await port.offload(import_module, "memo.stores.redis.connections")
-        from memo.stores.redis.connections import LoopConnections
+            await port.offload(import_module, "memo.stores.redis.transport.loop_connections")
+        from memo.stores.redis.transport.loop_connections import LoopConnections
 
         with self._lock:
             for key, loop in list(self.loops.items()):
@@ -757,7 +759,7 @@ def _group_by_server(nodes: Any, commands: Sequence[Command]) -> dict[Any, list[
 
 
 def _fault_of(error: BaseException) -> Fault:
-    from memo.stores.redis.connections import fault_of
+    from memo.stores.redis.transport.redis_errors import fault_of
 
     return fault_of(error)
 

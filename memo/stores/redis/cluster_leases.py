@@ -22,7 +22,8 @@ from memo.errors import TierError
 from memo.runtime.port import Port
 from memo.stores.protocols import LEASE_SECONDS
 from memo.stores.redis.client import ACQUIRE, RELEASE, RENEW, Client
-from memo.stores.redis.exchange import BusyError, command_bytes, pack
+from memo.stores.redis.transport.exchange import BusyError
+from memo.stores.redis.transport.resp import command_bytes, pack
 
 if TYPE_CHECKING:
     from memo.stores.redis.lookups import RecordLookup

@@ -20,7 +20,7 @@ from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.stores.protocols import Found, GroupPart
-from memo.stores.redis.exchange import Command, decoded, encoded, pack
+from memo.stores.redis.transport.resp import Command, decoded, encoded, pack
 from memo.validity import stamps
 from memo.validity.stamps import ALL, LAST, SHAPES
 

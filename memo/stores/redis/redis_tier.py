@@ -45,12 +45,12 @@ from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.port import Port
 from memo.settings.checks import DEFAULT_RETENTION, DEFAULT_VALUE_LIMIT_BYTES
 from memo.stores.protocols import REDIS, Census, Lookup, RecordToStore, RestoreGroups, Source
-from memo.stores.redis.breaker import MIN_BYTES_PER_SECOND
 from memo.stores.redis.client import CREATE_GROUP, EXTEND_LIFE, SEED, TURN, Client, NoScriptsError
 from memo.stores.redis.cluster_leases import RedisLeases
-from memo.stores.redis.exchange import Command, decoded, encoded, pack
 from memo.stores.redis.lookups import Lookups, RecordLookup
 from memo.stores.redis.payload_store import PAYLOAD_KEPT_SECONDS, PayloadStore
+from memo.stores.redis.transport.exchange import MIN_BYTES_PER_SECOND
+from memo.stores.redis.transport.resp import Command, decoded, encoded, pack
 from memo.validity import generations, stamps
 from memo.validity.generations import MIN_GROUP_SECONDS, TOMBSTONE_SECONDS
 from memo.validity.stamps import Turn
@@ -86,7 +86,7 @@ class Redis:
         url: see `redis_urls`; user and password in it are never shown.
         namespace: in front of all names.
         deadline: seconds that one operation may take in all; the time for transferring data at
-            `memo.stores.redis.breaker.MIN_BYTES_PER_SECOND` is added.
+            `memo.stores.redis.transport.exchange.MIN_BYTES_PER_SECOND` is added.
         value_limit: bytes; larger payloads go to `payload_store`, larger records are refused.
         tracking: let Redis push changes, so that a memory tier need not ask each time.
         options: arguments of redis-py's clients, beyond those in the URL.

@@ -32,8 +32,8 @@ from memo.errors import TierError
 from memo.runtime import events, fork
 from memo.runtime.clock import SECOND, SYSTEM_CLOCK, Clock
 from memo.stores.protocols import REDIS
-from memo.stores.redis.breaker import Fault
-from memo.stores.redis.exchange import ErrorReply, decoded, pack
+from memo.stores.redis.transport.faults import Fault
+from memo.stores.redis.transport.resp import ErrorReply, decoded, pack
 
 MAX_OUTDATED_SECONDS = 1.0
 """Seconds after which a lost push is noticed: no answer is outdated for longer."""
@@ -294,7 +294,7 @@ class Receiver:
 
     def _receive_on_connection(self) -> None:
         """Receive on one connection until it can no longer be used."""
-        from memo.stores.redis.connections import dedicated_connection
+        from memo.stores.redis.transport.thread_connections import dedicated_connection
 
         connection, sock = dedicated_connection(self.listener.url, self.listener.options)
         try:
@@ -449,6 +449,6 @@ def _text(data: bytearray, kind: bytes, at: int, size: int) -> tuple[Any, int]:
 
 
 def _fault_of(error: Exception) -> Fault:
-    from memo.stores.redis.connections import fault_of
+    from memo.stores.redis.transport.redis_errors import fault_of
 
     return fault_of(ErrorReply(str(error)) if isinstance(error, _RefusedError) else error)

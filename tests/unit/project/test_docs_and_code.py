@@ -17,7 +17,8 @@ from memo.runtime import blocking
 from memo.settings import live_values
 from memo.stores import authorities, protocols
 from memo.stores.disk import sqlite_file
-from memo.stores.redis import breaker, cluster_leases, loss_recovery, payload_store, tracking
+from memo.stores.redis import cluster_leases, loss_recovery, payload_store, tracking
+from memo.stores.redis.transport import exchange
 from memo.validity import check, dependencies, stamps
 
 FIGURES = [
@@ -29,7 +30,7 @@ FIGURES = [
         r"holds on the disk delays a store by ([\d.]+) s",
         sqlite_file.WRITER_WAIT_SECONDS,
     ),
-    ("guarantees", r"at (\d+) MB/s", breaker.MIN_BYTES_PER_SECOND / 1e6),
+    ("guarantees", r"at (\d+) MB/s", exchange.MIN_BYTES_PER_SECOND / 1e6),
     ("guarantees", r"arguments above (\d+) MB", offloading.OFFLOADED_FROM_BYTES / 2**20),
     ("settings", r"every ([\d.]+) s, when a cached", live_values.FILE_CHECK_SECONDS),
     ("settings", r"(\d+) s after the last hit", tracking.IDLE_CONNECTION_SECONDS),

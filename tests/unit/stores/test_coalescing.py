@@ -24,7 +24,7 @@ from waiting import wait_for
 import memo
 
 # its first import takes a while, in which look-ups are not gathered
-import memo.stores.redis.connections
+import memo.stores.redis.transport.loop_connections
 from memo.coordination.flights import FLIGHTS
 from memo.errors import TierError
 from memo.records.stamp_types import LOST, Generation, Ref
@@ -32,14 +32,16 @@ from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.port import Port
 from memo.settings.redis_urls import parse
 from memo.stores.protocols import PendingLookup
-from memo.stores.redis import exchange
-from memo.stores.redis.breaker import CONNECTION_CLOSED, GARBLED
 from memo.stores.redis.client import Client
-from memo.stores.redis.coalescing import COMMANDS_PER_BATCH, Batch, Failure
-from memo.stores.redis.connections import MAX_CONNECTIONS, REUSE_SECONDS, LoopConnections
-from memo.stores.redis.exchange import command_bytes, pack
 from memo.stores.redis.lookups import Group
 from memo.stores.redis.redis_tier import Redis
+from memo.stores.redis.transport import exchange
+from memo.stores.redis.transport.coalescing import COMMANDS_PER_BATCH, Batch, Failure
+from memo.stores.redis.transport.faults import CONNECTION_CLOSED, GARBLED
+from memo.stores.redis.transport.loop_connections import LoopConnections
+from memo.stores.redis.transport.nodes import MAX_CONNECTIONS
+from memo.stores.redis.transport.resp import command_bytes, pack
+from memo.stores.redis.transport.thread_connections import REUSE_SECONDS
 from memo.validity import stamps
 from memo.validity.stamps import ALL, LAST, SHAPES, Turn
 

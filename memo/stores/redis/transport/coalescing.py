@@ -20,8 +20,9 @@ from functools import partial
 from typing import Any, Protocol
 
 from memo.errors import TierError
-from memo.stores.redis.breaker import Breaker
-from memo.stores.redis.exchange import Command, ErrorReply, Exchange, Stream, with_key
+from memo.stores.redis.transport.breaker import Breaker
+from memo.stores.redis.transport.exchange import Exchange, Stream
+from memo.stores.redis.transport.resp import Command, ErrorReply, with_key
 
 COMMANDS_PER_BATCH = 64
 """Number of commands at which a batch is sent: enough to spread the cost of a packet, few enough
