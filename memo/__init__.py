@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from memo.engine.invalidating import Invalidation
     from memo.inspection.bundles import export_bundle, import_bundle
     from memo.inspection.call_graph import graph
-    from memo.inspection.findings import health
+    from memo.inspection.doctor import health
     from memo.inspection.inventory import entries
     from memo.inspection.report_line import report
     from memo.jupyter.dashboard_widget import dashboard
@@ -134,7 +134,7 @@ _LATER = {
     "expire": "memo.decorators.invalidators",
     "export_bundle": "memo.inspection.bundles",
     "graph": "memo.inspection.call_graph",
-    "health": "memo.inspection.findings",
+    "health": "memo.inspection.doctor",
     "import_bundle": "memo.inspection.bundles",
     "instrument": "memo.metrics.telemetry",
     "invalidate": "memo.decorators.invalidators",

@@ -163,7 +163,7 @@ def described(error: BaseException) -> str:
 
 
 def file_fault(what: str, error: OSError) -> TierError:
-    """Return the fault of a file, named by what it holds: its path is not told."""
+    """Return the `TierError` for a file that cannot be used; it names the content, not the path."""
     return TierError(f"{what}: {type(error).__name__}: {error.strerror}")
 
 

@@ -174,7 +174,7 @@ def _settle() -> None:
     blocking = sys.modules.get("memo.runtime.blocking")
     if blocking is None:
         return
-    for name in ("BACKGROUND", "APART", "OFFLOAD"):
+    for name in ("BACKGROUND", "OWN_THREADS", "OFFLOAD"):
         assert getattr(blocking, name).drain(GRACE), f"memo's {name} still works after the test"
 
 

@@ -21,8 +21,7 @@ from memo.decorators import names
 from memo.decorators.assembly import default_chain
 from memo.engine.invalidating import invalidate
 from memo.errors import MemoError, MissingExtraError, OptionError
-from memo.inspection import call_graph, inventory
-from memo.inspection import findings as doctor
+from memo.inspection import call_graph, doctor, inventory
 from memo.inspection.gathered_stats import stats as gathered
 from memo.metrics import rendering
 from memo.records import seal

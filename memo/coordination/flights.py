@@ -122,17 +122,17 @@ class Flight:
 
 
 _path: ContextVar[tuple[Flight, ...]] = ContextVar("memo_path", default=())
-"""The flights whose computations the running code is part of, outermost first."""
+"""The flights that the running code is computing, outermost first: cached functions call others."""
 
 
 def current_path() -> tuple[Flight, ...]:
-    """Return the flights whose computations the running code is part of, outermost first."""
+    """Return the flights that the running code is computing, outermost first."""
     return _path.get()
 
 
 @contextmanager
 def on_path(path: tuple[Flight, ...]) -> Iterator[None]:
-    """Mark the code of this block, which runs in another thread, as part of these flights."""
+    """Let a block that runs in another thread count as part of these computations."""
     token = _path.set(path)
     try:
         yield
@@ -306,7 +306,7 @@ def _reentry(name: str) -> ReentryError:
 
 
 def refuse_reentry(name: str) -> None:
-    """Raise if the running code is part of the computation of `name`.
+    """Raise an error if the running code is computing `name` already.
 
     Raises:
         ReentryError: the computation asks for its own result.
@@ -330,7 +330,7 @@ def _waits_for_any(flight: Flight, path: tuple[Flight, ...]) -> bool:
 
 
 class inside:
-    """Mark the code of a block as part of a flight's computation: `with inside(flight): ...`.
+    """Let the code of a block count as the computation of a flight: `with inside(flight): ...`.
 
     Args:
         background: no caller waits for it, so it is not part of the computation that started it.

@@ -400,7 +400,7 @@ def _holder_name(chain: Chain) -> str:
     """Make a unique name for a holder: host id, host name, process, a random token."""
     host = ""
     if chain.host is not None:
-        with suppress(TierError):  # without a host id no other process takes us for one of its host
+        with suppress(TierError):  # without an id, no other process takes our host for its own
             host = chain.host.id
     host = host or os.urandom(8).hex()
     return f"{host}/{os.uname().nodename}/{os.getpid()}/{os.urandom(8).hex()}"

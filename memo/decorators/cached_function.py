@@ -324,7 +324,7 @@ class CachedFunction(Generic[P, R]):
 
     @helper()
     async def akey(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
-        """As `key`, without blocking the event loop while big arguments are hashed."""
+        """Like `key`, without blocking the event loop while big arguments are hashed."""
         return await native().offload(functools.partial(self.key, *args, **kwargs))
 
     @helper()
@@ -334,7 +334,7 @@ class CachedFunction(Generic[P, R]):
 
     @helper()
     async def aaddress(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
-        """As `address`, without blocking the event loop while big arguments are hashed."""
+        """Like `address`, without blocking the event loop while big arguments are hashed."""
         return await native().offload(functools.partial(self.address, *args, **kwargs))
 
     @helper(partial=True, reason="")
@@ -360,7 +360,7 @@ class CachedFunction(Generic[P, R]):
     async def ainvalidate(
         self, /, *args: Any, reason: str = ITS_OWN, **kwargs: Any
     ) -> engine.Invalidation:
-        """As `invalidate`, without blocking the event loop."""
+        """Like `invalidate`, without blocking the event loop."""
         return await self._checked_invalidation(NOT_GIVEN, args, kwargs, reason)(native())
 
     @helper(partial=True, reason="")
@@ -377,7 +377,7 @@ class CachedFunction(Generic[P, R]):
     async def aexpire(
         self, /, *args: Any, reason: str = ITS_OWN, **kwargs: Any
     ) -> engine.Invalidation:
-        """As `expire`, without blocking the event loop."""
+        """Like `expire`, without blocking the event loop."""
         return await self._checked_invalidation(NOT_GIVEN, args, kwargs, reason, soft=True)(
             native()
         )
@@ -460,7 +460,7 @@ class CachedFunction(Generic[P, R]):
 
     @helper()
     async def arefresh(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """As `refresh`, without blocking the event loop."""
+        """Like `refresh`, without blocking the event loop."""
         __tracebackhide__ = True
         if not self.is_async:
             return await native().offload(functools.partial(self.refresh, *args, **kwargs))
@@ -482,7 +482,7 @@ class CachedFunction(Generic[P, R]):
 
     @helper(value=inspect.Parameter.empty)
     async def aput(self, value: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
-        """As `put`, without blocking the event loop."""
+        """Like `put`, without blocking the event loop."""
         await self._put(native(), value, args, kwargs)
 
     async def _peek(
@@ -505,7 +505,7 @@ class CachedFunction(Generic[P, R]):
 
     @helper(default=None)
     async def apeek(self, /, *args: Any, default: Any = ITS_OWN, **kwargs: Any) -> Any:
-        """As `peek`, without blocking the event loop."""
+        """Like `peek`, without blocking the event loop."""
         kwargs, default = self._own_option(kwargs, "default", default, None)
         return await self._peek(native(), args, kwargs, default)
 
@@ -519,7 +519,7 @@ class CachedFunction(Generic[P, R]):
 
     @helper()
     async def ais_cached(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
-        """As `is_cached`, without blocking the event loop."""
+        """Like `is_cached`, without blocking the event loop."""
         return assembly.enabled() and await self._is_cached(native(), args, kwargs)
 
     async def _explain(
@@ -547,7 +547,7 @@ class CachedFunction(Generic[P, R]):
     async def aexplain(
         self, /, *args: Any, plan: bool = ITS_OWN, **kwargs: Any
     ) -> engine.Explanation:
-        """As `explain`, without blocking the event loop."""
+        """Like `explain`, without blocking the event loop."""
         kwargs, plan = self._own_option(kwargs, "plan", plan, False)
         return await self._explain(native(), args, kwargs, plan)
 
@@ -597,7 +597,7 @@ class CachedFunction(Generic[P, R]):
         return cache_info(self.function_id)
 
     async def acache_info(self) -> metrics.CacheInfo:
-        """As `cache_info`, which does not block either."""
+        """Like `cache_info`, which does not block either."""
         return self.cache_info()
 
     def cache_clear(self) -> None:
@@ -605,7 +605,7 @@ class CachedFunction(Generic[P, R]):
         drive(self._clear(BLOCKING))
 
     async def acache_clear(self) -> None:
-        """As `cache_clear`, without blocking the event loop."""
+        """Like `cache_clear`, without blocking the event loop."""
         await self._clear(native())
 
     async def _clear(self, port: Port) -> None:
@@ -713,7 +713,7 @@ class ReplayingFunction(CachedFunction[P, R]):
 
 
 class ReplayingCoroutine(CachedCoroutine[P, R]):
-    """As `ReplayingFunction`, for an `async def`."""
+    """Like `ReplayingFunction`, for an `async def`."""
 
     async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:

@@ -1,7 +1,7 @@
 """Helpers: methods of a cached function, such as `f.peek`, with the function's own signature.
 
-So completion and tooltips show its arguments, and errors are raised at the line that calls the
-helper.
+With it, completion and tooltips show the function's arguments, and a wrong argument raises at the
+line that calls the helper.
 """
 
 from __future__ import annotations
@@ -149,9 +149,9 @@ _ANY_ARGUMENTS = Signature(
 
 
 def takes_any_arguments(method: F) -> F:
-    """Declare a `__call__` whose own signature is `(*args, **kwargs)`.
+    """Let `__call__` have the signature `(*args, **kwargs)`, without annotations.
 
-    IPython shows it beside the signature of the function.
+    `load?` shows it in IPython, beside the signature of the cached function.
     """
     cast("Any", method).__signature__ = _ANY_ARGUMENTS
     return method

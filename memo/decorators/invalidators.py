@@ -268,7 +268,7 @@ async def ainvalidate(
     reason: str = "",
     strict: bool = False,
 ) -> Invalidation:
-    """As `invalidate`, without blocking the event loop."""
+    """Like `invalidate`, without blocking the event loop."""
     target = {"prefix": prefix, "tag": tag, "function": function, "key": key}
     return await _invalidate_target(native(), target, reason, soft=False, strict=strict)
 
@@ -303,7 +303,7 @@ async def aexpire(
     reason: str = "",
     strict: bool = False,
 ) -> Invalidation:
-    """As `expire`, without blocking the event loop."""
+    """Like `expire`, without blocking the event loop."""
     target = {"prefix": prefix, "tag": tag, "function": function, "key": key}
     return await _invalidate_target(native(), target, reason, soft=True, strict=strict)
 

@@ -139,7 +139,7 @@ def _load_if_fresh(
     try:
         value = codec.unpickled(entry.stream)
     except EntryError:
-        return NOTHING  # `look_up` meets the same error, and reports it
+        return NOTHING  # `look_up` gets the same error, and reports it
     started, _, _, _, _, _, cost = entry.times
     key = call.text
     if not chain.latest_answers.accept(key, started):
@@ -356,7 +356,7 @@ async def _wait_for_flight(
                 lambda port: _lead_flight(port, job, flight, found),
                 f"memo-{job.function.id}",
                 lambda: FLIGHTS.abandon(flight),
-                apart=not port.native,
+                own_thread=not port.native,
             )
         if soft and not await port.wait(waiter, soft):
             old = await _old_value(port, job, found, SOFT_TIMEOUT_REASON)

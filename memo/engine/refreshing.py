@@ -172,7 +172,8 @@ async def call_again(port: Port, result: Result) -> bool:
             value = await function.answer(port, function, call, args, kwargs)
         elif port.native:
             value = await port.offload(
-                lambda: drive(function.answer(BLOCKING, function, call, args, kwargs)), apart=True
+                lambda: drive(function.answer(BLOCKING, function, call, args, kwargs)),
+                own_thread=True,
             )
         else:
             value = run_elsewhere(_for_other_thread(function, call, args, kwargs))

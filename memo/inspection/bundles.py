@@ -243,7 +243,7 @@ async def _compare_code(port: Port, chain: Chain, bundle: Bundle) -> dict[tuple[
 
 
 class Imported(NamedTuple):
-    """The outcome of an import, by entry.
+    """The outcome of an import: which entries were stored, and why the others were not.
 
     Attributes:
         bundle: the origin of the entries.

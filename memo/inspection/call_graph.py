@@ -120,7 +120,7 @@ def graph(*, group: bool | None = None) -> Graph:
 
 
 def graph_of(*, everything: bool = False, group: bool | None = None) -> Graph:
-    """As `graph`, also beyond this process.
+    """Like `graph`, also beyond this process.
 
     Args:
         everything: everything stored on this host, also by other processes.

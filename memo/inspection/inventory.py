@@ -263,7 +263,7 @@ async def _judge(port: Port, chain: Chain, headers: Sequence[Header]) -> list[_J
     found: list[_Judged] = []
     for header in headers:
         present = [now[stamp.ref] for stamp in header.stamps if type(stamp) is Generation]
-        of_stamps = check.reasons_given(header.stamps, present, whys)
+        of_stamps = check.reasons_from(header.stamps, present, whys)
         reason = check.combine(header.stamps, of_stamps)
         if reason and not check.may_answer(reason):
             turned = reason in (INVALIDATED, GENERATION_LOST)

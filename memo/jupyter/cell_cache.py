@@ -483,7 +483,7 @@ class Cell:
         return self._finish(recording, faults)
 
     async def answer_async(self, *, force: bool = False) -> Any:
-        """As `answer`, for a cell with top-level `await`."""
+        """Like `answer`, for a cell with top-level `await`."""
         __tracebackhide__ = True
         ask: Any = self.function.arefresh if force else self.function
         with self._unpicklable_events() as faults:

@@ -49,7 +49,7 @@ class Line(NamedTuple):
         seconds: since it began; once over, how long it took by the clock.
         expected: seconds that it will take in all, from earlier runs; None: unknown.
         over: it has ended.
-        word: put before the time if that is another process's.
+        word: `"running "` if `seconds` is the time of another process; else `""`.
         done: number of runs that have ended, out of `begun`.
         begun: number of runs that have begun.
         each: seconds per call; None: unknown.

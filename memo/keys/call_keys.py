@@ -1038,5 +1038,5 @@ def _has_parameter(function: Callable[..., Any], name: str) -> bool:
     """True if a function declares a parameter of this name."""
     try:
         return name in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # reported by `resolvers.declared`
+    except (TypeError, ValueError):  # reported by `resolvers.declared_arguments`
         return False

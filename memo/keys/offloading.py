@@ -53,7 +53,7 @@ LIGHT_ENCODERS: Final[Mapping[type, Callable[[Any], bytes]]] = {
     str: _light_text,
     bytes: _light_bytes,
 }
-"""As `atoms.SIMPLE`, for callers on an event loop: a long value raises `HeavyError`."""
+"""Like `atoms.SIMPLE`, for callers on an event loop: a long value raises `HeavyError`."""
 
 
 def refuse_heavy(args: Collection[Any], kwargs: Mapping[str, Any]) -> None:

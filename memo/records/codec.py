@@ -322,7 +322,7 @@ def digest(view: memoryview | bytes) -> bytes:
 
 
 def digest_of(pieces: Iterable[bytes]) -> bytes:
-    """As `digest`, for bytes that come in pieces."""
+    """Like `digest`, for bytes that come in pieces."""
     from blake3 import blake3
 
     hasher = blake3(max_threads=blake3.AUTO)

@@ -424,7 +424,7 @@ class CheckedRecords:
         self.held_bytes = 0
 
     def unpack_hit(self, name: str, record: bytes, key: str) -> Entry | None:
-        """As the function `unpack_hit`, for a record stored under a name.
+        """Like the function `unpack_hit`, for a record stored under a name.
 
         Raises:
             EntryError: `"unauthentic"`.

@@ -168,7 +168,7 @@ class Pool:
 
 BACKGROUND = Pool("memo-background", POOL_THREADS)
 """For background work of sync code."""
-APART = Pool("memo-background-apart", 64)
+OWN_THREADS = Pool("memo-background-own", 64)
 """For computations of users' functions that need a thread of their own."""
 OFFLOAD = Pool("memo-offload", 8)
 """For short work of async code that would block the event loop."""
@@ -280,7 +280,7 @@ class Blocking:
             return run_in_loop_thread(value)
         return value.get() if type(value) is Deferred else value
 
-    async def offload(self, function: Callable[..., T], *args: Any, apart: bool = False) -> T:
+    async def offload(self, function: Callable[..., T], *args: Any, own_thread: bool = False) -> T:
         return function(*args)
 
     async def wait(self, waiter: Waiter, timeout: float | None) -> bool:
@@ -296,7 +296,7 @@ class Blocking:
         name: str,
         on_end: Callable[[], None] | None = None,
         *,
-        apart: bool = False,
+        own_thread: bool = False,
     ) -> Handle:
         context = contextvars.copy_context()
         handle = _Job()
@@ -309,7 +309,7 @@ class Blocking:
                 if on_end is not None:
                     on_end()
 
-        (APART if apart else BACKGROUND).submit(job)
+        (OWN_THREADS if own_thread else BACKGROUND).submit(job)
         return handle
 
     async def sleep(self, seconds: float) -> None:
@@ -366,10 +366,10 @@ def _loop_thread() -> asyncio.AbstractEventLoop:
 
 
 def drain_blocking(timeout: float | None = None) -> bool:
-    """As `drain`, for sync code: waits for the background threads."""
+    """Like `drain`, for sync code: waits for the background threads."""
     end = None if timeout is None else time.monotonic() + timeout
     ended = BACKGROUND.drain(timeout)
-    return APART.drain(None if end is None else max(0.0, end - time.monotonic())) and ended
+    return OWN_THREADS.drain(None if end is None else max(0.0, end - time.monotonic())) and ended
 
 
 _exit_work: list[Callable[[Port], Coroutine[Any, Any, None]]] = []
@@ -391,7 +391,7 @@ def _after_fork() -> None:
     global _loop, _loop_lock
     _loop_lock = threading.Lock()
     _loop = None
-    for pool in (BACKGROUND, APART, OFFLOAD):
+    for pool in (BACKGROUND, OWN_THREADS, OFFLOAD):
         pool.reset()
     RENEWALS.reset()
     DISPLAYS.reset()

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from memo.errors import EventLoopError, OptionError
 from memo.runtime import fork
 from memo.runtime.blocking import (
-    APART,
     BLOCKING,
     OFFLOAD,
+    OWN_THREADS,
     RENEWALS,
     drain_blocking,
     report_fault,
@@ -84,10 +84,10 @@ class Native:
         self._turn: asyncio.Lock | None = None
 
     async def turn(self) -> None:
-        """Wait while another task has taken its turn in this iteration of the loop.
+        """Return in at most one task per iteration of the loop; the others wait.
 
-        For steps of milliseconds that many tasks may take at once, so that others can run in
-        between.
+        To be awaited before a step that takes milliseconds: if many tasks reach it together, the
+        loop can run other tasks between their steps.
         """
         import asyncio
 
@@ -99,7 +99,7 @@ class Native:
     async def settle(self, value: Awaitable[T]) -> T:
         return await value
 
-    async def offload(self, function: Callable[..., T], *args: Any, apart: bool = False) -> T:
+    async def offload(self, function: Callable[..., T], *args: Any, own_thread: bool = False) -> T:
         waiter = _LoopWaiter(self.loop)
         context = contextvars.copy_context()
         outcome: list[Any] = [None, None]
@@ -111,7 +111,7 @@ class Native:
                 outcome[1] = error
             waiter.set()
 
-        (APART if apart else OFFLOAD).submit(job)
+        (OWN_THREADS if own_thread else OFFLOAD).submit(job)
         await waiter.future
         error = outcome.pop()
         if error is not None:
@@ -138,9 +138,9 @@ class Native:
         name: str,
         on_end: Callable[[], None] | None = None,
         *,
-        apart: bool = False,
+        own_thread: bool = False,
     ) -> Handle:
-        if apart:
+        if own_thread:
             return BLOCKING.spawn(work, name, on_end)
         task = self.loop.create_task(work(self), name=name)
         TASKS.add(task)

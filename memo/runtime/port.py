@@ -67,7 +67,7 @@ class Waiter(Protocol):
 
 
 class Handle(Protocol):
-    """Handle of a spawned task."""
+    """Background work that can be cancelled; returned by `Port.spawn` and `Port.every`."""
 
     def cancel(self) -> None:
         """Ask it to stop, from any thread; a thread that has begun cannot be stopped."""
@@ -92,13 +92,13 @@ class Port(Protocol):
         """
         ...
 
-    async def offload(self, function: Callable[..., T], *args: Any, apart: bool = False) -> T:
+    async def offload(self, function: Callable[..., T], *args: Any, own_thread: bool = False) -> T:
         """Call a function that may block: in a thread (native), or here (blocking).
 
         Args:
             function: the function to call.
             args: its arguments.
-            apart: it may take long: use a thread outside the small pool.
+            own_thread: it may take long, so use a thread outside the small pool.
         """
         ...
 
@@ -116,17 +116,17 @@ class Port(Protocol):
         name: str,
         on_end: Callable[[], None] | None = None,
         *,
-        apart: bool = False,
+        own_thread: bool = False,
     ) -> Handle:
         """Run `work(port)` in the background: a task of the loop, or a thread of a small pool.
 
-        The port passed to `work` is that of the place it runs in.  Context variables are copied.
+        `work` gets the port of the loop or thread that it runs in.  Context variables are copied.
 
         Args:
             work: the coroutine function to run.
             name: the task's name, for display.
             on_end: called when the work has ended, even if it was cancelled before it began.
-            apart: use a thread of its own, even on a loop: it begins at once, does not block the
+            own_thread: use one, even on a loop: the work begins at once, does not block the
                 loop, and outlives it.
         """
         ...
@@ -136,9 +136,9 @@ class Port(Protocol):
         ...
 
     def every(self, seconds: float, work: Callable[[Port], Coroutine[Any, Any, Any]]) -> Handle:
-        """Run `work(port)` at a fixed interval, over a blocking port in a thread of its own.
+        """Run `work(port)` at a fixed interval, over the blocking port in a daemon thread.
 
-        Not on the loop, which the user's code may block.
+        It never runs on the loop, since the user's code may block that.
         """
         ...
 
@@ -148,5 +148,5 @@ class Port(Protocol):
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The running event loop, whose tasks may share a connection; None: it is a thread."""
+        """The event loop, whose tasks may share a connection; None for the blocking port."""
         ...

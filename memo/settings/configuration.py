@@ -240,7 +240,7 @@ def reload() -> None:
 
 
 def reset() -> None:
-    """As `reload`, and also undo every `configure`; for tests."""
+    """Like `reload`, and also undo every `configure`; for tests."""
     with _lock:
         _overrides.clear()
         reload()

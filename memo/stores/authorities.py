@@ -134,7 +134,7 @@ class Authorities:
     async def states_and_authority(
         self, port: Port, refs: Sequence[Ref]
     ) -> tuple[list[State], Generations]:
-        """As `states`, and the authority that answered."""
+        """Like `states`, and the authority that answered."""
         return await self._ask_in_order(port, lambda one: one.states(port, refs))
 
     async def stamp_states(
@@ -180,7 +180,7 @@ class Authorities:
             return None
         try:
             return self._server.stamp_states_in(pending.lookup)
-        except TierError:  # `stamp_states` meets the same error, and reports it
+        except TierError:  # `stamp_states` gets the same error, and reports it
             return None
 
     async def _ask_in_order(
@@ -359,8 +359,8 @@ class Authorities:
         if self._unsent or (self.recovery is not None and self.recovery.must_register()):
             return True
         try:
-            return self.host is not None and self.host.journal.has_due_rows_now(at_once=True)
-        except TierError:  # `lookup` meets the same error, and reports it
+            return self.host is not None and self.host.journal.has_due_rows_now(no_opening=True)
+        except TierError:  # `lookup` gets the same error, and reports it
             return True
 
     def was_interrupted(self) -> bool:

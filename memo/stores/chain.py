@@ -396,7 +396,7 @@ class Chain:
                 return None
             return self._start_quick_lookup(self._quick_server, port(), name, key, since)
         except (TierError, EntryError):
-            return None  # `lookup` meets the same error, and reports it
+            return None  # `lookup` gets the same error, and reports it
 
     def _entry_in_first(self, name: str, key: str) -> Entry | None:
         """Return the entry of the first tier under a name, if a plain function can read it."""
@@ -468,7 +468,7 @@ class Chain:
     async def lookup_with_stamps(
         self, port: Port, function: str, key: str, refs: Sequence[Ref]
     ) -> PendingLookup | None:
-        """As `prepare_lookup`, sent and awaited."""
+        """Like `prepare_lookup`, sent and awaited."""
         pending = _send(await self.prepare_lookup(port, function, key, refs))
         if pending is not None:
             pending.lookup.answer = await port.settle(pending.lookup.answer)
@@ -477,7 +477,7 @@ class Chain:
     async def get_ready(self, port: Port) -> None:
         """Connect an event loop to the shared tier, before many look-ups at once."""
         if self._authority_server is not None:
-            with suppress(TierError):  # `lookup` meets the same error, and reports it
+            with suppress(TierError):  # `lookup` gets the same error, and reports it
                 await self._authority_server.get_ready(port)
 
     def finish_lookup(self, pending: PendingLookup, key: str) -> Entry | None:
@@ -541,7 +541,7 @@ class Chain:
         return None
 
     def _lifetime(self, times: Times) -> float | None:
-        """Return the seconds for which tiers keep an entry; None: without end."""
+        """Return the seconds for which tiers keep an entry; None: forever."""
         left = check.kept_for(times, self.clock)
         return None if left is None else max(0.001, left / SECOND)
 
@@ -631,7 +631,7 @@ def _send(pending: PendingLookup | None) -> PendingLookup | None:
     try:
         return pending if pending is not None and pending.lookup.send(pending.port) else None
     except TierError:
-        return None  # `lookup` meets the same error, and reports it
+        return None  # `lookup` gets the same error, and reports it
 
 
 def _check_options(tiers: Sequence[Tier], read_strategy: str, write_strategy: str) -> None:

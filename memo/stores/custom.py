@@ -124,7 +124,7 @@ class CustomTier:
         namespace, key = name.partition(":")[0], name.rpartition(":")[2]
         try:
             entry = seal.unpack(record, self._secrets, namespace, key)
-        except EntryError:  # the chain meets the same error, and reports it
+        except EntryError:  # the chain gets the same error, and reports it
             return Found(record)
         found: Found = await self.await_store(port, self._found_with_states(record, entry))
         return found
@@ -139,7 +139,7 @@ class CustomTier:
         states = tuple(generations.states_in(entry.refs, values))
         data = values[payload[0]] if payload else None
         whole = data is not None and len(data) == seal.payload_size(entry.buffers)
-        return Found(record, Bytes(data) if data is not None and whole else None, states)
+        return Found(record, FetchedPayload(data) if data is not None and whole else None, states)
 
     async def read(self, keys: Sequence[str]) -> dict[str, bytes | None]:
         """Read the values of some keys, in one call if the provider has `get_many`."""
@@ -172,7 +172,7 @@ class CustomTier:
     async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
         data = await self.await_store(port, self.provider.get(_payload_key(digest)))
         data = None if data is None else self._bytes("get", data)
-        return None if data is None or len(data) != size else Bytes(data)
+        return None if data is None or len(data) != size else FetchedPayload(data)
 
     async def store(
         self,
@@ -214,8 +214,8 @@ class CustomTier:
         return
 
 
-class Bytes:
-    """A payload in memory: a `memo.stores.protocols.Source`."""
+class FetchedPayload:
+    """A payload read from the user's store: a `memo.stores.protocols.Source`."""
 
     identity: object | None = None
 

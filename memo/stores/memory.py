@@ -384,7 +384,7 @@ class MemoryGenerations:
         self._groups: dict[str, dict[str, str]] = {}
 
     def read(self, refs: Sequence[Ref]) -> list[State]:
-        """As `states`, but a plain function."""
+        """Like `states`, but a plain function."""
         return [stamps.state_of(ref, self._groups.get(ref.group, {})) for ref in refs]
 
     async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:

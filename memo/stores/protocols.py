@@ -212,7 +212,7 @@ class Tier(Protocol):
         payload: Payload | None,
         lifetime: float | None,
     ) -> None:
-        """Store a record and its payload atomically for `lifetime` seconds; None: without end."""
+        """Store a record and its payload atomically for `lifetime` seconds; None: forever."""
         ...
 
     async def drop(self, port: Port, name: str) -> bool:
@@ -236,7 +236,7 @@ class Tier(Protocol):
 
 
 RecordToStore = tuple[str, bytes, float | None]
-"""A name, the record to store under it, and its lifetime in seconds (None: without end)."""
+"""A name, the record to store under it, and its lifetime in seconds (None: forever)."""
 
 
 @runtime_checkable
@@ -244,7 +244,7 @@ class StoresMany(Protocol):
     """A tier that stores many small records in one step."""
 
     async def store_many(self, port: Port, records: Sequence[RecordToStore]) -> None:
-        """As `Tier.store` for records without payloads; if it raises, some may have been stored."""
+        """Like `Tier.store`, without payloads; if it raises, some records may have been stored."""
         ...
 
 
@@ -410,7 +410,7 @@ class ServerTier(Tier, Protocol):
         ...
 
     def prepare_lookup(self, name: str, refs: Sequence[Ref]) -> Lookup | None:
-        """As `start_lookup`, not sent yet: `Lookup.send` or `Leases.acquire` sends it.
+        """Like `start_lookup`, not sent yet: `Lookup.send` or `Leases.acquire` sends it.
 
         Args:
             refs: refs to read in the same exchange, for `stamp_states_in`.
@@ -444,12 +444,12 @@ class ServerTier(Tier, Protocol):
     ) -> tuple[list[tuple[str, bytes]], bool]:
         """Search for entries whose names begin with `prefix`.
 
-        Returns:
-            Their names and records, and True if there are no others.
-
         Args:
             until: when to stop, on the monotonic clock.
-            most: stop after so many.
+            most: the number of entries after which to stop; None: all.
+
+        Returns:
+            Their names and records, and True if none were left out.
 
         Raises:
             TierError: it cannot be searched.
@@ -659,7 +659,7 @@ class Generations(Protocol):
         ...
 
     async def stamp_states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
-        """As `states`, but create missing groups first: for the stamps of a computation."""
+        """Like `states`, but create missing groups first: for the stamps of a computation."""
         ...
 
     async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
@@ -693,11 +693,11 @@ class Journal(Protocol):
         """True if rows must be replayed before a shared tier is read; takes about 0.3 µs."""
         ...
 
-    def has_due_rows_now(self, *, at_once: bool = False) -> bool:
-        """As `has_due_rows`, in this thread.
+    def has_due_rows_now(self, *, no_opening: bool = False) -> bool:
+        """Like `has_due_rows`, in this thread.
 
         Args:
-            at_once: return True instead of opening the file.
+            no_opening: return True instead of opening the file.
         """
         ...
 
@@ -710,7 +710,7 @@ class HostGenerations(Generations, Protocol):
     """The generations that the processes of one host share."""
 
     def read(self, refs: Sequence[Ref]) -> list[State]:
-        """As `states`, but a plain function."""
+        """Like `states`, but a plain function."""
         ...
 
     def present_texts(self, packed_generations: Iterable[PackedGeneration]) -> list[str]:
@@ -739,7 +739,7 @@ class HostGenerations(Generations, Protocol):
         ...
 
     async def extend_life(self, port: Port, groups: Iterable[str], lifetime: float | None) -> None:
-        """Keep groups at least as long as the entries that name them; None: without end."""
+        """Keep groups at least as long as the entries that name them; None: forever."""
         ...
 
     def is_sweep_due(self) -> bool: ...

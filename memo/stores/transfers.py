@@ -54,7 +54,7 @@ class Transfers:
         writes_to_all: entries are written to every tier.
         asks_all: if a tier has nothing, the next one is asked.
         open_entry: parses the record found under a name; raises `EntryError`.
-        lifetime: returns for how many seconds an entry still lives; None: without end.
+        lifetime: returns for how many seconds an entry still lives; None: forever.
         fault: reports a fault of a tier: name of the tier, error, key.
 
     Attributes:
@@ -310,7 +310,7 @@ class Uploads:
             starts = self._workers < CONCURRENT_UPLOADS
             self._workers += starts
         if starts:
-            port.spawn(self._work, "memo-upload", apart=True)
+            port.spawn(self._work, "memo-upload", own_thread=True)
         return upload
 
     def _next(self) -> Upload | None:

@@ -42,7 +42,7 @@ class Writer:
         tiers: the tiers of the chain, in order.
         transfers: the uploads and downloads of the chain.
         only_first: write to the first tier after memory only, and to the rest while it is down.
-        lifetime: seconds for which tiers keep an entry with these times; None: without end.
+        lifetime: seconds for which tiers keep an entry with these times; None: forever.
         fault: reports a fault of a tier: name of the tier, error, key.
 
     Attributes:
@@ -97,7 +97,7 @@ class Writer:
         return tuple(stored)
 
     async def store_all(self, port: Port, items: Sequence[Item]) -> list[tuple[str, ...]]:
-        """As `store`, for several entries; small ones share a transaction or a round trip."""
+        """Like `store`, for several entries; small ones share a transaction or a round trip."""
         if len(items) == 1:
             return [await self.store(port, *items[0])]
         small = [at for at, item in enumerate(items) if self._is_small(item)]
@@ -157,7 +157,7 @@ class Writer:
         if generations.is_sweep_due():
 
             async def sweep(port: Port) -> None:
-                with suppress(TierError):  # a later write meets the same error, and reports it
+                with suppress(TierError):  # a later write gets the same error, and reports it
                     await generations.sweep(port)
 
             port.spawn(sweep, "memo-sweep")

@@ -206,13 +206,13 @@ async def reasons(port: Port, stamps: Sequence[Stamp], states: Sequence[State]) 
     """Return for each stamp why it does not hold, or `""`; always `""` for a result."""
     others = [stamp for stamp in stamps if type(stamp) not in (Generation, Result)]
     whys = await dependencies.check(port, others)
-    return reasons_given(stamps, states, dict(zip(others, whys, strict=True)))
+    return reasons_from(stamps, states, dict(zip(others, whys, strict=True)))
 
 
-def reasons_given(
+def reasons_from(
     stamps: Iterable[Stamp], states: Iterable[State], whys: Mapping[Stamp, str]
 ) -> list[str]:
-    """As `reasons`, from answers that are known already.
+    """Like `reasons`, but the dependencies have been checked already.
 
     Args:
         whys: for each stamp of a dependency, why it does not hold, or `""`.
@@ -253,7 +253,7 @@ def _judge_expired(verdict: Verdict, policy: Policy, clock: Clock, at: int) -> V
     """Return the verdict on an entry that was expired before its ttl was over.
 
     Args:
-        verdict: the verdict without that.
+        verdict: the verdict as if it had not been expired.
         clock: tells the present time.
         at: when it was expired, in nanoseconds since the epoch.
     """
@@ -371,7 +371,7 @@ def ttl_in_force(times: Times, policy: Policy, live_ttl: float | None) -> float 
     if recorded == BORN_STALE:
         return BORN_STALE
     if live_ttl is not None:
-        return None if live_ttl == math.inf else live_ttl * SECOND * _share(times, policy)
+        return None if live_ttl == math.inf else live_ttl * SECOND * _jitter_factor(times, policy)
     ttl = policy.ttl
     if ttl is None or not isinstance(ttl, (int, float)):
         return None if recorded < 0 else recorded
@@ -379,8 +379,8 @@ def ttl_in_force(times: Times, policy: Policy, live_ttl: float | None) -> float 
     return recorded if 0 <= recorded < now else now
 
 
-def _share(times: Times, policy: Policy) -> float:
-    """Return the fraction of a live ttl that `use_jitter` leaves, the same at each judgement.
+def _jitter_factor(times: Times, policy: Policy) -> float:
+    """Return the factor by which `use_jitter` shortens a live ttl; it is the same at each check.
 
     It is derived from the last digits of the stored ttl, which are random with jitter.
     """

@@ -87,14 +87,17 @@ def fields_without_table(turn: Turn, note: str) -> dict[str, str]:
     """
     token = stamps.token_for(turn)
     if stamps.is_soft(turn.arguments):
-        # always of the whole group, so readers need only one more field
+        # it expires the whole group, so that readers need only one more field
         return {stamps.field(_EXPIRED_FIELD): token + note, LAST: token}
     narrow = turn.whole or len(turn.arguments) == 1
     return {stamps.field(turn.arguments) if narrow else ALL: token + note, LAST: token}
 
 
 def readable_fields(ref: Ref) -> list[tuple[tuple[str, str], ...]]:
-    """Return the arguments of the fields that such a store reads for a ref, beside `*` and `!`."""
+    """Return the arguments of the fields, beside `*` and `!`, that such a store reads for a ref.
+
+    The store is one that cannot list the fields of a group; see `fields_without_table`.
+    """
     if not ref.arguments:
         return [_EXPIRED_FIELD]
     singles: list[tuple[tuple[str, str], ...]] = [

@@ -76,7 +76,7 @@ def unknown_version() -> str:
 
 
 def query_all(wanted: Iterable[UrlQuery]) -> dict[UrlQuery, str | None]:
-    """As `query`, for several URLs, up to `CONCURRENT_QUERIES` of them at the same time."""
+    """Like `query`, for several URLs, up to `CONCURRENT_QUERIES` of them at the same time."""
     todo = list(dict.fromkeys(wanted))
     found: dict[UrlQuery, str | None] = {}
     answered = threading.Semaphore(0)

@@ -28,7 +28,7 @@ from redis_server import RedisServer, binary, valkey
 import memo
 from memo.cli.commands import main
 from memo.decorators.assembly import default_chain
-from memo.inspection.findings import FAIL, GOOD, examine
+from memo.inspection.doctor import FAIL, GOOD, examine
 from memo.runtime.blocking import BLOCKING, drive
 
 KINDS = ("write", "read", "script", "lease", "invalidation")

@@ -21,7 +21,7 @@ from ports import run
 import memo
 from memo import cache
 from memo.errors import TierError
-from memo.inspection import findings as doctor
+from memo.inspection import doctor
 from memo.runtime import ownership
 from memo.settings.configuration import configure, current
 from memo.stores.disk import payload_files

@@ -6,8 +6,9 @@ Rules of this module:
     row cannot be confused.  Content longer than `atoms.MAX_LITERAL_BYTES` is replaced by its
     digest, so even the largest value has a short encoding; nothing is sampled.
 2.  Two values have the same encoding if they have the same type and nothing that a computation may
-    read distinguishes them.  Identity, sharing, interning, memory layout, the order of a set or of
-    a dict, and PYTHONHASHSEED do not count.  `docs/keys.md` has the policy for each type.
+    read distinguishes them.  The order of a dict counts; identity, sharing, interning, memory
+    layout, the order of a set and PYTHONHASHSEED do not.  `docs/keys.md` has the policy for each
+    type.
 3.  A reference to an enclosing value is encoded as the number of steps up to it, so encoding
     terminates.
 4.  A value without a sound encoding is `Unkeyable`, with the path to it.  There is no fallback to

@@ -285,7 +285,7 @@ class Identity:
         """Record the state and the names that the function may change, before a computation.
 
         Returns:
-            The code version; the state and the names, for `own_changes.end`.
+            The code version; the state and the names, for `own_changes.changes_since`.
         """
         if self._pinned is not None:
             return self._pinned, [], frozenset()

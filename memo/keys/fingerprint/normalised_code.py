@@ -148,7 +148,7 @@ fork.in_child(_parsing._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 def _parse(source: str) -> ast.Module:
-    """As `ast.parse`, but safe while other threads parse.
+    """Like `ast.parse`, but safe while other threads parse.
 
     In older releases of Python 3.11 and 3.12 its recursion counter is shared by threads: one sees
     the count of another, and raises SystemError (python/cpython#106905).

@@ -70,7 +70,7 @@ opening a file, and writing it is not much slower yet (measured: 32 KiB 7.6 agai
 ROW_OVERHEAD_BYTES = 1024
 """Approximate bytes that a row takes besides its record, with its places in four trees."""
 PRAGMAS = ("auto_vacuum=1", "cache_size=128", "synchronous=1", "mmap_size=0")
-"""As in the settings of `index`, whose transaction cannot change them."""
+"""Like the settings of `index`, whose transaction cannot change them."""
 SWEEP_SECONDS = 3600.0
 """Seconds between two sweeps for files of dead writers, unless one is needed sooner."""
 EARLY_SWEEP_SECONDS = 1.0

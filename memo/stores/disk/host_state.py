@@ -558,18 +558,18 @@ class Journal:
         self._failed.discard(row)
 
     async def has_due_rows(self, port: Port) -> bool:
-        """As `has_due_rows_now`, in a thread if the file has to be opened."""
+        """Like `has_due_rows_now`, in a thread if the file has to be opened."""
         if self.host_database.is_at_hand:
             return self.has_due_rows_now()
         return await port.offload(self.has_due_rows_now)
 
-    def has_due_rows_now(self, *, at_once: bool = False) -> bool:
+    def has_due_rows_now(self, *, no_opening: bool = False) -> bool:
         """True if rows must be replayed before a shared tier is read; about 0.3 µs.
 
         False if there is no file and none can be created: nothing was ever journalled there.
 
         Args:
-            at_once: return True instead of opening the file.
+            no_opening: return True instead of opening the file.
 
         Raises:
             TierError: the file cannot be read at all.
@@ -579,7 +579,7 @@ class Journal:
             host_database.bell[0] != host_database.seen_bell
             or time.monotonic() > host_database.check_at
         ):
-            if at_once and not host_database.is_at_hand:
+            if no_opening and not host_database.is_at_hand:
                 return True
             try:
                 host_database.refresh()

@@ -170,7 +170,7 @@ def _open_shard(path: str) -> tuple[int, str]:
 
 @contextmanager
 def _folder_of(path: str) -> Iterator[tuple[int, str]]:
-    """As `_open_shard`, for a block."""
+    """Like `_open_shard`, for a block."""
     folder, name = _open_shard(path)
     try:
         yield folder, name

@@ -640,7 +640,7 @@ class Client:
         replies: int = 1,
         key: Any = b"",
     ) -> T:
-        """As `ask`, but also while the breaker is open."""
+        """Like `ask`, but also while the breaker is open."""
         exchange = Exchange(parts, replies, self.deadline)
         return await self._ask(port, key, exchange, parse, probe=self.breaker.open)
 
@@ -700,7 +700,7 @@ class Client:
             loop.close()
 
     async def aclose(self) -> None:
-        """As `close`, and wait until those of the running loop are closed."""
+        """Like `close`, and wait until those of the running loop are closed."""
         import asyncio
 
         pools, loops = self._detach_connections()

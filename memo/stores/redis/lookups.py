@@ -219,7 +219,7 @@ class Lookups:
         return await self._client.look_up(port, lookup.commands, parse=lookup.parse_replies)
 
     def start_lookup(self, port: Port, name: str) -> RecordLookup | None:
-        """As `lookup`, but a plain function; None if that needs a coroutine."""
+        """Like `lookup`, but a plain function; None if that needs a coroutine."""
         lookup = RecordLookup(self._client, self._functions, name, self.key(name))
         if lookup.function.big:
             return None
@@ -227,12 +227,12 @@ class Lookups:
         return None if lookup.answer is None else lookup
 
     def prepare_lookup(self, name: str, refs: Sequence[Ref] = ()) -> RecordLookup | None:
-        """As `start_lookup`, not sent yet: `RecordLookup.send` or `RedisLeases.acquire` does."""
+        """Like `start_lookup`, not sent yet: `RecordLookup.send` or `RedisLeases.acquire` does."""
         lookup = RecordLookup(self._client, self._functions, name, self.key(name), refs)
         return None if lookup.function.big else lookup
 
     def start_reading(self, port: Port, parts: Sequence[GroupPart]) -> StatesLookup | None:
-        """As `read`, but a plain function; None if that needs a coroutine."""
+        """Like `read`, but a plain function; None if that needs a coroutine."""
         lookup = StatesLookup(self._client, StatesQuery(self._groups, parts))
         return lookup if lookup.send(port) else None
 

@@ -103,7 +103,7 @@ class LossRecovery:
         self._register_at = time.monotonic() + REGISTER_SECONDS
         try:
             await self._register(port)
-        except TierError:  # the read that follows meets the same error, and reports it
+        except TierError:  # the read that follows gets the same error, and reports it
             self.interruptions = self.tier.client.interruptions
             self._register_at = (
                 time.monotonic() + EARLY_REGISTER_SECONDS if self.tier.read_only else 0.0

@@ -470,7 +470,7 @@ class Redis:
         return await self._restore_groups(port, list(missing))
 
     async def stamp_states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
-        """As `states`, but create missing groups, and let every group live for at least a day.
+        """Like `states`, but create missing groups, and let every group live for at least a day.
 
         If Redis takes no writes, a missing group reads `LOST`.
         """
@@ -785,7 +785,7 @@ class Redis:
         self.client.close()
 
     async def aclose(self) -> None:
-        """As `close`, and wait until those of the running loop are closed."""
+        """Like `close`, and wait until those of the running loop are closed."""
         import asyncio
 
         await asyncio.to_thread(self._close_others)

@@ -18,7 +18,7 @@ from redis_server import RedisServer
 
 import memo
 from memo.cli.commands import main
-from memo.inspection import findings as doctor
+from memo.inspection import doctor
 from memo.settings import configuration
 
 

@@ -25,7 +25,7 @@ from time_ahead import Ahead
 import memo
 from memo import cache, configure
 from memo.decorators import assembly
-from memo.inspection import findings as doctor
+from memo.inspection import doctor
 from memo.records.seal import Entry
 from memo.runtime.blocking import BLOCKING
 from memo.runtime.events import ERROR

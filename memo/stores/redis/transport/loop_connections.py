@@ -111,7 +111,7 @@ class LoopConnections:
     async def exchange(
         self, route: Route, exchange: Exchange, check: Callable[[], None], *, blocks: bool = False
     ) -> list[Any]:
-        """As `ThreadConnections.exchange`."""
+        """Like `ThreadConnections.exchange`."""
         slots = self._slots[blocks]
         if slots.locked():
             if blocks:

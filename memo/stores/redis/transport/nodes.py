@@ -37,7 +37,7 @@ wait."""
 CONNECT_SECONDS = 1.0
 """Seconds that each step of connecting may take: TCP, TLS, login."""
 LOOP_CONNECT_SECONDS = 10.0
-"""As `CONNECT_SECONDS`, for an event loop: its timers also count the time for which other work
+"""Like `CONNECT_SECONDS`, for an event loop: its timers also count the time for which other work
 blocks it."""
 MIN_OPEN_WAIT_SECONDS = 0.25
 """Minimum number of seconds that a caller waits for a connection to be opened; longer if its
@@ -202,7 +202,7 @@ def was_renewed(connection: Any) -> bool:
 
 
 async def _log_in_async(connection: Any) -> None:
-    """As `_log_in`, on an event loop."""
+    """Like `_log_in`, on an event loop."""
     with _describing_login_errors(connection, partial(abort, connection)):
         await connection.on_connect()
         stream = Stream(connection)
