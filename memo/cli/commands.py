@@ -21,8 +21,7 @@ from memo.decorators import names
 from memo.decorators.assembly import default_chain
 from memo.engine.invalidating import invalidate
 from memo.errors import MemoError, MissingExtraError, OptionError
-from memo.inspection import call_graph, doctor, inventory
-from memo.inspection.gathered_stats import stats as gathered
+from memo.inspection import call_graph, doctor, gathered_stats, inventory
 from memo.metrics import rendering
 from memo.records import seal
 from memo.runtime.blocking import BLOCKING, drive
@@ -62,9 +61,9 @@ def demo(redis: str | None, quick: bool) -> None:
     Reads and parses the source of the packages installed here: first run, again, in a fresh
     process, and after a change of the data. Needs no network, and leaves nothing behind.
     """
-    from memo.cli import demo as show
+    from memo.cli.demo import main as run_demo
 
-    if not show.main(redis, quick=quick):
+    if not run_demo(redis, quick=quick):
         raise SystemExit(1)
 
 
@@ -87,7 +86,7 @@ def stats(pattern: tuple[str, ...], as_json: bool, as_html: bool, plot: bool, li
 
     PATTERN selects functions by name: load, app.* or sales:load.
     """
-    found = gathered(*pattern, shared=True)
+    found = gathered_stats.stats(*pattern, shared=True)
     if pattern and not found.functions:
         click.echo("No function of this name has been called.")
         _suggest_names(pattern)

@@ -231,7 +231,7 @@ async def shorten_stamps(port: Port, chain: Chain, known: tuple[Stamp, ...]) -> 
     Raises:
         TierError: no tier can be reached.
     """
-    in_one_group = len(loose_of(known)) + sum(block.most for block in blocks_of(known))
+    in_one_group = len(loose_of(known)) + sum(block.most_in_one_group for block in blocks_of(known))
     if in_one_group <= stamps.MAX_REFS_PER_GROUP:
         return known
     groups: dict[str, list[Generation]] = {}

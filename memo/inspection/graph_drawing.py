@@ -156,15 +156,15 @@ def place_nodes(graph: Graph) -> tuple[dict[str, Placed], int, int]:
     """Return the position of each node, and the width and height of the drawing."""
     nodes = {node.id: node for node in graph.nodes}
     found = layers(graph)
-    most = max(map(len, found), default=0)
+    tallest = max(map(len, found), default=0)
     places: dict[str, Placed] = {}
     for column, layer in enumerate(found):
-        top = (most - len(layer)) * (BOX_HEIGHT + _DOWN) // 2
+        top = (tallest - len(layer)) * (BOX_HEIGHT + _DOWN) // 2
         for row, name in enumerate(layer):
             x = _EDGE + column * (BOX_WIDTH + _ACROSS)
             places[name] = Placed(nodes[name], x, _EDGE + top + row * (BOX_HEIGHT + _DOWN))
     wide = 2 * _EDGE + len(found) * (BOX_WIDTH + _ACROSS) - _ACROSS
-    return places, wide, 2 * _EDGE + most * (BOX_HEIGHT + _DOWN) - _DOWN
+    return places, wide, 2 * _EDGE + tallest * (BOX_HEIGHT + _DOWN) - _DOWN
 
 
 def svg(graph: Graph) -> str:

@@ -185,8 +185,8 @@ async def _newest(
             }
             lists.append((tier, own))
             among = [prefix] if len(own) == len(heads) else list(own)
-            most = len(own) == len(heads)
-            for one in await tier.newest(port, among, limit, all_of_them=most):
+            covers_most = len(own) == len(heads)
+            for one in await tier.newest(port, among, limit, covers_most=covers_most):
                 item = _item(chain, one)
                 if item is None:
                     continue

@@ -30,7 +30,7 @@ from IPython.core.completer import SimpleCompletion, context_matcher
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
-from IPython.display import display as publish
+from IPython.display import display
 
 from memo import errors
 from memo.decorators import assembly, names
@@ -44,9 +44,8 @@ from memo.inspection.gathered_stats import stats
 from memo.inspection.report_line import explain_misses
 from memo.jupyter.cell_cache import Cell
 from memo.jupyter.progress_view import WATCHER, Line
-from memo.metrics import rendering
+from memo.metrics import recorder, rendering
 from memo.metrics.recorder import Span, open_span, reset
-from memo.metrics.recorder import publish as leave_for_others
 from memo.metrics.snapshots import Stats, matches
 from memo.runtime.blocking import BLOCKING, drive
 
@@ -67,12 +66,12 @@ class _Text(str):
         return str(self)
 
 
-def _display(text: str, html: str) -> None:
-    publish({"text/plain": text, "text/html": html}, raw=True)
+def _display_html(text: str, html: str) -> None:
+    display({"text/plain": text, "text/html": html}, raw=True)
 
 
 def _display_text(text: str) -> None:
-    _display(text, rendering.lines_html(text))
+    _display_html(text, rendering.lines_html(text))
 
 
 def _parse_names(text: str) -> tuple[str, ...]:
@@ -99,7 +98,7 @@ class CacheMagics(Magics):
         "--limit",
         type=int,
         default=rendering.FUNCTIONS_SHOWN,
-        help="most functions to show; 0: all",
+        help="maximum number of functions to show; 0: all",
     )
     @argument("--reset", action="store_true", help="start the counters of this kernel at zero")
     @line_magic
@@ -119,7 +118,7 @@ class CacheMagics(Magics):
         chosen = chosen.with_health(_health(chosen))
         limit, more = max(0, given.limit), "--limit 0"
         text = rendering.text(chosen, given.plot, limit=limit, more=more)
-        return _display(text, rendering.html(chosen, given.plot, limit, more))
+        return _display_html(text, rendering.html(chosen, given.plot, limit, more))
 
     @magic_arguments()
     @argument("pattern", nargs="?", help="functions: load, etl:load, lo*")
@@ -172,7 +171,7 @@ class CacheMagics(Magics):
 
             %cache_explain load("EU", year=2024)
         """
-        publish(self._explanation(line))
+        display(self._explanation(line))
 
     def _explanation(self, line: str) -> Any:
         call = _parse_call(line)
@@ -219,7 +218,9 @@ class CacheMagics(Magics):
             return _display_text(_not_found_text(given.patterns))
         footer = rendering.shown_part(len(shown), count, "entry", "entries", "--limit 0")
         text = f"{rendering.table_text(table)}\n\n{footer}"
-        return _display(text, rendering.with_style(f"{rendering.table_html(table)}<p>{footer}</p>"))
+        return _display_html(
+            text, rendering.with_style(f"{rendering.table_html(table)}<p>{footer}</p>")
+        )
 
     @magic_arguments()
     @argument("--group", action="store_true", help="one node for each function")
@@ -228,7 +229,7 @@ class CacheMagics(Magics):
     def cache_graph(self, line: str) -> None:
         """Draw the cached calls of this kernel and what they were built on."""
         given = _parse_arguments(self.cache_graph, line)
-        publish(call_graph.graph_of(everything=given.everything, group=given.group or None))
+        display(call_graph.graph_of(everything=given.everything, group=given.group or None))
 
     @magic_arguments()
     @argument("state", nargs="?", choices=("on", "off"), help="on or off; none: show the setting")
@@ -265,7 +266,7 @@ class CacheMagics(Magics):
         __tracebackhide__ = True
         made, given = self._make_cell(line, cell)
         if given.explain:
-            return publish(made.explain())
+            return display(made.explain())
         return made.answer(force=given.force)
 
     async def cache_awaited(self, line: str, cell: str) -> Any:
@@ -273,7 +274,7 @@ class CacheMagics(Magics):
         __tracebackhide__ = True
         made, given = self._make_cell(line, cell)
         if given.explain:
-            return publish(made.explain())
+            return display(made.explain())
         return await made.answer_async(force=given.force)
 
     def _make_cell(self, line: str, cell: str) -> tuple[Cell, Any]:
@@ -484,7 +485,7 @@ class Reporter:
 
     def end(self, result: ExecutionResult | None = None) -> None:
         """End the report of a cell, which may have failed, and publish the statistics."""
-        leave_for_others()
+        recorder.publish()
         WATCHER.end_cell()
         span, self._span = self._span, None
         if span is None:
@@ -496,7 +497,7 @@ class Reporter:
         explain_misses(span)
         handle = self.screen.release_display() if self.screen else None
         if handle is None:
-            handle = publish(_bundle(span), raw=True, display_id=True)
+            handle = display(_bundle(span), raw=True, display_id=True)
         else:  # the lines of progress become the report
             handle.update(_bundle(span), raw=True)
         if span.is_complete or not self._live or handle is None:
@@ -604,7 +605,7 @@ class NotebookScreen:
         }
         # Without this thread's context the message belongs to the cell that runs now.
         if self._handle is None:
-            self._handle = Context().run(publish, bundle, raw=True, display_id=True)
+            self._handle = Context().run(display, bundle, raw=True, display_id=True)
         else:
             Context().run(self._handle.update, bundle, raw=True)
 

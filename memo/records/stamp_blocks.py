@@ -71,7 +71,7 @@ class Block:
         return dict(self.generations)
 
     @cached_property
-    def most(self) -> int:
+    def most_in_one_group(self) -> int:
         """The number of its refs in the group that has the most of them."""
         return max(Counter(ref.group for ref in self.states).values())
 

@@ -58,11 +58,11 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-def remember(table: dict[K, V], key: K, value: V, most: int) -> None:
-    """Add a pair to a table as its newest; beyond `most` pairs the oldest ones are removed."""
+def remember(table: dict[K, V], key: K, value: V, max_size: int) -> None:
+    """Add a pair to a table as its newest; beyond `max_size` pairs the oldest ones are removed."""
     table.pop(key, None)
     table[key] = value
-    while len(table) > most:
+    while len(table) > max_size:
         with suppress(KeyError, StopIteration, RuntimeError):  # other threads do the same
             del table[next(iter(table))]
 

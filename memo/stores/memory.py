@@ -338,11 +338,11 @@ class Memory:
             yield Listed(name, one.found.record, size, 0.0, known)
 
     async def newest(
-        self, port: Port, prefixes: Sequence[str], most: int, *, all_of_them: bool
+        self, port: Port, prefixes: Sequence[str], limit: int, *, covers_most: bool
     ) -> list[Listed]:
-        """Return the latest entries with one of the prefixes, at most `most`."""
+        """Return the latest entries with one of the prefixes, at most `limit`."""
         every = [one for one in self.entries() if one.name.startswith(tuple(prefixes))]
-        return heapq.nlargest(most, every, key=lambda one: seal.finished_at(one.record))
+        return heapq.nlargest(limit, every, key=lambda one: seal.finished_at(one.record))
 
     async def count_by_prefix(self, port: Port, prefix: str) -> dict[str, int]:
         """Count the names that begin with `prefix`, grouped by the part before the key."""

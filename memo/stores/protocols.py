@@ -279,12 +279,12 @@ class Listable(Protocol):
         ...
 
     async def newest(
-        self, port: Port, prefixes: Sequence[str], most: int, *, all_of_them: bool
+        self, port: Port, prefixes: Sequence[str], limit: int, *, covers_most: bool
     ) -> list[Listed]:
-        """Return the entries stored last, at most `most` for each prefix of names.
+        """Return the entries stored last, at most `limit` for each prefix of names.
 
         Args:
-            all_of_them: the prefixes cover most entries of the tier.
+            covers_most: the prefixes cover most entries of the tier.
         """
         ...
 
@@ -440,13 +440,13 @@ class ServerTier(Tier, Protocol):
         ...
 
     async def search(
-        self, port: Port, prefix: str, until: float, most: int | None = None
+        self, port: Port, prefix: str, until: float, limit: int | None = None
     ) -> tuple[list[tuple[str, bytes]], bool]:
         """Search for entries whose names begin with `prefix`.
 
         Args:
             until: when to stop, on the monotonic clock.
-            most: the number of entries after which to stop; None: all.
+            limit: the number of entries after which to stop; None: all.
 
         Returns:
             Their names and records, and True if none were left out.
@@ -726,8 +726,8 @@ class HostGenerations(Generations, Protocol):
         """Adopt the states read from a shared authority, if this host still reads `before`."""
         ...
 
-    def names(self, kind: str, most: int) -> list[str]:
-        """Return the names of the groups of one kind (`"f:"`, `"p:"`, `"t:"`), at most `most`."""
+    def names(self, kind: str, limit: int) -> list[str]:
+        """Return the names of the groups of one kind (`"f:"`, `"p:"`, `"t:"`), at most `limit`."""
         ...
 
     def fields_of_groups(self, groups: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -472,17 +472,16 @@ def final_verdict(judge: Judge, times: Times, reason: str, *, raised: bool) -> V
 class LatestAnswers:
     """The start of the computation behind the latest answer for each key.  Thread-safe.
 
-    An older answer is not given any more, whichever tier has it (I2).
+    After an answer, no older one is given for that key, whichever tier has it (I2).
 
     Args:
-        limit: limit of the memory tier in bytes; 0: there is none.
-        most: maximum number of keys to remember, whatever the limit.
+        memory_limit: limit of the memory tier in bytes; 0: there is none.
+        max_keys: maximum number of keys to remember, whatever the limit.
     """
 
-    def __init__(self, limit: int = 0, most: int = MAX_LATEST_ANSWERS) -> None:
-        self._most = (
-            min(most, max(_MIN_LATEST_ANSWERS, limit // _LIMIT_BYTES_PER_KEY)) if limit else most
-        )
+    def __init__(self, memory_limit: int = 0, max_keys: int = MAX_LATEST_ANSWERS) -> None:
+        affordable = memory_limit // _LIMIT_BYTES_PER_KEY if memory_limit else max_keys
+        self._max_keys = min(max_keys, max(_MIN_LATEST_ANSWERS, affordable))
         self._recent: dict[str, int] = {}
         self._previous: dict[str, int] = {}
         self._lock = Lock()
@@ -501,7 +500,7 @@ class LatestAnswers:
         if self._recent.get(key, 0) < started:
             with self._lock:
                 self._recent[key] = max(started, self._start_of(key))
-                if len(self._recent) >= self._most:
+                if len(self._recent) >= self._max_keys:
                     self._previous, self._recent = self._recent, {}
 
     def _start_of(self, key: str) -> int:

@@ -687,23 +687,23 @@ class Disk:
         return None if record is None else Listed(name, record, size, stored)
 
     async def newest(
-        self, port: Port, prefixes: Sequence[str], most: int, *, all_of_them: bool
+        self, port: Port, prefixes: Sequence[str], limit: int, *, covers_most: bool
     ) -> list[Listed]:
-        """Return the latest entries, at most `most` for each prefix of names.
+        """Return the latest entries, at most `limit` for each prefix of names.
 
         Args:
-            all_of_them: the prefixes cover most entries of the index.
+            covers_most: the prefixes cover most entries of the index.
 
         Raises:
             TierError: the index cannot be read.
         """
-        statement = ENTRIES_SQL["newest_of_all" if all_of_them else "newest_of_some"]
-        return await port.offload(self._newest, statement, prefixes, most)
+        statement = ENTRIES_SQL["newest_of_all" if covers_most else "newest_of_some"]
+        return await port.offload(self._newest, statement, prefixes, limit)
 
-    def _newest(self, statement: str, prefixes: Sequence[str], most: int) -> list[Listed]:
+    def _newest(self, statement: str, prefixes: Sequence[str], limit: int) -> list[Listed]:
         found = []
         for prefix in prefixes:
-            rows = self._read(statement, prefix, after_prefix(prefix), most)
+            rows = self._read(statement, prefix, after_prefix(prefix), limit)
             found += [self._list_row(*row) for row in rows]
         return [listed for listed in found if listed is not None]
 

@@ -319,15 +319,15 @@ class HostGenerations:
             self.host_database.write(work, durable=True)
             self._unwritten.forget(written)
 
-    def names(self, kind: str, most: int) -> list[str]:
-        """Return the names of the groups of one kind (`"f:"`, `"p:"`, `"t:"`), at most `most`.
+    def names(self, kind: str, limit: int) -> list[str]:
+        """Return the names of the groups of one kind (`"f:"`, `"p:"`, `"t:"`), at most `limit`.
 
         Groups that were invalidated but never used by an entry are left out.
 
         Raises:
             TierError: the file cannot be read.
         """
-        rows = self.host_database.select(GENERATIONS_SQL["names"], kind, after_prefix(kind), most)
+        rows = self.host_database.select(GENERATIONS_SQL["names"], kind, after_prefix(kind), limit)
         return [name.removeprefix(kind) for (name,) in rows]
 
     def fields_of_groups(self, groups: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -376,7 +376,7 @@ class Redis:
         return [bool(one) for one in found]
 
     async def search(
-        self, port: Port, prefix: str, until: float, most: int | None = None
+        self, port: Port, prefix: str, until: float, limit: int | None = None
     ) -> tuple[list[tuple[str, bytes]], bool]:
         """See `memo.stores.protocols.ServerTier.search`; skips records over `MAX_LISTED_BYTES`."""
         start = self._lookups.key(prefix)
@@ -387,7 +387,7 @@ class Redis:
         for node in await self.client.nodes(port):
             cursor = None
             while cursor != b"0":
-                if time.monotonic() > until or (most is not None and len(found) >= most):
+                if time.monotonic() > until or (limit is not None and len(found) >= limit):
                     return found, False
                 command = pack(
                     b"SCAN", cursor or b"0", b"MATCH", pattern, b"COUNT", b"%d" % NAMES_PER_SCAN

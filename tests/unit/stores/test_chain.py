@@ -235,7 +235,7 @@ def test_a_hit_at_once_is_not_gone_back_behind() -> None:
 
 def test_the_latest_answers_of_many_keys_are_remembered() -> None:
     """The latest answers of at least `most` keys are remembered, and no key's goes back."""
-    known = LatestAnswers(most=100)
+    known = LatestAnswers(max_keys=100)
     for number in range(1000):
         known.record(f"k{number}", number + 1)
         known.record(f"k{number}", number)
