@@ -290,6 +290,20 @@ class Stream(asyncio.Protocol):
         for piece in exchange.commands:
             self._transport.write(piece)
 
+    async def run(self, exchange: Exchange) -> list[Any]:
+        """Send an exchange and wait for its replies.
+
+        Raises:
+            ErrorReply, GarbledError: see `Exchange.answer`.
+            OSError: the connection broke, or the deadline has passed (`TimeoutError`).
+        """
+        ended: asyncio.Future[Exception | None] = self._loop.create_future()
+        self.send(exchange, lambda error: None if ended.done() else ended.set_result(error))
+        error = await ended
+        if error is not None:
+            raise error
+        return exchange.answer()
+
     def data_received(self, data: bytes) -> None:
         """Complete the exchanges whose replies have arrived."""
         self._received += len(data)

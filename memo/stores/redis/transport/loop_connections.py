@@ -30,7 +30,6 @@ from memo.stores.redis.transport.nodes import (
     LoopNodes,
     Route,
     abort,
-    settle,
     slow_step,
     was_renewed,
 )
@@ -144,13 +143,10 @@ class LoopConnections:
     ) -> list[Any]:
         for again in (True, False):
             stream = await self._open_stream(node, check)
-            done: asyncio.Future[None] = self.loop.create_future()
             fresh = not getattr(stream.connection, "used", False)
             stream.connection.used = True
             try:
-                stream.send(exchange, partial(settle, done))
-                await done
-                answer = exchange.answer()
+                answer = await stream.run(exchange)
             except ConnectionError:
                 self._release_stream(stream)
                 if fresh or not again:

@@ -7,7 +7,6 @@ loop.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import copy
 import importlib.util
@@ -46,8 +45,6 @@ TOPOLOGY_REFRESH_SECONDS = 0.5
 """Minimum number of seconds between two queries of a cluster's topology."""
 BUSY_TEXT = "all connections to Redis are busy"
 _DRIVER_INFO = importlib.util.find_spec("redis.driver_info") is not None
-
-
 _FILE_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 
@@ -206,11 +203,7 @@ async def _log_in_async(connection: Any) -> None:
     with _describing_login_errors(connection, partial(abort, connection)):
         await connection.on_connect()
         stream = Stream(connection)
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        exchange = Exchange((), 0, CONNECT_SECONDS)
-        stream.send(exchange, partial(settle, done))
-        await done
-        exchange.answer()
+        await stream.run(Exchange((), 0, CONNECT_SECONDS))
         stream.detach()
 
 
@@ -330,13 +323,3 @@ def abort(connection: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             writer.transport.abort()
         connection._reader = connection._writer = None
-
-
-def settle(future: asyncio.Future[None], error: Exception | None) -> None:
-    """End the wait for an exchange; see `Callback`."""
-    if future.done():
-        return
-    if error is None:
-        future.set_result(None)
-    else:
-        future.set_exception(error)
