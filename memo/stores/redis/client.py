@@ -10,13 +10,6 @@ Rules of this module:
 3.  Every fault is a `TierError`, or a `TierUnavailable` if no command would work.
 4.  An exchange goes to one server.  In a cluster that is the one with its key; commands with keys
     on several servers are one exchange per server.
-
-Scripts do atomically in Redis what memo needs; their source is in `lua/*.lua`.
-
-5.  A script uses one key, or keys of one slot, and names them all.
-6.  It computes the same as `generations`.
-7.  A script that must work on a full Redis begins with a command that takes no memory (`HDEL`,
-    `DEL`): Redis then lets the rest pass, so that no script is left half done.
 """
 
 from __future__ import annotations
@@ -29,7 +22,6 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import sha1
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from memo.errors import TierError
@@ -38,8 +30,9 @@ from memo.runtime import fork
 from memo.runtime.port import SHARED_ROUND_TRIPS, Deferred, Port
 from memo.settings.redis_urls import CLUSTER, SENTINEL, parse
 from memo.stores.protocols import REDIS
+from memo.stores.redis.scripts import NoScriptError, NoScriptsError, Script
 from memo.stores.redis.transport.breaker import Breaker
-from memo.stores.redis.transport.coalescing import Failure
+from memo.stores.redis.transport.coalescing import Failure, ThreadBatch
 from memo.stores.redis.transport.exchange import Exchange
 from memo.stores.redis.transport.faults import GARBLED, SILENT, WRITES_DENIED, Fault
 from memo.stores.redis.transport.resp import Command, ErrorReply, command_bytes, pack, with_key
@@ -51,8 +44,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 PROBE_SECONDS = 0.1
 """Longest time in seconds that probing may delay a caller."""
-LOOKUPS_PER_BATCH = 256
-"""Maximum number of look-up commands of a thread that share a round trip."""
 _PROBE_COMMAND = pack(b"ECHO", b"")
 _WRITES_REFUSED = "Hits go on; new results are stored on this host"
 _MOVED, _ASK = "MOVED", "ASK"
@@ -60,82 +51,6 @@ _WRONG_SERVER = frozenset((_MOVED, _ASK, "READONLY"))
 """Error replies of a server that does not have the key, or no longer takes writes."""
 _SCRIPTS_DENIED = ("NOPERM", "UNKNOWN")
 """Error replies of a server that does not let this user run scripts."""
-
-
-_LUA_FOLDER = Path(__file__).parent / "lua"
-
-
-class Script:
-    """A Lua script that Redis caches by its digest.
-
-    Args:
-        name: the name of its file.
-    """
-
-    __slots__ = ("_digest", "_text")
-
-    def __init__(self, name: str) -> None:
-        self._text = (_LUA_FOLDER / f"{name}.lua").read_bytes()
-        self._digest = sha1(self._text, usedforsecurity=False).hexdigest().encode()
-
-    def by_digest(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> bytes:
-        """Return the command that runs it if Redis has it cached."""
-        return pack(b"EVALSHA", self._digest, b"%d" % len(keys), *keys, *arguments)
-
-    def by_text(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> bytes:
-        """Return the command that runs it and caches it."""
-        return pack(b"EVAL", self._text, b"%d" % len(keys), *keys, *arguments)
-
-
-CREATE_GROUP = Script("create_group")
-TURN = Script("turn")
-EXTEND_LIFE = Script("extend_life")
-SEED = Script("seed")
-ACQUIRE = Script("acquire")
-RENEW = Script("renew")
-RELEASE = Script("release")
-
-
-class NoScriptError(TierError):
-    """Redis does not have a script in its cache."""
-
-
-class NoScriptsError(TierError):
-    """Redis does not let this user run scripts at all."""
-
-
-class ThreadBatch:
-    """Look-ups of one thread that are sent together when the first answer is needed.
-
-    Args:
-        read: sends commands, and returns the replies or a `Failure`.
-    """
-
-    def __init__(self, read: Callable[[Sequence[Command]], Any]) -> None:
-        self._read = read
-        self._places: dict[Command, int] = {}
-        self._replies: Any = None
-
-    @property
-    def full(self) -> bool:
-        """True if the next look-up needs another round trip."""
-        return self._replies is not None or len(self._places) >= LOOKUPS_PER_BATCH
-
-    def add(self, commands: Sequence[Command]) -> Deferred:
-        """Add commands, and return their future replies.
-
-        A command that was added before is sent once.
-        """
-        places = self._places
-        wanted = [places.setdefault(command, len(places)) for command in commands]
-        return Deferred(lambda: self._answers(wanted))
-
-    def _answers(self, wanted: Sequence[int]) -> Any:
-        if self._replies is None:
-            self._replies = self._read(list(self._places))
-        if not isinstance(self._replies, list):
-            return self._replies
-        return [self._replies[place] for place in wanted]
 
 
 class Client:

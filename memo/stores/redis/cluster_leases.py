@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from memo.errors import TierError
 from memo.runtime.port import Port
 from memo.stores.protocols import LEASE_SECONDS
-from memo.stores.redis.client import ACQUIRE, RELEASE, RENEW, Client
+from memo.stores.redis.client import Client
+from memo.stores.redis.scripts import ACQUIRE, RELEASE, RENEW
 from memo.stores.redis.transport.exchange import BusyError
 from memo.stores.redis.transport.resp import command_bytes, pack
 

@@ -45,10 +45,11 @@ from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.port import Port
 from memo.settings.checks import DEFAULT_RETENTION, DEFAULT_VALUE_LIMIT_BYTES
 from memo.stores.protocols import REDIS, Census, Lookup, RecordToStore, RestoreGroups, Source
-from memo.stores.redis.client import CREATE_GROUP, EXTEND_LIFE, SEED, TURN, Client, NoScriptsError
+from memo.stores.redis.client import Client
 from memo.stores.redis.cluster_leases import RedisLeases
 from memo.stores.redis.lookups import Lookups, RecordLookup
 from memo.stores.redis.payload_store import PAYLOAD_KEPT_SECONDS, PayloadStore
+from memo.stores.redis.scripts import CREATE_GROUP, EXTEND_LIFE, SEED, TURN, NoScriptsError
 from memo.stores.redis.transport.exchange import MIN_BYTES_PER_SECOND
 from memo.stores.redis.transport.resp import Command, decoded, encoded, pack
 from memo.validity import generations, stamps

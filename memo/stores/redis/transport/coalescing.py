@@ -1,4 +1,4 @@
-"""Coalescing: simultaneous look-ups on one event loop share round trips.
+"""Coalescing: look-ups on one event loop, or of one thread, share round trips.
 
 Rules of this module:
 
@@ -8,6 +8,7 @@ Rules of this module:
     next iteration or until the batch is full; no batch waits for the answer to another.
 3.  A batch fails as a whole, with one `Failure`.  If the connection had worked before and turns out
     to be closed, the batch is sent once more on another connection.
+4.  Look-ups that a thread begins before it needs a reply are sent together when it needs the first.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from memo.errors import TierError
+from memo.runtime.port import Deferred
 from memo.stores.redis.transport.breaker import Breaker
 from memo.stores.redis.transport.exchange import Exchange, Stream
 from memo.stores.redis.transport.resp import Command, ErrorReply, with_key
@@ -29,6 +31,8 @@ COMMANDS_PER_BATCH = 64
 that the server works on them while the next are collected."""
 BYTES_PER_BATCH = 64 * 1024
 """Bytes of commands at which a batch is sent."""
+LOOKUPS_PER_BATCH = 256
+"""Maximum number of look-up commands of a thread that share a round trip."""
 
 
 class Failure:
@@ -269,3 +273,37 @@ class Coalescer:
             stream.has_received = False
             stream.fail(closing)
             self._release(stream)
+
+
+class ThreadBatch:
+    """Look-ups of one thread that are sent together when the first answer is needed.
+
+    Args:
+        read: sends commands, and returns the replies or a `Failure`.
+    """
+
+    def __init__(self, read: Callable[[Sequence[Command]], Any]) -> None:
+        self._read = read
+        self._places: dict[Command, int] = {}
+        self._replies: Any = None
+
+    @property
+    def full(self) -> bool:
+        """True if the next look-up needs another round trip."""
+        return self._replies is not None or len(self._places) >= LOOKUPS_PER_BATCH
+
+    def add(self, commands: Sequence[Command]) -> Deferred:
+        """Add commands, and return their future replies.
+
+        A command that was added before is sent once.
+        """
+        places = self._places
+        wanted = [places.setdefault(command, len(places)) for command in commands]
+        return Deferred(lambda: self._answers(wanted))
+
+    def _answers(self, wanted: Sequence[int]) -> Any:
+        if self._replies is None:
+            self._replies = self._read(list(self._places))
+        if not isinstance(self._replies, list):
+            return self._replies
+        return [self._replies[place] for place in wanted]
