@@ -107,7 +107,7 @@ class Client:
             commands: (key, packed command) of commands that only read.
 
         Returns:
-            A future answer for `port.settle`; `parse_answer` takes its result.
+            A future answer for `Port.settle`; `parse_answer` takes its result.
         """
         if not self.breaker.healthy:
             return None

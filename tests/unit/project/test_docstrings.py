@@ -18,8 +18,9 @@ import memo.testing
 from memo.decorators.cached_function import CachedFunction
 
 FILES = sorted((ROOT / "memo").rglob("*.py"))
-REFERENCE = re.compile(r"`(memo(?:\.\w+)+|\w+\.[A-Z][A-Z_]+)`")
-"""`memo.module.name`, and a constant of a module."""
+MODULES = {path.stem for path in FILES if path.stem != "__init__"}
+REFERENCE = re.compile(rf"`(memo(?:\.\w+)+|(?:{'|'.join(sorted(MODULES))})\.(?!py\b)\w+)`")
+"""`memo.module.name`, and `module.name` for a module of memo."""
 
 
 def references() -> Iterator[tuple[Path, str]]:
@@ -63,7 +64,7 @@ PERSONS = re.compile(
     r"\b(who|whom|whoever|he|him|his|no one|(?:no|every|some|any)(?:body|one))\b", re.IGNORECASE
 )
 PEOPLE = {
-    "**Anybody who has the secret can run code in every kernel that shares it.**",
+    "**Anyone who has the secret can run code in every kernel that shares it.**",
     "| **secret** | the key that authenticates entries; everyone with it can run code",
     "**several tenants who do not trust each other share one process.**",
 }
