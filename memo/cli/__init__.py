@@ -1,4 +1,4 @@
-"""The command `memo`: stats, ls, clear, doctor and the demo.
+"""The command line: `memo stats`, `ls`, `clear`, `doctor`, `demo`, `ui` and others.
 
 Imports `inspection` and below.
 Start with `commands.py`.

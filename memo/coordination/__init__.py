@@ -1,5 +1,5 @@
 """One computation per key: flights within a process, leases across processes and hosts.
 
 Imports `stores` and below.
-Start with `flights.py`; `leases.py` implements `use_lock=True`.
+Start with `flights.py`; `leases.py` acquires, renews and releases the leases of `use_lock=True`.
 """

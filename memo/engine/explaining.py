@@ -23,8 +23,7 @@ from memo.keys.summaries import BUILT_ON, MASK, RESOLVED, RESULT_SHAPE, SPECIAL_
 from memo.metrics import rendering
 from memo.records import codec, seal
 from memo.records.seal import Entry, Header
-from memo.records.stamp_types import ADDRESS, File, Generation, Ref, Stamp, State
-from memo.records.stamp_types import Call as CallStamp
+from memo.records.stamp_types import ADDRESS, CallStamp, FileStamp, Generation, Ref, Stamp, State
 from memo.runtime.clock import SECOND
 from memo.runtime.events import MISS, STALE
 from memo.runtime.named_tuple import NamedTuple
@@ -244,12 +243,12 @@ def _is_expired_early(function: Function, verdict: Verdict, entry: Entry) -> boo
     return verdict.reason == EXPIRED and (left is None or left > 0)
 
 
-_SOURCE_STAMPS = (File, CallStamp)
+_SOURCE_STAMPS = (FileStamp, CallStamp)
 """Stamps of things outside the cache."""
 
 
 def _source_text(stamp: Stamp) -> str:
-    if isinstance(stamp, File):
+    if isinstance(stamp, FileStamp):
         return f"depends on {stamp.path}" + (" (by content)" if stamp.by_content else "")
     assert isinstance(stamp, CallStamp)
     return f"depends on the callable {stamp.name}"

@@ -25,7 +25,7 @@ from memo.metrics import rendering
 from memo.metrics.snapshots import matches
 from memo.records import seal
 from memo.records.seal import Header
-from memo.records.stamp_types import Call, File, Generation, Stamp
+from memo.records.stamp_types import CallStamp, FileStamp, Generation, Stamp
 from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SECOND, Clock
 from memo.runtime.events import MISS
@@ -296,7 +296,9 @@ def _judge_age(header: Header, reason: str, function: Function | None, clock: Cl
 
 async def _why_changed(port: Port, headers: Sequence[Header]) -> dict[Stamp, str]:
     """Return for each dependency of some entries why it does not hold, or `""`."""
-    sources = list({s: None for h in headers for s in h.stamps if isinstance(s, (File, Call))})
+    sources = list(
+        {s: None for h in headers for s in h.stamps if isinstance(s, (FileStamp, CallStamp))}
+    )
     return dict(zip(sources, await dependencies.check(port, sources), strict=True))
 
 

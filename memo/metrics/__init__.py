@@ -1,4 +1,4 @@
-"""Counters that receive the events, running computations, and snapshots for display and programs.
+"""Counters of events, running computations, and snapshots of both as text, HTML and JSON.
 
 Imports `coordination` and below, and never the engine, which imports it.
 Start with `recorder.py`; `rendering.py` renders every table, as text and as HTML.

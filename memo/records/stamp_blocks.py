@@ -24,7 +24,7 @@ from itertools import repeat
 from typing import Any, Self
 
 from memo.errors import EntryError
-from memo.records.stamp_types import Call, File, Generation, Ref, Result, Stamp, State
+from memo.records.stamp_types import CallStamp, FileStamp, Generation, Ref, Result, Stamp, State
 from memo.runtime.named_tuple import new_tuple
 from memo.runtime.reasons import UNREADABLE
 
@@ -221,7 +221,7 @@ def _parts(text: bytes | memoryview) -> Iterator[bytes | memoryview]:
 def _row(stamp: Stamp) -> Sequence[Any]:
     if isinstance(stamp, Generation):
         return ("g", *stamp.ref, *stamp.state)
-    if isinstance(stamp, File):
+    if isinstance(stamp, FileStamp):
         return ("f", *stamp)
     if isinstance(stamp, Result):
         return ("r", *stamp)
@@ -267,9 +267,9 @@ def _stamp(row: list[Any]) -> Stamp:
             Generation, (new_tuple(Ref, (group, arguments)), new_tuple(State, (text, last)))
         )
     if kind == "f":
-        return File(*row[1:])
+        return FileStamp(*row[1:])
     if kind == "c":
-        return Call(*row[1:])
+        return CallStamp(*row[1:])
     if kind == "r":
         _, function, key, digest, arguments, beneath, wave = row
         return Result(function, key, digest, arguments, tuple(beneath), wave)

@@ -66,7 +66,7 @@ class Generation(NamedTuple):
     state: State
 
 
-class File(NamedTuple):
+class FileStamp(NamedTuple):
     """A stamp: the state of a file before the computation began.
 
     Attributes:
@@ -82,7 +82,7 @@ class File(NamedTuple):
     every: float = 0.0
 
 
-class Call(NamedTuple):
+class CallStamp(NamedTuple):
     """A stamp: the answer of a `depends_on` callable before the computation began.
 
     Attributes:
@@ -119,4 +119,4 @@ class Result(NamedTuple):
     wave: int = 0
 
 
-Stamp = Generation | File | Call | Result
+Stamp = Generation | FileStamp | CallStamp | Result

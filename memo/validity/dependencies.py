@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from memo.errors import DependencyError, EntryError, OptionError, public, shown
 from memo.records import codec
-from memo.records.stamp_types import Call, Stamp
-from memo.records.stamp_types import File as FileStamp
+from memo.records.stamp_types import CallStamp, FileStamp, Stamp
 from memo.runtime.checksums import blake2b, digest_of_file
 from memo.runtime.memory_budget import remember
 from memo.runtime.port import Port
@@ -371,7 +370,7 @@ class Dependencies:
                     f"{self.identity}: depends_on {shown(function)} raised {error!r}"
                 ) from error
             packed = self._pack(function, needed) if needed else ""
-            taken.append(Call(f"{self.identity}#{index}", digest, packed))
+            taken.append(CallStamp(f"{self.identity}#{index}", digest, packed))
             paths += named
         files = await port.offload(file_stamps, paths, self.every)
         return (*files, *taken)
@@ -476,12 +475,12 @@ async def _why_changed(port: Port, stamp: Stamp, now: Mapping[remote.UrlQuery, s
         if facts is None:
             return SOURCE_UNREACHABLE
         return "" if facts == stamp.facts else DEPENDENCY_CHANGED
-    if isinstance(stamp, Call):
+    if isinstance(stamp, CallStamp):
         return "" if await _call_holds(port, stamp) else DEPENDENCY_CHANGED
     return f"unknown stamp {type(stamp).__name__}"
 
 
-async def _call_holds(port: Port, stamp: Call) -> bool:
+async def _call_holds(port: Port, stamp: CallStamp) -> bool:
     identity, _, index = stamp.name.rpartition("#")
     dependencies = CALLABLES.get(identity)
     if dependencies is None or int(index) >= len(dependencies.calls):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from memo.errors import OptionError
-from memo.records.stamp_types import File
+from memo.records.stamp_types import FileStamp
 from memo.runtime import events
 from memo.runtime.blocking import Pool
 from memo.runtime.checksums import blake2b, digest_of_file
@@ -124,7 +124,7 @@ def _pause_source(url: str, by_content: bool, waited: float, why: str) -> None:
         remember(_silent, (url, by_content), (until, why), MAX_REMEMBERED_URLS)
 
 
-def recent_facts(stamp: File) -> str | None:
+def recent_facts(stamp: FileStamp) -> str | None:
     """Return the last known version of a source if it is not older than `check_every`."""
     known = _known.get((stamp.path, stamp.by_content)) if stamp.every else None
     if known is None or time.monotonic() - known[0] >= stamp.every:

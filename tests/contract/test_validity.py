@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from redis_server import RedisServer
 
-from memo.records.stamp_types import LOST, Call, File, Generation, Ref, State
+from memo.records.stamp_types import LOST, CallStamp, FileStamp, Generation, Ref, State
 from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.reasons import (
     DEPENDENCY_CHANGED,
@@ -240,7 +240,7 @@ def test_every_kind_of_stamp_is_asked(tmp_path: Path) -> None:
     """One stamp that does not hold is enough, whichever kind it is; expiry alone is told last."""
     path = tmp_path / "rates.csv"
     held = Generation(Ref(F), State(A, ""))
-    missing = File(str(path), "1:2:3")
+    missing = FileStamp(str(path), "1:2:3")
 
     def why(*some: Any, now: str = A) -> str:
         states = [State(now, "")] * sum(type(one) is Generation for one in some)
@@ -248,7 +248,7 @@ def test_every_kind_of_stamp_is_asked(tmp_path: Path) -> None:
 
     assert why(held) == ""
     assert why(held, missing) == FILE_CHANGED
-    assert why(held, Call("nobody#0", "digest")) == DEPENDENCY_CHANGED
+    assert why(held, CallStamp("nobody#0", "digest")) == DEPENDENCY_CHANGED
     assert why(held, now=B) == INVALIDATED
     assert why(held, now=A + SOFT) == EXPIRED
     assert why(held, missing, now=A + SOFT) == FILE_CHANGED

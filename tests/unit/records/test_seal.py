@@ -28,7 +28,7 @@ from memo.decorators.assembly import default_chain
 from memo.errors import EntryError
 from memo.records import codec, seal, stamp_blocks
 from memo.records.seal import Buffer, Entry, Header
-from memo.records.stamp_types import Call, File, Generation, Ref, State, Times
+from memo.records.stamp_types import CallStamp, FileStamp, Generation, Ref, State, Times
 from memo.runtime.reasons import UNAUTHENTIC, UNREADABLE
 from memo.settings.configuration import configure
 from memo.settings.secret_keys import Secret
@@ -71,8 +71,8 @@ def header(**changes: Any) -> Header:
         (
             Generation(Ref("f:shop:load", (("region", "00" * 8),)), State("t" * 22, "l" * 22)),
             Generation(Ref("n", None), State("t" * 22, "")),
-            File("/data/x.csv", "12 34 56"),
-            Call("shop:load#0", "ff" * 20),
+            FileStamp("/data/x.csv", "12 34 56"),
+            CallStamp("shop:load#0", "ff" * 20),
         ),
         (Buffer(70_000, b"d" * 32),),
     )
@@ -112,8 +112,8 @@ STAMPS = st.one_of(
         st.builds(Ref, PLAIN, st.none() | st.lists(st.tuples(PLAIN, PLAIN)).map(tuple)),
         st.builds(State, PLAIN, PLAIN),
     ),
-    st.builds(File, PLAIN, PLAIN, st.booleans(), every=st.floats(allow_nan=False)),
-    st.builds(Call, PLAIN, PLAIN),
+    st.builds(FileStamp, PLAIN, PLAIN, st.booleans(), every=st.floats(allow_nan=False)),
+    st.builds(CallStamp, PLAIN, PLAIN),
 )
 BUFFERS = st.builds(Buffer, st.integers(0, 2**40), st.binary(min_size=32, max_size=32))
 HEADERS = st.builds(
@@ -267,8 +267,8 @@ def test_a_glance_tells_what_unpacking_tells() -> None:
     [
         {"buffers": (Buffer(70_000, b"d" * 32),)},
         {"flags": seal.COMPRESSED},
-        {"stamps": (File("/data/x.csv", "12 34 56"),)},
-        {"stamps": (*PLAIN.stamps, Call("shop:load#0", "ff" * 20))},
+        {"stamps": (FileStamp("/data/x.csv", "12 34 56"),)},
+        {"stamps": (*PLAIN.stamps, CallStamp("shop:load#0", "ff" * 20))},
         {"key": "cd" * 20},
         {"namespace": "other"},
         {"namespace": "mem", "key": "o" + PLAIN.key},

@@ -8,13 +8,13 @@ import pytest
 
 from memo.records import stamp_blocks
 from memo.records.stamp_blocks import BLOCK_FROM_GENERATIONS, Block, Stamps
-from memo.records.stamp_types import File, Generation, Ref, State
+from memo.records.stamp_types import FileStamp, Generation, Ref, State
 
 MANY = tuple(
     Generation(Ref(f"f:{n}", None if n % 3 else (("x", f"{n:016x}"),)), State(f"token-{n}", ""))
     for n in range(2 * BLOCK_FROM_GENERATIONS)
 )
-OWN = (Generation(Ref("n"), State("own", "last")), File("/data", "facts"))
+OWN = (Generation(Ref("n"), State("own", "last")), FileStamp("/data", "facts"))
 
 
 def test_few_stamps_stay_as_they_are() -> None:

@@ -30,7 +30,7 @@ from waiting import await_until, wait_for
 
 from memo.errors import TierError, TierUnavailable
 from memo.records import codec, seal
-from memo.records.stamp_types import LOST, Call, File, Generation, Ref, State
+from memo.records.stamp_types import LOST, CallStamp, FileStamp, Generation, Ref, State
 from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.port import Port
 from memo.settings.checks import DEFAULT_RETENTION
@@ -70,7 +70,7 @@ def test_a_record_comes_back_with_its_states(tier: Redis, run: Run) -> None:
     refs = [Ref("n"), Ref("f:m:f", (("a", A), ("b", B))), Ref("t:x", None)]
     begun = run(lambda port: tier.stamp_states(port, refs))
     marks = [Generation(r, s) for r, s in zip(refs, begun, strict=True)]
-    stored = record(marks[0], File("/x", "facts"), marks[1], Call("f#0", "d"), marks[2])
+    stored = record(marks[0], FileStamp("/x", "facts"), marks[1], CallStamp("f#0", "d"), marks[2])
     run(lambda port: tier.store(port, "memo:k", stored, None, None))
     found = run(lambda port: tier.lookup(port, "memo:k"))
     assert found.states_of(refs) is None  # which groups it names is not known yet
