@@ -33,7 +33,14 @@ from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port, Waiter, waiting_for_locks
 from memo.settings.options import Policy
 from memo.stores.chain import Chain
-from memo.stores.protocols import LEASE_SECONDS, Leases, Lock, PendingLookup
+from memo.stores.protocols import (
+    LEASE_SECONDS,
+    Leases,
+    Lock,
+    PendingLookup,
+    function_in,
+    key_in,
+)
 from memo.stores.transfers import Upload
 
 LOOP_CHECK_SECONDS = 0.5
@@ -163,9 +170,7 @@ class Lease:
 
     def emit(self, kind: str, **facts: Any) -> None:
         """Emit an event about the call that the lease is for."""
-        function = self._name.partition("{")[2].rpartition("}")[0]
-        key = self._name.rpartition(":")[2]
-        events.emit(events.Event(kind, function, key, **facts))
+        events.emit(events.Event(kind, function_in(self._name), key_in(self._name), **facts))
 
     def hold(self, port: Port, lock: Lock | None, leases: Leases | None) -> Lease:
         """Take possession of the locks; renew the lease until it is released."""

@@ -133,9 +133,8 @@ def layers(graph: Graph) -> list[list[str]]:
     made.add_nodes_from(node.id for node in graph.nodes)
     while not nx.is_directed_acyclic_graph(made):  # functions that call each other
         made.remove_edge(*nx.find_cycle(made)[-1][:2])
-    generations = list(
-        nx.topological_generations(made.reverse())
-    )  # next to the calls that use them
+    # reversed, so that each call is next to those that use it
+    generations = list(nx.topological_generations(made.reverse()))
     found = [sorted(layer) for layer in reversed(generations)]
     for sweep in range(ORDERING_SWEEPS):
         place = {name: at for layer in found for at, name in enumerate(layer)}

@@ -14,7 +14,7 @@ import threading
 import time
 from typing import Any, Protocol
 
-from memo.coordination.flights import Flight, current_path
+from memo.coordination.flights import current_path
 from memo.coordination.leases import Holder
 from memo.decorators.cached_function import CachedFunction, functions
 from memo.engine.explaining import headers_of
@@ -28,6 +28,7 @@ from memo.runtime.events import Event
 from memo.runtime.memory_budget import remember
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port
+from memo.stores.protocols import function_in
 
 SHOWN_AFTER_SECONDS = 0.5
 """Seconds after which a computation or a wait is shown."""
@@ -164,7 +165,7 @@ class _Run:
         self.until = 0.0
         self.expected: float | None = None
         self.looked = False
-        path = [] if self.waits else [function_of(flight) for flight in current_path()]
+        path = [] if self.waits else [function_in(flight.name) for flight in current_path()]
         self.around = [name for name in path if name != self.function]
 
     @property
@@ -229,11 +230,6 @@ def _activity(run: _Run) -> str:
     if run.waits:
         return f"{_name(run)} waits for {holder_name(run.holder)}"
     return f"{_name(run)} runs"
-
-
-def function_of(flight: Flight) -> str:
-    """Return the id of the function whose result a flight computes, from the flight's name."""
-    return flight.name.partition("{")[2].rpartition("}")[0]
 
 
 def holder_name(holder: Holder | None) -> str:

@@ -52,6 +52,7 @@ from memo.stores.protocols import (
     ServerTier,
     Source,
     Tier,
+    key_in,
 )
 from memo.stores.shared_changes import SharedChanges
 from memo.stores.transfers import Transfers, Work
@@ -150,7 +151,12 @@ class Chain:
         )
 
     def _classify_tiers(self) -> None:
-        """Note which tiers can do what, so that no call has to check it."""
+        """Note which tiers can do what, so that no call has to check it.
+
+        `_authority` is the shared tier that decides on validity, if there is one, and
+        `_authority_server` the same tier if it is a server; a user's shared store is none.
+        `_quick_disk` and `_quick_server` are the tiers that `at_hand` may read or ask.
+        """
         tiers, authority = self.tiers, self.authorities.shared
         first: object = tiers[0]
         self.first = tiers[0].name
@@ -160,11 +166,10 @@ class Chain:
         self._disk = next((tier for tier in tiers if isinstance(tier, LocalTier)), None)
         self.front = first if isinstance(first, FrontTier) else None
         self._authority = authority
-        self._remote = authority is not None
-        self._quick_disk = first if isinstance(first, LocalTier) and not self._remote else None
+        self._quick_disk = first if isinstance(first, LocalTier) and authority is None else None
         self._authority_server = authority if isinstance(authority, ServerTier) else None
         listener = self.authorities.listener
-        self._asks_each_time = self._remote and listener is None
+        self._asks_each_time = authority is not None and listener is None
         self._confirmed: ConfirmedEntries | None = None
         if self.front is not None and listener is not None:
             self._confirmed = ConfirmedEntries(self.front, listener, self.authorities, self._fault)
@@ -351,11 +356,11 @@ class Chain:
         Raises:
             EntryError: it cannot be read, or its seal does not hold.
         """
-        return seal.unpack(record, self.secrets, self.namespace, name.rpartition(":")[2])
+        return seal.unpack(record, self.secrets, self.namespace, key_in(name))
 
     def header_of(self, name: str, record: bytes) -> Header:
         """Return the header of a record found under a name; raises as `open_entry` does."""
-        return seal.open_record(record, self.secrets, self.namespace, name.rpartition(":")[2])[0]
+        return seal.open_record(record, self.secrets, self.namespace, key_in(name))[0]
 
     def _parse_at_hand(self, front: FrontTier, name: str, key: str) -> Entry | None:
         """Parse a record in memory for the first time, and remember the entry beside it.

@@ -13,7 +13,7 @@ from memo.records.seal import Entry
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.port import Port
 from memo.settings.secret_keys import Secret
-from memo.stores.protocols import Found, RecordToStore, Source
+from memo.stores.protocols import Found, RecordToStore, Source, key_in
 from memo.validity import generations, stamps
 from memo.validity.stamps import Turn
 
@@ -121,9 +121,8 @@ class CustomTier:
         record = self._bytes("get", record)
         if not hasattr(self.provider, "get_many"):
             return Found(record)
-        namespace, key = name.partition(":")[0], name.rpartition(":")[2]
         try:
-            entry = seal.unpack(record, self._secrets, namespace, key)
+            entry = seal.unpack(record, self._secrets, name.partition(":")[0], key_in(name))
         except EntryError:  # the chain gets the same error, and reports it
             return Found(record)
         found: Found = await self.await_store(port, self._found_with_states(record, entry))

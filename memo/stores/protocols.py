@@ -44,6 +44,16 @@ BIG_RECORD_BYTES = 1 << 20
 """A record of more bytes is read from its file, and its seal checked, off the event loop."""
 
 
+def function_in(name: str) -> str:
+    """Return the id of the function in the name of an entry; `Chain.name` makes such names."""
+    return name.partition("{")[2].rpartition("}:")[0]
+
+
+def key_in(name: str) -> str:
+    """Return the key in the name of an entry."""
+    return name.rpartition(":")[2]
+
+
 def display_name(tier: str) -> str:
     """Return the name of a tier as part of a sentence."""
     return "Redis" if tier == REDIS else tier

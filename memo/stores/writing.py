@@ -15,7 +15,7 @@ from memo.records.seal import Entry
 from memo.records.stamp_types import Generation, Stamp, Times
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
-from memo.stores.protocols import MEMORY, Host, StoresMany, Tier
+from memo.stores.protocols import MEMORY, Host, StoresMany, Tier, key_in
 from memo.stores.transfers import Transfers
 
 BATCHED_RECORD_BYTES = 32 * 1024
@@ -129,7 +129,7 @@ class Writer:
                 try:
                     await tier.store_many(port, kept)
                 except TierError as error:
-                    self._fault(tier.name, error, items[0].name.rpartition(":")[2])
+                    self._fault(tier.name, error, key_in(items[0].name))
                     continue
             else:
                 done = [await self._put(port, tier, n, record, None, t) for n, record, t in kept]
@@ -176,7 +176,7 @@ class Writer:
         try:
             await tier.store(port, name, record, payload, lifetime)
         except TierError as error:
-            self._fault(tier.name, error, name.rpartition(":")[2])
+            self._fault(tier.name, error, key_in(name))
             return False
         return True
 

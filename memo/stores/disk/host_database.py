@@ -218,12 +218,10 @@ class HostDatabase:
             descriptor = private_files.open_or_create("host.bell", folder)
         try:
             if os.fstat(descriptor).st_size != _BELL_LAYOUT.size:
-                os.pwrite(
-                    descriptor, bytes(_BELL_LAYOUT.size), 0
-                )  # so that a full disk is reported here
-                os.ftruncate(
-                    descriptor, _BELL_LAYOUT.size
-                )  # never shorter, since others may have it mapped
+                # written, so that a full disk is reported here, not when the map is used
+                os.pwrite(descriptor, bytes(_BELL_LAYOUT.size), 0)
+                # only cut to size, never shorter: other processes may have it mapped
+                os.ftruncate(descriptor, _BELL_LAYOUT.size)
             if ownership.exposed(self.directory):
                 return ReadBell(os.dup(descriptor))
             return memoryview(mmap.mmap(descriptor, _BELL_LAYOUT.size)).cast("Q")
@@ -331,9 +329,8 @@ class HostDatabase:
         self.check_at = check_at
 
     def _catch_up(self, connection: sqlite3.Connection) -> None:
-        swept = last_sweep_commit(
-            connection
-        )  # read before the changes, so that a later sweep is not missed
+        # read before the changes, so that a later sweep is not missed
+        swept = last_sweep_commit(connection)
         rows = connection.execute(
             "SELECT name, changed, renewed FROM groups WHERE changed > ?", (self.commit,)
         ).fetchall()

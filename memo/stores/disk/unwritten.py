@@ -66,9 +66,8 @@ class Unwritten:
                 self._late, turns = {}, [Turn("n")]
             for turn in turns:
                 key = turn.group, turn.arguments
-                self._late.pop(
-                    key, None
-                )  # so that the latest one is last, in the order of invalidations
+                # removed first, so that the dict keeps the order of invalidations
+                self._late.pop(key, None)
                 self._late[key] = LateTurn(turn, note, stamps.token_for(turn))
             self._note_change()
 
