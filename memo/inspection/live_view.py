@@ -47,6 +47,7 @@ class Model:
     Args:
         shared: show every process that shares the directory, as `memo ui` does, instead of this
             one.
+        every: seconds between two listings of entries.
     """
 
     def __init__(self, *, shared: bool = False, every: float = LISTING_SECONDS) -> None:
@@ -58,7 +59,7 @@ class Model:
         self._count = 0
         self._graph: dict[str, Any] = {}
         self.list_at = 0.0
-        """The monotonic time at which entries and graph are read again; 0: at the next look."""
+        """Monotonic time at which entries and graph are read again; 0: at the next `state()`."""
         self._chain: Any = None
         self._long: set[tuple[int, str]] = set()
         self.said: dict[str, str] = {}
@@ -76,7 +77,7 @@ class Model:
             health = drive(chain.health(BLOCKING))
             if self.shared:
                 health.pop("memory", None)  # this process computes nothing
-            self._follow(running)
+            self._relist_after_long_computations(running)
             self._list(chain)
         except MemoError as fault:
             health, error = {}, str(fault)
@@ -93,8 +94,8 @@ class Model:
             "answers": self.answers,
         }
 
-    def _follow(self, running: list[Running]) -> None:
-        """Draw the graph again if a long computation has begun or ended."""
+    def _relist_after_long_computations(self, running: list[Running]) -> None:
+        """Read entries and graph again if a long computation has begun or ended."""
         long = {
             (r.process, r.key) for r in running if time.time() - r.since >= LONG_COMPUTATION_SECONDS
         }
@@ -223,10 +224,7 @@ def _functions(now: Stats) -> dict[str, Any]:
 
 
 def _plot(part: FunctionStats) -> dict[str, Any]:
-    """Return hits, stale hits and misses over time.
-
-    Seconds of a step, and the last `PLOT_STEPS` steps.
-    """
+    """Return the last `PLOT_STEPS` steps of hits, stale hits and misses, and a step's seconds."""
     width, points = rendering.bars(Stats({"": part}))
     step = rendering.duration(width)
     return {"width": width, "step": step, "points": [list(point) for point in points[-PLOT_STEPS:]]}

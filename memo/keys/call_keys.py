@@ -148,11 +148,11 @@ class SelfPart(NamedTuple):
         """Return the digest of the class and the state: 16 hexadecimal digits."""
         return atoms.short_digest(atoms.text(self.owner) + self.encoding)
 
-    def describe(self, own: str) -> Iterator[tuple[str, str, str]]:
+    def describe(self, parameter: str) -> Iterator[tuple[str, str, str]]:
         """Yield name, short text and digest of the class, and of each attribute that counts.
 
         Args:
-            own: the name of the parameter that takes it, such as `"@self"`.
+            parameter: the name of the parameter that takes it, such as `"@self"`.
         """
         described = (
             "" if self.value is NOT_GIVEN else summaries.describe_value(CACHE_KEY, self.value)
@@ -160,10 +160,10 @@ class SelfPart(NamedTuple):
         name = self.owner.rpartition(":")[2]
         encoding = b"" if self.state.names else self.encoding
         digest = atoms.short_digest(atoms.text(self.owner) + encoding)
-        yield own, (f"{name}({described})" if described else name), digest
+        yield parameter, (f"{name}({described})" if described else name), digest
         for name, value, one in zip(*self.state[:3], strict=True):
             text = "nothing" if value is NOT_GIVEN else summaries.describe_value(name, value)
-            yield f"{own}.{name}" if name else f"{own}.*", text, atoms.short_digest(one)
+            yield f"{parameter}.{name}" if name else f"{parameter}.*", text, atoms.short_digest(one)
 
 
 class Call:
@@ -196,7 +196,7 @@ class Call:
         encodings: Sequence[bytes],
         resolved: Resolved | None = None,
         tags: tuple[str, ...] = (),
-        own: SelfPart | None = None,
+        self_part: SelfPart | None = None,
         code: str = "",
     ) -> None:
         self.text = text
@@ -207,7 +207,7 @@ class Call:
         self._encodings = encodings
         self._resolved = resolved
         self._tags = tags
-        self._self_part = own
+        self._self_part = self_part
 
     def __repr__(self) -> str:
         return f"<call {self._keyer.function_id} {self.text}>"
@@ -413,9 +413,9 @@ class Keyer:
 
     def _options_cover_self(self) -> bool:
         """True if the options say what counts of `self`."""
-        own = self.plan.self_name
+        self_name = self.plan.self_name
         needs = () if self._resolver is None else self._resolver.needs or ()
-        return own in self._ignore or own in needs
+        return self_name in self._ignore or self_name in needs
 
     def _check_known(self, option: str, names: Iterable[str]) -> None:
         for name in names:
@@ -430,12 +430,12 @@ class Keyer:
     def _checked_resolver(self) -> Resolver | None:
         if self._given_resolver is None:
             return None
-        names, extra, own = self.plan.names, self.plan.var_keyword, self.plan.self_name
-        return resolvers.make_resolver(self._given_resolver, names, extra, own)
+        names, extra, self_name = self.plan.names, self.plan.var_keyword, self.plan.self_name
+        return resolvers.make_resolver(self._given_resolver, names, extra, self_name)
 
     def _prepare_tags(self) -> None:
         """Separate the tags that are fixed, that need the arguments, and that need the result."""
-        names, extra, own = self.plan.names, self.plan.var_keyword, self.plan.self_name
+        names, extra, self_name = self.plan.names, self.plan.var_keyword, self.plan.self_name
         given, every = self._given_tags, (*names, RESULT)
         self._tags: tuple[str, ...] = ()
         self._templates: tuple[Template, ...] = ()
@@ -445,10 +445,13 @@ class Keyer:
         if callable(given):
             self.has_late_tags = RESULT not in names and _has_parameter(given, RESULT)
             known = every if self.has_late_tags else names
-            self._tag_arguments = resolvers.declared_arguments("tags", given, known, extra, own)
+            self._tag_arguments = resolvers.declared_arguments(
+                "tags", given, known, extra, self_name
+            )
             return
         parsed = [
-            resolvers.parse_tag(one, every, extra, own) for one in options.texts("tags", given)
+            resolvers.parse_tag(one, every, extra, self_name)
+            for one in options.texts("tags", given)
         ]
         self._tags = tuple(one for one in parsed if isinstance(one, str))
         made = [one for one in parsed if not isinstance(one, str)]
@@ -471,11 +474,11 @@ class Keyer:
         shape = (len(args), *kwargs)
         if shape in self._fitting_shapes:
             return
-        own = 1 if self._method else 0
-        if len(args) < own:
+        skipped = 1 if self._method else 0
+        if len(args) < skipped:
             self._raise_misfit(args, kwargs)
         try:
-            bind(self.plan, args[own:], kwargs)
+            bind(self.plan, args[skipped:], kwargs)
         except BindingError:
             self._raise_misfit(args, kwargs)
         if len(self._fitting_shapes) < MAX_MEMOIZED_CALLS:
@@ -588,16 +591,16 @@ class Keyer:
         state: State,
     ) -> Call:
         own: Any = None
-        mine: SelfPart | None = None
+        self_part: SelfPart | None = None
         if self._method:
             if not args:
                 self._raise_misfit(args, kwargs)
             own, args = args[0], args[1:]
-            mine = self.self_part(own, state, light)
+            self_part = self.self_part(own, state, light)
         if kwargs or len(args) != self._positional_count or self._needs_names:
             if light:
                 refuse_heavy(args, kwargs)
-            return self._bind(code, own, mine, state, args, kwargs)
+            return self._make_call_by_binding(code, own, self_part, state, args, kwargs)
         try:
             if light:
                 encodings = [LIGHT_ENCODERS[type(value)](value) for value in args]
@@ -607,9 +610,9 @@ class Keyer:
             if light:
                 refuse_heavy(args, kwargs)
             encodings = [self.encode_argument(n, v) for n, v in zip(self.names, args, strict=True)]
-        head = self._head(mine, state, code)
+        head = self._head(self_part, state, code)
         text = blake2b(head + b"".join(encodings), digest_size=atoms.DIGEST_BYTES).hexdigest()
-        return Call(text, self, self.names, args, encodings, None, self._tags, mine, code)
+        return Call(text, self, self.names, args, encodings, None, self._tags, self_part, code)
 
     def _remember(self, code: str, args: tuple[Any, ...], call: Call) -> None:
         """Memoize a call from its second occurrence on; one-off calls are not worth it.
@@ -627,9 +630,9 @@ class Keyer:
         elif len(self.memoized) < MAX_MEMOIZED_CALLS or args in self.memoized:
             self.memoized[args] = code, call
 
-    def _head(self, own: SelfPart | None, state: State, code: str) -> bytes:
+    def _head(self, self_part: SelfPart | None, state: State, code: str) -> bytes:
         """Return the first part of a key: function, class, code version and state."""
-        owner = "" if own is None else own.owner
+        owner = "" if self_part is None else self_part.owner
         known = self._heads.get(owner)
         if known is None or known.code != code or known.state is not state:
             facts = atoms.text(self.function_id) + atoms.text(owner)
@@ -637,13 +640,13 @@ class Keyer:
             if self._self_counts:
                 facts += value_encoding((state.names, state.whole))
             known = self._heads[owner] = _Head(code, state, facts)
-        return known.facts if own is None else known.facts + own.encoding
+        return known.facts if self_part is None else known.facts + self_part.encoding
 
-    def _bind(
+    def _make_call_by_binding(
         self,
         code: str,
         own: Any,
-        mine: SelfPart | None,
+        self_part: SelfPart | None,
         state: State,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
@@ -652,15 +655,15 @@ class Keyer:
             values, extra = bind(self.plan, args, kwargs)
         except BindingError:
             self._raise_misfit(args if not self._method else (own, *args), kwargs)
-        head = self._head(mine, state, code)
+        head = self._head(self_part, state, code)
         if self._needs_names:
             everything = self._arguments_by_name(own, values, extra)
             tags = self._tags_of(everything)
             if self._resolver is not None:
-                return self._call_from_resolver(code, head, everything, tags, mine)
+                return self._call_from_resolver(code, head, everything, tags, self_part)
         else:
             tags = self._tags
-        return self._call_from_arguments(code, head, values, extra, tags, mine)
+        return self._call_from_arguments(code, head, values, extra, tags, self_part)
 
     def _call_from_arguments(
         self,
@@ -669,7 +672,7 @@ class Keyer:
         values: list[Any],
         extra: dict[str, Any],
         tags: tuple[str, ...],
-        own: SelfPart | None,
+        self_part: SelfPart | None,
     ) -> Call:
         """Make a call whose key consists of its arguments."""
         if self._kept_positions is not None:
@@ -683,7 +686,7 @@ class Keyer:
             encodings += self._encode_all(tuple(extra), list(extra.values()))
             names, values = names + tuple(extra), [*values, *extra.values()]
         text = blake2b(head + b"".join(encodings), digest_size=atoms.DIGEST_BYTES).hexdigest()
-        return Call(text, self, names, values, encodings, None, tags, own, code)
+        return Call(text, self, names, values, encodings, None, tags, self_part, code)
 
     def _counted_keywords(self, extra: Mapping[str, Any]) -> dict[str, Any]:
         """Return the entries of `**kwargs` that are not ignored, by their names or as a whole."""
@@ -697,7 +700,7 @@ class Keyer:
         head: bytes,
         everything: Mapping[str, Any],
         tags: tuple[str, ...],
-        own: SelfPart | None,
+        self_part: SelfPart | None,
     ) -> Call:
         """Make a call whose key comes from the resolver."""
         resolved = self._resolve(everything)
@@ -710,7 +713,7 @@ class Keyer:
             list(chosen.values()),
             resolved,
             tags,
-            own,
+            self_part,
             code,
         )
 
@@ -743,8 +746,8 @@ class Keyer:
         if found.left_out and not self._warned_left_out:
             self._warn_left_out(found)
         encoding = b"".join(found.encodings)
-        mine: SelfPart = new_tuple(SelfPart, (owner, NOT_GIVEN, encoding, found))
-        return mine
+        made: SelfPart = new_tuple(SelfPart, (owner, NOT_GIVEN, encoding, found))
+        return made
 
     def _key_from_class(self, owner: str, own: Any) -> SelfPart:
         """Return the key that a class defines for its instances."""
@@ -764,15 +767,15 @@ class Keyer:
     def _warn_left_out(self, found: Attributes) -> None:
         """Warn once about state of `self` that is left out of the keys, and how to decide."""
         self._warned_left_out = True
-        own = self.plan.self_name or "self"
-        names = sorted({f"{own}.{path}" for path, _ in found.left_out})
+        self_name = self.plan.self_name or "self"
+        names = sorted({f"{self_name}.{path}" for path, _ in found.left_out})
         lost = ", ".join(names)
         verbs = "has no sound key and is" if len(names) == 1 else "have no sound key and are"
         warnings.warn(
             f"{label(self.function_id)} reads {lost}, which {verbs} left out: "
             "objects that differ only there share results. Decide what counts: a method "
             f"{CACHE_KEY}() on the class, "
-            f'key_resolver="{{{own}.tenant}}:{{x}}", or ignore=["{own}"].',
+            f'key_resolver="{{{self_name}.tenant}}:{{x}}", or ignore=["{self_name}"].',
             stacklevel=2,
         )
 
@@ -859,15 +862,15 @@ class Keyer:
         under the function's name.
         """
         assert self._resolver is not None
-        mine = self.prefix, _with_prefix(self.prefix, text)
+        by_prefix = self.prefix, _with_prefix(self.prefix, text)
         if self._fixed_prefix is not None:
-            return (mine,)
+            return (by_prefix,)
         if self._resolver.head:
-            return (self._resolver.head, text), mine
+            return (self._resolver.head, text), by_prefix
         first, colon, _ = text.partition(":")
         if colon and first and first != self.prefix:
-            return mine, (first, text)
-        return (mine,)
+            return by_prefix, (first, text)
+        return (by_prefix,)
 
     # --- invalidation by arguments --------------------------------------------------------------
 
@@ -890,14 +893,16 @@ class Keyer:
             KeyingError: an argument has no sound key.
         """
         given, extra = self._given_arguments(args, kwargs)
-        mine = () if own is NOT_GIVEN else ((SELF_STATE, self.self_part(own, state).digest()),)
+        self_digest = (
+            () if own is NOT_GIVEN else ((SELF_STATE, self.self_part(own, state).digest()),)
+        )
         if not given and not extra:
-            return mine, False
+            return self_digest, False
         if self._resolver is not None:
             everything = {**extra, **given}
-            if mine:
+            if self_digest:
                 everything[self.plan.self_name] = own
-            return tuple(sorted((*mine, *self._digests_by_resolver(everything)))), False
+            return tuple(sorted((*self_digest, *self._digests_by_resolver(everything)))), False
         chosen = [(n, n, v) for n, v in given.items() if n not in self._ignore]
         if extra:
             counted = self._counted_keywords(extra)
@@ -909,7 +914,9 @@ class Keyer:
         ]
         counts = self.plan.var_keyword and self.plan.var_keyword not in self._ignore
         whole = given.keys() >= set(self.names) and not counts
-        return tuple(sorted((*mine, *pairs))), whole and bool(mine or not self._method)
+        return tuple(sorted((*self_digest, *pairs))), whole and bool(
+            self_digest or not self._method
+        )
 
     def arguments_text(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """Describe some arguments as in the source of a call: see `summaries`."""

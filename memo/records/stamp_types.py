@@ -105,10 +105,10 @@ class Result(NamedTuple):
         digest: digest of the value, by the encoding that keys use.
         arguments: arguments of the call, pickled, in base 64; `""`: they cannot be stored, so the
             call cannot be repeated.
-        beneath: positions of the stamps that the value depends on; empty: the entry with this stamp
-            is that of the call itself.
-        wave: results that were asked for concurrently have the same number; later ones a higher
-            one.
+        beneath: positions, in the entry's list, of the stamps that the value depends on; empty: the
+            entry with this stamp is that of the call itself.
+        wave: the same number for results that were asked for concurrently, a higher one for later
+            results.
     """
 
     function: str

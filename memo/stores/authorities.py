@@ -73,7 +73,7 @@ class Authorities:
     Attributes:
         shared: the tier that decides while it is up; None: this host decides.
         listener: receives changes from that tier; None: the tier is asked each time.
-        host: None if there is none; then a tier's own generations count.
+        host: state of this host; None: there is none, and a tier's own generations count.
         recovery: detects that Redis has lost its data; None: Redis is not used.
     """
 
@@ -239,21 +239,21 @@ class Authorities:
         return []
 
     async def why_invalid(
-        self, port: Port, known: Sequence[Stamp], states: Sequence[State] | None = None
+        self, port: Port, stamps: Sequence[Stamp], states: Sequence[State] | None = None
     ) -> str:
         """Return why stamps do not hold any more; "" if they do.
 
         Args:
             states: the present states of the generations among them, if they were read already.
         """
-        refs = [stamp.ref for stamp in known if type(stamp) is Generation]
+        refs = [stamp.ref for stamp in stamps if type(stamp) is Generation]
         if states is None or len(states) != len(refs) or LOST in states:
             # the answer is incomplete, or this host may be able to give the group back
             try:
                 states = await self._present_states(port, refs)
             except TierError:
                 return UNREACHABLE
-        return await check.why_invalid(port, known, states)
+        return await check.why_invalid(port, stamps, states)
 
     async def _present_states(self, port: Port, refs: Sequence[Ref]) -> Sequence[State]:
         """Return the present states of refs.
@@ -263,7 +263,7 @@ class Authorities:
         """
         if self.shared is not None or self.host is None:
             return await self.states(port, refs)
-        try:  # as `states`, with fewer steps
+        try:  # the same as `states`, with fewer steps
             return await self.host.generations.states(port, refs)
         except TierError as error:
             self._fault("host", error)
@@ -275,9 +275,9 @@ class Authorities:
         Raises:
             TierError: no tier can be asked.
         """
-        known = [stamp for result in used for stamp in result.stamps]
-        refs = [stamp.ref for stamp in known if type(stamp) is Generation]
-        reasons = iter(await check.reasons(port, known, await self.states(port, refs)))
+        stamps = [stamp for result in used for stamp in result.stamps]
+        refs = [stamp.ref for stamp in stamps if type(stamp) is Generation]
+        reasons = iter(await check.reasons(port, stamps, await self.states(port, refs)))
         found: list[str] = []
         for result in used:
             own = [next(reasons) for _ in result.stamps]

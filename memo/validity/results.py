@@ -24,9 +24,9 @@ class UsedResult(NamedTuple):
     stamps: tuple[Stamp, ...]
 
 
-def own_result(known: Iterable[Stamp]) -> Result | None:
+def own_result(stamps: Iterable[Stamp]) -> Result | None:
     """Return the stamp with the digest of an entry's value; None without `cutoff`."""
-    return next((s for s in known if type(s) is Result and not s.beneath), None)
+    return next((s for s in stamps if type(s) is Result and not s.beneath), None)
 
 
 def flatten(absolute: Iterable[Stamp], used: Iterable[UsedResult]) -> tuple[Stamp, ...]:
@@ -45,10 +45,10 @@ def flatten(absolute: Iterable[Stamp], used: Iterable[UsedResult]) -> tuple[Stam
             made.append(stamp)
         return at
 
-    for result, known in used:
+    for result, stamps in used:
         moved: dict[int, int] = {}
-        claimed = _claimed(known)
-        for at, stamp in enumerate(known):
+        claimed = _claimed(stamps)
+        for at, stamp in enumerate(stamps):
             if type(stamp) is not Result:
                 moved[at] = place(stamp)
             elif stamp.beneath:
@@ -59,26 +59,26 @@ def flatten(absolute: Iterable[Stamp], used: Iterable[UsedResult]) -> tuple[Stam
     return (*made, *directly)
 
 
-def unflatten(known: Sequence[Stamp]) -> tuple[list[Stamp], list[UsedResult]]:
+def unflatten(stamps: Sequence[Stamp]) -> tuple[list[Stamp], list[UsedResult]]:
     """Split the stamps of an entry into the absolute ones and the results it was built on."""
-    claimed = _claimed(known)
+    claimed = _claimed(stamps)
     absolute: list[Stamp] = []
     used: list[UsedResult] = []
-    for at, stamp in enumerate(known):
+    for at, stamp in enumerate(stamps):
         if at in claimed or (type(stamp) is Result and not stamp.beneath):
             continue
         if type(stamp) is Result:
-            used.append(UsedResult(stamp._replace(beneath=()), _beneath(known, stamp)))
+            used.append(UsedResult(stamp._replace(beneath=()), _beneath(stamps, stamp)))
         else:
             absolute.append(stamp)
     return absolute, used
 
 
-def _claimed(known: Iterable[Stamp]) -> set[int]:
-    return {at for stamp in known if type(stamp) is Result for at in stamp.beneath}
+def _claimed(stamps: Iterable[Stamp]) -> set[int]:
+    return {at for stamp in stamps if type(stamp) is Result for at in stamp.beneath}
 
 
-def _beneath(known: Sequence[Stamp], result: Result) -> tuple[Stamp, ...]:
+def _beneath(stamps: Sequence[Stamp], result: Result) -> tuple[Stamp, ...]:
     """Return the stamps that a result stands for, as an entry stores them."""
     wanted: set[int] = set()
     left = list(result.beneath)
@@ -86,11 +86,11 @@ def _beneath(known: Sequence[Stamp], result: Result) -> tuple[Stamp, ...]:
         at = left.pop()
         if at not in wanted:
             wanted.add(at)
-            stamp = known[at]
+            stamp = stamps[at]
             left += stamp.beneath if type(stamp) is Result else ()
     order = sorted(wanted)  # a result comes after the stamps that it stands for
     moved = {at: to for to, at in enumerate(order)}
-    return tuple(_moved(known[at], moved) for at in order)
+    return tuple(_moved(stamps[at], moved) for at in order)
 
 
 def _moved(stamp: Stamp, moved: Mapping[int, int]) -> Stamp:
@@ -99,18 +99,18 @@ def _moved(stamp: Stamp, moved: Mapping[int, int]) -> Stamp:
     return stamp._replace(beneath=tuple(moved[at] for at in stamp.beneath))
 
 
-def split_reasons(known: Sequence[Stamp], reasons: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_reasons(stamps: Sequence[Stamp], reasons: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split the reasons of an entry's stamps into those of absolute stamps and those of results.
 
     Args:
-        known: the stamps of an entry.
+        stamps: the stamps of an entry.
         reasons: why each of them does not hold, or `""`.  That of a result is ignored.
     """
-    claimed = _claimed(known)
+    claimed = _claimed(stamps)
     of_results: dict[int, list[str]] = {}
     absolute: list[str] = []
     beneath: list[str] = []
-    for at, stamp in enumerate(known):
+    for at, stamp in enumerate(stamps):
         if type(stamp) is Result:
             own = [why for i in stamp.beneath for why in of_results.get(i, (reasons[i],)) if why]
             of_results[at] = own
