@@ -58,23 +58,28 @@ def warn_if_keys_differ(job: Job) -> None:
 
 def _visible_call(job: Job) -> tuple[str, list[str]]:
     """Return the visible parts of a call as text, and the arguments that have hidden parts too."""
-    parts: list[str] = [job.call.code]
-    names: list[str] = []
-    for name, value, encoding in job.call.encoded_arguments():
-        visible = _visible_parts(value, MAX_DEPTH)
-        parts.append(f"{name} {encoding.hex() if visible is None else visible}")
-        if visible is not None:
-            names.append(f"`{name}` ({canonical.type_name(type(value))}{_private_parts(value)})")
-    return "\n".join(parts), names
+    arguments = [(*one, _visible_parts(one[1], MAX_DEPTH)) for one in job.call.encoded_arguments()]
+    names = [
+        f"`{name}` ({canonical.type_name(type(value))}{_private_parts(value)})"
+        for name, value, _, visible in arguments
+        if visible is not None
+    ]
+    if not names:
+        return "", []
+    parts = [
+        f"{name} {encoding.hex() if visible is None else visible}"
+        for name, _, encoding, visible in arguments
+    ]
+    return "\n".join([job.call.code, *parts]), names
 
 
 def _visible_parts(value: Any, depth: int) -> str | None:
     """Return the user-visible parts of a value's key; None if all of it is visible."""
     kind = type(value)
-    if own := _own_cells(value):
-        return _visible_function(value, own)
     if kind in atoms.PLAIN_TYPES or kind in canonical.BUILTIN:
         return None
+    if own := _own_cells(value):
+        return _visible_function(value, own)
     from memo.keys.encoding import python_types  # most calls do not need it
 
     if not python_types.is_object(kind):

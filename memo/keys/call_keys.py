@@ -255,10 +255,14 @@ class Call:
         return every[:fixed] + sorted(every[fixed:], key=lambda one: one[1])
 
     @functools.cached_property
+    def _digests(self) -> list[str]:
+        """The digest of each argument, as `arguments` and the summary show it."""
+        return list(map(atoms.short_digest, self._encodings))
+
+    @functools.cached_property
     def arguments(self) -> tuple[tuple[str, str], ...]:
         """The name and the digest (16 hexadecimal digits) of each argument, sorted by name."""
-        digests = map(atoms.short_digest, self._encodings)
-        pairs = list(zip(self._keyer.ref_names(self._names), digests, strict=True))
+        pairs = list(zip(self._keyer.ref_names(self._names), self._digests, strict=True))
         if self._resolved is not None:
             pairs.append((ADDRESS, atoms.short_digest(self._resolved.encoding)))
         if self._self_part is not None:
@@ -311,8 +315,8 @@ class Call:
             hidden = next(filter(summaries.is_secret, names), "")
             text = summaries.describe_value(hidden, self._resolved.text)
             yield summaries.RESOLVED, text, atoms.short_digest(self._resolved.encoding)
-        for _, name, value, encoding in self._sorted_arguments():
-            yield name, summaries.describe_value(name, value), atoms.short_digest(encoding)
+        for at, name, value, _ in self._sorted_arguments():
+            yield name, summaries.describe_value(name, value), self._digests[at]
 
 
 class _Head(NamedTuple):

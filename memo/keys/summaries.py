@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable
@@ -31,6 +32,9 @@ MASK: Final = "***"
 """Shown in place of an argument whose name says that it is secret."""
 MORE: Final = "more"
 """Shown in place of the arguments that do not fit into a summary."""
+
+MAX_KNOWN_ARGUMENT_NAMES: Final = 1024
+"""Most names of arguments that are remembered as secret or not."""
 
 _json: Final = json.JSONEncoder(ensure_ascii=False).encode
 _NAMES_TO_MASK: Final = r"(?i)pass(word|wd|phrase)?$|secret|token|api_?key|credential|auth"
@@ -63,6 +67,7 @@ def mask_address(address: str, prefix: str, summary: str, *, resolved: bool) -> 
     return ":".join((prefix, *shown))
 
 
+@functools.lru_cache(MAX_KNOWN_ARGUMENT_NAMES)
 def is_secret(name: str) -> bool:
     """True if the name of an argument says that it is secret."""
     return re.search(_NAMES_TO_MASK, name) is not None
@@ -137,12 +142,21 @@ def make_summary(arguments: Iterable[tuple[str, str, str]]) -> str:
     Args:
         arguments: name, short text and digest of each.
     """
-    described = {name: [text, digest] for name, text, digest in arguments}
-    text = encodable(_json(described))  # JSON has the same escape for a lone surrogate
+    described = [_entry(name, text, digest) for name, text, digest in arguments]
+    text = _whole(described)
     while len(text.encode()) > MAX_SUMMARY_BYTES:
-        described.popitem()
-        text = encodable(_json({**described, "…": [MORE, ""]}))
+        described.pop()
+        text = _whole([*described, _entry("…", MORE, "")])
     return text
+
+
+def _whole(entries: list[str]) -> str:
+    """Return the JSON of a summary with these entries."""
+    return encodable(f"{{{', '.join(entries)}}}")  # JSON has the same escape for a lone surrogate
+
+
+def _entry(name: str, text: str, digest: str) -> str:
+    return f"{_json(name)}: [{_json(text)}, {_json(digest)}]"
 
 
 def with_result(text: str, value: Any, *, raised: bool = False) -> str:
@@ -156,7 +170,7 @@ def with_result(text: str, value: Any, *, raised: bool = False) -> str:
     except Exception:  # the value's own methods may raise anything
         shape = type(value).__name__
     shape = f"raised {shape}" if raised else shape
-    whole = _with_entry(text, RESULT_SHAPE, [shape, ""])
+    whole = _with_entry(text, RESULT_SHAPE, shape)
     return whole if len(whole.encode()) <= MAX_SUMMARY_BYTES else text
 
 
@@ -167,14 +181,14 @@ def with_built_on(text: str, path: str, until: int) -> str:
         path: the calls, each built on the next.
         until: when the last of them expires, in nanoseconds since the epoch.
     """
-    whole = _with_entry(text, BUILT_ON, [path, str(until)])
+    whole = _with_entry(text, BUILT_ON, path, str(until))
     return whole if len(whole.encode("utf-8", "replace")) <= MAX_SUMMARY_BYTES else text
 
 
-def _with_entry(text: str, name: str, parts: list[str]) -> str:
+def _with_entry(summary: str, name: str, text: str, digest: str = "") -> str:
     """Return the JSON of a summary with one more entry, without parsing it."""
-    separator = ", " if len(text) > len("{}") else ""
-    return f"{text[:-1]}{separator}{encodable(_json({name: parts}))[1:]}"
+    separator = ", " if len(summary) > len("{}") else ""
+    return f"{summary[:-1]}{separator}{encodable(_entry(name, text, digest))}}}"
 
 
 def built_on(text: str) -> tuple[str, int] | None:

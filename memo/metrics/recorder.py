@@ -132,17 +132,18 @@ class Counters:
     def _count_now(self, event: Event) -> None:
         if not self._second <= self._now() < self._until:  # the clock may have been set back
             self._roll()
+        kind = event.kind
         with self._lock:
-            if event.kind == events.RECONFIGURED:  # the earlier state of a tier is irrelevant now
+            if kind == events.RECONFIGURED:  # the earlier state of a tier is irrelevant now
                 for tier in self._tiers.values():
                     tier.up = None
-            count = COUNTERS_BY_KIND.get(event.kind)
+            count = COUNTERS_BY_KIND.get(kind)
             if count:
                 count(self._present_tally(event.function), event)
-            if event.tier and event.kind in TIER_KINDS:
+            if kind in TIER_KINDS and event.tier:
                 self._count_tier(event)
         for listener, kinds in self.listeners:
-            if kinds is None or event.kind in kinds:
+            if kinds is None or kind in kinds:
                 listener(event)
 
     def _count_tier(self, event: Event) -> None:

@@ -104,28 +104,28 @@ class RunningComputations:
     def _begin(self, event: Event) -> None:
         path = current_path()
         flight = path[-1] if path else None
-        call = event.function if flight is None or flight.call is None else flight.call.shown
+        call = None if flight is None else flight.call
         expected = self._durations.get(
             event.key, None if flight is None else flight.expected_duration
         )
-        background = bool(event.reason)
         if expected is None or expected >= LONG_COMPUTATION_SECONDS:
             publish_soon()  # publish the counts now, as the next event may be far off
-        now = time.time()
-        arguments = None if flight is None or flight.call is None else flight.call.arguments
         run = Running(
-            *(event.function, call, now, expected, background, os.getpid(), True),
-            key=event.key,
-            arguments=arguments,
+            event.function,
+            event.function if call is None else call.shown,
+            time.time(),
+            expected,
+            bool(event.reason),
+            os.getpid(),
+            True,
+            event.key,
+            None if call is None else call.arguments,
         )
         with self._lock:
             slot = self._free.pop() if self._free else -1
             self._slots.setdefault(event.key, []).append((slot, run))
-            for facts in (run.arguments, None):  # many arguments do not fit into a slot
-                data = json.dumps((*run[:5], run.key, facts)).encode("utf-8", "replace")
-                if len(data) < SLOT_BYTES:
-                    break
-            self._write(slot, data)
+            if slot >= 0:
+                self._write(slot, run)
 
     def _end(self, event: Event) -> None:
         with self._lock:
@@ -143,17 +143,20 @@ class RunningComputations:
         if idle:
             cancel_publish_soon()
 
-    def _write(self, slot: int, data: bytes) -> None:
-        if slot < 0 or len(data) > SLOT_BYTES - 1:
-            return
+    def _write(self, slot: int, run: Running) -> None:
         file = self._open_map()
-        if file is not None:
-            file[slot * SLOT_BYTES : slot * SLOT_BYTES + len(data) + 1] = data + b"\0"
+        if file is None:
+            return
+        for arguments in (run.arguments, None):  # many arguments do not fit into a slot
+            data = json.dumps((*run[:5], run.key, arguments)).encode("utf-8", "replace") + b"\0"
+            if len(data) <= SLOT_BYTES:
+                file[slot * SLOT_BYTES : slot * SLOT_BYTES + len(data)] = data
+                return
 
     def _open_map(self) -> mmap.mmap | None:
         with suppress(OSError, MemoError):  # if it fails, other processes do not see it
             directory = self._directory()
-            if directory != self._mapped_directory:
+            if directory is not self._mapped_directory and directory != self._mapped_directory:
                 self._unmap()
                 self._map_file(directory)
         return self._map

@@ -165,9 +165,9 @@ class Authorities:
     async def host_states(self, port: Port, refs: Sequence[Ref]) -> Sequence[State] | None:
         """Return the states on this host, before a shared authority is asked.
 
-        None if it cannot be read.
+        None if there is no such authority, or if this host cannot be read.
         """
-        if self.host is None:
+        if self.host is None or self.shared is None:
             return None
         try:
             return await self.host.generations.states(port, refs)

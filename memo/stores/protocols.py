@@ -556,7 +556,7 @@ class PendingLookup(NamedTuple):
         tier: name of the tier whose entry it confirms or finds.
         entry: the entry in memory whose states it reads; None if it reads a record.
         since: `Flights.ended_count` when it was sent.
-        host_states: this host's states of the refs that are read with it; None if there is no host.
+        host_states: this host's states of the refs that are read with it; None if it has none.
     """
 
     chain: object

@@ -879,7 +879,7 @@ def test_elements_that_are_asked_together_when_redis_goes(
     way: Way, redis_server: RedisServer
 ) -> None:
     """If Redis does not answer, they are hits of the disk; an event says why."""
-    memo.configure(redis_url=redis_server.url, memory_limit=0)
+    memo.configure(redis_url=redis_server.url, memory_limit=0, deadline=5)
     load = way.cached(squares, each="x")
     wanted = list(range(300))
     way.call(load, wanted)
