@@ -260,7 +260,7 @@ def test_busy_loop_is_not_held_against_redis(
         blocker = asyncio.create_task(block())
         for _ in range(3):
             await tier.lookup(port, "memo:k")
-            tier.client.loops[port.loop].flush()
+            tier.client.connections.loops[port.loop].flush()
         blocker.cancel()
 
     looping(work)

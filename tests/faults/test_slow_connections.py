@@ -257,7 +257,7 @@ def test_connections_that_open_at_once_forget_no_sentinel(
         return known(pool)
 
     def side_by_side() -> list[int]:
-        threads = ThreadConnections(address, {}, lambda: None)
+        threads = ThreadConnections(address, {}, Client("redis://", 5.0))
         pool = threads.nodes(5.0).pool
         with ThreadPoolExecutor(16) as crowd:
             for _ in range(10):

@@ -14,19 +14,13 @@ Rules of this module:
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
-import weakref
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import sha1
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from memo.errors import TierError
 from memo.records.payload_pieces import PayloadSink
-from memo.runtime import fork
 from memo.runtime.port import SHARED_ROUND_TRIPS, Deferred, Port
 from memo.settings.redis_urls import CLUSTER, SENTINEL, parse
 from memo.stores.protocols import REDIS
@@ -35,6 +29,7 @@ from memo.stores.redis.transport.breaker import Breaker
 from memo.stores.redis.transport.coalescing import Failure, ThreadBatch
 from memo.stores.redis.transport.exchange import Exchange
 from memo.stores.redis.transport.faults import GARBLED, SILENT, WRITES_DENIED, Fault
+from memo.stores.redis.transport.process_connections import ProcessConnections
 from memo.stores.redis.transport.resp import Command, ErrorReply, command_bytes, pack, with_key
 
 if TYPE_CHECKING:
@@ -63,6 +58,7 @@ class Client:
 
     Attributes:
         where: the server, without user and password: `"127.0.0.1:6379/0"`.
+        connections: those of this process.
         breaker: decides whether the server may be asked.
         writes: decides whether the server may be asked to write.
         outages: number of failed exchanges.
@@ -75,7 +71,6 @@ class Client:
 
     def __init__(self, url: str, deadline: float, options: Mapping[str, Any] | None = None) -> None:
         self._address = parse(url)
-        self._options = dict(options or {})
         self.deadline = deadline
         self.where = self._address.where
         self.clustered = self._address.kind == CLUSTER
@@ -86,17 +81,10 @@ class Client:
         self.scripts: bool | None = None
         self.knows_digests = True
         self.on_recover: list[Callable[[], None]] = []
-        self._reset()
-        fork.renew_in_child(self)
+        self.connections = ProcessConnections(self._address, options or {}, self)
 
     def __repr__(self) -> str:
         return f"<Client {self.where}>"
-
-    def _reset(self) -> None:
-        self._lock = threading.Lock()
-        self._threads: ThreadConnections | None = None
-        self._waiting: ThreadConnections | None = None
-        self.loops: dict[Any, LoopConnections] = {}
 
     # --- look-ups, which share exchanges ---------------------------------------------------------
 
@@ -116,7 +104,7 @@ class Client:
             return (
                 self._read_here(commands) if others is None else self._read_later(others, commands)
             )
-        loop = self.loops.get(port.loop)
+        loop = self.connections.loops.get(port.loop)
         if loop is None or loop.look_up is None:
             return None
         try:
@@ -173,7 +161,7 @@ class Client:
 
     def _read_here(self, commands: Sequence[Command]) -> Any:
         """Send look-ups from this thread, to one server after the other; return the replies."""
-        threads = self._threads or self._thread_pool()
+        threads = self.connections.of_threads()
         try:
             if not self.clustered:
                 exchange = Exchange(command_bytes(commands), len(commands), self.deadline)
@@ -314,7 +302,7 @@ class Client:
             raise self.breaker.unavailable()
         if not port.native:
             try:
-                return (self._threads or self._thread_pool()).nodes(self.deadline)
+                return self.connections.of_threads().nodes(self.deadline)
             except Exception as error:
                 raise self._record_fault(_fault_of(error), probe=False) from None
         loop = await self._loop(port)
@@ -366,7 +354,7 @@ class Client:
         """
         if not self.clustered or wrong.code not in (_MOVED, _ASK):
             raise wrong
-        self._reconnect()
+        self.connections.reconnect()
         node = (await self._nodes(port)).redirect_target(wrong)
         if node is None:
             raise wrong
@@ -382,8 +370,7 @@ class Client:
     ) -> list[Any]:
         check = self.breaker.check
         if not port.native:
-            threads = self._threads if not blocks else self._waiting
-            threads = threads or self._thread_pool(blocks=blocks)
+            threads = self.connections.of_threads(blocks=blocks)
             return threads.exchange(key, exchange, check, blocks=blocks)
         loop = await self._loop(port)
         return await loop.exchange(key, exchange, check, blocks=blocks)
@@ -422,9 +409,9 @@ class Client:
         if fault.down or (
             self._address.kind in (CLUSTER, SENTINEL) and fault.kind in _WRONG_SERVER
         ):
-            self._reconnect()
+            self.connections.reconnect()
         if fault is GARBLED:
-            self._flush()
+            self.connections.flush()
         reported = (writes and fault.kind in WRITES_DENIED) or (
             self.clustered and fault.kind in _WRONG_SERVER
         )
@@ -434,19 +421,6 @@ class Client:
     def _abandon_probe(self, probe: bool) -> None:
         if probe:
             self.breaker.abandon_probe()
-
-    def _reconnect(self) -> None:
-        """Connect again before the next exchange: another server may have the role now."""
-        for threads in (self._threads, self._waiting):
-            if threads is not None:
-                threads.reconnect()
-        for loop in list(self.loops.values()):
-            loop.reconnect_soon()
-
-    def _flush(self) -> None:
-        """Close idle connections: one of them may hold unexpected data."""
-        if self._threads is not None:
-            self._threads.flush()
 
     def _probe(self, port: Port) -> None:
         async def probe(port: Port) -> None:
@@ -561,86 +535,19 @@ class Client:
 
     # --- connections -----------------------------------------------------------------------------
 
-    def _thread_pool(self, *, blocks: bool = False) -> ThreadConnections:
-        from memo.stores.redis.transport.thread_connections import ThreadConnections
-
-        with self._lock:
-            threads = self._waiting if blocks else self._threads
-            if threads is None:
-                me = weakref.proxy(self)
-                threads = ThreadConnections(
-                    self._address,
-                    self._options,
-                    lambda: me.record_replacement(),  # noqa: PLW0108
-                )
-                # work that runs after `close` opens them again, and only this closes them
-                weakref.finalize(self, _close, threads, os.getpid()).atexit = False
-                if blocks:
-                    self._waiting = threads
-                else:
-                    self._threads = threads
-            return threads
-
     async def _loop(self, port: Port) -> LoopConnections:
-        where = port.loop
-        known = self.loops.get(where)
-        if known is not None:
-            return known
-        if not hasattr(
-            sys.modules.get("memo.stores.redis.transport.loop_connections"), "LoopConnections"
-        ):  # the import takes half a second
-            await port.offload(import_module, "memo.stores.redis.transport.loop_connections")
-        from memo.stores.redis.transport.loop_connections import LoopConnections
-
-        with self._lock:
-            for key, loop in list(self.loops.items()):
-                if loop.loop.is_closed():
-                    loop.forget()
-                    del self.loops[key]
-            if where not in self.loops:
-                home = weakref.proxy(self)
-                ended = partial(self.loops.pop, where, None)
-                try:
-                    self.loops[where] = LoopConnections(self._address, self._options, home, ended)
-                except Exception as error:
-                    raise self._record_fault(_fault_of(error), probe=False, error=error) from None
-            return self.loops[where]
+        try:
+            return await self.connections.of_loop(port)
+        except Exception as error:
+            raise self._record_fault(_fault_of(error), probe=False, error=error) from None
 
     def close(self) -> None:
         """Close all connections: those of threads now, those of loops as soon as each loop can."""
-        pools, loops = self._detach_connections()
-        for threads in pools:
-            threads.close()
-        for loop in loops:
-            loop.close()
+        self.connections.close()
 
     async def aclose(self) -> None:
         """Like `close`, and wait until those of the running loop are closed."""
-        import asyncio
-
-        pools, loops = self._detach_connections()
-        for threads in pools:
-            threads.close()
-        for loop in loops:
-            if loop.loop is asyncio.get_running_loop():
-                await loop.aclose()
-            else:
-                loop.close()
-
-    def _detach_connections(self) -> tuple[list[ThreadConnections], list[LoopConnections]]:
-        with self._lock:
-            pools = [pool for pool in (self._threads, self._waiting) if pool is not None]
-            loops = list(self.loops.values())
-            self._threads, self._waiting, self.loops = None, None, {}
-        return pools, loops
-
-    def __del__(self) -> None:
-        if getattr(self, "_lock", None) is not None and not sys.is_finalizing():
-            self.close()
-
-    def after_fork(self) -> None:
-        _inherited.append((self._threads, self._waiting, self.loops))
-        self._reset()
+        await self.connections.aclose()
 
 
 class _ThreadPort:
@@ -654,11 +561,6 @@ class _ThreadPort:
 
 
 _THREAD_PORT = cast("Port", _ThreadPort())
-
-
-def _close(threads: ThreadConnections, process: int) -> None:
-    if os.getpid() == process:  # in a child process a lock may be held forever
-        threads.close()
 
 
 def _identity(answer: Any) -> Any:
@@ -677,7 +579,3 @@ def _fault_of(error: BaseException) -> Fault:
     from memo.stores.redis.transport.redis_errors import fault_of
 
     return fault_of(error)
-
-
-_inherited: list[Any] = []
-"""Connections inherited from a parent process: closing them here would disturb the parent."""

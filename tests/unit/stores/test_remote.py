@@ -528,7 +528,7 @@ def test_three_loops_in_a_row(tier: Redis, redis_server: RedisServer) -> None:
             looping(many)
         gc.collect()
     assert wait_for(lambda: len(client.client_list()) == 1)
-    assert not tier.client.loops
+    assert not tier.client.connections.loops
 
 
 def test_pool_is_bounded(tier: Redis, redis_server: RedisServer) -> None:

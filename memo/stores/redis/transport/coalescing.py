@@ -107,8 +107,8 @@ class Batch:
                 future.set_result(failure)
 
 
-class LoopOwner(Protocol):
-    """The part of a `Client` that the connections of a loop use.
+class Owner(Protocol):
+    """The part of a `Client` that connections use.
 
     Attributes:
         breaker: knows whether there was a fault.
@@ -142,7 +142,7 @@ class Coalescer:
 
     def __init__(
         self,
-        owner: LoopOwner,
+        owner: Owner,
         open_stream: Callable[[], Coroutine[Any, Any, Stream]],
         release: Callable[[Stream], None],
     ) -> None:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from memo.settings.redis_urls import Address
-from memo.stores.redis.transport.coalescing import Coalescer, Failure, LoopOwner
+from memo.stores.redis.transport.coalescing import Coalescer, Failure, Owner
 from memo.stores.redis.transport.exchange import (
     LATE_SECONDS,
     MAX_EXCUSES,
@@ -56,7 +56,7 @@ class LoopConnections:
     """
 
     def __init__(
-        self, address: Address, options: dict[str, Any], owner: LoopOwner, ended: Callable[[], Any]
+        self, address: Address, options: dict[str, Any], owner: Owner, ended: Callable[[], Any]
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self._owner = owner

@@ -28,6 +28,7 @@ from redis.exceptions import MaxConnectionsError
 
 from memo.errors import TierError
 from memo.settings.redis_urls import Address, parse
+from memo.stores.redis.transport.coalescing import Owner
 from memo.stores.redis.transport.exchange import BusyError, Exchange, WrongSizeError, run_exchange
 from memo.stores.redis.transport.nodes import (
     BUSY_TEXT,
@@ -55,7 +56,7 @@ class ThreadConnections:
     Args:
         address: the address of the server.
         options: arguments of redis-py's clients, beyond those in the address.
-        on_replaced: called when a connection that died while idle was replaced.
+        owner: the client.
 
     Attributes:
         answers: changes whenever an exchange has succeeded.
@@ -63,12 +64,10 @@ class ThreadConnections:
         slow: describes what takes too long if connecting does.
     """
 
-    def __init__(
-        self, address: Address, options: dict[str, Any], on_replaced: Callable[[], None]
-    ) -> None:
+    def __init__(self, address: Address, options: dict[str, Any], owner: Owner) -> None:
         self._address = address
         self._options = options
-        self.on_replaced = on_replaced
+        self.owner = owner
         self.slow = slow_step(address)
         self._lock = threading.Lock()
         self._nodes: ThreadNodes | None = None
@@ -117,7 +116,7 @@ class ThreadConnections:
                 if not was_used:
                     raise
             # It may have died while it was idle, and other idle ones with it.
-            self.on_replaced()
+            self.owner.record_replacement()
             self._release_idle()
             exchange.restart()
             connection = server.take(exchange.seconds, check, blocks)
@@ -199,12 +198,12 @@ class _ServerConnections:
     """Connections of threads to one server: a pool of redis-py, and those reused without it.
 
     Args:
-        owner: the connections to all servers.
+        threads: the connections to all servers.
         pool: a pool of redis-py.
     """
 
-    def __init__(self, owner: ThreadConnections, pool: Any) -> None:
-        self._owner = owner
+    def __init__(self, threads: ThreadConnections, pool: Any) -> None:
+        self._threads = threads
         self._pool = pool
         self._idle: list[Any] = []
 
@@ -218,7 +217,7 @@ class _ServerConnections:
                 return [False]
             raise
         connection.used = True
-        self._owner.answers += 1
+        self._threads.answers += 1
         self._put_back(connection)
         return answer
 
@@ -234,7 +233,7 @@ class _ServerConnections:
         connection = self._pop_idle()
         if connection is not None:
             return connection
-        answers = self._owner.answers
+        answers = self._threads.answers
         opening = self._start_opening()
         if opening is None and blocks:
             raise BusyError(BUSY_TEXT)
@@ -253,12 +252,12 @@ class _ServerConnections:
                 if not isinstance(opening.exception(), MaxConnectionsError):
                     opening.result()
                 opening = None  # another thread has taken the connection
-            if self._owner.closed:
+            if self._threads.closed:
                 raise TierError(_CLOSED_HERE_TEXT)
             check()
-        if opening is None or self._owner.answers != answers:
+        if opening is None or self._threads.answers != answers:
             raise BusyError(BUSY_TEXT)
-        raise TimeoutError(self._owner.slow)
+        raise TimeoutError(self._threads.slow)
 
     def _pop_idle(self) -> Any:
         """Take the last one used, if redis-py has checked it recently; None if there is none."""
@@ -285,12 +284,12 @@ class _ServerConnections:
         connection.used = getattr(connection, "used", False)
         try:
             if was_renewed(connection):
-                self._owner.on_replaced()
+                self._threads.owner.record_replacement()
         finally:
             self._put_back(connection)
 
     def _put_back(self, connection: Any) -> None:
-        if self._owner.closed:
+        if self._threads.closed:
             self._close(connection)
         else:
             self._idle.append(connection)
