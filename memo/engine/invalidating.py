@@ -359,7 +359,7 @@ def _is_valid(
     """True if an entry is not too old for any use, and its own generations hold.
 
     Args:
-        now: the present states of those.
+        now: the current states of those.
     """
     if is_useless(header.times, chain.clock):
         return False

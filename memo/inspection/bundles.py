@@ -39,9 +39,9 @@ from memo.stores.bundle_file import (
     Item,
     Origin,
     Part,
+    current_states,
     file_path,
     given_key,
-    present_states,
     restamped,
     secret_of,
     write,
@@ -340,7 +340,7 @@ async def _store(port: Port, chain: Chain, bundle: Bundle, item: Item) -> list[s
         return ["damaged"]
     if is_useless(entry.times, chain.clock):
         return ["expired"]
-    states = await present_states(port, chain, [entry])
+    states = await current_states(port, chain, [entry])
     header = restamped(entry, states)._replace(namespace=chain.namespace)
     record = seal.pack(header, entry.stream, chain.secrets[0])
     name = chain.name(item.function, item.key)

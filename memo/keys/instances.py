@@ -146,7 +146,7 @@ def record_before(own: Any, state: State) -> ObjectBefore:
     found = [
         (
             ValuePlace(own, name, f"self.{name}"),
-            partial(_present_value, own, state, name),
+            partial(_current_value, own, state, name),
             partial(_encoding_of, name),
         )
         for name in names
@@ -203,7 +203,7 @@ def _stored_attributes(own: Any, state: State) -> dict[str, Any]:
     return found
 
 
-def _present_value(own: Any, state: State, name: str) -> Any:
+def _current_value(own: Any, state: State, name: str) -> Any:
     return _stored_attributes(own, state).get(name, NO_VALUE)
 
 

@@ -90,7 +90,7 @@ class Counters:
             self._drain()
 
     def _roll(self) -> None:
-        """Advance to the present second; pending hits belong to the one before."""
+        """Advance to the current second; pending hits belong to the one before."""
         with self._lock:
             self._drain()
             self._second = self._now() // SECOND * SECOND
@@ -108,7 +108,7 @@ class Counters:
             by_tier, times, bucket, seen = tally.hits, tally.times, tally.bucket, tally.seen
             for _, function, key, tier, _, seconds, size, saved, _ in hits:
                 if function is not last:
-                    last, tally = function, self._present_tally(function)
+                    last, tally = function, self._current_tally(function)
                     by_tier, times, bucket, seen = tally.hits, tally.times, tally.bucket, tally.seen
                 if len(seen) < MAX_OUTCOMES:
                     seen[key] = "hit"
@@ -120,8 +120,8 @@ class Counters:
                 if saved > seconds:
                     tally.saved += saved - seconds
 
-    def _present_tally(self, function: str) -> Tally:
-        """Return the tally of a function, with its timeline at the present second."""
+    def _current_tally(self, function: str) -> Tally:
+        """Return the tally of a function, with its timeline at the current second."""
         tally = self._tallies.get(function)
         if tally is None:
             tally = self._tallies[function] = Tally()
@@ -139,7 +139,7 @@ class Counters:
                     tier.up = None
             count = COUNTERS_BY_KIND.get(kind)
             if count:
-                count(self._present_tally(event.function), event)
+                count(self._current_tally(event.function), event)
             if kind in TIER_KINDS and event.tier:
                 self._count_tier(event)
         for listener, kinds in self.listeners:
@@ -205,7 +205,7 @@ class Counters:
             explained[before, after] = explained.get((before, after), 0) + 1
 
     def snapshot(self, *, explained: bool = True) -> metrics.Stats:
-        """Return the present numbers.
+        """Return the current numbers.
 
         Args:
             explained: count misses under the reasons that were found later; the difference of two

@@ -81,7 +81,7 @@ class SharedSnapshots:
         """Add up all snapshots.
 
         Args:
-            own: this process's present snapshot; it replaces the one in its file.
+            own: this process's current snapshot; it replaces the one in its file.
         """
         total, folded = self._total()
         if own is not None and not own.functions:  # this process only reads statistics

@@ -167,7 +167,7 @@ class FunctionStats:
 
 
 def freeze(tally: Tally, explained: bool = True) -> FunctionStats:
-    """Return the present numbers of a function.
+    """Return the current numbers of a function.
 
     Args:
         explained: count misses under the reasons that were found later.

@@ -244,19 +244,19 @@ class Authorities:
         """Return why stamps do not hold any more; "" if they do.
 
         Args:
-            states: the present states of the generations among them, if they were read already.
+            states: the current states of the generations among them, if they were read already.
         """
         refs = [stamp.ref for stamp in stamps if type(stamp) is Generation]
         if states is None or len(states) != len(refs) or LOST in states:
             # the answer is incomplete, or this host may be able to give the group back
             try:
-                states = await self._present_states(port, refs)
+                states = await self._current_states(port, refs)
             except TierError:
                 return UNREACHABLE
         return await check.why_invalid(port, stamps, states)
 
-    async def _present_states(self, port: Port, refs: Sequence[Ref]) -> Sequence[State]:
-        """Return the present states of refs.
+    async def _current_states(self, port: Port, refs: Sequence[Ref]) -> Sequence[State]:
+        """Return the current states of refs.
 
         Raises:
             TierError: no tier can be asked.

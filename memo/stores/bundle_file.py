@@ -382,7 +382,7 @@ class Bundle:
         if known is not None:
             return known
         entries = [await port.offload(self.entry, item) for item in self.items]
-        states = await present_states(port, chain, entries)
+        states = await current_states(port, chain, entries)
         return await port.offload(self._record_states, chain, states)
 
     def _states_path(self, chain: stores.Chain, secret: Secret) -> Path | None:
@@ -501,10 +501,10 @@ def _pairs(rows: Any) -> Any:
     return None if rows is None else tuple((name, digest) for name, digest in rows)
 
 
-async def present_states(
+async def current_states(
     port: Port, chain: stores.Chain, entries: Iterable[Entry]
 ) -> dict[Ref, State]:
-    """Return the present states, on this host, of the generations that some entries name.
+    """Return the current states, on this host, of the generations that some entries name.
 
     Raises:
         TierError: no tier can be asked.

@@ -395,7 +395,7 @@ class Chain:
             if host is not None and not self._asks_each_time:
                 entry = self._entry_in_first(name, key)
                 if entry is not None and entry.texts is not None:
-                    present = host.generations.present_texts(entry.packed_generations)
+                    present = host.generations.current_texts(entry.packed_generations)
                     return None if why_changed(entry.texts, present) else entry
             if self._quick_server is None or self.authorities.has_missed_turns():
                 return None

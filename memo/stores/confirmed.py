@@ -81,7 +81,7 @@ class ConfirmedEntries:
         return known.entry
 
     async def states(self, port: Port, name: str, entry: Entry) -> Sequence[State] | None:
-        """Return the present states of an entry's generations; confirm the entry if they hold.
+        """Return the current states of an entry's generations; confirm the entry if they hold.
 
         While it is confirmed, only this host is asked.  None if no tier could be asked.
         """

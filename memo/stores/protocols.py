@@ -142,9 +142,9 @@ class Found(NamedTuple):
     Attributes:
         record: the record as it was stored.
         source: the source of its payload, if this tier has it, else None.
-        states: the present states of the record's generation stamps, in the order of the stamps, if
+        states: the current states of the record's generation stamps, in the order of the stamps, if
             the tier is an authority and read them with the record; else None.
-        states_of: returns the present states of parts of groups, if they were read with the record;
+        states_of: returns the current states of parts of groups, if they were read with the record;
             else None.  It is called only for a record with a valid seal, and learns from that what
             to read with the next one.
     """
@@ -723,8 +723,8 @@ class HostGenerations(Generations, Protocol):
         """Like `states`, but a plain function."""
         ...
 
-    def present_texts(self, packed_generations: Iterable[PackedGeneration]) -> list[str]:
-        """Return the present token of each generation.
+    def current_texts(self, packed_generations: Iterable[PackedGeneration]) -> list[str]:
+        """Return the current token of each generation.
 
         Raises:
             TierError: the host's file cannot be read.

@@ -46,7 +46,7 @@ from memo.settings import configuration, secret_keys
 class ManualClock(Clock):
     """A clock that stands still until it is moved.
 
-    It starts at the present time, so that it can be used with entries that exist.
+    It starts at the current time, so that it can be used with entries that exist.
     """
 
     wall_ns: Callable[[], int]

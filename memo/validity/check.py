@@ -5,7 +5,7 @@ asking a tier, but never this check.
 
 An entry whose stamps do not hold is never served as stale: the windows of a policy apply only to
 expiry (RFC 5861).  `judge` is a pure function of an entry's recorded times, the function's present
-policy, and the present time.
+policy, and the current time.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ async def why_invalid(port: Port, stamps: Sequence[Stamp], states: Sequence[Stat
 
     Args:
         stamps: stamps of any kind.
-        states: the present states of the generations among them, in the same order.
+        states: the current states of the generations among them, in the same order.
 
     Returns:
         One of the reasons; an `Expired` or an `Unconfirmed` if that is the only one.
@@ -254,7 +254,7 @@ def _judge_expired(verdict: Verdict, policy: Policy, clock: Clock, at: int) -> V
 
     Args:
         verdict: the verdict as if it had not been expired.
-        clock: tells the present time.
+        clock: tells the current time.
         at: when it was expired, in nanoseconds since the epoch.
     """
     if verdict.kind == MISS:
@@ -293,8 +293,8 @@ def judge(
 
     Args:
         times: the entry's times.
-        policy: the function's present policy, which may be stricter than when the entry was stored.
-        clock: tells the present time.
+        policy: the function's current policy, which may be stricter than when the entry was stored.
+        clock: tells the current time.
         live_ttl: seconds that the live configuration sets for `policy.ttl_key`; they replace the
             entry's own ttl.  `math.inf`: it does not expire.
         expired: when it was expired, in nanoseconds since the epoch, or None.

@@ -352,7 +352,7 @@ class Dependencies:
     async def take(
         self, port: Port, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Stamp, ...]:
-        """Take the stamps of one call, in the present state.
+        """Take the stamps of one call, in the current state.
 
         Raises:
             DependencyError: a callable raised, or takes an argument that cannot be stored.
@@ -449,7 +449,7 @@ async def check(port: Port, stamps: Sequence[Stamp]) -> list[str]:
 
 
 async def _present(port: Port, stamps: Iterable[FileStamp]) -> dict[remote.UrlQuery, str | None]:
-    """Return the present facts of the URLs among some stamps; None if they are unknown."""
+    """Return the current facts of the URLs among some stamps; None if they are unknown."""
     far = list(filter(is_remote, stamps))
     if not far:
         return {}

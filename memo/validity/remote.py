@@ -1,4 +1,4 @@
-"""Data sets behind URLs, each identified by its present version.
+"""Data sets behind URLs, each identified by its current version.
 
 `http` and `https` are queried by `HEAD`; all other schemes go through fsspec, so `s3://`, `gs://`,
 `az://`, `sftp://`, … work if the package for that file system is installed.  A version is

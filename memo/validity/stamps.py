@@ -120,7 +120,7 @@ def expired_at(before: str, now: str) -> int | None:
 
     Args:
         before: the text of the state that an entry recorded.
-        now: the text of the present state, which differs from it.
+        now: the text of the current state, which differs from it.
 
     Returns:
         Nanoseconds since the epoch; None if it was invalidated or is lost.

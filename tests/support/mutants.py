@@ -33,7 +33,7 @@ def comparison_in_memory() -> None:
 
     def at_hand(self: Chain, port: Any, function: str, key: str, since: int = 0) -> Any:
         entry = None if self.front is None else self.front.peek(self.name(function, key))
-        return None if self._remote else entry
+        return None if self._authority is not None else entry
 
     Chain.at_hand = at_hand  # type: ignore[method-assign]
 
@@ -41,10 +41,10 @@ def comparison_in_memory() -> None:
 def comparison_by_the_host() -> None:
     """The short way does not ask the host whether generations read as they did."""
 
-    def present_texts(self: HostGenerations, packed_generations: Any) -> list[str]:
+    def current_texts(self: HostGenerations, packed_generations: Any) -> list[str]:
         return [text for _, _, _, text, _ in packed_generations]
 
-    HostGenerations.present_texts = present_texts  # type: ignore[method-assign]
+    HostGenerations.current_texts = current_texts  # type: ignore[method-assign]
 
 
 def stamps_afterwards() -> None:

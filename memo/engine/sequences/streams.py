@@ -384,7 +384,7 @@ class StreamRun:
         return END
 
     def _spool_item(self, item: Any) -> None:
-        """Put an item into the spool; if that fails, the run goes on for its present consumers."""
+        """Put an item into the spool; if that fails, the run goes on for its current consumers."""
         with self._lock:
             if self._keeps and not self.spool.fault:
                 try:

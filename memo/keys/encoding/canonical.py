@@ -47,7 +47,7 @@ from memo.keys.encoding.atoms import (
 MAX_IN_CYCLES: Final = 1_000_000
 """Maximum number of encodings inside of cycles in one value; beyond it the value is refused."""
 DEEP_RECURSION_LIMIT: Final = 10_000
-"""The recursion limit, in frames, for a value that is nested deeper than the present one allows."""
+"""The recursion limit, in frames, for a value that is nested deeper than the current one allows."""
 VALUES_PER_SORT: Final = 1 << 15
 """Maximum number of values sorted in one step: it takes 20 ms, in which no other thread runs."""
 _SAMPLE_STRIDE: Final = 4093
@@ -172,7 +172,7 @@ def unordered(values: Iterable[Any], walk: Walk) -> bytes:
 
 
 class Walk:
-    """The state of one encoding: the objects around the present one, and those already encoded.
+    """The state of one encoding: the objects around the current one, and those already encoded.
 
     Args:
         code_of: see `CodeOf`; called for the user's functions and classes in the value.

@@ -189,7 +189,7 @@ class KnownVersion:
 
 
 class Identity:
-    """The identity of one function, and its present code version.
+    """The identity of one function, and its current code version.
 
     Args:
         function: any callable.
@@ -229,7 +229,7 @@ class Identity:
         self._home: weakref.ref[type] | None = None
 
     def digest(self, owner: type | None = None) -> str:
-        """Return the present code version: 32 hex digits.
+        """Return the current code version: 32 hex digits.
 
         If nothing has changed this only compares identities, and checks the values that may change
         in place.

@@ -63,7 +63,7 @@ def _values_held_by(value: Any) -> list[Any]:
 
 
 class AttributeCount:
-    """A class to which attributes may be added, with its present number of them."""
+    """A class to which attributes may be added, with its current number of them."""
 
     def __init__(self, cls: type) -> None:
         self._members = vars(cls)

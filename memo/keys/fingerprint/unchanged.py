@@ -81,7 +81,7 @@ class Location(NamedTuple):
         return id(self.of), self.name
 
     def value(self) -> Any:
-        """Return the present value there, or `NO_VALUE`."""
+        """Return the current value there, or `NO_VALUE`."""
         return self.get(self.name, NO_VALUE)
 
 
@@ -132,7 +132,7 @@ class WatchedValue:
         self.probe = probe(value) if self.snapshot is None else None
 
     def read(self) -> Any:
-        """Return the present value there, or `NO_VALUE`."""
+        """Return the current value there, or `NO_VALUE`."""
         return self._get(self._name, NO_VALUE)
 
     def is_same(self) -> bool:
@@ -150,7 +150,7 @@ class WatchedValue:
             return False
 
     def is_unchanged(self) -> bool:
-        """True if the present value counts as the same input."""
+        """True if the current value counts as the same input."""
         if self.is_same():
             return True
         value = self.read()

@@ -95,7 +95,7 @@ class HostLock:
         self.release()
 
     def holder(self) -> str:
-        """Return the text of the present holder, or `""` if the lock is free."""
+        """Return the text of the current holder, or `""` if the lock is free."""
         if self._descriptor is not None:
             return os.pread(self._descriptor, 4096, 0).decode(errors="replace")
         try:

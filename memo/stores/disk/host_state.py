@@ -116,8 +116,8 @@ class HostGenerations:
                 states.append(group.plain_state)
         return CommittedStates(states, commit)
 
-    def present_texts(self, packed_generations: Iterable[PackedGeneration]) -> list[str]:
-        """Return the present token of each generation; as `read`, without creating refs or states.
+    def current_texts(self, packed_generations: Iterable[PackedGeneration]) -> list[str]:
+        """Return the current token of each generation; as `read`, without creating refs or states.
 
         Raises:
             TierError: the file cannot be read, or an invalidation is still to be written.

@@ -273,7 +273,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
     def _note_code(
         self, sql: Callable[..., sqlite3.Cursor], function: str, code: str, *, new: bool
     ) -> None:
-        """Note the present code version of a function; entries of other versions rank behind.
+        """Note the current code version of a function; entries of other versions rank behind.
 
         All entries of the function are checked only if other versions are noted.
 

@@ -78,7 +78,7 @@ class RedisLeases:
                 another server, its answer stays None.
 
         Returns:
-            None if the caller has the lease now; else the text of the present holder and the
+            None if the caller has the lease now; else the text of the current holder and the
             seconds until its lease expires.
 
         Raises:

@@ -66,7 +66,7 @@ class Listener:
         clock: tells how old the last echo is, even if the machine slept meanwhile.
 
     Attributes:
-        count: number of changes received; the present mark.
+        count: number of changes received; the current mark.
         oldest_valid: marks below it are invalid.
         until: time of the clock until which it counts as listening; 0: it does not listen.
     """

@@ -283,5 +283,5 @@ def test_a_lost_generation_holds_for_nothing(
         chain = default_chain()
         assert drive(chain.authorities.why_invalid(BLOCKING, [lost]))
         assert why_changed(
-            [LOST.text], chain.host.generations.present_texts([("g", "f:nothing", (), "", "")])
+            [LOST.text], chain.host.generations.current_texts([("g", "f:nothing", (), "", "")])
         )

@@ -2,7 +2,7 @@
 --
 -- KEYS     lease, bell
 -- ARGV     holder, milliseconds
--- Returns  nothing, or the present holder and the milliseconds its lease still has
+-- Returns  nothing, or the current holder and the milliseconds its lease still has
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return {holder, redis.call('PTTL', KEYS[1])} end
 redis.call('DEL', KEYS[2])
