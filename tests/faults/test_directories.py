@@ -453,8 +453,8 @@ HARM = {
     "replaced by an older copy": "os.replace(copy, path)",
     "removed": "os.unlink(path)",
     "a folder in its place": "os.unlink(path); os.mkdir(path)",
-    "read-only": "os.chmod(path, 0o400)",
-    "in a read-only folder": "os.chmod(os.path.dirname(path), 0o500)",
+    "read-only": "os.chmod(path, 0o400); reopen()",
+    "in a read-only folder": "os.chmod(os.path.dirname(path), 0o500); reopen()",
 }
 
 
@@ -463,13 +463,15 @@ HARM = {
 def test_what_happens_to_a_database_never_ends_caching(
     open_path: Path, file: str, harm: str
 ) -> None:
-    """Results hit while it lasts, and once it is over they are on the disk again."""
+    """The next result hits on the disk, in this process and in one that starts later."""
     home = open_path / "home"
     home.mkdir()
     os.chown(home, UID, UID)
+    given = {"MEMO_DIRECTORY": str(home), "MEMO_SECRET": SECRET, "MEMO_MEMORY_LIMIT": "0"}
+    path = home / FOLDER / file
     body = f"""
     import shutil, sqlite3
-    path = os.path.join(os.environ["MEMO_DIRECTORY"], {FOLDER!r}, {file!r})
+    path = {str(path)!r}
     copy = path + ".copy"
     def other():
         connection = sqlite3.connect(path + ".other")
@@ -477,32 +479,27 @@ def test_what_happens_to_a_database_never_ends_caching(
         connection.commit()
         connection.close()
         return path + ".other"
+    def checkpoint():  # otherwise SQLite reads all of it from the log, and meets no harm
+        connection = sqlite3.connect(path)
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.close()
+    def reopen():
+        memo.configure(size_limit="1GiB")
 
     load("before")
+    checkpoint()
     shutil.copy(path, copy)
     load("more")
+    checkpoint()
     {HARM[harm]}
-    out["computed"] = [count(lambda: load(x)) for x in ("during", "during", "during")]
-    end = time.monotonic() + 10
-    while count(lambda: load("again")) and time.monotonic() < end:
-        later(0.1)
-    out["hits"] = not count(lambda: load("again"))
-    folder = os.path.dirname(path)
-    os.chmod(folder, 0o700)
-    if os.path.isfile(path):
-        os.chmod(path, 0o600)
-    elif os.path.isdir(path):
-        os.rmdir(path)
-    later(1.2)  # it is looked at every second
-    for x in range(3):
-        load(("after", x))
+    out["computed"] = [count(lambda: load("after")) for _ in range(3)]
     """
-    given = {"MEMO_DIRECTORY": str(home), "MEMO_SECRET": SECRET}
-    found = run(body, UID, **given)
-    assert sum(found["computed"]) <= 2
-    assert found["computed"][-1] == 0
-    assert found["hits"]
-    later = run(
-        'out["later"] = [count(lambda: load(("after", x))) for x in range(3)]', UID, **given
-    )
-    assert sum(later["later"]) <= 1, found
+    assert run(body, UID, **given)["computed"] == [1, 0, 0]
+    body = f"""
+    import sqlite3
+    out["computed"] = count(lambda: load("after"))
+    connection = sqlite3.connect({str(path)!r})
+    [out["check"]] = connection.execute("PRAGMA integrity_check").fetchone()
+    connection.close()
+    """
+    assert run(body, UID, **given) == {"computed": 0, "check": "ok", "told": []}
