@@ -32,37 +32,49 @@ their hashes, so that the texts need not be kept."""
 
 
 class Tally:
-    """The running numbers of one function."""
+    """The running numbers of one function; `snapshots.freeze` makes a `FunctionStats` of them.
+
+    Attributes without a namesake there:
+        unexplained: key -> reason of its miss, until the cause is looked for.
+        explained_later: (first reason, better reason) -> number of misses.
+        stored_keys: hashes of the keys of stored entries.
+        outcomes: key -> kind of the event that answered it last.
+        open_misses: key -> (reason, second) of each miss whose computation has not ended.
+        points: the timeline: start of a step in nanoseconds -> its hits, stale hits and misses.
+        bucket: the current step.
+        second: the second that `bucket` was chosen for.
+        width: nanoseconds of a step.
+    """
 
     __slots__ = (
         "bucket",
+        "bytes_read",
         "bytes_stored",
         "coalesced",
         "compute_seconds",
         "computed",
-        "done",
-        "errors",
-        "explained",
-        "failed",
+        "errors_by_reason",
+        "explained_later",
+        "failed_by_type",
         "hit_seconds",
-        "hits",
+        "hit_times",
+        "hits_by_tier",
         "invalidations",
-        "keys",
         "leases_lost",
         "lock_timeouts",
-        "misses",
-        "open",
+        "misses_by_reason",
+        "open_misses",
+        "outcomes",
         "points",
-        "read",
-        "refresh_failed",
+        "refreshes_done",
+        "refreshes_failed",
+        "refreshes_running",
         "revalidated",
-        "running",
         "saved",
         "second",
-        "seen",
-        "stale",
+        "stale_by_tier",
         "stored",
-        "times",
+        "stored_keys",
         "unexplained",
         "wait_seconds",
         "waits",
@@ -70,21 +82,21 @@ class Tally:
     )  # fmt: skip
 
     def __init__(self, running: int = 0) -> None:
-        self.hits: defaultdict[str, int] = defaultdict(int)
-        self.stale: dict[str, int] = {}
-        self.misses: dict[str, int] = {}
+        self.hits_by_tier: defaultdict[str, int] = defaultdict(int)
+        self.stale_by_tier: dict[str, int] = {}
+        self.misses_by_reason: dict[str, int] = {}
         self.unexplained: dict[str, str] = {}
-        self.explained: dict[tuple[str, str], int] = {}
-        self.failed: dict[str, int] = {}
-        self.errors: dict[str, int] = {}
-        self.times: defaultdict[int, int] = defaultdict(int)
-        self.keys: set[int] = set()
-        self.seen: dict[str, str] = {}
-        self.open: dict[str, list[tuple[str, int]]] = {}
-        self.running = running
-        self.done = self.refresh_failed = self.coalesced = self.computed = self.stored = 0
-        self.bytes_stored = self.read = self.waits = self.lock_timeouts = self.leases_lost = 0
-        self.invalidations = self.revalidated = 0
+        self.explained_later: dict[tuple[str, str], int] = {}
+        self.failed_by_type: dict[str, int] = {}
+        self.errors_by_reason: dict[str, int] = {}
+        self.hit_times: defaultdict[int, int] = defaultdict(int)
+        self.stored_keys: set[int] = set()
+        self.outcomes: dict[str, str] = {}
+        self.open_misses: dict[str, list[tuple[str, int]]] = {}
+        self.refreshes_running = running
+        self.refreshes_done = self.refreshes_failed = self.computed = self.stored = 0
+        self.bytes_stored = self.bytes_read = self.waits = self.lock_timeouts = self.leases_lost = 0
+        self.coalesced = self.invalidations = self.revalidated = 0
         self.compute_seconds = self.hit_seconds = self.saved = self.wait_seconds = 0.0
         self.width = SECOND
         self.points: dict[int, list[int]] = {}
@@ -124,8 +136,8 @@ def _increment(counts: dict[str, int], name: str) -> None:
 
 
 def _note_outcome(tally: Tally, event: Event) -> None:
-    if len(tally.seen) < MAX_OUTCOMES or event.key in tally.seen:
-        tally.seen[event.key] = event.kind
+    if len(tally.outcomes) < MAX_OUTCOMES or event.key in tally.outcomes:
+        tally.outcomes[event.key] = event.kind
 
 
 def histogram_step(seconds: float) -> int:
@@ -140,30 +152,30 @@ def step_seconds(step: int) -> float:
 
 def _stale(tally: Tally, event: Event) -> None:
     _note_outcome(tally, event)
-    _increment(tally.stale, event.tier)
-    tally.read += event.size
+    _increment(tally.stale_by_tier, event.tier)
+    tally.bytes_read += event.size
     tally.hit_seconds += event.seconds
     tally.saved += max(0.0, event.saved - event.seconds)
-    tally.times[histogram_step(event.seconds)] += 1
+    tally.hit_times[histogram_step(event.seconds)] += 1
     tally.bucket[1] += 1
 
 
 def _miss(tally: Tally, event: Event) -> None:
-    _increment(tally.misses, event.reason)
+    _increment(tally.misses_by_reason, event.reason)
     tally.bucket[2] += 1
-    if len(tally.open) >= MAX_OPEN_MISSES:
-        tally.open.clear()
-    tally.open.setdefault(event.key, []).append((event.reason, tally.second))
+    if len(tally.open_misses) >= MAX_OPEN_MISSES:
+        tally.open_misses.clear()
+    tally.open_misses.setdefault(event.key, []).append((event.reason, tally.second))
 
 
 def _close_miss(tally: Tally, key: str) -> tuple[str, int] | None:
     """End the first open miss of a key, and return its reason and second."""
-    misses = tally.open.get(key)
+    misses = tally.open_misses.get(key)
     if not misses:
         return None
     miss = misses.pop(0)
     if not misses:
-        del tally.open[key]
+        del tally.open_misses[key]
     return miss
 
 
@@ -180,7 +192,7 @@ def _compute_ended(tally: Tally, event: Event) -> None:
 
 
 def _failed(tally: Tally, event: Event) -> None:
-    _increment(tally.failed, event.reason)
+    _increment(tally.failed_by_type, event.reason)
     _close_miss(tally, event.key)
 
 
@@ -199,45 +211,45 @@ def _revalidated(tally: Tally, event: Event) -> None:
 
 
 def _answered_after_all(tally: Tally, event: Event) -> None:
-    tally.seen.setdefault(event.key, events.COMPUTED)
+    tally.outcomes.setdefault(event.key, events.COMPUTED)
     tally.saved += event.saved
     miss = _close_miss(tally, event.key)
     if miss is not None:
         reason, second = miss
-        tally.misses[reason] -= 1
+        tally.misses_by_reason[reason] -= 1
         bucket = tally.points.get(second - second % tally.width, [0, 0, 0])
         bucket[2] = max(0, bucket[2] - 1)
-        if not tally.misses[reason]:
-            del tally.misses[reason]
+        if not tally.misses_by_reason[reason]:
+            del tally.misses_by_reason[reason]
 
 
 def _stored(tally: Tally, event: Event) -> None:
     tally.stored += 1
     tally.bytes_stored += event.size
-    if len(tally.keys) < MAX_STORED_KEYS:
-        tally.keys.add(hash(event.key))
+    if len(tally.stored_keys) < MAX_STORED_KEYS:
+        tally.stored_keys.add(hash(event.key))
 
 
 def _refresh_started(tally: Tally, _event: Event) -> None:
-    tally.running += 1
+    tally.refreshes_running += 1
 
 
 def _refresh_done(tally: Tally, event: Event) -> None:
-    tally.running = max(0, tally.running - 1)
-    tally.done += event.reason != REFRESHED_ELSEWHERE
+    tally.refreshes_running = max(0, tally.refreshes_running - 1)
+    tally.refreshes_done += event.reason != REFRESHED_ELSEWHERE
 
 
 def _refresh_failed(tally: Tally, _event: Event) -> None:
-    tally.running = max(0, tally.running - 1)
-    tally.refresh_failed += 1
+    tally.refreshes_running = max(0, tally.refreshes_running - 1)
+    tally.refreshes_failed += 1
 
 
 def _invalidated(tally: Tally, event: Event) -> None:
     tally.invalidations += 1
     if event.key:
-        tally.keys.discard(hash(event.key))
+        tally.stored_keys.discard(hash(event.key))
     else:
-        tally.keys.clear()
+        tally.stored_keys.clear()
 
 
 def _waited(tally: Tally, event: Event) -> None:
@@ -254,7 +266,7 @@ def _lease_lost(tally: Tally, _event: Event) -> None:
 
 
 def _error(tally: Tally, event: Event) -> None:
-    _increment(tally.errors, event.reason)
+    _increment(tally.errors_by_reason, event.reason)
 
 
 COUNTERS_BY_KIND: dict[str, Callable[[Tally, Event], None]] = {

@@ -70,7 +70,7 @@ class Counters:
 
     def __sizeof__(self) -> int:
         """Return the bytes of the remembered keys, the part that grows."""
-        keys = [tally.keys for tally in tuple(self._tallies.values())]
+        keys = [tally.stored_keys for tally in tuple(self._tallies.values())]
         return sum(getsizeof(known) + _KEY_BYTES * len(known) for known in keys)
 
     def __call__(self, event: Event) -> None:
@@ -105,17 +105,19 @@ class Counters:
             hits = self._pending[:count]
             del self._pending[:count]  # others may have appended since
             last, tally = None, _EMPTY
-            by_tier, times, bucket, seen = tally.hits, tally.times, tally.bucket, tally.seen
+            by_tier, times = tally.hits_by_tier, tally.hit_times
+            bucket, outcomes = tally.bucket, tally.outcomes
             for _, function, key, tier, _, seconds, size, saved, _ in hits:
                 if function is not last:
                     last, tally = function, self._current_tally(function)
-                    by_tier, times, bucket, seen = tally.hits, tally.times, tally.bucket, tally.seen
-                if len(seen) < MAX_OUTCOMES:
-                    seen[key] = "hit"
+                    by_tier, times = tally.hits_by_tier, tally.hit_times
+                    bucket, outcomes = tally.bucket, tally.outcomes
+                if len(outcomes) < MAX_OUTCOMES:
+                    outcomes[key] = "hit"
                 by_tier[tier] += 1
                 times[histogram_step(seconds)] += 1
                 bucket[0] += 1
-                tally.read += size
+                tally.bytes_read += size
                 tally.hit_seconds += seconds
                 if saved > seconds:
                     tally.saved += saved - seconds
@@ -201,7 +203,7 @@ class Counters:
     def explain(self, function: str, before: str, after: str) -> None:
         """Count a miss under another reason than at first."""
         with self._lock:
-            explained = self._tallies.setdefault(function, Tally()).explained
+            explained = self._tallies.setdefault(function, Tally()).explained_later
             explained[before, after] = explained.get((before, after), 0) + 1
 
     def snapshot(self, *, explained: bool = True) -> metrics.Stats:
@@ -241,7 +243,7 @@ class Counters:
         """
         with self._lock:
             self._drain()
-            return {name: dict(tally.seen) for name, tally in self._tallies.items() if name}
+            return {name: dict(tally.outcomes) for name, tally in self._tallies.items() if name}
 
     def info(self, function: str, currsize: int | None = None) -> metrics.CacheInfo:
         """Return the `cache_info()` of a function.
@@ -255,10 +257,10 @@ class Counters:
         with self._lock:
             self._drain()
             tally = self._tallies.get(function, _EMPTY)
-            hits = sum(tally.hits.values()) + sum(tally.stale.values())
+            hits = sum(tally.hits_by_tier.values()) + sum(tally.stale_by_tier.values())
             hits += tally.coalesced + tally.revalidated
-            size = len(tally.keys) if currsize is None else currsize
-            return CacheInfo(hits, sum(tally.misses.values()), None, size)
+            size = len(tally.stored_keys) if currsize is None else currsize
+            return CacheInfo(hits, sum(tally.misses_by_reason.values()), None, size)
 
     def reset(self, function: str | None = None) -> None:
         """Reset the numbers to zero, for one function or for all.
@@ -270,8 +272,8 @@ class Counters:
             names = tuple(self._tallies) if function is None else (function,)
             for name in names:
                 old = self._tallies.pop(name, _EMPTY)
-                if old.running:
-                    self._tallies[name] = Tally(old.running)
+                if old.refreshes_running:
+                    self._tallies[name] = Tally(old.refreshes_running)
             if function is not None:
                 return
             for tier in self._tiers.values():
@@ -316,7 +318,8 @@ class Span:
         self.misses: list[Event] = []
         """The first `MAX_SPAN_MISSES` misses, with their reasons."""
         self.refreshes: dict[str, str] = {}
-        """Key of a stale answer -> `""` (not begun), or one of the four words above."""
+        """Key of a stale answer -> the state of its refresh: `""` (not begun), a constant above, or
+        `events.REFRESHED_ELSEWHERE`."""
         self._remove = counters.listen(self._handle)
 
     def _handle(self, event: Event) -> None:

@@ -172,21 +172,23 @@ def freeze(tally: Tally, explained: bool = True) -> FunctionStats:
     Args:
         explained: count misses under the reasons that were found later.
     """
-    misses = _explained(tally) if explained else dict(tally.misses)
+    misses = _explained(tally) if explained else dict(tally.misses_by_reason)
     return FunctionStats(
-        dict(tally.hits), dict(tally.stale), misses,
-        tally.running, tally.done, tally.refresh_failed, tally.coalesced,
-        tally.computed, tally.compute_seconds, dict(tally.failed), dict(tally.errors),
-        tally.stored, tally.bytes_stored, tally.read, tally.hit_seconds, dict(tally.times),
-        tally.saved, tally.waits, tally.wait_seconds, tally.lock_timeouts, tally.leases_lost,
+        dict(tally.hits_by_tier), dict(tally.stale_by_tier), misses,
+        tally.refreshes_running, tally.refreshes_done, tally.refreshes_failed, tally.coalesced,
+        tally.computed, tally.compute_seconds,
+        dict(tally.failed_by_type), dict(tally.errors_by_reason),
+        tally.stored, tally.bytes_stored, tally.bytes_read,
+        tally.hit_seconds, dict(tally.hit_times), tally.saved,
+        tally.waits, tally.wait_seconds, tally.lock_timeouts, tally.leases_lost,
         tally.invalidations, tally.revalidated, tally.width / SECOND,
         tuple(Point(at / SECOND, *tally.points[at]) for at in sorted(tally.points)),
     )  # fmt: skip
 
 
 def _explained(tally: Tally) -> dict[str, int]:
-    misses = dict(tally.misses)
-    for (before, after), count in tally.explained.items():
+    misses = dict(tally.misses_by_reason)
+    for (before, after), count in tally.explained_later.items():
         moved = min(count, misses.get(before, 0))
         misses[before] = misses.get(before, 0) - moved
         misses[after] = misses.get(after, 0) + moved
