@@ -236,13 +236,13 @@ class _ServerConnections:
             return connection
         answers = self._threads.answers
         opening = self._start_opening()
-        if opening is None and blocks:
-            raise BusyError(BUSY_TEXT)
         ends = time.monotonic() + (
             seconds if opening is None else max(MIN_OPEN_WAIT_SECONDS, seconds)
         )
         while time.monotonic() < ends:
             opening = opening or self._start_opening()
+            if opening is None and blocks:
+                raise BusyError(BUSY_TEXT)
             if opening is None:
                 time.sleep(_FREE_CHECK_SECONDS)
             has_ended = opening is not None and bool(wait((opening,), _FREE_CHECK_SECONDS).done)
