@@ -36,7 +36,7 @@ from memo.keys.encoding import atoms
 from memo.keys.encoding.atoms import SIMPLE
 from memo.keys.encoding.canonical import Unkeyable
 from memo.keys.fingerprint.function_version import Identity
-from memo.keys.fingerprint.held_values import STATELESS, State
+from memo.keys.fingerprint.held_values import STATELESS, SelfState
 from memo.keys.instances import Attributes
 from memo.keys.offloading import LIGHT_ENCODERS, refuse_heavy
 from memo.keys.resolvers import Resolved, Resolver, Template, address_text
@@ -323,7 +323,7 @@ class _Head(NamedTuple):
     """The first part that the keys of a function and class have in common, with its sources."""
 
     code: str
-    state: State
+    state: SelfState
     facts: bytes
 
 
@@ -501,7 +501,7 @@ class Keyer:
         """Return the code version for a call; for a method it depends on the object's class."""
         return self.identity.digest(self.owner(args))
 
-    def state(self, own: Any) -> State:
+    def state(self, own: Any) -> SelfState:
         """Return the description of the state that the method reads of an object."""
         if own is NOT_GIVEN or not self._method or isinstance(own, type):
             return STATELESS
@@ -547,7 +547,7 @@ class Keyer:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         light: bool,
-        state: State,
+        state: SelfState,
     ) -> Call:
         """Make the call of a method for which the state of its object counts; memoize it."""
         memo_key = None
@@ -561,7 +561,7 @@ class Keyer:
             self._remember(code, memo_key, call)
         return call
 
-    def _memo_key(self, args: tuple[Any, ...], state: State) -> tuple[Any, ...] | None:
+    def _memo_key(self, args: tuple[Any, ...], state: SelfState) -> tuple[Any, ...] | None:
         """Return the class, types and values that determine a method's call, if these alone do."""
         own, *given = args
         kind = type(own)
@@ -592,7 +592,7 @@ class Keyer:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         light: bool,
-        state: State,
+        state: SelfState,
     ) -> Call:
         own: Any = None
         self_part: SelfPart | None = None
@@ -634,7 +634,7 @@ class Keyer:
         elif len(self.memoized) < MAX_MEMOIZED_CALLS or args in self.memoized:
             self.memoized[args] = code, call
 
-    def _head(self, self_part: SelfPart | None, state: State, code: str) -> bytes:
+    def _head(self, self_part: SelfPart | None, state: SelfState, code: str) -> bytes:
         """Return the first part of a key: function, class, code version and state."""
         owner = "" if self_part is None else self_part.owner
         known = self._heads.get(owner)
@@ -651,7 +651,7 @@ class Keyer:
         code: str,
         own: Any,
         self_part: SelfPart | None,
-        state: State,
+        state: SelfState,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Call:
@@ -738,7 +738,7 @@ class Keyer:
             raise TypeError(f"{name}() {error}") from None
         raise TypeError(f"{name}() does not take these arguments")
 
-    def self_part(self, own: Any, state: State, light: bool = False) -> SelfPart:
+    def self_part(self, own: Any, state: SelfState, light: bool = False) -> SelfPart:
         """Return the part of `self` or `cls` in a key: its own key, or the state that counts."""
         kind = own if isinstance(own, type) else type(own)
         owner = f"{kind.__module__}:{kind.__qualname__}"
@@ -883,7 +883,7 @@ class Keyer:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         own: Any = NOT_GIVEN,
-        state: State = STATELESS,
+        state: SelfState = STATELESS,
     ) -> tuple[tuple[tuple[str, str], ...], bool]:
         """Return the names and digests of some arguments, and True if they determine the call.
 

@@ -28,7 +28,7 @@ from memo.keys.encoding.atoms import SIMPLE
 from memo.keys.encoding.canonical import Unkeyable
 from memo.keys.fingerprint import held_values
 from memo.keys.fingerprint.function_version import changed_names, code_digest
-from memo.keys.fingerprint.held_values import NO_VALUE, State
+from memo.keys.fingerprint.held_values import NO_VALUE, SelfState
 from memo.keys.offloading import refuse_heavy
 from memo.keys.own_changes import BeforeComputation, Changes, CurrentValue, ValuePlace
 from memo.keys.values import value_encoding
@@ -66,7 +66,7 @@ NO_ATTRIBUTES: Final = Attributes()
 NOTHING_CHANGED: Final = Changes()
 
 
-def attributes_of(own: Any, state: State, light: bool = False) -> Attributes:
+def attributes_of(own: Any, state: SelfState, light: bool = False) -> Attributes:
     """Return the attributes of an object that count.
 
     Args:
@@ -97,7 +97,7 @@ def attributes_of(own: Any, state: State, light: bool = False) -> Attributes:
     return found
 
 
-def is_plain(kind: type, state: State) -> bool:
+def is_plain(kind: type, state: SelfState) -> bool:
     """True if the attributes of such objects can be read directly from their `__dict__`."""
     if state.whole or state.originals or kind in _CHANGING_CLASSES:
         return False
@@ -112,7 +112,7 @@ def dict_of(own: Any, kind: type) -> dict[str, Any]:
     return found if type(found) is dict else {}
 
 
-def _look_up(own: Any, state: State, light: bool) -> Attributes:
+def _look_up(own: Any, state: SelfState, light: bool) -> Attributes:
     held = _dict_of(own)
     values = [held.get(name, NOT_GIVEN) for name in state.names]
     values = [_slot_value(own, state, n, v) for n, v in zip(state.names, values, strict=True)]
@@ -131,13 +131,13 @@ class ObjectBefore(NamedTuple):
     """
 
     own: Any
-    state: State
+    state: SelfState
     unchanging: Mapping[str, bytes]
     changing: Sequence[BeforeComputation]
     changed_names: frozenset[str]
 
 
-def record_before(own: Any, state: State) -> ObjectBefore:
+def record_before(own: Any, state: SelfState) -> ObjectBefore:
     """Record the attributes of an object before a computation, for `changes_since` after it."""
     held = _stored_attributes(own, state)
     names = state.names if not state.whole else tuple(dict.fromkeys((*held, *state.changed)))
@@ -193,7 +193,7 @@ def _count_changing(kind: type, step: int) -> None:
             del _CHANGING_CLASSES[kind]
 
 
-def _stored_attributes(own: Any, state: State) -> dict[str, Any]:
+def _stored_attributes(own: Any, state: SelfState) -> dict[str, Any]:
     """Return the attributes that are stored on an object, in its `__dict__` and its slots."""
     found = dict(_dict_of(own))
     slots = held_values.slots_of(type(own)) if state.whole else state.slots.values()
@@ -203,7 +203,7 @@ def _stored_attributes(own: Any, state: State) -> dict[str, Any]:
     return found
 
 
-def _current_value(own: Any, state: State, name: str) -> Any:
+def _current_value(own: Any, state: SelfState, name: str) -> Any:
     return _stored_attributes(own, state).get(name, NO_VALUE)
 
 
@@ -227,7 +227,7 @@ def _encoding_with_texts(name: str, value: Any, given: Mapping[str, str]) -> byt
     return encode_attribute(name, value, [], instead, given)
 
 
-def _with_base_encodings(own: Any, found: Attributes, state: State) -> Attributes:
+def _with_base_encodings(own: Any, found: Attributes, state: SelfState) -> Attributes:
     """Return attributes as they count: as they were before computations changed them."""
     encodings: list[bytes] = []
     changed: list[str] = []
@@ -240,7 +240,7 @@ def _with_base_encodings(own: Any, found: Attributes, state: State) -> Attribute
     return found._replace(encodings=encodings, left_out=lost)
 
 
-def _base_encoding(own: Any, state: State, name: str, value: Any, encoding: bytes) -> bytes:
+def _base_encoding(own: Any, state: SelfState, name: str, value: Any, encoding: bytes) -> bytes:
     current = CurrentValue(
         ValuePlace(own, name, f"self.{name}"), value, encoding, partial(_encoding_with_texts, name)
     )
@@ -250,7 +250,7 @@ def _base_encoding(own: Any, state: State, name: str, value: Any, encoding: byte
     return base
 
 
-def _originals_for(current: CurrentValue, state: State) -> Mapping[str, str]:
+def _originals_for(current: CurrentValue, state: SelfState) -> Mapping[str, str]:
     """Return the originals of an attribute, by path, as far as the code still changes them."""
     found = {
         k: t for k, t in state.originals.items() if own_changes.label_of(k) == current.at.label
@@ -269,7 +269,7 @@ def _dict_of(own: Any) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _slot_value(own: Any, state: State, name: str, value: Any) -> Any:
+def _slot_value(own: Any, state: SelfState, name: str, value: Any) -> Any:
     if value is not NOT_GIVEN or name not in state.slots:
         return value
     try:
@@ -278,7 +278,7 @@ def _slot_value(own: Any, state: State, name: str, value: Any) -> Any:
         return NOT_GIVEN
 
 
-def _all_attributes(own: Any, state: State, light: bool, changing: bool) -> Attributes:
+def _all_attributes(own: Any, state: SelfState, light: bool, changing: bool) -> Attributes:
     """Return all attributes of an object and, if its class extends a container, its content."""
     kind = type(own)
     derived = {

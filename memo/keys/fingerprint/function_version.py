@@ -23,7 +23,7 @@ from memo.keys.fingerprint.held_values import (
     NO_VALUE,
     STABLE,
     STATELESS,
-    State,
+    SelfState,
     fingerprint_of,
     innermost,
     layers,
@@ -98,7 +98,7 @@ class KnownVersion:
         functions: list[tuple[types.FunctionType, Any, Any, Any]],
         classes: list[ClassAttributes | AttributeCount],
         watched: list[WatchedValue],
-        state: State = STATELESS,
+        state: SelfState = STATELESS,
         changed: frozenset[str] = frozenset(),
         unmatched: frozenset[str] = frozenset(),
         known_changes: tuple[str, ...] = (),
@@ -271,7 +271,7 @@ class Identity:
         else:
             warnings.warn_explicit(message, UserWarning, code.co_filename, code.co_firstlineno)
 
-    def state(self, owner: type) -> State:
+    def state(self, owner: type) -> SelfState:
         """Return the state of `self` that the method reads, as `digest` last found it."""
         if self._pinned is None:
             seen = self.versions.get(owner)

@@ -31,10 +31,11 @@ STABLE = "__memo_stable__"
 MAX_ELEMENTS = 20_000
 """Elements of a structure that are followed one by one; the rest is not tracked."""
 
-Ref = types.FunctionType | type
+CodeRef = types.FunctionType | type
+"""A function or class of the user's in a value, whose code is followed."""
 
 
-class State(NamedTuple):
+class SelfState(NamedTuple):
     """The state of `self` that a method reads.
 
     Attributes:
@@ -53,7 +54,7 @@ class State(NamedTuple):
     originals: Mapping[str, str] = types.MappingProxyType({})
 
 
-STATELESS = State()
+STATELESS = SelfState()
 
 
 class ValueFingerprint(NamedTuple):
@@ -70,11 +71,11 @@ class ValueFingerprint(NamedTuple):
     """
 
     text: str
-    refs: tuple[Ref, ...] = ()
+    refs: tuple[CodeRef, ...] = ()
     mutable: bool = False
     left_out: tuple[tuple[str, str], ...] = ()
     packages: frozenset[tuple[str, str]] = frozenset()
-    noted: tuple[tuple[str, Ref], ...] = ()
+    noted: tuple[tuple[str, CodeRef], ...] = ()
 
     def same(self, other: ValueFingerprint) -> bool:
         """True if two fingerprints, taken in one process, are of equal values."""
@@ -234,10 +235,10 @@ class FingerprintWalk:
 
     def __init__(self, given: Mapping[str, str] = NO_SUBSTITUTES) -> None:
         self.given = given
-        self.refs: list[Ref] = []
+        self.refs: list[CodeRef] = []
         self.mutable = False
         self.left_out: list[tuple[str, str]] = []
-        self.noted: dict[int, tuple[str, Ref]] = {}
+        self.noted: dict[int, tuple[str, CodeRef]] = {}
         self.packages: set[tuple[str, str]] = set()
         self.done: dict[int, tuple[str, Any]] = {}
         self.open: dict[int, int] = {}
@@ -294,7 +295,7 @@ class FingerprintWalk:
 
     # functions, classes, modules
 
-    def _code(self, value: Ref, path: str) -> str:
+    def _code(self, value: CodeRef, path: str) -> str:
         if vars(value).get(STABLE):
             self.left_out.append((path, f"{qualified_name(value)} is marked stable"))
             return f"stable {qualified_name(value)}"
@@ -313,7 +314,7 @@ class FingerprintWalk:
         self._package(whose)
         return f"class {qualified_name(value)}"
 
-    def _ref(self, value: Ref) -> str:
+    def _ref(self, value: CodeRef) -> str:
         self.refs.append(value)
         return f"@{len(self.refs) - 1}"
 
@@ -458,7 +459,7 @@ class FingerprintWalk:
     def _canonical(self, value: Any) -> str:
         return canonical.digest(value, self._note).hex()[:32]
 
-    def _note(self, value: Ref, _owner: type | None) -> str:
+    def _note(self, value: CodeRef, _owner: type | None) -> str:
         """Return the text of a function or class inside a value that `canonical` keys.
 
         It is remembered, so that the code that it reaches is followed as well.
@@ -511,7 +512,7 @@ class _PartsWalk(FingerprintWalk):
     def _plain_container_text(self, value: Any) -> str | None:
         return None if len(value) <= MAX_DETAILS else super()._plain_container_text(value)
 
-    def _ref(self, value: Ref) -> str:
+    def _ref(self, value: CodeRef) -> str:
         return f"@{qualified_name(value)} {id(value)}"
 
 
@@ -636,7 +637,7 @@ def _sort_key(value: Any) -> tuple[str, list[str]]:
     return shot.text, [qualified_name(ref) + _bytecode_text(ref) for ref in shot.refs]
 
 
-def _bytecode_text(ref: Ref) -> str:
+def _bytecode_text(ref: CodeRef) -> str:
     if isinstance(ref, type):
         return ""
     from memo.keys.fingerprint import normalised_code

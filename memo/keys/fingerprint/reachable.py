@@ -34,8 +34,8 @@ from memo.keys.fingerprint.held_values import (
     DESCRIPTORS,
     NO_VALUE,
     STABLE,
-    Ref,
-    State,
+    CodeRef,
+    SelfState,
     ValueFingerprint,
     fingerprint_of,
     fingerprint_with,
@@ -143,7 +143,30 @@ class _ValueAt(NamedTuple):
 
 
 class GraphBuilder:
-    """The graph of one function, while it is built."""
+    """The graph of one function, while it is built.
+
+    Attributes:
+        nodes, todo: the graph, and the functions and classes in it that are still to be read.
+        functions, classes: the functions and the user's classes that were read, by address.
+        class_functions: addresses of functions under `@classmethod`: they get the class as `self`.
+        library: classes of libraries to which the user may have attached something.
+        named: node -> names in its code; one that such a class has is followed.
+        places, values: where the digest depends on an object's identity, and that object.
+        watched: where it depends on a value that may change in place.
+        values_at: every value read so far, by its place.
+        assigned, set_anywhere: places that code in reach rebinds; names of attributes that it sets
+            on objects that cannot be determined.
+        changed: names that it assigns, sets or fills; see `own_changes`.
+        filled: places in classes that are only filled, as the survey before this one found.
+        filled_names, read_names: names of attributes that code fills; that it reads.
+        originals: see `own_changes`.
+        self_attributes, self_escapes: attributes of `self` that count; True if all of them do.
+        ignored, unmatched: labels that do not count; those of them that nothing had so far.
+        left_out: descriptions of everything that does not count, for `explain`.
+        shipped: use the bytecode of functions as their text.
+        home: the module of the root; labels of its globals leave it out.
+        owner: the class of `self`.
+    """
 
     def __init__(
         self,
@@ -162,7 +185,7 @@ class GraphBuilder:
         self.assigned: set[Place] = set()
         self.set_anywhere: set[str] = set()
         self.nodes: dict[Key, Node] = {}
-        self.todo: list[tuple[Key, Ref, type | None]] = []
+        self.todo: list[tuple[Key, CodeRef, type | None]] = []
         self.places: dict[Place, Location] = {}
         self.values: dict[Place, Any] = {}
         self.watched: dict[Place, WatchedValue] = {}
@@ -237,14 +260,14 @@ class GraphBuilder:
                 self.classes[place[0]] = shape.without(place[1])
             self.watched[place] = known.watch()
 
-    def state(self) -> State:
+    def state(self) -> SelfState:
         """Return the state of `self` that the followed methods read."""
         if self.owner is None:
-            return State()
+            return SelfState()
         slots = {slot.__name__: slot for slot in slots_of(self.owner)}
         names, changed = tuple(sorted(self.self_attributes)), frozenset(self.changed)
         originals = {k: t for k, t in self.originals.items() if k.startswith("self.")}
-        return State(names, self.self_escapes, slots, changed, originals)
+        return SelfState(names, self.self_escapes, slots, changed, originals)
 
     def _known_changes_in_reach(self) -> tuple[str, ...]:
         """Return the keys of the originals that apply to values in reach."""
@@ -272,7 +295,7 @@ class GraphBuilder:
         for note, ref in fingerprint.noted:
             node.edges.add((f"{label}@{note}", self._node_key(ref, None)))
 
-    def _node_key(self, ref: Ref, owner: type | None) -> Key:
+    def _node_key(self, ref: CodeRef, owner: type | None) -> Key:
         of = None if isinstance(ref, type) else owner
         key = (id(ref), 0 if of is None else id(of))
         if key not in self.nodes:
