@@ -43,7 +43,7 @@ from memo.runtime.port import Port
 from memo.runtime.reasons import UNREACHABLE
 from memo.settings.options import INHERIT, Policy
 from memo.stores.chain import Answer
-from memo.stores.writing import Item
+from memo.stores.writing import EntryToStore
 from memo.validity import results, stamps
 from memo.validity.check import BORN_STALE, ttl_ns
 from memo.validity.dependencies import MAX_ARGUMENT_BYTES
@@ -730,7 +730,10 @@ async def _seal(port: Port, job: Job, header: Header, encoded: Encoded) -> Seale
 async def store_sealed(port: Port, made: Sequence[Sealed]) -> list[seal.Entry]:
     """Store results of one function, and record the manifest of their code version."""
     chain, function, code = made[0].job.chain, made[0].job.function, made[0].header.code
-    items = [Item(one.job.name, one.record, one.encoded.payload, one.header.times) for one in made]
+    items = [
+        EntryToStore(one.job.name, one.record, one.encoded.payload, one.header.times)
+        for one in made
+    ]
     with lock_patience(function.policy):
         stored = await chain.writer.store_all(port, items)
         await chain.writer.keep_groups(

@@ -36,9 +36,9 @@ from memo.settings.secret_keys import Secret
 from memo.stores.bundle_file import (
     KEY_VARIABLE,
     Bundle,
-    Item,
-    Origin,
-    Part,
+    BundleItem,
+    BundleOrigin,
+    BundlePart,
     current_states,
     file_path,
     given_key,
@@ -130,10 +130,10 @@ def export_bundle(
 
 async def _export(
     port: Port, path: Path, given: Sequence[Any], wanted: Selection, key: str, note: str
-) -> list[Item]:
+) -> list[BundleItem]:
     secret = secret_of(key)
     here = {one.function_id: one for one in functions()}
-    parts: list[Part] = []
+    parts: list[BundlePart] = []
     searched: set[str] = set()
     usual = assembly.default_chain()
     for target in given or [None]:
@@ -161,14 +161,14 @@ async def _export(
     user = getpass.getuser()
     python = platform.python_version()
     by, system = f"{user}@{writer_name()}", f"{platform.system()} {platform.machine()}"
-    origin = Origin(time.time(), by, VERSION, python, system, usual.namespace, note)
+    origin = BundleOrigin(time.time(), by, VERSION, python, system, usual.namespace, note)
     await port.offload(write, path, origin, parts, secret)
     return [part.item for part in parts]
 
 
 async def _seal_part(
     port: Port, chain: Chain, header: Header, secret: Secret, judge: Judge
-) -> Part | None:
+) -> BundlePart | None:
     """Return an entry, sealed for a bundle; None if it is not fresh, or incomplete here."""
     found = await chain.lookup(port, header.function, header.key, only_fresh(judge))
     entry = found.entry
@@ -186,7 +186,7 @@ async def _seal_part(
     ttl = None if times.ttl < 0 else times.ttl / SECOND
     facts = (header.function, header.key, header.code, header.summary)
     moments = (times.finished / SECOND, ttl, times.cost / SECOND, entry.size)
-    return Part(Item(*facts, *moments, (0, 0), None), record, view)
+    return BundlePart(BundleItem(*facts, *moments, (0, 0), None), record, view)
 
 
 # --- looking at one -------------------------------------------------------------------------------
@@ -256,11 +256,11 @@ class Imported(NamedTuple):
     """
 
     bundle: Bundle
-    stored: tuple[Item, ...] = ()
-    other_code: tuple[Item, ...] = ()
-    expired: tuple[Item, ...] = ()
-    changed: tuple[Item, ...] = ()
-    damaged: tuple[Item, ...] = ()
+    stored: tuple[BundleItem, ...] = ()
+    other_code: tuple[BundleItem, ...] = ()
+    expired: tuple[BundleItem, ...] = ()
+    changed: tuple[BundleItem, ...] = ()
+    damaged: tuple[BundleItem, ...] = ()
 
     def lines(self) -> list[str]:
         """Describe the outcome in lines of text."""
@@ -281,7 +281,7 @@ class Imported(NamedTuple):
         return "\n".join(self.lines())
 
 
-def _item_text(item: Item) -> str:
+def _item_text(item: BundleItem) -> str:
     """Return an entry as a call, for display."""
     given = {
         n: p[0] for n, p in json.loads(item.arguments).items() if n[0] != summaries.SPECIAL_PREFIX
@@ -319,7 +319,7 @@ async def _import(port: Port, bundle: Bundle) -> Imported:
     here = {one.function_id: one._function for one in functions()}
     default = assembly.default_chain()
     codes = await _compare_code(port, default, bundle)
-    found: dict[str, list[Item]] = {name: [] for name in Imported._fields[1:]}
+    found: dict[str, list[BundleItem]] = {name: [] for name in Imported._fields[1:]}
     for item in bundle.items:
         function = here.get(item.function)
         if function is not None and codes[item.function, item.code] == OTHER_CODE:
@@ -331,7 +331,7 @@ async def _import(port: Port, bundle: Bundle) -> Imported:
     return Imported(bundle, *(tuple(items) for items in found.values()))
 
 
-async def _store(port: Port, chain: Chain, bundle: Bundle, item: Item) -> list[str]:
+async def _store(port: Port, chain: Chain, bundle: Bundle, item: BundleItem) -> list[str]:
     """Store one entry, and return the lists of the outcome that it belongs to."""
     try:
         entry = await port.offload(bundle.entry, item)
@@ -350,7 +350,7 @@ async def _store(port: Port, chain: Chain, bundle: Bundle, item: Item) -> list[s
     return ["stored", "changed"] if changed else ["stored"]
 
 
-def _payload(bundle: Bundle, item: Item, entry: seal.Entry) -> Payload | None:
+def _payload(bundle: Bundle, item: BundleItem, entry: seal.Entry) -> Payload | None:
     source = bundle.source(item)
     if source is None or not entry.buffers:
         return None

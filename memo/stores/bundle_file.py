@@ -60,7 +60,7 @@ _WRITE_CHUNK_BYTES = 4 << 20
 _SEALED_STATES = b"memo bundle states"
 
 
-class Item(NamedTuple):
+class BundleItem(NamedTuple):
     """An entry of a bundle, as listed in its manifest.
 
     Attributes:
@@ -88,7 +88,7 @@ class Item(NamedTuple):
     payload: tuple[int, int] | None
 
 
-class Origin(NamedTuple):
+class BundleOrigin(NamedTuple):
     """The origin of a bundle.
 
     Attributes:
@@ -108,10 +108,10 @@ class Origin(NamedTuple):
     note: str = ""
 
 
-class Part(NamedTuple):
+class BundlePart(NamedTuple):
     """An entry to be written: its record, sealed for the bundle, and its payload."""
 
-    item: Item
+    item: BundleItem
     record: bytes
     payload: memoryview | None
 
@@ -155,7 +155,7 @@ def given_key(key: str | None) -> str | None:
     return key or os.environ.get(KEY_VARIABLE) or None
 
 
-def write(path: Path, origin: Origin, parts: Sequence[Part], secret: Secret) -> None:
+def write(path: Path, origin: BundleOrigin, parts: Sequence[BundlePart], secret: Secret) -> None:
     """Write a bundle atomically, readable only by its user.
 
     Raises:
@@ -241,7 +241,7 @@ class Bundle:
 
     Attributes:
         verified: the seal was checked with the key.
-        origin: see `Origin`.
+        origin: see `BundleOrigin`.
         items: its entries.
 
     Raises:
@@ -282,7 +282,7 @@ class Bundle:
         self.id = head[16:48].hex()
         try:
             contents = json.loads(manifest)
-            self.origin = Origin(*contents["origin"])
+            self.origin = BundleOrigin(*contents["origin"])
             self.items = [_item(row) for row in contents["entries"]]
         except (ValueError, KeyError, TypeError) as error:
             raise BundleError(
@@ -305,7 +305,7 @@ class Bundle:
 
     # --- entries ---------------------------------------------------------------------------------
 
-    def entry(self, item: Item) -> Entry:
+    def entry(self, item: BundleItem) -> Entry:
         """Return an entry, as it was sealed for the bundle.
 
         Raises:
@@ -322,7 +322,7 @@ class Bundle:
             raise TierError(f"{self.path.name}: {error.strerror}") from error
         return seal.unpack(record, (self._secret,), self.origin.namespace, item.key)
 
-    def source(self, item: Item) -> Source | None:
+    def source(self, item: BundleItem) -> Source | None:
         """Return the source of an entry's payload in the file."""
         if item.payload is None:
             return None
@@ -462,7 +462,7 @@ class Bundle:
 
     # --- display ---------------------------------------------------------------------------------
 
-    def functions(self) -> Iterator[tuple[str, list[Item]]]:
+    def functions(self) -> Iterator[tuple[str, list[BundleItem]]]:
         """Yield each function with its entries."""
         for function in dict.fromkeys(item.function for item in self.items):
             yield function, [item for item in self.items if item.function == function]
@@ -474,8 +474,8 @@ class Bundle:
         return f"<Bundle {self.path.name}: {entries} by {self.origin.by}{note}>"
 
 
-def _item(row: Sequence[Any]) -> Item:
-    item = Item(*row)
+def _item(row: Sequence[Any]) -> BundleItem:
+    item = BundleItem(*row)
     payload = None if item.payload is None else (int(item.payload[0]), int(item.payload[1]))
     return item._replace(record=(int(item.record[0]), int(item.record[1])), payload=payload)
 

@@ -26,7 +26,7 @@ BYTES_PER_WRITE = 256 * 1024
 """Bytes of records at which a batch is complete."""
 
 
-class Item(NamedTuple):
+class EntryToStore(NamedTuple):
     """An entry to store: see `Writer.store`."""
 
     name: str
@@ -96,7 +96,7 @@ class Writer:
                 stored.append(tier.name)
         return tuple(stored)
 
-    async def store_all(self, port: Port, items: Sequence[Item]) -> list[tuple[str, ...]]:
+    async def store_all(self, port: Port, items: Sequence[EntryToStore]) -> list[tuple[str, ...]]:
         """Like `store`, for several entries; small ones share a transaction or a round trip."""
         if len(items) == 1:
             return [await self.store(port, *items[0])]
@@ -110,7 +110,7 @@ class Writer:
                 stored[at] = await self.store(port, *item)
         return [stored[at] for at in range(len(items))]
 
-    def _is_small(self, item: Item) -> bool:
+    def _is_small(self, item: EntryToStore) -> bool:
         return (
             item.payload is None
             and len(item.record) <= BATCHED_RECORD_BYTES
@@ -120,7 +120,7 @@ class Writer:
             )
         )
 
-    async def _store_some(self, port: Port, items: Sequence[Item]) -> tuple[str, ...]:
+    async def _store_some(self, port: Port, items: Sequence[EntryToStore]) -> tuple[str, ...]:
         """Store small entries in one batch; return the names of the tiers that took all of them."""
         kept = [(item.name, item.record, self._lifetime(item.times)) for item in items]
         stored = []
@@ -203,7 +203,7 @@ class Writer:
             port.spawn(work, "memo-heal")
 
 
-def _batches(places: Sequence[int], items: Sequence[Item]) -> Iterator[list[int]]:
+def _batches(places: Sequence[int], items: Sequence[EntryToStore]) -> Iterator[list[int]]:
     """Split the positions of items into batches; see `ENTRIES_PER_WRITE` and `BYTES_PER_WRITE`."""
     batch: list[int] = []
     size = 0

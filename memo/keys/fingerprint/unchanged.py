@@ -44,7 +44,7 @@ Get = Callable[[Any, Any], Any]
 """Reads a name of a namespace: `(name, default) -> object`."""
 
 
-class Cell:
+class CapturedVariable:
     """A captured variable, with the interface of a mapping."""
 
     def __init__(self, cell: types.CellType) -> None:
@@ -97,7 +97,7 @@ def location_in_class(cls: type, name: str) -> Location:
 
 def location_in_cell(cell: types.CellType) -> Location:
     """Return the location of a captured variable."""
-    return Location(cell, Cell(cell).get, "")
+    return Location(cell, CapturedVariable(cell).get, "")
 
 
 class WatchedValue:
