@@ -9,8 +9,8 @@
 
 The folders: `decorators` creates cached functions, `engine` answers their calls, `keys` determines
 the entry of a call, `stores` keeps entries in tiers, `validity` checks that an entry is still
-valid.  This file imports from all of them, and nothing in them imports it.  Start with
-`decorators/cached_function.py`, where a call begins.
+valid.  This file imports from all of them; only `cli` imports it.  Start with
+`decorators/cached_function.py`, where a call begins; `docs/architecture.md` has the whole picture.
 """
 
 from __future__ import annotations
