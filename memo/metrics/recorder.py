@@ -112,7 +112,7 @@ class Counters:
                     last, tally = function, self._current_tally(function)
                     by_tier, times = tally.hits_by_tier, tally.hit_times
                     bucket, outcomes = tally.bucket, tally.outcomes
-                if len(outcomes) < MAX_OUTCOMES:
+                if len(outcomes) < MAX_OUTCOMES or key in outcomes:
                     outcomes[key] = "hit"
                 by_tier[tier] += 1
                 times[histogram_step(seconds)] += 1

@@ -17,7 +17,7 @@ from time_ahead import Ahead
 from waiting import until
 
 from memo import configure
-from memo.metrics.counters import MAX_TIMELINE_POINTS
+from memo.metrics.counters import MAX_OUTCOMES, MAX_TIMELINE_POINTS
 from memo.metrics.recorder import COUNTERS, FAILED_REFRESH, REFRESHED, REFRESHING, Counters, Span
 from memo.metrics.shared_counters import (
     SNAPSHOT_KEPT_SECONDS,
@@ -155,6 +155,17 @@ def test_the_median_is_right_to_five_percent(counters: Counters) -> None:
     counters.reset()
     counters(hit(seconds=0.0))
     assert counters.snapshot().total.median_hit == pytest.approx(1e-9, rel=0.1)
+
+
+def test_the_latest_answer_of_a_known_key_is_kept_when_no_other_fits(counters: Counters) -> None:
+    """A full table takes no more keys, but a hit on one of its keys is still its latest answer."""
+    for number in range(MAX_OUTCOMES):
+        counters(Event(events.COMPUTED, "app:load", f"k{number}"))
+    counters(Event(events.HIT, "app:load", "k0", tier="memory"))
+    counters(Event(events.HIT, "app:load", "another", tier="memory"))
+    outcomes = counters.outcomes()["app:load"]
+    assert len(outcomes) == MAX_OUTCOMES
+    assert outcomes["k0"] == "hit"
 
 
 def test_cache_info_is_that_of_lru_cache(counters: Counters) -> None:
