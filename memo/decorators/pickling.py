@@ -1,4 +1,8 @@
-"""Pickle cached functions: by reference if a worker can import them, else by value."""
+"""Pickle cached functions: by reference if a worker can import them, else by value.
+
+The pickles call `_apply_using`, `_import_function`, `_unpickle_function` and `_rebuild_function`:
+their names and arguments are part of the format.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +25,22 @@ def reduce_function(function: CachedFunction[Any, Any]) -> Any:
     """Return the value that `__reduce__` returns for a cached function."""
     original = function._original
     if original is not None:
-        return _used, (original, codec.pickle_by_value(_given_to_using(function, original)))
+        return _apply_using, (
+            original,
+            codec.pickle_by_value(_arguments_of_using(function, original)),
+        )
     module, name = function.__module__, getattr(function, "__qualname__", "")
     settings = _settings()
     if module != "__main__" and _look_up(module, name) is function:
-        return _found, (module, name, *settings)
+        return _import_function, (module, name, *settings)
     if not _by_value.get():
-        return _unpacked, (_pickled_by_value(function), *settings)
+        return _unpickle_function, (_pickle_by_value(function), *settings)
     given = {**function._options, "name": function.function_id}
     code = function._function.keyer.identity.digest()
-    return _rebuilt, (type(function), function.__wrapped__, given, code, function.of_class)
+    return _rebuild_function, (type(function), function.__wrapped__, given, code, function.of_class)
 
 
-def _given_to_using(
+def _arguments_of_using(
     function: CachedFunction[Any, Any], original: CachedFunction[Any, Any]
 ) -> dict[str, Any]:
     """Return the arguments with which `original.using` makes a function again."""
@@ -43,7 +50,8 @@ def _given_to_using(
     return {"mode": kind, "max_age": max_age, **own}
 
 
-def _used(original: CachedFunction[Any, Any], packed: bytes) -> CachedFunction[Any, Any]:
+def _apply_using(original: CachedFunction[Any, Any], packed: bytes) -> CachedFunction[Any, Any]:
+    """Return `original.using(...)`."""
     import pickle
 
     return original.using(**pickle.loads(packed))
@@ -62,7 +70,7 @@ _by_value: ContextVar[bool] = ContextVar("memo_whole", default=False)
 """True while cloudpickle pickles a cached function with everything that it reaches."""
 
 
-def _pickled_by_value(function: CachedFunction[Any, Any]) -> bytes:
+def _pickle_by_value(function: CachedFunction[Any, Any]) -> bytes:
     """Pickle a function by value, for picklers that cannot do that themselves."""
     token = _by_value.set(True)
     try:
@@ -71,7 +79,8 @@ def _pickled_by_value(function: CachedFunction[Any, Any]) -> bytes:
         _by_value.reset(token)
 
 
-def _unpacked(packed: bytes, settings: Mapping[str, Any], sender: str) -> Any:
+def _unpickle_function(packed: bytes, settings: Mapping[str, Any], sender: str) -> Any:
+    """Adopt the sender's settings, and unpickle a function that was pickled by value."""
     import pickle
 
     configuration.adopt(settings, sender)
@@ -86,7 +95,8 @@ def _look_up(module: str, name: str) -> Any:
     return found.__func__ if isinstance(found, BoundFunction) else found
 
 
-def _found(module: str, name: str, settings: Mapping[str, Any], sender: str) -> Any:
+def _import_function(module: str, name: str, settings: Mapping[str, Any], sender: str) -> Any:
+    """Adopt the sender's settings, and import a function by its name."""
     configuration.adopt(settings, sender)
     importlib.import_module(module)
     found = _look_up(module, name)
@@ -95,13 +105,14 @@ def _found(module: str, name: str, settings: Mapping[str, Any], sender: str) -> 
     return found
 
 
-def _rebuilt(
+def _rebuild_function(
     kind: type[CachedFunction[Any, Any]],
     function: Callable[..., Any],
     given: Mapping[str, Any],
     code: str,
     of_class: bool,
 ) -> CachedFunction[Any, Any]:
+    """Decorate a function again that was pickled by value, with its id and code version."""
     made = kind._make_copy(function, given)
     made._function.keyer.identity = Identity(function, digest=code)
     if of_class:
