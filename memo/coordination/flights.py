@@ -178,7 +178,7 @@ class Flights:
             return flight, leads
 
     def join_since(self, name: str, refs: Sequence[Ref], since: int) -> tuple[Flight | None, bool]:
-        """Join a flight or lead one; None if one may have ended since the look-up: look up again.
+        """Join a flight or lead one; None if one may have ended since the lookup: look up again.
 
         Args:
             since: `ended_count` before the caller looked the entry up.

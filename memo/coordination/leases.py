@@ -91,7 +91,7 @@ def _number(text: str) -> float | None:
 
 
 MakeLookup = Callable[[], Coroutine[Any, Any, PendingLookup | None]]
-"""Makes a look-up without sending it; None if it cannot be sent together with another command."""
+"""Makes a lookup without sending it; None if it cannot be sent together with another command."""
 
 
 class Lease:
@@ -101,7 +101,7 @@ class Lease:
         acquired: this process holds it.
         confirmed: the shared tier did not fail when it was acquired, or has renewed it since.
         waited: seconds that acquiring it took.
-        pending_lookup: the look-up that was sent along with the acquisition, with its reply, or
+        pending_lookup: the lookup that was sent along with the acquisition, with its reply, or
             None.
         flight: the computation that it is for.
         holder_name: the unique name of this holder.
@@ -254,7 +254,7 @@ async def acquire_lease(
     Args:
         refresh: try once, without waiting.
         expected: seconds that the computation took last time, for the waiting processes.
-        make_lookup: makes a look-up to send in the same exchange; see `Lease.pending_lookup`.
+        make_lookup: makes a lookup to send in the same exchange; see `Lease.pending_lookup`.
     """
     if not (policy.use_lock or refresh):
         return None

@@ -115,7 +115,7 @@ def answer_from_first_tier(
 def answer_after_lookup(
     function: Function, call: Call, pending: PendingLookup, begun: float
 ) -> Any:
-    """Answer a call from a look-up that has its reply; `NOTHING` as in `answer_from_first_tier`."""
+    """Answer a call from a lookup that has its reply; `NOTHING` as in `answer_from_first_tier`."""
     chain = function.chain()
     if pending.chain is not chain:  # the settings have changed
         return NOTHING
@@ -165,7 +165,7 @@ async def answer(
     """Answer a call by the general path; return its value, or `Raised`.
 
     Args:
-        pending: the look-up that `answer_from_first_tier` sent; it has its reply.
+        pending: the lookup that `answer_from_first_tier` sent; it has its reply.
     """
     with excluded_from_own_time():
         return await _answer(port, function, call, args, kwargs, pending)
@@ -280,7 +280,7 @@ def emit_hit(job: Job, found: Answer, begun: float, *, was_missing: bool) -> Non
     """Emit the event of an answer from the cache.
 
     Args:
-        was_missing: an earlier look-up of this call missed, so another caller or process has
+        was_missing: an earlier lookup of this call missed, so another caller or process has
             computed the value since.
     """
     assert found.entry is not None
@@ -466,7 +466,7 @@ async def _compute_as_leader(
 
 
 async def prepare_lookup(port: Port, job: Job) -> PendingLookup | None:
-    """Make the look-up for `stored_by_another`, to be sent in the exchange that takes the lease."""
+    """Make the lookup for `stored_by_another`, to be sent in the exchange that takes the lease."""
     with lock_patience(job.function.policy):
         return await job.chain.prepare_lookup(port, job.function.id, job.call.text, job.call.refs)
 

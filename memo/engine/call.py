@@ -212,7 +212,7 @@ class Job:
 
     Attributes:
         name: the name under which its entry is stored.
-        pending_lookup: a look-up that has read its stamps, for `take_stamps`, or None.
+        pending_lookup: a lookup that has read its stamps, for `take_stamps`, or None.
         repeated: the arguments that repeat the call, if they are not those that make its key.
     """
 

@@ -442,7 +442,7 @@ async def take_stamps(port: Port, jobs: Sequence[Job]) -> list[tuple[Stamp, ...]
     if len(jobs) > 1:
         refs = list(dict.fromkeys(ref for job in jobs for ref in job.call.refs))
     if len(jobs) > 1 or len(refs) > GENERATIONS_PER_STEP:
-        pending = None  # the look-up has read the states of one call only
+        pending = None  # the lookup has read the states of one call only
     for job in jobs:
         job.pending_lookup = None
     states: dict[Ref, State] = {}

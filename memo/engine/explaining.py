@@ -632,7 +632,7 @@ class Planner:
     """Builds the plan of a call.
 
     Args:
-        port: runs the look-ups.
+        port: runs the lookups.
         chain: the chain in which entries are looked up.
         functions: the functions of this process, by id.
     """

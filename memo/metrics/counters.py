@@ -203,7 +203,7 @@ def _coalesced(tally: Tally, event: Event) -> None:
 
 
 def _revalidated(tally: Tally, event: Event) -> None:
-    """Count a confirmed value, and take the miss of its look-up back."""
+    """Count a confirmed value, and take the miss of its lookup back."""
     if event.reason == events.BY_REFRESH:  # no caller waited for it
         return
     tally.revalidated += 1

@@ -335,7 +335,7 @@ class Span:
             self._drop_miss(event.key)
 
     def _drop_miss(self, key: str) -> None:
-        """Drop the miss of a look-up that was answered after all."""
+        """Drop the miss of a lookup that was answered after all."""
         for index in reversed(range(len(self.misses))):
             if self.misses[index].key == key:
                 del self.misses[index]
@@ -438,7 +438,7 @@ COUNTERS = Counters(on_new_second=publish)
 @functools.cache
 def listen() -> None:
     """Start to count; `import memo` does this, and a second call does nothing."""
-    events.on_event(COUNTERS.__call__)  # the bound method saves a look-up for each event
+    events.on_event(COUNTERS.__call__)  # the bound method saves a lookup for each event
     fork.in_child(_after_fork)
 
 

@@ -71,7 +71,7 @@ class FunctionStats:
         errors_by_reason: faults of the cache that no caller noticed.
         stored: results written; `bytes_stored` their bytes.
         bytes_read: bytes of the entries that answered.
-        hit_seconds: time spent in look-ups that answered.
+        hit_seconds: time spent in lookups that answered.
         hit_times: histogram of those times; see `memo.metrics.counters.histogram_step`.
         saved: seconds that callers would have waited longer without the cache: for each answer the
             recorded cost of its computation, less the time that the answer took, at least 0.
@@ -152,7 +152,7 @@ class FunctionStats:
 
     @property
     def median_hit(self) -> float | None:
-        """Median time of a look-up that answered, in seconds, to about 4.5 %; None without one."""
+        """Median time of a lookup that answered, in seconds, to about 4.5 %; None without one."""
         return median(self.hit_times)
 
     def __add__(self, other: FunctionStats) -> FunctionStats:

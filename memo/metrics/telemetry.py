@@ -80,7 +80,7 @@ class Instrumentation:
         self._invalidations = count("memo.invalidations", "{invalidation}", "Invalidations")
         self._errors = count("memo.errors", "{error}", "Faults of the cache, hidden from callers")
         self._stored = count("memo.stored", "By", "Bytes of the results that were stored")
-        self._lookup = times("memo.lookup.duration", "s", "Time of the look-ups that answered")
+        self._lookup = times("memo.lookup.duration", "s", "Time of the lookups that answered")
         self._compute = times("memo.compute.duration", "s", "Own time of computations")
         self.on = True
         for name, unit, about, read in _COUNTED:
@@ -221,7 +221,7 @@ def instrument(
         memo.instrument()
 
     Metrics are hits, stale hits, misses, refreshes and errors by function and tier, the times of
-    look-ups and computations, bytes, the time saved, and the state of each tier.  Each computation
+    lookups and computations, bytes, the time saved, and the state of each tier.  Each computation
     is a span, linked to the computations of this process whose stored results it used.
 
     Args:

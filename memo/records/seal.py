@@ -113,7 +113,7 @@ class Header(NamedTuple):
 
     Attributes:
         namespace, key: the namespace and the key it was computed for; compared with those of the
-            look-up.
+            lookup.
         function: id of the function, `"module:qualname"`.
         code: the function's code version.
         address: the readable name for invalidation, `"prefix:arg:arg"`.
@@ -408,7 +408,7 @@ class CheckedRecords:
     """Recently checked records, so that a record with many hits is checked only once.
 
     If the bytes under a name equal those checked before, their seal holds too; each set of secrets
-    has a table of its own.  A record is kept from its second look-up on, since keeping one-off
+    has a table of its own.  A record is kept from its second lookup on, since keeping one-off
     records costs more than checking them.  A full table takes no more records; it is emptied once
     enough others were seen.
 

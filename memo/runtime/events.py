@@ -89,7 +89,7 @@ class Event(NamedTuple):
         key: the key's text, or `""`.
         tier: name of the tier that answered or failed, or `""`.
         reason: why, such as `"expired"` or `"not cached yet"` for a miss.
-        seconds: how long it took; for `HIT` and `STALE` the whole look-up.
+        seconds: how long it took; for `HIT` and `STALE` the whole lookup.
         size: bytes of the record and its payload.
         saved: seconds that a computation would have taken, from the entry's recorded cost; 0 if no
             caller waits for the answer.

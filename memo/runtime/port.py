@@ -45,12 +45,12 @@ class Deferred:
 
 
 SHARED_ROUND_TRIPS: ContextVar[dict[object, Any] | None] = ContextVar("memo_together", default=None)
-"""Batches of look-ups that sync code collects; None: it sends each at once."""
+"""Batches of lookups that sync code collects; None: it sends each at once."""
 
 
 @contextmanager
 def sharing_round_trips() -> Iterator[None]:
-    """Collect the look-ups of sync code in this block, and send them when one is needed."""
+    """Collect the lookups of sync code in this block, and send them when one is needed."""
     token = SHARED_ROUND_TRIPS.set({})
     try:
         yield

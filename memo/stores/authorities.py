@@ -146,7 +146,7 @@ class Authorities:
         invalidation on this host in between is not undone.
 
         Args:
-            pending: a look-up to the shared authority that has read them already; see
+            pending: a lookup to the shared authority that has read them already; see
                 `Chain.lookup_with_stamps`.
         """
         before = await self.host_states(port, refs) if pending is None else pending.host_states

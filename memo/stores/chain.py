@@ -234,7 +234,7 @@ class Chain:
         """Return the best usable entry of a key, under any of the secrets, newest secret first.
 
         Args:
-            pending: the look-up that `start_lookup` began for this key, answered by now.
+            pending: the lookup that `start_lookup` began for this key, answered by now.
             exclude: a tier that is neither asked nor written to.
         """
         answer = await self._lookup(port, self.name(function, key), key, judge, pending, exclude)
@@ -379,10 +379,10 @@ class Chain:
     def at_hand(
         self, port: Callable[[], Port], function: str, key: str, since: int = 0
     ) -> Entry | PendingLookup | None:
-        """Return a valid entry without a coroutine, or a look-up for `finish_lookup`, or None.
+        """Return a valid entry without a coroutine, or a lookup for `finish_lookup`, or None.
 
         An entry comes from the first tier, if this host's generations are the authority or the
-        authority pushes its changes.  A look-up goes to the authority, if that is the first tier,
+        authority pushes its changes.  A lookup goes to the authority, if that is the first tier,
         or the second one and memory has the entry.  None: use `lookup`.
 
         Args:
@@ -433,9 +433,9 @@ class Chain:
         return PendingLookup(self, port, name, lookup, self.front.name, entry, since)
 
     def start_lookup(self, port: Port, function: str, key: str) -> PendingLookup | None:
-        """Send the look-up that `lookup` would send to the shared tier; None: use `lookup`.
+        """Send the lookup that `lookup` would send to the shared tier; None: use `lookup`.
 
-        For the elements of a collection, whose look-ups share round trips in this way.
+        For the elements of a collection, whose lookups share round trips in this way.
         """
         return _send(self._prepare_lookup(port, function, key))
 
@@ -447,7 +447,7 @@ class Chain:
         refs: Sequence[Ref] = (),
         before: Sequence[State] | None = None,
     ) -> PendingLookup | None:
-        """Prepare a look-up of a key in the shared tier; None: use `lookup`."""
+        """Prepare a lookup of a key in the shared tier; None: use `lookup`."""
         if self._authority_server is None or self.authorities.has_missed_turns():
             return None
         name = self.name(function, key)
@@ -462,7 +462,7 @@ class Chain:
     async def prepare_lookup(
         self, port: Port, function: str, key: str, refs: Sequence[Ref]
     ) -> PendingLookup | None:
-        """Prepare a look-up that also reads the stamps of the computation that follows a miss.
+        """Prepare a lookup that also reads the stamps of the computation that follows a miss.
 
         Args:
             refs: refs to be read in the same exchange, for `Authorities.stamp_states`.
@@ -480,13 +480,13 @@ class Chain:
         return pending
 
     async def get_ready(self, port: Port) -> None:
-        """Connect an event loop to the shared tier, before many look-ups at once."""
+        """Connect an event loop to the shared tier, before many lookups at once."""
         if self._authority_server is not None:
             with suppress(TierError):  # `lookup` gets the same error, and reports it
                 await self._authority_server.get_ready(port)
 
     def finish_lookup(self, pending: PendingLookup, key: str) -> Entry | None:
-        """Return the entry of an answered look-up if it is valid and has no payload; else None.
+        """Return the entry of an answered lookup if it is valid and has no payload; else None.
 
         None: use `lookup`.
         """
@@ -632,7 +632,7 @@ class Chain:
 
 
 def _send(pending: PendingLookup | None) -> PendingLookup | None:
-    """Send a prepared look-up; None if that failed or needs a coroutine: use `lookup`."""
+    """Send a prepared lookup; None if that failed or needs a coroutine: use `lookup`."""
     try:
         return pending if pending is not None and pending.lookup.send(pending.port) else None
     except TierError:

@@ -100,7 +100,7 @@ class ConfirmedEntries:
                 return states
             if await self._let_host_learn(port, host, entry, before, states):
                 self._front.remember(name, Confirmation(entry, mark), entry.record)
-        except TierError:  # the next look-up gets and reports the same error
+        except TierError:  # the next lookup gets and reports the same error
             return None
         return states
 

@@ -408,7 +408,7 @@ class ServerTier(Tier, Protocol):
         """Receives changes of the generations; None: the server does not push them."""
         ...
 
-    # Look-ups by plain functions, so that a hit needs no coroutine.  If one returns None, use
+    # Lookups by plain functions, so that a hit needs no coroutine.  If one returns None, use
     # `Tier.lookup` or `Generations.states`.
 
     async def get_ready(self, port: Port) -> None:
@@ -428,7 +428,7 @@ class ServerTier(Tier, Protocol):
         ...
 
     def stamp_states_in(self, lookup: Lookup) -> list[State] | None:
-        """Return the states of refs that a look-up has read; None: use `Generations.stamp_states`.
+        """Return the states of refs that a lookup has read; None: use `Generations.stamp_states`.
 
         Raises:
             TierError: the tier failed.
@@ -523,11 +523,11 @@ class ServerTier(Tier, Protocol):
 
 
 class Lookup(Protocol):
-    """A look-up in a tier.
+    """A lookup in a tier.
 
     Attributes:
         answer: a future answer for `Port.settle`; the caller replaces it by the result.  None if
-            the look-up was not sent.
+            the lookup was not sent.
     """
 
     answer: Any
@@ -546,7 +546,7 @@ class Lookup(Protocol):
 
 
 class PendingLookup(NamedTuple):
-    """A look-up in the shared tier that is under way.
+    """A lookup in the shared tier that is under way.
 
     Attributes:
         chain: the chain that sent it.
@@ -582,7 +582,7 @@ class Leases(Protocol):
         """Take a lease if it is free.
 
         Args:
-            lookup: a look-up in the same tier that was not sent yet: it is sent in the same
+            lookup: a lookup in the same tier that was not sent yet: it is sent in the same
                 exchange if that is possible, else its `answer` stays None.
 
         Returns:

@@ -2,10 +2,10 @@
 
 Rules of this module:
 
-1.  An entry is uploaded later only if every look-up that misses it in the shared tier also asks
+1.  An entry is uploaded later only if every lookup that misses it in the shared tier also asks
     this host's disk; otherwise the call returns when the shared tier has the entry.
 2.  A payload from a shared tier is stored on this host's disk with its record, so that it is
-    downloaded once.  Other look-ups that need it wait for the download.
+    downloaded once.  Other lookups that need it wait for the download.
 3.  Big transfers emit one event at their beginning and one at their end.
 4.  The queue holds names.  When the turn of a name comes, the entry that is then on this host's
     disk under that name is sent.  So waiting uploads take no memory, and the newest entry is sent.
@@ -43,7 +43,7 @@ MAX_QUEUED_BYTES = 512 << 20
 """Maximum number of queued bytes: 5 s at 1 Gbit/s, which is well below the `lock_timeout` of
 waiting callers."""
 JOIN_WAIT_SECONDS = 30.0
-"""Seconds after which a look-up that waits for another one's download starts its own."""
+"""Seconds after which a lookup that waits for another one's download starts its own."""
 
 
 class Transfers:

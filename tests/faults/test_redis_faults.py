@@ -191,7 +191,7 @@ def test_silent_while_logging_in(run: Any) -> None:
 
 @pytest.mark.timing
 def test_slow_name(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name whose look-up hangs costs a deadline, and threads share the one that hangs."""
+    """A name whose lookup hangs costs a deadline, and threads share the one that hangs."""
     asked, over = [], threading.Event()
 
     def hang(*args: Any, **kwargs: Any) -> Any:

@@ -276,7 +276,7 @@ def test_an_invalidation_that_redis_forgot(forgetful: Any, tmp_path: Path, drop:
 def test_a_connection_that_died_is_not_believed(
     forgetful: Any, tmp_path: Path, memory: int, asynchronous: bool
 ) -> None:
-    """The first look-up after Redis was killed may find an older state: it is made once more."""
+    """The first lookup after Redis was killed may find an older state: it is made once more."""
     ran: list[int] = []
 
     @memo.cache(ttl=600)

@@ -307,7 +307,7 @@ class ElementCall:
     Attributes:
         at: its first position in the collection.
         job: the call for this element alone.
-        pending_lookup: the look-up in the shared tier that was sent for it, or None.
+        pending_lookup: the lookup in the shared tier that was sent for it, or None.
         since: `FLIGHTS.ended_count` before it was looked up.
         missed: it was looked up, and the event of the miss was emitted.
     """

@@ -6,7 +6,7 @@
     <directory>/entries/cache.db                 the index: name -> record, or the name of its files
     <directory>/payloads/ab/...                  see `payload_files`
 
-A look-up is one prepared SELECT on a connection of its own: no commit, no statistics, no write.
+A lookup is one prepared SELECT on a connection of its own: no commit, no statistics, no write.
 Which entries were read is reported to the index in the background once in a while, with a store,
 and at exit, so that entries in use are not evicted.  Anything that may take longer than a
 millisecond runs off the event loop.
@@ -305,7 +305,7 @@ class Disk:
         return _bytes(record)
 
     async def lookup(self, port: Port, name: str) -> Found | None:
-        """See `memo.stores.protocols.Tier.lookup`; a look-up writes nothing."""
+        """See `memo.stores.protocols.Tier.lookup`; a lookup writes nothing."""
         met, self._pending_error = self._pending_error, None
         if met is not None:
             raise met

@@ -86,10 +86,10 @@ class Client:
     def __repr__(self) -> str:
         return f"<Client {self.where}>"
 
-    # --- look-ups, which share exchanges ---------------------------------------------------------
+    # --- lookups, which share exchanges ---------------------------------------------------------
 
     def start_lookup(self, port: Port, commands: Sequence[Command]) -> Any:
-        """Begin a look-up from a plain function; None if that needs a coroutine.
+        """Begin a lookup from a plain function; None if that needs a coroutine.
 
         Args:
             commands: (key, packed command) of commands that only read.
@@ -153,14 +153,14 @@ class Client:
             raise self._record_fault(_fault_of(error), probe=False) from None
 
     def _read_later(self, others: dict[object, Any], commands: Sequence[Command]) -> Deferred:
-        """Add look-ups to a batch of this thread; return their future replies."""
+        """Add lookups to a batch of this thread; return their future replies."""
         batch: ThreadBatch | None = others.get(self)
         if batch is None or batch.full:
             batch = others[self] = ThreadBatch(self._read_here)
         return batch.add(commands)
 
     def _read_here(self, commands: Sequence[Command]) -> Any:
-        """Send look-ups from this thread, to one server after the other; return the replies."""
+        """Send lookups from this thread, to one server after the other; return the replies."""
         threads = self.connections.of_threads()
         try:
             if not self.clustered:

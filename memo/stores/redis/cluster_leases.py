@@ -74,7 +74,7 @@ class RedisLeases:
             port: the caller's port.
             name: the name of the lease.
             holder: text unique to the caller; a caller that has the lease keeps it.
-            lookup: a look-up to send in the same exchange; in a cluster, where its keys may be on
+            lookup: a lookup to send in the same exchange; in a cluster, where its keys may be on
                 another server, its answer stays None.
 
         Returns:

@@ -1,9 +1,9 @@
-"""Look-ups in Redis: a record is read together with the groups that it is likely to name.
+"""Lookups in Redis: a record is read together with the groups that it is likely to name.
 
 Entries of one function mostly name the same groups.  Rules of this module:
 
 1.  Groups are learned from entries with a valid seal.  The state of a group that was not read is
-    never guessed: its reader asks again, and the next look-up reads the group at once.
+    never guessed: its reader asks again, and the next lookup reads the group at once.
 2.  If parts of a group were invalidated (it has *shapes*), the fields that cover a call follow from
     its arguments and the shapes.  The shapes seen last are assumed; if they have changed, the
     reader asks again.
@@ -154,7 +154,7 @@ class FunctionGroups:
     ) -> tuple[State, ...] | None:
         """Return the states of parts of groups from replies; None if they lack a field.
 
-        Then the next look-up of the entry reads that field.
+        Then the next lookup of the entry reads that field.
         It never raises, whatever a server has replied.
 
         Args:
@@ -189,7 +189,7 @@ def normalise_part(part: GroupPart) -> GroupPart:
 
 
 class Lookups:
-    """Look-ups of records and groups in one Redis, and what is known of its functions and groups.
+    """Lookups of records and groups in one Redis, and what is known of its functions and groups.
 
     Args:
         client: the client of that Redis.
@@ -253,7 +253,7 @@ class Lookups:
 
 
 class RecordLookup:
-    """A look-up of a record and of the groups that it is likely to name.
+    """A lookup of a record and of the groups that it is likely to name.
 
     Args:
         client: the client of that Redis.
@@ -298,9 +298,9 @@ class RecordLookup:
 
     @property
     def commands(self) -> tuple[Command, ...]:
-        """The commands that it sends; made at each access, so that a waiting look-up stays small.
+        """The commands that it sends; made at each access, so that a waiting lookup stays small.
 
-        The garbage collector looks at what 1,000 look-ups in one gather hold: a fifth of a hit.
+        The garbage collector looks at what 1,000 lookups in one gather hold: a fifth of a hit.
         """
         key = self._key
         get = key, b"*2\r\n$3\r\nGET\r\n$%d\r\n%s\r\n" % (len(key), key)
@@ -348,7 +348,7 @@ class RecordLookup:
 
 
 class StatesLookup:
-    """A look-up of parts of groups.
+    """A lookup of parts of groups.
 
     Attributes:
         answer: see `memo.stores.protocols.Lookup`.

@@ -20,7 +20,7 @@ key                              content and lifetime
 ================================ =================================================================
 
 Braces in a key are the hash tag of a cluster: the entries of a function, and each group, are on one
-server.  A look-up is one round trip to each server concerned: plain commands for the record and
+server.  A lookup is one round trip to each server concerned: plain commands for the record and
 for the groups that it is likely to name (`lookups`).  Their order does not matter, since a
 state that does not match is a miss.  Nothing that Redis returns is trusted here; the caller checks
 the seal.

@@ -101,7 +101,7 @@ class Listener:
     def __repr__(self) -> str:
         return f"<Listener {self.where} {self.state}>"
 
-    # --- for look-ups ----------------------------------------------------------------------------
+    # --- for lookups ----------------------------------------------------------------------------
 
     def mark(self) -> int | None:
         """Return a mark for entries that are verified from now on; None if it is not listening."""

@@ -837,7 +837,7 @@ def test_elements_are_stored_while_redis_is_away(redis_server: RedisServer, stra
     with recording() as events:
         load(list(range(2, 102)))
     assert {event.tier for event in events if event.kind == "stored"} == {"disk"}
-    assert sum(event.kind in ("error", "tier_down") for event in events) < 110  # of look-ups
+    assert sum(event.kind in ("error", "tier_down") for event in events) < 110  # of lookups
     redis_server.restart()
     before = len(RUNS)
     with memo.configure(tiers=["disk"]):

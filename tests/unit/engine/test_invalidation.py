@@ -587,7 +587,7 @@ def locked(place: Path) -> Iterator[None]:
 async def test_an_invalidation_outlasts_a_lock(
     redis_server: Server, tmp_path: Path, shared: bool
 ) -> None:
-    """A lock that costs a look-up its answer keeps no invalidation from being written."""
+    """A lock that costs a lookup its answer keeps no invalidation from being written."""
     load = loads()
     url = {"redis_url": redis_server.url, "deadline": 5} if shared else {}
     with memo.configure(directory=tmp_path, **url):

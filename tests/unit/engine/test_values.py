@@ -488,7 +488,7 @@ async def test_a_refresh_of_changed_arguments_does_not_run_async() -> None:
 
 
 async def test_arguments_that_change_while_a_call_waits_its_turn_are_not_stored() -> None:
-    """A caller that changes its argument during the look-up gets its result, and no other does."""
+    """A caller that changes its argument during the lookup gets its result, and no other does."""
 
     @cache(name="values:turn", version="1", ttl=None)
     async def total(xs: list[int]) -> int:

@@ -79,7 +79,7 @@ def test_hits_are_counted_by_function_and_tier(counters: Counters) -> None:
 
 
 def test_saved_time_is_net(counters: Counters) -> None:
-    """Time saved is the recorded cost less the look-ups, and never less than nothing."""
+    """Time saved is the recorded cost less the lookups, and never less than nothing."""
     counters(hit(seconds=0.5, saved=2.0))
     counters(hit(CLEAN, seconds=0.5, saved=0.1))
     found = counters.snapshot()
@@ -195,7 +195,7 @@ def test_a_call_that_shares_is_no_miss(counters: Counters) -> None:
     total = counters.snapshot().total
     assert (total.misses, total.coalesced, total.calls) == (2, 2, 4)
     assert sum(point.misses for point in total.timeline) == 2
-    counters(Event(events.COALESCED, LOAD, "k"))  # which had no look-up of its own
+    counters(Event(events.COALESCED, LOAD, "k"))  # which had no lookup of its own
     assert counters.snapshot().total.misses == 2
 
 

@@ -1,4 +1,4 @@
-"""Look-ups that happen at the same time share round trips, and nothing else."""
+"""Lookups that happen at the same time share round trips, and nothing else."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from waiting import wait_for
 
 import memo
 
-# its first import takes a while, in which look-ups are not gathered
+# its first import takes a while, in which lookups are not gathered
 import memo.stores.redis.transport.loop_connections
 from memo.coordination.flights import FLIGHTS
 from memo.errors import TierError
@@ -112,7 +112,7 @@ async def gathered(tier: Redis, port: Port, numbers: Sequence[int]) -> list[Any]
 
 
 def test_gathered_look_ups_share_packets(redis_server: RedisServer, proxy: Proxy) -> None:
-    """1,000 look-ups at once take a fortieth of the packets, on one connection."""
+    """1,000 lookups at once take a fortieth of the packets, on one connection."""
     tier = Redis(proxy.url, deadline=PATIENT)
     stored = fill(tier, MANY)
     redis_server.client().config_resetstat()
@@ -180,7 +180,7 @@ def test_hits_in_memory_share_packets(redis_server: RedisServer, proxy: Proxy) -
 
 
 def test_what_many_ask_is_asked_once(tier: Redis, redis_server: RedisServer) -> None:
-    """The same look-up by many at once is one command."""
+    """The same lookup by many at once is one command."""
     fill(tier, 1)
     redis_server.client().config_resetstat()
 
@@ -192,7 +192,7 @@ def test_what_many_ask_is_asked_once(tier: Redis, redis_server: RedisServer) -> 
 
 
 def test_a_lone_caller_waits_for_nobody(proxy: Proxy) -> None:
-    """A look-up that finds nothing under way is sent before the loop comes round."""
+    """A lookup that finds nothing under way is sent before the loop comes round."""
     tier = Redis(proxy.url, deadline=PATIENT)
     fill(tier, 1)
 
@@ -208,7 +208,7 @@ def test_a_lone_caller_waits_for_nobody(proxy: Proxy) -> None:
 
 
 def test_who_look_again_together_do_so_once(redis_server: RedisServer) -> None:
-    """Two whose look-ups a flight has overtaken do not take each other's for another such."""
+    """Two whose lookups a flight has overtaken do not take each other's for another such."""
 
     @memo.cache(ttl=None)
     async def load(number: int) -> int:
@@ -280,7 +280,7 @@ def test_everybody_gets_his_own_among_threads(tier: Redis) -> None:
 
 @pytest.mark.parametrize("together", [1, 30])
 def test_invalidation_is_seen_by_the_next_batch(tier: Redis, together: int) -> None:
-    """A group turned, whole or in part, before a look-up began reads otherwise in it (I1)."""
+    """A group turned, whole or in part, before a lookup began reads otherwise in it (I1)."""
     fill(tier, together)
     turns = (Turn("n"), Turn("f:m:f", (("a", A),)), Turn("p:m", (("@", A),)), Turn("f:m:f"))
 
@@ -551,7 +551,7 @@ def test_the_answer_to_another_question_is_nobodys() -> None:
 
 
 def test_a_redis_that_cannot_save_is_read(tier: Redis, redis_server: RedisServer) -> None:
-    """It refuses writes, and `PING`; look-ups go on."""
+    """It refuses writes, and `PING`; lookups go on."""
     stored, client = fill(tier, 10), redis_server.client()
     config = client.config_get()
     taken = Path(config["dir"], config["dbfilename"])
@@ -617,7 +617,7 @@ def test_no_reply_makes_reading_raise(reply: Any) -> None:
 
 
 def test_groups_are_learned(tier: Redis, redis_server: RedisServer) -> None:
-    """The first look-up reads the record, the next one the groups that it named as well."""
+    """The first lookup reads the record, the next one the groups that it named as well."""
     begun = blocking(lambda port: tier.stamp_states(port, REFS))
     marks = [Generation(ref, state) for ref, state in zip(REFS, begun, strict=True)]
     for number, kept in enumerate((marks[:1], marks[:1], marks)):
@@ -638,7 +638,7 @@ def test_groups_are_learned(tier: Redis, redis_server: RedisServer) -> None:
 
 
 def test_what_covers_a_call_is_read_along(tier: Redis, redis_server: RedisServer) -> None:
-    """Once a part was invalidated, the second look-up of an entry reads its fields at once."""
+    """Once a part was invalidated, the second lookup of an entry reads its fields at once."""
     fill(tier, 1)
     blocking(lambda port: tier.turn(port, [Turn("f:m:f", (("a", A),))], "{}"))
 

@@ -266,7 +266,7 @@ def test_at_hand_is_what_a_look_up_finds(directory, host):
 
 @pytest.mark.parametrize("damage", ["garbage", "tables"])
 def test_a_fault_is_met_once(disk, directory, damage):
-    """A fault of a quick look-up is raised by the look-up that follows, and by no other."""
+    """A fault of a quick lookup is raised by the lookup that follows, and by no other."""
     for number in range(200):
         put(disk, f"n{number}", os.urandom(2000))
     disk.close()
@@ -549,7 +549,7 @@ def test_a_damaged_payload_is_replaced_by_the_next_store(disk, harm):
 )
 @pytest.mark.parametrize("running", [True, False])
 def test_a_damaged_index_is_set_aside(disk, directory, damage, running):
-    """After any damage to the index, look-ups give the right record or none, and it comes back."""
+    """After any damage to the index, lookups give the right record or none, and it comes back."""
     held = payload(os.urandom(100_000))
     for number in range(200):
         put(disk, f"n{number}", f"record {number}".encode() * 10, held if number == 7 else None)
@@ -588,7 +588,7 @@ def test_what_a_lost_index_named_is_swept(disk, directory):
 
 
 def test_a_directory_removed_while_running_is_made_anew(disk, directory):
-    """After `rm -rf` the next look-up is a miss and the next store is found, by others too."""
+    """After `rm -rf` the next lookup is a miss and the next store is found, by others too."""
     held = payload(os.urandom(100_000))
     put(disk, "a", payload=held)
     get(disk, "a")
@@ -637,7 +637,7 @@ def test_a_directory_that_cannot_be_used_is_a_tier_error(tmp_path, run):
 
 
 def test_a_foreign_lock_costs_a_quarter_of_a_second(disk, directory):
-    """A locked index is a `TierError` after 0.25 s at most; look-ups go on; nothing is left."""
+    """A locked index is a `TierError` after 0.25 s at most; lookups go on; nothing is left."""
     put(disk, "a")
     other = sqlite3.connect(directory / "entries" / "cache.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -688,7 +688,7 @@ def test_a_kill_while_the_index_is_made_leaves_none_or_a_whole_one(directory):
 
 
 async def test_a_foreign_lock_does_not_hold_up_the_loop(disk, directory):
-    """While a store waits for a lock the event loop runs on, and so do look-ups (I6)."""
+    """While a store waits for a lock the event loop runs on, and so do lookups (I6)."""
     port = native()
     await disk.store(port, "a", b"record", None, None)
     other = sqlite3.connect(directory / "entries" / "cache.db", isolation_level=None)
@@ -1018,7 +1018,7 @@ def test_a_fork_shares_nothing_but_the_files(directory):
 
 
 def test_a_look_up_costs_less_than_a_hit_of_diskcache(disk, tmp_path):
-    """A look-up of a small record takes at most 0.8 of `diskcache.Cache.memoize`'s hit."""
+    """A lookup of a small record takes at most 0.8 of `diskcache.Cache.memoize`'s hit."""
     diskcache = pytest.importorskip("diskcache")
     name = "memo:{f:module:function}:0123456789abcdef:" + "0" * 40
     put(disk, name, os.urandom(700))

@@ -144,7 +144,7 @@ def test_who_only_reads_counts_too(disk: Disk, ahead: Ahead) -> None:
     now = time.time()
     ahead.step(7200)
     read(disk, "a")
-    assert used_at(disk.directory, "a") < now + 3600, "a look-up wrote"
+    assert used_at(disk.directory, "a") < now + 3600, "a lookup wrote"
     ahead.advance(2 * REPORT_SECONDS)
     read(disk, "b")
     assert drain_blocking(20)
@@ -153,7 +153,7 @@ def test_who_only_reads_counts_too(disk: Disk, ahead: Ahead) -> None:
 
 
 def test_hits_without_a_look_up_count_too(disk: Disk, ahead: Ahead) -> None:
-    """Reads by the quick way are told with the rest: when that is due, a look-up comes first."""
+    """Reads by the quick way are told with the rest: when that is due, a lookup comes first."""
     name = "memo:{f}:00:a"
     drive(disk.store(BLOCKING, name, b"record", None, None))
     now = time.time()

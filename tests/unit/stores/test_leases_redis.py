@@ -350,7 +350,7 @@ def test_more_waiters_than_connections(tier: Redis) -> None:
 def test_a_miss_under_a_lease_takes_four_round_trips(
     redis_server: RedisServer, is_async: bool
 ) -> None:
-    """Look-up, lease with look-up and stamps, record, release: what follows asks no more."""
+    """Lookup, lease with lookup and stamps, record, release: what follows asks no more."""
 
     @memo.cache(ttl=600, use_lock=True)
     def load(number: int) -> int:
@@ -382,7 +382,7 @@ def test_a_miss_under_a_lease_takes_four_round_trips(
 
 
 def test_a_run_of_a_generator_takes_as_many(redis_server: RedisServer) -> None:
-    """The lease of a generator's run brings the look-up along, too."""
+    """The lease of a generator's run brings the lookup along, too."""
 
     @memo.cache(ttl=600, use_lock=True)
     def rows(number: int) -> Iterator[int]:
@@ -400,7 +400,7 @@ def test_a_run_of_a_generator_takes_as_many(redis_server: RedisServer) -> None:
 def test_an_invalidation_after_the_lease_is_taken_drops_the_result(
     redis_server: RedisServer,
 ) -> None:
-    """The stamps are from before the computation, though they came with the look-up."""
+    """The stamps are from before the computation, though they came with the lookup."""
     runs = []
 
     @memo.cache(ttl=600, use_lock=True)
@@ -418,7 +418,7 @@ def test_an_invalidation_after_the_lease_is_taken_drops_the_result(
 
 
 def test_a_key_of_another_type_costs_the_lease_and_not_the_call(redis_server: RedisServer) -> None:
-    """What the look-up behind a lease cannot read is a fault: reported, and computed without it."""
+    """What the lookup behind a lease cannot read is a fault: reported, and computed without it."""
     faults = []
 
     @memo.cache(ttl=600, use_lock=True, name="wrongtype")

@@ -316,7 +316,7 @@ def test_locks_are_free_after_a_fork():
 
 
 def test_looking_up_costs_less_than_two_microseconds_on_a_quiet_machine():
-    """A look-up and a peek cost at most 10 µs, even here."""
+    """A lookup and a peek cost at most 10 µs, even here."""
     tier = Memory(1 << 20)
     put(tier, "a")
 

@@ -66,7 +66,7 @@ def test_absent(tier: Redis, run: Run) -> None:
 
 
 def test_a_record_comes_back_with_its_states(tier: Redis, run: Run) -> None:
-    """A look-up gives the record's bytes, and what its generations read now, in their order."""
+    """A lookup gives the record's bytes, and what its generations read now, in their order."""
     refs = [Ref("n"), Ref("f:m:f", (("a", A), ("b", B))), Ref("t:x", None)]
     begun = run(lambda port: tier.stamp_states(port, refs))
     marks = [Generation(r, s) for r, s in zip(refs, begun, strict=True)]
@@ -123,7 +123,7 @@ def test_foreign_bytes_are_handed_back(tier: Redis, foreign: bytes) -> None:
 
 
 def test_one_round_trip(tier: Redis, redis_server: RedisServer, run: Run) -> None:
-    """A look-up is one exchange of plain commands; opening a connection is one more."""
+    """A lookup is one exchange of plain commands; opening a connection is one more."""
     refs = [Ref(f"t:{i}", (("a", A),)) for i in range(10)]
     begun = run(lambda port: tier.stamp_states(port, refs))
     marks = [Generation(r, s) for r, s in zip(refs, begun, strict=True)]

@@ -168,7 +168,7 @@ def test_what_the_caller_does_to_the_value_is_not_uploaded(shared: RedisServer, 
 def test_it_waits_where_this_host_could_not_answer(
     shared: RedisServer, settings: dict[str, Any]
 ) -> None:
-    """Without a disk tier that every look-up reaches, the result is in Redis on its return."""
+    """Without a disk tier that every lookup reaches, the result is in Redis on its return."""
     numbers = numbers_sync("n")
     with memo.configure(**settings), recording() as seen:
         numbers(BIG)

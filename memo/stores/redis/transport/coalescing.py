@@ -1,14 +1,14 @@
-"""Coalescing: look-ups on one event loop, or of one thread, share round trips.
+"""Coalescing: lookups on one event loop, or of one thread, share round trips.
 
 Rules of this module:
 
 1.  A command that several callers ask for is sent once; each gets the reply.  All of them asked
     before it was sent, so the reply is fresh for each.
-2.  If no batch is in flight, a look-up is sent immediately.  Others are collected until the loop's
+2.  If no batch is in flight, a lookup is sent immediately.  Others are collected until the loop's
     next iteration or until the batch is full; no batch waits for the answer to another.
 3.  A batch fails as a whole, with one `Failure`.  If the connection had worked before and turns out
     to be closed, the batch is sent once more on another connection.
-4.  Look-ups that a thread begins before it needs a reply are sent together when it needs the first.
+4.  Lookups that a thread begins before it needs a reply are sent together when it needs the first.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ that the server works on them while the next are collected."""
 BYTES_PER_BATCH = 64 * 1024
 """Bytes of commands at which a batch is sent."""
 LOOKUPS_PER_BATCH = 256
-"""Maximum number of look-up commands of a thread that share a round trip."""
+"""Maximum number of lookup commands of a thread that share a round trip."""
 
 
 class Failure:
@@ -132,7 +132,7 @@ class Owner(Protocol):
 
 
 class Coalescer:
-    """The look-ups of one event loop on one server; created and used on that loop.
+    """The lookups of one event loop on one server; created and used on that loop.
 
     Args:
         owner: the client.
@@ -276,7 +276,7 @@ class Coalescer:
 
 
 class ThreadBatch:
-    """Look-ups of one thread that are sent together when the first answer is needed.
+    """Lookups of one thread that are sent together when the first answer is needed.
 
     Args:
         read: sends commands, and returns the replies or a `Failure`.
@@ -289,7 +289,7 @@ class ThreadBatch:
 
     @property
     def full(self) -> bool:
-        """True if the next look-up needs another round trip."""
+        """True if the next lookup needs another round trip."""
         return self._replies is not None or len(self._places) >= LOOKUPS_PER_BATCH
 
     def add(self, commands: Sequence[Command]) -> Deferred:

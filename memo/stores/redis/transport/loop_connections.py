@@ -1,7 +1,7 @@
 """Connections that the tasks of an event loop share.
 
 The rules are those of `thread_connections`, but tasks that wait for a connection are served in
-order, and coalesced look-ups use a connection of their own per server.
+order, and coalesced lookups use a connection of their own per server.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class LoopConnections:
         self._keeper: AsyncGenerator[None, None] | None = None
         self.look_up: Ask | None = None
 
-    # --- look-ups --------------------------------------------------------------------------------
+    # --- lookups --------------------------------------------------------------------------------
 
     async def get_ready(self) -> None:
         """Set `look_up`: register for the end of the loop, and query the topology of a cluster."""
