@@ -21,6 +21,10 @@ LIMITS = {
         "memo.stores.disk.host_database:MAX_MIRRORED_GROUPS",
         "memo.stores.disk.host_state:MAX_MIRRORED_GROUPS",
     ),
+    "connections": (
+        "memo.stores.redis.transport.nodes:MAX_CONNECTIONS",
+        "memo.stores.redis.transport.thread_connections:MAX_CONNECTIONS",
+    ),
     "transfer_rate": ("memo.stores.redis.transport.exchange:MIN_BYTES_PER_SECOND",),
     "tracking_bound": ("memo.stores.redis.tracking:MAX_OUTDATED_SECONDS",),
     "tracking_pause": ("memo.stores.redis.tracking:REFUSED_PAUSE_SECONDS",),
