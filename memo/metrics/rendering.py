@@ -835,7 +835,7 @@ def _block(count: int, top: int) -> str:
 
 
 def report(span: Span) -> str:
-    """Summarise a span of time in one line.
+    """Summarize a span of time in one line.
 
     `2 hits (disk) · 1 stale, refreshing · 1 miss: code of clean() changed · saved 41.8 s`
     """

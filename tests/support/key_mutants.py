@@ -11,7 +11,7 @@ from memo.decorators.cached_function import CachedFunction
 from memo.keys import call_keys, instances, offloading, own_changes
 from memo.keys.bindings import NOT_GIVEN
 from memo.keys.encoding import atoms, canonical, lookup
-from memo.keys.fingerprint import held_values, normalised_code, reachable
+from memo.keys.fingerprint import held_values, normalized_code, reachable
 
 Patch = pytest.MonkeyPatch
 
@@ -50,8 +50,8 @@ def values_left_out(patch: Patch) -> None:
 
 def code_left_out(patch: Patch) -> None:
     """The code that a function reaches does not count."""
-    read = normalised_code.read
-    patch.setattr(normalised_code, "read", lambda *given: read(*given)._replace(text=""))
+    read = normalized_code.read
+    patch.setattr(normalized_code, "read", lambda *given: read(*given)._replace(text=""))
 
 
 def attributes_left_out(patch: Patch) -> None:

@@ -640,9 +640,9 @@ def _sort_key(value: Any) -> tuple[str, list[str]]:
 def _bytecode_text(ref: CodeRef) -> str:
     if isinstance(ref, type):
         return ""
-    from memo.keys.fingerprint import normalised_code
+    from memo.keys.fingerprint import normalized_code
 
-    return normalised_code.bytecode(ref.__code__)
+    return normalized_code.bytecode(ref.__code__)
 
 
 def _key_text(value: Any) -> str:

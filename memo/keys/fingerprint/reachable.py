@@ -3,7 +3,7 @@
 Rules of this module:
 
 1.  Functions and classes are nodes of a graph (`name_graph`), with their text from
-    `normalised_code`; the names through which they reach each other are its edges (`names_used`).
+    `normalized_code`; the names through which they reach each other are its edges (`names_used`).
 2.  Plain values (globals, defaults, captured variables, class attributes) are facts of a node, by
     their fingerprint (`held_values`); Python and installed distributions by their version
     (`origin`).  memo's own code is no fact: the functions that it wraps are followed.
@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from memo.keys import origin, own_changes
-from memo.keys.fingerprint import class_body, library_patches, name_graph, normalised_code
+from memo.keys.fingerprint import class_body, library_patches, name_graph, normalized_code
 from memo.keys.fingerprint.function_version import KnownVersion
 from memo.keys.fingerprint.held_values import (
     DESCRIPTORS,
@@ -56,7 +56,7 @@ from memo.keys.fingerprint.names_used import (
     Use,
     below,
 )
-from memo.keys.fingerprint.normalised_code import Code
+from memo.keys.fingerprint.normalized_code import Code
 from memo.keys.fingerprint.unchanged import (
     ClassAttributes,
     Location,
@@ -464,8 +464,8 @@ class GraphBuilder:
         self.functions[id(function)] = function
         self._package(node, whose)
         if whose.kind == origin.USER:
-            read = normalised_code.read(function.__code__, function.__globals__)
-            node.text = normalised_code.bytecode(function.__code__) if self.shipped else read.text
+            read = normalized_code.read(function.__code__, function.__globals__)
+            node.text = normalized_code.bytecode(function.__code__) if self.shipped else read.text
             self.named[key] = read.names
             if function.__name__ not in _INITIALIZERS:
                 self.changed |= read.changed

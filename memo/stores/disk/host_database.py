@@ -185,11 +185,11 @@ class HostDatabase:
         def make(connection: sqlite3.Connection) -> dict[str, Any]:
             for name in _SCHEMA_STATEMENTS:
                 connection.execute(GENERATIONS_SQL[name])
-            return _read_meta(connection) or self._initialise(connection)
+            return _read_meta(connection) or self._initialize(connection)
 
         return _in_transaction(connection, make)
 
-    def _initialise(self, connection: sqlite3.Connection) -> dict[str, Any]:
+    def _initialize(self, connection: sqlite3.Connection) -> dict[str, Any]:
         """Write the first rows; commit numbers start above those of any older bell."""
         bell: Any = self._map_bell()
         last_commit = bell[1]

@@ -179,10 +179,10 @@ class FunctionGroups:
     def _remember(self, entry: str, parts: Sequence[GroupPart]) -> None:
         if len(self.parts) >= MAX_KNOWN_GROUPS:
             self.parts.clear()
-        self.parts[entry] = tuple(map(normalise_part, parts))
+        self.parts[entry] = tuple(map(normalize_part, parts))
 
 
-def normalise_part(part: GroupPart) -> GroupPart:
+def normalize_part(part: GroupPart) -> GroupPart:
     """Return a part of a group with tuples in place of other sequences, for comparison."""
     name, arguments = part
     return name, None if arguments is None else tuple(map(tuple, arguments))
@@ -341,7 +341,7 @@ class RecordLookup:
     def _states_of(
         self, query: StatesQuery, replies: list[Any], parts: Sequence[GroupPart]
     ) -> tuple[State, ...] | None:
-        if self._parts != tuple(map(normalise_part, parts)):
+        if self._parts != tuple(map(normalize_part, parts)):
             self.function.parts.pop(self._name, None)
             return None
         return query.states(replies)

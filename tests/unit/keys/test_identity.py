@@ -29,7 +29,7 @@ from observed import calls_of
 
 from memo.errors import KeyingError, OptionError
 from memo.keys import origin
-from memo.keys.fingerprint import normalised_code
+from memo.keys.fingerprint import normalized_code
 from memo.keys.fingerprint.function_version import Identity, code_digest, function_id, stable
 from memo.keys.fingerprint.held_values import fingerprint_of
 from memo.keys.fingerprint.unchanged import probe
@@ -782,7 +782,7 @@ def test_an_edited_module_that_was_loaded_again_has_its_source(tmp_path: Path) -
         importlib.invalidate_caches()
         shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
         f = importlib.import_module("edited_module").f
-        assert normalised_code.read(f.__code__, f.__globals__).source
+        assert normalized_code.read(f.__code__, f.__globals__).source
         assert Identity(f).parts()["edited_module:f"].endswith(text.split()[-1])
 
 
@@ -805,7 +805,7 @@ def test_source_that_moved(tmp_path: Path) -> None:
     del sys.modules["helpers"]
     helpers = importlib.import_module("helpers")
     write(tmp_path, helpers="# one\n# two\ndef g(x): return x")
-    normalised_code.CODE_CACHE.clear()
+    normalized_code.CODE_CACHE.clear()
     assert Identity(helpers.g).digest() == first
 
 
@@ -1029,7 +1029,7 @@ def test_real_sources(name: str) -> None:
         file = f"<{name} {index}>"
         linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
         found = list(functions(compile(text, file, "exec", dont_inherit=True)))
-        texts.append([(c.co_qualname, normalised_code.read(c, {})) for c in found])
+        texts.append([(c.co_qualname, normalized_code.read(c, {})) for c in found])
         assert all(said.source for _, said in texts[-1])
     assert len(texts[0]) > 5
     assert [(n, said.text) for n, said in texts[0]] == [(n, said.text) for n, said in texts[1]]
@@ -1319,7 +1319,7 @@ def test_code_digest_follows_edits() -> None:
 
 
 def test_parts() -> None:
-    """Parts name each function and value, with normalised source and no secrets."""
+    """Parts name each function and value, with normalized source and no secrets."""
     notebook = Notebook(
         "KEY = 'secret-token'\nN = 3\ndef helper(x):\n    'doc'\n    return KEY  # c\n"
         "def f(x, k=2):\n    return helper(x) * N"
@@ -1383,7 +1383,7 @@ def test_sources_are_parsed_whatever_other_threads_parse(monkeypatch: pytest.Mon
         return real(source, *rest)
 
     monkeypatch.setattr(ast, "parse", parse)
-    assert normalised_code.index_of("# spoiled\ndef f():\n    return 1\n", 0) is not None
+    assert normalized_code.index_of("# spoiled\ndef f():\n    return 1\n", 0) is not None
     assert next(spoiled, None) is None
 
 

@@ -47,7 +47,7 @@ LATER = {
     *("memo.engine.answering", "memo.engine.computing", "memo.coordination.leases"),
     *("memo.stores.authorities", "memo.stores.chain", "memo.stores.confirmed"),
     *("memo.engine.sequences", "memo.keys.encoding.libraries", "memo.keys.encoding.python_types"),
-    *("memo.keys.fingerprint.names_used", "memo.keys.fingerprint.normalised_code"),
+    *("memo.keys.fingerprint.names_used", "memo.keys.fingerprint.normalized_code"),
     *("memo.keys.fingerprint.reachable", "memo.keys.fingerprint.source_history"),
     *("memo.keys.fingerprint.unchanged", "memo.metrics.rendering", "memo.metrics.shared_counters"),
     *("memo.metrics.snapshots", "memo.metrics.telemetry", "memo.records.spool"),
