@@ -120,7 +120,7 @@ class Pool:
         self._all_done = threading.Condition(self._lock)
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Run `job()` in a thread of the pool, or here if there is none; it must not raise."""
+        """Run `job()` in a thread of the pool, or here if there is none; an error is an event."""
         with self._lock:
             self._busy += 1
             self._jobs.append(job)
@@ -153,7 +153,7 @@ class Pool:
 
     def _run(self, job: Callable[[], None]) -> None:
         try:
-            job()
+            _report(self._name, job)
         finally:
             with self._lock:
                 self._busy -= 1

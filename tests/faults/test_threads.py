@@ -195,6 +195,24 @@ def test_the_renewal_of_leases_does_not_wait_for_what_is_shown() -> None:
             handle.cancel()
 
 
+def test_a_job_that_raises_ends_no_thread_of_its_pool() -> None:
+    """An error of a job in a pool is an event, and the thread goes on with the next job."""
+    from memo.runtime.blocking import Pool
+
+    def fail() -> None:
+        raise SystemExit("no thread of the pool ends with this")
+
+    pool, done = Pool("memo-offload-test", 1), threading.Event()
+    with recording() as seen:
+        pool.submit(fail)
+        assert pool.drain(10)
+        pool.submit(done.set)
+        assert done.wait(10)
+    errors = [(event.reason, event.detail) for event in seen if event.kind == "error"]
+    assert [reason for reason, _ in errors] == ["background"]
+    assert errors[0][1].startswith("memo-offload-test: SystemExit(")
+
+
 def test_missed_ticks_are_not_made_up_for(ahead: Ahead) -> None:
     """After a stall, work at intervals goes on at its interval, not in a burst."""
     from memo.runtime.blocking import BLOCKING
