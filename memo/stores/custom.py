@@ -286,8 +286,7 @@ class CustomGenerations:
 
     async def _notes(self, ref: Ref) -> list[tuple[str, str]]:
         fields = self._fields(ref, await self._tier.read(self.keys([ref])))
-        fields.pop(stamps.SHAPES, None)
-        return [(name, value[stamps.TOKEN_CHARACTERS :]) for name, value in fields.items()]
+        return generations.notes_for(fields, ref)
 
     async def _turn(self, turns: Sequence[Turn], note: str) -> None:
         values = {}

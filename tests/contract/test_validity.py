@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis_records import record
 from redis_server import RedisServer
 
 from memo.records.stamp_types import LOST, CallStamp, FileStamp, Generation, Ref, State
@@ -142,15 +143,30 @@ def _redis(directory: Path, server: RedisServer) -> Iterator[Any]:
 
 
 @contextmanager
+def _redis_without_scripts(directory: Path, server: RedisServer) -> Iterator[Any]:
+    admin = server.client()
+    rule = ("~*", "+@all", "-eval", "-evalsha")
+    admin.execute_command("ACL", "SETUSER", "few", "on", ">p", *rule)
+    tier = Redis(server.url.replace("//", "//few:p@"), deadline=5.0)
+    try:
+        yield tier
+    finally:
+        tier.close()
+        admin.execute_command("ACL", "DELUSER", "few")
+
+
+@contextmanager
 def _custom(directory: Path, server: RedisServer) -> Iterator[Any]:
     yield CustomTier(Provider()).generations
 
 
+NO_SCRIPTS = "redis without scripts"
 KEEPERS = {
     "rules": _rules,
     "memory": _memory,
     "host": _host,
     "redis": _redis,
+    NO_SCRIPTS: _redis_without_scripts,
     "custom": _custom,
 }
 
@@ -165,7 +181,10 @@ def keeper(request: Any, tmp_path: Path, redis_server: RedisServer) -> Iterator[
 def test_the_same_invalidation_breaks_the_same_entries_in_every_store(
     keeper: tuple[str, Any], case: str
 ) -> None:
-    """Rules, memory, host file and Lua scripts agree; a store of get and set may break more."""
+    """Rules, memory, host file and Lua scripts agree.
+
+    Without scripts Redis breaks the whole group; a store of get and set may break more, too.
+    """
     name, store = keeper
     turns, expected = TURNS[case]
     refs = list(PROBES.values())
@@ -182,6 +201,8 @@ def test_the_same_invalidation_breaks_the_same_entries_in_every_store(
         bound = case.startswith("more ")  # it has no table, so no bound to one
         assert bound or expected <= broken | {"anything"}
         assert "another group" not in broken - expected
+    elif name == NO_SCRIPTS:
+        assert broken == expected | (ALL_OF_F if "anything" in expected else set())
     else:
         assert broken == expected
 
@@ -200,11 +221,63 @@ def test_what_is_let_expire_is_told_from_what_is_invalidated(
     after = drive(store.states(BLOCKING, refs))
     for probe, old, new in zip(PROBES, before, after, strict=True):
         reason = check.why_changed([old.text], [new.text])
-        if probe in expected - {"anything"}:
+        if name == NO_SCRIPTS:
+            assert bool(reason) == (probe in ALL_OF_F)
+        elif probe in expected - {"anything"}:
             assert isinstance(reason, check.Expired), (probe, reason)
             assert reason.at > 0
         elif name != "custom":
             assert not isinstance(reason, check.Expired) or probe == "anything", (probe, reason)
+
+
+def test_the_notes_of_an_entry_are_the_same_in_every_store(keeper: tuple[str, Any]) -> None:
+    """The notes of the invalidations that affect an entry, with the field of each; no others."""
+    name, store = keeper
+    if name == "rules":
+        pytest.skip("it has no notes of its own")
+    drive(store.stamp_states(BLOCKING, [*PROBES.values()]))
+    ref = Ref(F, (EU, Y23))
+    assert drive(store.notes(BLOCKING, ref)) == []
+    drive(store.turn(BLOCKING, [OF_F], "all"))
+    if name != NO_SCRIPTS:
+        drive(store.turn(BLOCKING, [OF_EU], "mine"))
+        drive(store.turn(BLOCKING, [Turn(F, (US,))], "other"))
+    expected = [("*", "all"), ("region=" + EU[1], "mine")]
+    assert drive(store.notes(BLOCKING, ref)) == expected[: 1 if name == NO_SCRIPTS else 2]
+
+
+@pytest.mark.parametrize("name", ["redis", NO_SCRIPTS])
+def test_no_group_in_redis_lives_shorter_than_its_entries(
+    name: str, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    """Neither an invalidation, nor a new process, nor an entry with a shorter ttl shortens it."""
+    client = redis_server.client()
+    month = 30 * 86_400
+    refs = [Ref(F), Ref("t:sales")]
+    groups = [f"memo:2:g:{{{ref.group}}}" for ref in refs]
+
+    def least() -> int:
+        return min(map(client.ttl, groups))
+
+    with KEEPERS[name](tmp_path, redis_server) as tier:
+        states = drive(tier.stamp_states(BLOCKING, refs))
+        assert 0 < least() <= 86_400
+        for group in groups:
+            client.expire(group, month)
+        drive(tier.turn(BLOCKING, [OF_EU, Turn("t:sales")], "{}"))
+        assert least() > month - 60
+        drive(tier.turn(BLOCKING, [Turn("t:new")], "{}"))
+        assert 0 < client.ttl("memo:2:g:{t:new}") <= generations.TOMBSTONE_SECONDS
+    with KEEPERS[name](tmp_path, redis_server) as tier:
+        stored = record(*map(Generation, refs, states))
+        drive(tier.store(BLOCKING, "memo:k", stored, None, 5))
+        assert least() > month - 60
+    with KEEPERS[name](tmp_path, redis_server) as tier:
+        drive(tier.stamp_states(BLOCKING, refs))
+        assert least() > month - 60
+        stored = record(*map(Generation, refs, states))
+        drive(tier.store(BLOCKING, "memo:k", stored, None, 2 * month))
+        assert least() > 2 * month
 
 
 A, B, C = "a" * 16, "b" * 16, "c" * 16

@@ -319,13 +319,7 @@ class Redis:
 
     async def _extend_payload(self, port: Port, name: bytes, life: bytes) -> None:
         """Extend the life of a payload to at least `life` milliseconds."""
-        try:
-            await self.client.run_each(port, EXTEND_LIFE, [((name,), (life, b""))])
-        except NoScriptsError:
-            left = await self.client.ask(port, pack(b"PTTL", name), parse=int, key=name)
-            if left < int(life):
-                command = pack(b"PEXPIRE", name, life)
-                await self.client.ask(port, command, parse=int, key=name, writes=True)
+        await self._extend_lives(port, [((name,), (life, b""))])
 
     async def _keep_groups(self, port: Port, kept: Sequence[tuple[bytes, float]]) -> None:
         """Let the groups that records name live as long as the records, given with lifetimes."""
@@ -346,14 +340,31 @@ class Redis:
                 words = (b"%d" % _milliseconds(seconds), b"1" if shortens else b"")
                 calls.append(((self._group_key(group),), words))
                 self._note_expiry(group, now + seconds)
+        if calls:
+            await self._extend_lives(port, calls)
+
+    async def _extend_lives(
+        self, port: Port, calls: Sequence[tuple[tuple[bytes], tuple[bytes, bytes]]]
+    ) -> None:
+        """Run `EXTEND_LIFE`, or do the same in two steps if Redis runs no scripts."""
         try:
-            if calls:
-                await self.client.run_each(port, EXTEND_LIFE, calls)
+            await self.client.run_each(port, EXTEND_LIFE, calls)
         except NoScriptsError:
-            life = b"%d" % _milliseconds(
-                max(MIN_GROUP_SECONDS, *(lifetime for _, lifetime in kept))
+            commands = [(key, pack(b"PTTL", key)) for (key,), _ in calls]
+            times = await self.client.ask_each(port, commands)
+            await self._set_lives(
+                port,
+                [
+                    (key, life)
+                    for ((key,), (life, may_shorten)), left in zip(calls, times, strict=True)
+                    if may_shorten or left < int(life)
+                ],
             )
-            commands = [(keys[0], pack(b"PEXPIRE", keys[0], life)) for keys, _ in calls]
+
+    async def _set_lives(self, port: Port, lives: Sequence[tuple[bytes, bytes]]) -> None:
+        """Set the life of each key, in milliseconds; does nothing to missing keys."""
+        if lives:
+            commands = [(key, pack(b"PEXPIRE", key, life)) for key, life in lives]
             await self.client.ask_each(port, commands, writes=True)
 
     def _note_expiry(self, group: str, until: float) -> None:
@@ -523,11 +534,20 @@ class Redis:
         except NoScriptsError:
             commands: list[Command] = []
             for key, token in zip(keys, tokens, strict=True):
-                commands.append((key, pack(b"HSETNX", key, b"*", token)))
-                commands.append((key, pack(b"PEXPIRE", key, life)))
-            made = [
-                bool(one) for one in (await self.client.ask_each(port, commands, writes=True))[::2]
-            ]
+                commands += [
+                    (key, pack(b"HSETNX", key, b"*", token)),
+                    (key, pack(b"PTTL", key)),
+                ]
+            answers = await self.client.ask_each(port, commands, writes=True)
+            made = [bool(one) for one in answers[::2]]
+            await self._set_lives(
+                port,
+                [
+                    (key, life)
+                    for key, group, new, left in zip(keys, groups, made, answers[1::2], strict=True)
+                    if new or left < (0 if group.startswith("t:") else int(life))
+                ],
+            )
         for group, new in zip(groups, made, strict=True):
             self._note_expiry(
                 group, now + MIN_GROUP_SECONDS if new or not group.startswith("t:") else 0.0
@@ -603,41 +623,49 @@ class Redis:
         if 0 < len(first) < len(turns):
             await self.turn(port, first, note)
             turns = [turn for turn in turns if turn.group != stamps.TAGS]
+        tombstone_life = b"%d" % _milliseconds(self._tombstone_life)
+        bounds = (
+            b"%d" % stamps.MAX_GROUP_FIELDS,
+            tombstone_life,
+            b"%d" % generations.MAX_GROUP_SHAPES,
+        )
         calls = []
         for turn in turns:
             value = (stamps.token_for(turn) + note).encode()
             shape, field = stamps.shape(turn.arguments), stamps.field(turn.arguments)
-            tombstone_life = b"%d" % _milliseconds(self._tombstone_life)
-            bounds = (
-                b"%d" % stamps.MAX_GROUP_FIELDS,
-                tombstone_life,
-                b"%d" % generations.MAX_GROUP_SHAPES,
-            )
             words = (shape.encode(), field.encode(), value, *bounds)
             calls.append(((self._group_key(turn.group),), words))
         try:
             await self.client.run_each(port, TURN, calls)
-        except (
-            NoScriptsError
-        ):  # without scripts the whole group is turned: more than asked for, but atomic
-            commands = []
-            for (key,), (_, _, value, *_) in calls:
-                commands.append((key, pack(b"HSET", key, b"*", value, b"!", value)))
-                commands.append(
-                    (key, pack(b"PEXPIRE", key, b"%d" % _milliseconds(MIN_GROUP_SECONDS)))
-                )
-            await self.client.ask_each(port, commands, writes=True)
+        except NoScriptsError:
+            await self._turn_whole_groups(port, turns, note, tombstone_life)
+
+    async def _turn_whole_groups(
+        self, port: Port, turns: Sequence[Turn], note: str, tombstone_life: bytes
+    ) -> None:
+        """Invalidate without scripts, each group by one HSET, which is atomic.
+
+        Other fields of a group stay, since to delete them is another step; no earlier state can
+        hold, as `*` is new.
+        """
+        commands: list[Command] = []
+        for group in generations.by_group(turns):
+            key = self._group_key(group)
+            write = generations.change_for({}, Turn(group), note).write
+            words = [encoded(word) for pair in write.items() for word in pair]
+            commands += [(key, pack(b"HSET", key, *words)), (key, pack(b"PTTL", key))]
+        times = (await self.client.ask_each(port, commands, writes=True))[1::2]
+        keys = [key for key, _ in commands[1::2]]
+        await self._set_lives(
+            port,
+            [(key, tombstone_life) for key, left in zip(keys, times, strict=True) if left < 0],
+        )
 
     async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
         """Return (field, note) of every invalidation that affects a ref."""
         key = self._group_key(ref.group)
         fields = await self.client.ask(port, pack(b"HGETALL", key), parse=_fields, key=key)
-        seen = stamps.state_of(ref, fields)
-        names = {stamps.ALL, *(part.rpartition(":")[0] for part in seen.text.split("|")[1:])}
-        if ref.arguments is None:
-            names = set(fields) - {stamps.SHAPES, stamps.LAST}
-        kept = ((name, fields.get(name, "")[stamps.TOKEN_CHARACTERS :]) for name in sorted(names))
-        return [(name, note) for name, note in kept if note]
+        return generations.notes_for(fields, ref)
 
     # --- own changes of functions ----------------------------------------------------------------
 
