@@ -88,7 +88,7 @@ class EventLoopError(MemoError, RuntimeError):
 
 
 class DependencyError(MemoError, FileNotFoundError):
-    """A callable that a function depends on (`depends_on`) raised."""
+    """A callable that a function depends on (`depends_on`) raised, or a URL is malformed."""
 
 
 class NothingMatchedError(MemoError, LookupError):

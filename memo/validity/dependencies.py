@@ -355,7 +355,8 @@ class Dependencies:
         """Take the stamps of one call, in the current state.
 
         Raises:
-            DependencyError: a callable raised, or takes an argument that cannot be stored.
+            DependencyError: a callable raised, or takes an argument that cannot be stored; or a
+                URL is malformed.
         """
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
@@ -372,8 +373,18 @@ class Dependencies:
             packed = self._pack(function, needed) if needed else ""
             taken.append(CallStamp(f"{self.identity}#{index}", digest, packed))
             paths += named
+        self._refuse_malformed([path for path, _ in paths if is_url(path)])
         files = await port.offload(file_stamps, paths, self.every)
         return (*files, *taken)
+
+    def _refuse_malformed(self, urls: Sequence[str]) -> None:
+        if not urls:
+            return
+        from memo.validity import remote
+
+        for url in urls:
+            if fault := remote.why_malformed(url):
+                raise DependencyError(f"{self.identity}: {remote.display_url(url)} {fault}")
 
     def _arguments_of(self, index: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call that a callable takes."""

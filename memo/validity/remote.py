@@ -49,13 +49,15 @@ class UnreachableError(Exception):
 
 
 def check_url(path: str) -> None:
-    """Check that the packages that a URL needs are installed.
+    """Check a URL, which may be a template, and that the packages that it needs are installed.
 
     Raises:
-        OptionError: one is missing.
+        OptionError: it is malformed, or a package is missing.
     """
     scheme = _scheme(path)
     if scheme in _WEB_SCHEMES:
+        if "{" not in path and (fault := why_malformed(path)):
+            raise OptionError("depends_on", display_url(path), fault)
         return
     try:
         import fsspec
@@ -64,6 +66,23 @@ def check_url(path: str) -> None:
         raise OptionError("depends_on", path, fix) from None
     if scheme not in fsspec.available_protocols():
         raise OptionError("depends_on", path, f"fsspec knows no scheme {scheme}://.")
+
+
+def why_malformed(url: str) -> str:
+    """Return the fault of a malformed http or https URL, with the fix; `""` if it is well-formed.
+
+    URLs of other schemes are left to fsspec: brackets are a pattern there.
+    """
+    if _scheme(url) not in _WEB_SCHEMES:
+        return ""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port  # a port that is not a number raises
+    except ValueError:  # its text may hold the password
+        host = None
+    if host:
+        return ""
+    return "is malformed; write https://host:port/path, with an IPv6 address in brackets."
 
 
 UrlQuery = tuple[str, bool]
@@ -105,9 +124,10 @@ def query(url: str, by_content: bool) -> str | None:
     begun = time.monotonic()
     try:
         found = _facts(url, by_content)
-    except UnreachableError as error:
-        _pause_source(url, by_content, time.monotonic() - begun, str(error))
-        detail = f"{display_url(url)}: {error}"
+    except Exception as error:  # it may run in a thread of the pool, which must go on
+        why = str(error) if isinstance(error, UnreachableError) else type(error).__name__
+        _pause_source(url, by_content, time.monotonic() - begun, why)
+        detail = f"{display_url(url)}: {why}"
         events.emit(events.Event(events.ERROR, reason=SOURCE_UNREACHABLE, detail=detail))
         return None
     with _lock:
@@ -133,9 +153,10 @@ def recent_facts(stamp: FileStamp) -> str | None:
 
 
 def display_url(url: str) -> str:
-    """Return a URL for display, without user, password and query."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    """Return a URL, malformed or not, for display, without user, password and query."""
+    scheme, separator, rest = re.split("[?#]", url, maxsplit=1)[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def _scheme(url: str) -> str:

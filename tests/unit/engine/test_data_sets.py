@@ -367,6 +367,65 @@ def test_an_argument_may_be_a_url(server: Server) -> None:
     assert load(server.url("EU")) == 2
 
 
+MALFORMED = "malformed; write https://host:port/path"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1/x", "http://127.0.0.1:web/x", "https:///x", "https://a\u2100b/x"]
+)
+def test_a_malformed_url_is_refused_at_the_decoration(url: str) -> None:
+    """The error names the URL and how to write it."""
+    with pytest.raises(OptionError, match=MALFORMED) as refused:
+        memo.cache(depends_on=url, ttl=None)(lambda: 1)
+    assert url in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["template", "argument", "callable"])
+def test_a_malformed_url_is_refused_at_the_call(way: Way, server: Server, kind: str) -> None:
+    """Before the function runs; the error names the function and the URL, without its secrets."""
+    bad = "http://me:secret@[{x}/y?token=secret"
+    if kind == "argument":
+
+        def body(x: Annotated[str, memo.File]) -> int:
+            return counted(x)
+
+        load = memo.cache(ttl=None, name="tests:malformed")(body)
+        with pytest.raises(DependencyError, match=MALFORMED) as refused:
+            load(bad.format(x=1))
+    else:
+        source = bad if kind == "template" else lambda x: memo.File(bad.format(x=x))
+        load = way.cached(counted, name="tests:malformed", depends_on=[server.url("{x}"), source])
+        with pytest.raises(DependencyError, match=MALFORMED) as refused:
+            way.call(load, 1)
+    assert "tests:malformed: http://[1/y is malformed" in str(refused.value)
+    assert "secret" not in str(refused.value)
+    assert not RUNS
+
+
+def test_a_query_of_a_malformed_url_does_not_raise() -> None:
+    """It runs in a thread of a pool: an entry of an earlier version may hold any URL."""
+    urls = [f"http://me:secret@[{number}/x?token=secret" for number in range(20)]
+    with recording() as events:
+        found = remote.query_all([(url, False) for url in urls])
+    assert set(found.values()) == {None}
+    told = {event.detail for event in events if event.reason == UNREACHABLE}
+    assert told == {f"http://[{number}/x: ValueError" for number in range(20)}
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://me:secret@host:1/a@b?token=secret#c", "https://host:1/a@b"),
+        ("memory://[ab]*/x", "memory://[ab]*/x"),
+        ("simplecache::s3://me:secret@bucket/x", "simplecache::s3://bucket/x"),
+        ("zip::x?secret", "zip::x"),
+    ],
+)
+def test_a_url_for_display(url: str, shown: str) -> None:
+    """Without user, password, query and fragment, whatever its scheme and its brackets."""
+    assert remote.display_url(url) == shown
+
+
 # --- fsspec ---------------------------------------------------------------------------------------
 
 
