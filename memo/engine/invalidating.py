@@ -1,8 +1,8 @@
 """Invalidate: turn generations in every chain that may hold entries, and count the matches.
 
-Counting the matches is for the report only, and never changes what is invalidated.  It is bounded
-in time, and reads only headers and this host's generations.  A shared tier is searched only if the
-caller requests it, since each search scans all names there.
+Counting the matches is for the report only, and never changes what is invalidated, also if it
+fails.  It is bounded in time, and reads only headers and this host's generations.  A shared tier is
+searched only if the caller requests it, since each search scans all names there.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from memo.coordination.flights import FLIGHTS
-from memo.engine.call import writer_name
+from memo.engine.call import error_text, writer_name
 from memo.errors import EntryError, TierError, label
 from memo.records.seal import Header
 from memo.records.stamp_types import Generation, Ref, Result, Stamp, State
@@ -48,6 +48,7 @@ class Matches(NamedTuple):
         first: the headers of the first few.
         others: addresses of entries that are not affected.
         groups: the generation groups of those: `"p:products"`, `"t:sales"`.
+        failed: the search raised an error, so there may be more.
     """
 
     number: int = 0
@@ -55,6 +56,7 @@ class Matches(NamedTuple):
     first: tuple[Header, ...] = ()
     others: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
+    failed: bool = False
 
 
 Hint = Callable[[Matches], str]
@@ -78,6 +80,7 @@ class Invalidation(NamedTuple):
         uncounted: a shared tier may have had more entries than this host, and was not searched.
         place: a phrase that says where the matched entries are.
         shared: the names of the shared tiers, as part of a sentence.
+        counting_failed: counting raised an error, so there may be more; an event says which.
     """
 
     target: str
@@ -91,6 +94,7 @@ class Invalidation(NamedTuple):
     uncounted: bool = False
     place: str = HERE
     shared: str = ""
+    counting_failed: bool = False
 
     @property
     def complete(self) -> bool:
@@ -109,6 +113,8 @@ class Invalidation(NamedTuple):
         found = f"{self.matched:,} {entries} {self.place}"
         if not self.at_least:
             return found
+        if self.counting_failed:
+            return f"at least {found}, counting failed"
         if self.place != HERE:
             found = f"at least {found}" if self.matched else f"no entry {HERE}"
             return f"{found}; {self.shared} could not be searched completely"
@@ -164,16 +170,21 @@ async def invalidate(
     """
     every = tuple(chains)
     wanted = tuple(turns)
-    found = await port.offload(matches_on_host, every, wanted) if count else Matches(partial=True)
     shared_tiers = [chain.authorities.shared for chain in every]
     shown = [display_name(tier.name) for tier in shared_tiers if tier is not None]
     shared = " and ".join(dict.fromkeys(shown))
-    uncounted = bool(wanted and shared) and not (found.number or found.partial)
-    place = HERE
-    if search_shared and uncounted:
-        in_shared = await matches_in_shared(port, every, wanted)
-        found = in_shared._replace(others=found.others, groups=found.groups)
-        uncounted, place = False, f"in {shared} and not {HERE}"
+    found, uncounted, place = Matches(partial=True), False, HERE
+    try:
+        if count:
+            found = await port.offload(matches_on_host, every, wanted)
+        uncounted = bool(wanted and shared) and not (found.number or found.partial)
+        if search_shared and uncounted:
+            in_shared = await matches_in_shared(port, every, wanted)
+            found = in_shared._replace(others=found.others, groups=found.groups)
+            uncounted, place = False, f"in {shared} and not {HERE}"
+    except Exception as error:  # no fault of the count may stop the invalidation
+        events.emit(events.Event(events.ERROR, reason="count", detail=error_text(error)))
+        found, uncounted = found._replace(partial=True, failed=True), False
     if soft:
         wanted = tuple(map(stamps.as_soft, wanted))
     tiers = await _turn_all(port, every, wanted, reason)
@@ -186,6 +197,7 @@ async def invalidate(
         uncounted=uncounted,
         place=place,
         shared=shared,
+        counting_failed=found.failed,
     )
 
 
