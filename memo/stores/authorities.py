@@ -63,6 +63,13 @@ class JournalUnreadableError(TierUnavailable):
     """This host cannot read whether a shared tier has missed an invalidation."""
 
 
+class InterruptedReadError(TierUnavailable):
+    """Every attempt to read a shared tier was interrupted, so its answer may be an older state.
+
+    The tier may be up, so this host must not judge in its place.
+    """
+
+
 class Authorities:
     """The generations of the shared tier and of this host; the first one that answers decides.
 
@@ -208,6 +215,9 @@ class Authorities:
                     states = await self._with_host_states(read, states)
             except JournalUnreadableError as error:
                 self._fault("host", error)
+                raise
+            except InterruptedReadError as error:
+                self._fault(self._tier_of(authority), error)
                 raise
             except TierError as error:
                 self._fault(self._tier_of(authority), error)
@@ -377,14 +387,15 @@ class Authorities:
         an older state, so that answer is discarded and the read is tried again.
 
         Raises:
+            InterruptedReadError: every attempt was interrupted.
             TierError: the tier cannot be reached.
         """
-        for again in reversed(range(SHARED_READ_ATTEMPTS)):
+        for _ in range(SHARED_READ_ATTEMPTS):
             await self._catch_up(port)
             found = await read()
-            if not (again and self.was_interrupted()):
+            if not self.was_interrupted():
                 return found
-        raise AssertionError
+        raise InterruptedReadError("its connections were interrupted during each attempt to read")
 
     def _note_success(self, begun: float) -> None:
         """Note that an exchange begun at this time succeeded: the shared tier ran until then."""

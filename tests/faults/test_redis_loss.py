@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from time_ahead import Ahead
 from waiting import until
 
 import memo
+from memo.stores.redis.client import Client
 from memo.stores.redis.loss_recovery import REGISTER_SECONDS
 from memo.testing import recording
 
@@ -303,6 +305,24 @@ def test_a_connection_that_died_is_not_believed(
     with Hosts(forgetful, tmp_path, memory_limit=memory).on("one"):
         first, then = asyncio.run(rounds())
     assert then != first
+
+
+@memories
+def test_an_answer_that_was_interrupted_each_time_is_not_believed(
+    redis_server: RedisServer, tmp_path: Path, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the connection dies during every attempt, the call computes; this host does not judge."""
+    load = counting()
+    count = itertools.count()
+    with Hosts(redis_server, tmp_path, memory_limit=memory).on("one"):
+        first = load(1)
+        assert load(1) == first
+        with monkeypatch.context() as patch, recording() as events:
+            always_another = property(lambda _: next(count), lambda *_: None)
+            patch.setattr(Client, "interruptions", always_another, raising=False)
+            assert load(1) != first
+        assert any(e.tier == "redis" and "interrupted" in e.detail for e in events)
+        assert load(1) == load(1)
 
 
 async def _ready(value: int) -> int:
