@@ -19,7 +19,7 @@ from ports import blocking, looping
 from redis.credentials import StreamingCredentialProvider
 from redis_records import A, B, record
 from redis_server import RedisServer
-from waiting import wait_for
+from waiting import STUCK, until, wait_for
 
 import memo
 
@@ -361,21 +361,27 @@ def test_connections_of_threads_that_died_are_replaced(
     redis_server: RedisServer, proxy: Proxy
 ) -> None:
     """Several connections of threads that died while they were idle are no fault to any caller."""
-    tier = Redis(proxy.url, deadline=PATIENT)
+    tier = Redis(proxy.url, deadline=STUCK)
     stored = fill(tier, 1)
     look = lambda: blocking(lambda port: tier.lookup(port, name(0)))
-    before = proxy.packets
-    redis_server.freeze()
-    threads = [threading.Thread(target=look) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    assert wait_for(lambda: proxy.packets >= 4 + before)
-    redis_server.thaw()
-    for thread in threads:
-        thread.join()
+
+    def look_together(count: int) -> None:
+        before = proxy.packets
+        redis_server.freeze()
+        threads = [threading.Thread(target=look) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        until(lambda: proxy.packets == before + count)
+        redis_server.thaw()
+        for thread in threads:
+            thread.join()
+        until(lambda: "memo-connect" not in {one.name for one in threading.enumerate()})
+
+    look_together(4)
+    look_together(proxy.connected)  # each of the connections was used
     proxy.cut_all(reset=True)
-    assert wait_for(lambda: not proxy.connected)
-    for _ in threads:
+    until(lambda: not proxy.connected)
+    for _ in range(4):
         assert look().record == stored[name(0)]
     assert tier.outages == 0
     assert tier.client.interruptions > 0
