@@ -319,7 +319,7 @@ def encoding(
         try:
             return encode(value, Walk(code_of, given))
         except RecursionError:
-            return _encode_deeply_nested(value, code_of)
+            return _encode_deeply_nested(value, code_of, given)
     except Unkeyable as error:
         error.prepend_step(path)
         raise
@@ -328,7 +328,9 @@ def encoding(
         raise Unkeyable(type_name(type(value)), fix, path) from error
 
 
-def _encode_deeply_nested(value: Any, code_of: CodeOf) -> bytes:
+def _encode_deeply_nested(
+    value: Any, code_of: CodeOf, given: Mapping[int, Mapping[str, Any]]
+) -> bytes:
     """Encode a value that is nested deeper than the recursion limit allows.
 
     The limit stays raised.  It applies to all threads, and lowering it while another one is deep in
@@ -336,7 +338,7 @@ def _encode_deeply_nested(value: Any, code_of: CodeOf) -> bytes:
     """
     sys.setrecursionlimit(max(sys.getrecursionlimit(), DEEP_RECURSION_LIMIT))
     try:
-        return encode(value, Walk(code_of))
+        return encode(value, Walk(code_of, given))
     except RecursionError:
         fix = "it is nested too deeply; flatten it."
         raise Unkeyable(type_name(type(value)), fix) from None

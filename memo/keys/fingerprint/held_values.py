@@ -243,6 +243,7 @@ class FingerprintWalk:
         self.done: dict[int, tuple[str, Any]] = {}
         self.open: dict[int, int] = {}
         self.left = MAX_ELEMENTS
+        self._has_keyless = False
 
     def text(self, value: Any, path: str) -> str:
         """Return the text of one value; `path` leads to it, for `lost`."""
@@ -375,13 +376,14 @@ class FingerprintWalk:
 
     def _plain_container_text(self, value: Any) -> str | None:
         """Return the text of a container of plain values in one step, or None."""
-        if not _is_plain_container(value):
+        if self._has_keyless or not _is_plain_container(value):
             return None
         try:
             return f"{type(value).__name__} {self._canonical(value)}"
         except RecursionError:
             raise
-        except Exception:  # a buffer among the values that has no key, such as one of ctypes
+        except Exception:  # a buffer of ctypes among the values, or they are nested too deeply
+            self._has_keyless = True  # what is inside is not tried again at each level
             return None
 
     def _sequence(self, value: Any, path: str) -> str:

@@ -625,3 +625,33 @@ def test_a_child_forked_during_a_change(tmp_path: Path) -> None:
     """It does not wait for a lock that a thread of its parent held."""
     command = [sys.executable, "-W", "ignore", "-c", FORKED, str(tmp_path)]
     assert subprocess.check_output(command, text=True) == "0\n"
+
+
+class Nested:
+    """A counter beside a list that is nested deeper than any key allows."""
+
+    def __init__(self, levels: int) -> None:
+        self.calls = 0
+        self.data: list[Any] = []
+        for _ in range(levels):
+            self.data = [self.data]
+
+
+class Reader:
+    def __init__(self) -> None:
+        self.nested = Nested(3000)
+
+    @memo.cache(ttl=60)
+    def read(self, x: int) -> int:
+        self.nested.calls += 1
+        return len(self.nested.data)
+
+
+@pytest.mark.timeout(120)  # it took minutes while each level was tried by itself
+def test_a_change_beside_a_value_that_is_nested_too_deeply(tmp_path: Path) -> None:
+    reader = Reader()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(5):
+            reader.read(1)
+    assert reader.nested.calls == 1
