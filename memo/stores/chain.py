@@ -86,6 +86,11 @@ class Answer(NamedTuple):
 class Chain:
     """Tiers in the order in which they are asked.
 
+    A call first asks `at_hand`; if that sends a lookup, `finish_lookup` ends it.  If nothing was at
+    hand, `lookup` asks every tier.  A lookup may be sent before: `start_lookup` is for an element
+    of a collection, `prepare_lookup` and `lookup_with_stamps` also read the stamps of the
+    computation that follows a miss.
+
     Args:
         tiers: `Tier` objects; what `CacheFallbackFactory.create` makes of names and user classes.
         read_strategy: `"on_miss_or_error"`: ask the next tier when one has no usable entry or
@@ -389,7 +394,7 @@ class Chain:
             port: called for the port only if one is needed.
             since: see `PendingLookup`.
         """
-        name = f"{self.namespace}:{{{function}}}:{self._secret_id}:{key}"
+        name = f"{self.namespace}:{{{function}}}:{self._secret_id}:{key}"  # `name`, one call less
         host = self.host
         try:
             if host is not None and not self._asks_each_time:
