@@ -7,7 +7,8 @@ The first caller *leads*; the others *join* and wait.  Rules of this module:
 2.  A flight ends once: it *finishes* with a `FlightResult`, or it is *abandoned*, and one of the
     waiting callers leads a new one.
 3.  An invalidation *detaches* a flight: no further caller joins it, and its result is not
-    stored.  Its leader gets the result; the waiting callers look the entry up again.
+    stored.  Its leader gets the result; the waiting callers look the entry up again.  If it is a
+    soft one, the result is stored, as an entry that has expired.
 4.  A caller that would wait for a flight that is waiting for that caller, directly or through other
     flights, gets a `ReentryError` immediately.
 """
@@ -29,7 +30,7 @@ from memo.runtime import fork
 from memo.runtime.memory_budget import remember
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port, Waiter
-from memo.validity.stamps import Turn, affects_any
+from memo.validity.stamps import Turn, affects_any, is_soft
 
 MAX_RECENT_FLIGHTS = 4096
 """Number of ended flights whose names are remembered."""
@@ -278,10 +279,13 @@ class Flights:
     def detach(self, turns: Iterable[Turn]) -> int:
         """Close to new callers the flights that an invalidation concerns; return their number."""
         wanted = list(turns)
+        hard = [turn for turn in wanted if not is_soft(turn.arguments)]
         with self._lock:
             names = [n for n, f in self._active.items() if affects_any(wanted, f.refs)]
             for name in names:
-                self._active.pop(name).detached = True
+                flight = self._active.pop(name)
+                # an expired run of a generator would be stored over the one that follows it
+                flight.detached = flight.stream is not None or affects_any(hard, flight.refs)
         return len(names)
 
     def supersede(self, flight: Flight) -> None:
