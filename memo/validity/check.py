@@ -17,7 +17,7 @@ from sys import getsizeof
 from threading import Lock
 from typing import Any, cast
 
-from memo.records.stamp_types import Generation, Result, Stamp, State, Times
+from memo.records.stamp_types import FileStamp, Generation, Result, Stamp, State, Times
 from memo.runtime.clock import SECOND, Clock
 from memo.runtime.events import MISS, STALE
 from memo.runtime.memory_budget import BUDGET
@@ -183,11 +183,12 @@ async def why_invalid(port: Port, stamps: Sequence[Stamp], states: Sequence[Stat
     if reason and not isinstance(reason, Expired):
         return reason
     others = [stamp for stamp in stamps if type(stamp) is not Generation]
-    for stamp in others:
-        if not dependencies.is_remote(stamp):
-            [other] = await dependencies.check(port, [stamp])
-            if other:
-                return other
+    local = [stamp for stamp in others if not dependencies.is_remote(stamp)]
+    files: list[Stamp] = [stamp for stamp in local if type(stamp) is FileStamp]
+    for some in [files, *([stamp] for stamp in local if type(stamp) is not FileStamp)]:
+        other = next(filter(None, await dependencies.check(port, some)), "")
+        if other:
+            return other
     found = await dependencies.check(port, list(filter(dependencies.is_remote, others)))
     whys = sorted(filter(None, found), key=lambda why: why == SOURCE_UNREACHABLE)
     if not whys:

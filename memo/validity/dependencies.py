@@ -18,7 +18,7 @@ import stat
 import time
 import weakref
 from binascii import a2b_base64, b2a_base64
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from memo.errors import DependencyError, EntryError, OptionError, public, shown
@@ -43,6 +43,8 @@ MAX_ARGUMENT_BYTES = 64 * 1024
 _EVERY_HINT = "0 asks at each call"
 MAX_FILE_DIGESTS = 4096
 """Maximum number of files whose digest is remembered."""
+MAX_FILES_ON_LOOP = 64
+"""Maximum number of files that one check may `stat` on an event loop; for more it uses a thread."""
 MISSING = "missing"
 """The version of a path or a URL that does not exist."""
 
@@ -192,7 +194,7 @@ def _file_facts(path: str, status: os.stat_result, by_content: bool) -> str:
     if by_content:
         return _content(path, status)
     facts = f"{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
-    if abs(time.time() - status.st_mtime) < RACY_SECONDS:
+    if not _is_settled(status):
         facts += f":{_content(path, status)}"
     return facts
 
@@ -202,19 +204,49 @@ _digests: dict[str, tuple[tuple[int, ...], str]] = {}
 
 def _content(path: str, status: os.stat_result) -> str:
     """Return the digest of the content, read again only if size, time or inode have changed."""
-    identity = (status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
-    is_settled = abs(time.time() - status.st_mtime) >= RACY_SECONDS
-    known = _digests.get(path)
-    if is_settled and known is not None and known[0] == identity:
-        return known[1]
+    is_settled = _is_settled(status)
+    known = _known_digest(path, status) if is_settled else None
+    if known is not None:
+        return known
     try:
         with open(path, "rb") as file:
             digest = digest_of_file(file)
     except OSError as error:
         return f"unreadable:{error.errno}"
     if is_settled:
-        remember(_digests, path, (identity, digest), MAX_FILE_DIGESTS)
+        remember(_digests, path, (_identity(status), digest), MAX_FILE_DIGESTS)
     return digest
+
+
+def _is_settled(status: os.stat_result) -> bool:
+    """True if a file that changes again will get another modification time."""
+    return abs(time.time() - status.st_mtime) >= RACY_SECONDS
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns
+
+
+def _known_digest(path: str, status: os.stat_result) -> str | None:
+    """Return the digest of the content if it was read in this state."""
+    known = _digests.get(path)
+    return known[1] if known is not None and known[0] == _identity(status) else None
+
+
+def _is_cheap(stamp: FileStamp) -> bool:
+    """True if a `stat` is enough to check a stamp: nothing has to be listed or read."""
+    if is_pattern(stamp.path):
+        return False
+    try:
+        status = os.stat(stamp.path)
+    except (OSError, ValueError):
+        return True
+    has_digest = stamp.by_content or stamp.facts.count(":") > 2
+    return (
+        stat.S_ISREG(status.st_mode)
+        and _is_settled(status)
+        and (not has_digest or _known_digest(stamp.path, status) is not None)
+    )
 
 
 def _file_holds(stamp: FileStamp) -> bool:
@@ -455,8 +487,21 @@ async def check(port: Port, stamps: Sequence[Stamp]) -> list[str]:
 
     URLs are queried concurrently.
     """
-    now = await _present(port, [stamp for stamp in stamps if isinstance(stamp, FileStamp)])
-    return [await _why_changed(port, stamp, now) for stamp in stamps]
+    files = [stamp for stamp in stamps if isinstance(stamp, FileStamp)]
+    now = await _present(port, files)
+    valid = await _valid_files(port, [stamp for stamp in files if not is_remote(stamp)])
+    return [await _why_changed(port, stamp, now, valid) for stamp in stamps]
+
+
+async def _valid_files(port: Port, stamps: Sequence[FileStamp]) -> set[FileStamp]:
+    """Return the stamps of local files that hold; an event loop is not blocked meanwhile."""
+    on_loop = port.native and len(stamps) <= MAX_FILES_ON_LOOP
+    cheap = {stamp for stamp in stamps if _is_cheap(stamp)} if on_loop else set[FileStamp]()
+    valid = set(filter(_file_holds, cheap))
+    costly = [stamp for stamp in stamps if stamp not in cheap]
+    if costly:
+        valid |= await port.offload(lambda: set(filter(_file_holds, costly)))
+    return valid
 
 
 async def _present(port: Port, stamps: Iterable[FileStamp]) -> dict[remote.UrlQuery, str | None]:
@@ -478,10 +523,15 @@ async def _present(port: Port, stamps: Iterable[FileStamp]) -> dict[remote.UrlQu
     return {**now, **await port.offload(remote.query_all, todo)} if todo else now
 
 
-async def _why_changed(port: Port, stamp: Stamp, now: Mapping[remote.UrlQuery, str | None]) -> str:
+async def _why_changed(
+    port: Port,
+    stamp: Stamp,
+    now: Mapping[remote.UrlQuery, str | None],
+    valid: Container[FileStamp],
+) -> str:
     if isinstance(stamp, FileStamp):
         if not is_remote(stamp):
-            return "" if _file_holds(stamp) else FILE_CHANGED
+            return "" if stamp in valid else FILE_CHANGED
         facts = now[stamp.path, stamp.by_content]
         if facts is None:
             return SOURCE_UNREACHABLE

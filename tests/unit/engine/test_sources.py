@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
 import os
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -265,6 +267,84 @@ def test_what_cannot_be_depended_on(depends_on: Any) -> None:
         @cache(depends_on=depends_on)
         def load(region: str) -> str:
             return region
+
+
+# --- the event loop ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, set[threading.Thread]]:
+    """The threads that open, list and stat something under `tmp_path / "data"`."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    seen: dict[str, set[threading.Thread]] = {"read": set(), "stat": set()}
+
+    def watch(module: Any, name: str, kind: str) -> None:
+        original = getattr(module, name)
+
+        def watched(path: Any, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith(str(folder)):
+                seen[kind].add(threading.current_thread())
+            return original(path, *args, **kwargs)
+
+        monkeypatch.setattr(module, name, watched)
+
+    watch(builtins, "open", "read")
+    watch(os, "scandir", "read")
+    watch(os, "stat", "stat")
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["directory", "pattern", "content", "just written", "many"])
+async def test_a_costly_check_does_not_run_on_the_event_loop(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    threads: dict[str, set[threading.Thread]],
+) -> None:
+    """Listing a directory, expanding a pattern, reading a file, and a check of many files."""
+    path = written(tmp_path / "data" / "x.csv", "same")
+    source: Any = {
+        "directory": path.parent,
+        "pattern": f"{path.parent}/*.csv",
+        "just written": path,
+    }
+    source["content"] = File(path, check="content")
+    source["many"] = [path.parent / str(at) for at in range(dependencies.MAX_FILES_ON_LOOP + 1)]
+
+    @cache(ttl=None, version="1", depends_on=source[kind])
+    async def load() -> int:
+        return 1
+
+    with monkeypatch.context() as patch:
+        if kind == "just written":
+            patch.setattr(dependencies, "RACY_SECONDS", 2 * LONG_AGO)
+        await load()
+    if kind == "content":
+        changed(path, "same")
+    for seen in threads.values():
+        seen.clear()
+    assert await load.ais_cached()
+    used = threads["stat" if kind == "many" else "read"]
+    assert used
+    assert threading.current_thread() not in used
+
+
+async def test_a_cheap_check_uses_no_thread(
+    tmp_path: Path, threads: dict[str, set[threading.Thread]]
+) -> None:
+    """The `stat` of a file is quicker than a thread; a content that is known is not read again."""
+    path = written(tmp_path / "data" / "x.csv", "same")
+
+    @cache(ttl=None, version="1", depends_on=[path, File(path, check="content")])
+    async def load() -> int:
+        return 1
+
+    await load()
+    for seen in threads.values():
+        seen.clear()
+    assert await load.ais_cached()
+    assert threads == {"read": set(), "stat": {threading.current_thread()}}
 
 
 # --- callables -----------------------------------------------------------------------------------
