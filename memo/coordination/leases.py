@@ -185,14 +185,17 @@ class Lease:
         handle = self.flight.handle
         if handle is not None and handle.is_dead():  # its event loop is closed
             await self.release(port)
-        if self._leases is None:
+        leases = self._leases
+        if leases is None:
             return
         try:
-            kept = await self._leases.renew(port, self._name, self.text)
+            kept = await leases.renew(port, self._name, self.text)
         except TierError:
             return  # the next renewal may get through in time
         if kept:
             self.confirmed = True
+            return
+        if self._leases is None:  # it was released meanwhile
             return
         self._leases = None
         if self.confirmed:

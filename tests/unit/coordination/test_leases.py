@@ -20,6 +20,7 @@ from waiting import until
 import memo
 from memo.coordination import leases
 from memo.runtime import events
+from memo.stores.redis.cluster_leases import RedisLeases
 from memo.testing import recording
 
 STYLE_NAMES = ["sync", "async"]
@@ -342,6 +343,31 @@ def test_a_lease_that_was_never_held_is_not_lost(style: Style, redis_server: Red
             assert style.call(f) == 5
             memo.decorators.assembly.reset()
     assert [e.kind for e in seen if e.kind in {events.LEASE_LOST, events.ERROR}] == [events.ERROR]
+
+
+@pytest.mark.usefixtures("brief_leases")
+@pytest.mark.parametrize("style", STYLES, ids=repr)
+def test_a_lease_released_during_its_renewal_is_not_lost(
+    style: Style, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A renewal that arrives after the release finds no lease, and that is no event."""
+    renewing, released = threading.Event(), threading.Event()
+    renew = RedisLeases.renew
+
+    async def late(self: RedisLeases, port: Any, name: str, holder: str) -> bool:
+        renewing.set()
+        assert released.wait(10)
+        return await renew(self, port, name, holder)
+
+    monkeypatch.setattr(RedisLeases, "renew", late)
+    f = style.cached(lambda: renewing.wait(10), use_lock=True)
+    with memo.configure(redis_url=redis_server.url), recording() as seen:
+        assert style.call(f) is True
+        until(lambda: not leases.HELD_LEASES)
+        until(lambda: not redis_server.client().keys("memo:2:l:*"))
+        released.set()
+        until(lambda: not any(t.name == "memo-renew" for t in threading.enumerate()))
+    assert events.LEASE_LOST not in [event.kind for event in seen]
 
 
 @pytest.mark.parametrize("style", STYLES, ids=repr)
