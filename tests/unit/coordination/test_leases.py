@@ -40,29 +40,10 @@ def met(condition: Any) -> float:
     return time.time()
 
 
-@pytest.mark.parametrize("shared", ["redis", "disk"])
-@pytest.mark.parametrize("style", STYLE_NAMES)
-def test_one_computation_whatever_it_takes(
-    style: str, shared: str, log: Path, redis_server: RedisServer, processes: list[Process]
-) -> None:
-    """Of 4 processes x 32 callers of a cold key one computes; the others get what it made."""
-    settings = {"redis_url": redis_server.url, "deadline": 5.0} if shared == "redis" else {}
-    plan = {"style": style, "callers": 32, "log": str(log), "settings": settings}
-    processes += [Process(**plan) for _ in range(4)]
-    for process in processes:
-        process.ready()
-    for process in processes:
-        process.go()
-    results = [result for process in processes for result in process.end()["results"]]
-    assert len(runs(log)) == 1
-    assert results == [f"made by {runs(log)[0]}"] * 128
-
-
-@pytest.mark.timing
 @pytest.mark.parametrize("lease", [30.0, 0.15], ids=["lease", "short lease"])
 @pytest.mark.parametrize("shared", ["redis", "disk"])
 @pytest.mark.parametrize("style", STYLE_NAMES)
-def test_one_computation_for_four_processes(
+def test_one_computation_whatever_it_takes(
     style: str,
     shared: str,
     lease: float,
@@ -72,11 +53,30 @@ def test_one_computation_for_four_processes(
     processes: list[Process],
 ) -> None:
     """Of 4 processes x 32 callers of a cold key one computes, however short its lease."""
-    settings = {"redis_url": redis_server.url} if shared == "redis" else {}
+    settings = {"redis_url": redis_server.url, "deadline": 5.0} if shared == "redis" else {}
     plan = {"style": style, "callers": 32, "log": str(log), "lease": lease, "settings": settings}
+    processes += [Process(**plan) for _ in range(4)]
+    for process in processes:
+        process.ready()
+    for process in processes:
+        process.go()
+    results = [result for process in processes for result in process.end()["results"]]
+    assert len(runs(log)) == 1
+    assert results == [f"made by {runs(log)[0]}"] * 128
+    assert not list((cache_home / FOLDER).glob("locks/*"))
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("shared", ["redis", "disk"])
+@pytest.mark.parametrize("style", STYLE_NAMES)
+def test_waiting_takes_little_longer_than_the_computation(
+    style: str, shared: str, log: Path, redis_server: RedisServer, processes: list[Process]
+) -> None:
+    """Of 4 processes x 32 callers all have the result within 1.5 times its computation."""
+    settings = {"redis_url": redis_server.url} if shared == "redis" else {}
+    plan = {"style": style, "callers": 32, "log": str(log), "settings": settings}
     walls = []
     for key in range(3):  # the machine may be busy with something else
-        log.write_text("")
         together = [Process(key=key, **plan) for _ in range(4)]
         processes += together
         for process in together:
@@ -84,15 +84,10 @@ def test_one_computation_for_four_processes(
         begun = time.time()
         for process in together:
             process.go()
-        ends = [process.end() for process in together]
-        results = {result for end in ends for result in end["results"]}
-        assert len(runs(log)) == 1, runs(log)
-        assert results == {f"made by {runs(log)[0]}"}
-        walls.append(max(end["ended"] for end in ends) - begun)
+        walls.append(max(process.end()["ended"] for process in together) - begun)
         if walls[-1] < 1.5 * 0.5:
             break
     assert min(walls) < 1.5 * 0.5
-    assert not list((cache_home / FOLDER).glob("locks/*"))
 
 
 @pytest.mark.parametrize("style", STYLE_NAMES)
