@@ -205,9 +205,9 @@ async def _turn_all(
     port: Port, chains: Sequence[Chain], turns: tuple[Turn, ...], reason: str
 ) -> dict[str, str]:
     """Turn generations in several chains; return the outcome by tier."""
-    note = make_note(reason, writer_name())
     tiers: dict[str, str] = {}
     for chain in chains:
+        note = make_note(reason, writer_name(), chain.clock)
         for tier, how in (await chain.authorities.turn(port, turns, note)).items():
             if tiers.get(tier, "done") == "done":
                 tiers[tier] = how

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 from memo.errors import TierError, TierUnavailable, shortened
 from memo.records.stamp_types import LOST, Generation, Ref, Stamp, State
 from memo.runtime import events
+from memo.runtime.clock import SECOND, Clock
 from memo.runtime.port import Port, waiting_for_locks
 from memo.runtime.reasons import UNREACHABLE
 from memo.stores.protocols import (
@@ -474,11 +475,11 @@ async def _due_rows(port: Port, journal: Journal) -> Sequence[tuple[int, Sequenc
         raise JournalUnreadableError(str(error)) from error
 
 
-def make_note(reason: str, by: str) -> str:
+def make_note(reason: str, by: str, clock: Clock) -> str:
     """Return the note of an invalidation: JSON with `at` (Unix seconds), `by` and `reason`."""
     reason = str(reason)
     kept = shortened(reason, MAX_REASON_CHARACTERS)
-    return json.dumps({"at": round(time.time(), 3), "by": by, "reason": kept})
+    return json.dumps({"at": round(clock.wall_ns() / SECOND, 3), "by": by, "reason": kept})
 
 
 def with_receivers(note: str, to: list[str]) -> str:

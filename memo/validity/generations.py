@@ -63,7 +63,7 @@ def change_for_all(
     Args:
         token: replaces the fresh token of the only turn.
     """
-    tokens = {stamps.field(turn.arguments): token or stamps.token_for(turn) for turn in turns}
+    tokens = {stamps.field(turn.arguments): token or stamps.token_for(turn, note) for turn in turns}
     last = tokens[stamps.field(turns[-1].arguments)] + note
     shapes = dict.fromkeys(s for s in fields.get(SHAPES, "").split("|") if s)
     shapes.update(dict.fromkeys(stamps.shape(turn.arguments) for turn in turns))
@@ -85,7 +85,7 @@ def fields_without_table(turn: Turn, note: str) -> dict[str, str]:
     Such a store has no shapes, so a turn that `readable_fields` does not cover turns the whole
     group.
     """
-    token = stamps.token_for(turn)
+    token = stamps.token_for(turn, note)
     if stamps.is_soft(turn.arguments):
         # it expires the whole group, so that readers need only one more field
         return {stamps.field(_EXPIRED_FIELD): token + note, LAST: token}

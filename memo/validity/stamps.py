@@ -32,10 +32,12 @@ Rules of this module:
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 from memo.errors import encodable
 from memo.records.stamp_types import LOST, Ref, State
@@ -68,12 +70,27 @@ def token() -> str:
     return b2a_base64(os.urandom(12), newline=False).translate(_URL_SAFE).decode()
 
 
-def token_for(turn: Turn) -> str:
-    """Return a fresh token for a turn; that of a soft one begins with the time."""
+def token_for(turn: Turn, note: str) -> str:
+    """Return a fresh token for a turn; that of a soft one begins with the time in its note.
+
+    So it has the time of the caller's clock, and one that is replayed later keeps its time.
+    """
     if not is_soft(turn.arguments):
         return token()
-    at = (time.time_ns() // 1_000_000).to_bytes(6, "big")
+    at = _noted_at(note).to_bytes(6, "big")
     return b2a_base64(at + os.urandom(6), newline=False).translate(_URL_SAFE).decode()
+
+
+def _noted_at(note: str) -> int:
+    """Return the time in the note of a turn, in milliseconds since the epoch; now if it has none.
+
+    `memo.stores.authorities.make_note` writes it.
+    """
+    with suppress(ValueError, KeyError, TypeError, OverflowError):
+        at = round(float(json.loads(note)["at"]) * 1000)
+        if 0 <= at < 1 << 48:
+            return at
+    return time.time_ns() // 1_000_000
 
 
 def _made_at(soft: str) -> int:

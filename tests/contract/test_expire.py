@@ -236,6 +236,18 @@ def test_the_window_begins_when_it_expires(ahead: Ahead) -> None:
     assert load("EU") == 2
 
 
+def test_the_window_begins_by_the_clock_of_the_cache() -> None:
+    """With a clock that a test has moved, an entry that has just expired is within its window."""
+    load, clock = loads(stale_while_revalidate=60), memo.testing.ManualClock()
+    with memo.testing.isolated(clock=clock):
+        value = load("EU")
+        clock.advance(3600)
+        load.expire()
+        assert load.peek("EU", default=None) == value
+        clock.advance(61)
+        assert load.peek("EU", default=None) is None
+
+
 def test_explain_says_who_let_it_expire(where: Any) -> None:
     """`explain` names the soft invalidation with its reason, and does not blame the ttl."""
     load = loads()

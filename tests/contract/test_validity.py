@@ -211,13 +211,13 @@ def test_the_same_invalidation_breaks_the_same_entries_in_every_store(
 def test_what_is_let_expire_is_told_from_what_is_invalidated(
     keeper: tuple[str, Any], case: str
 ) -> None:
-    """A soft turn gives the reason `expired` with its time, in every store."""
+    """A soft turn gives the reason `expired` with the time in its note, in every store."""
     name, store = keeper
     [turn], expected = TURNS[case]
     assert isinstance(turn, Turn)
     refs = list(PROBES.values())
     before = drive(store.stamp_states(BLOCKING, refs))
-    drive(store.turn(BLOCKING, [as_soft(turn)], "{}"))
+    drive(store.turn(BLOCKING, [as_soft(turn)], '{"at": 1234.567}'))
     after = drive(store.states(BLOCKING, refs))
     for probe, old, new in zip(PROBES, before, after, strict=True):
         reason = check.why_changed([old.text], [new.text])
@@ -225,7 +225,7 @@ def test_what_is_let_expire_is_told_from_what_is_invalidated(
             assert bool(reason) == (probe in ALL_OF_F)
         elif probe in expected - {"anything"}:
             assert isinstance(reason, check.Expired), (probe, reason)
-            assert reason.at > 0
+            assert reason.at == 1_234_567_000_000
         elif name != "custom":
             assert not isinstance(reason, check.Expired) or probe == "anything", (probe, reason)
 
@@ -281,7 +281,7 @@ def test_no_group_in_redis_lives_shorter_than_its_entries(
 
 
 A, B, C = "a" * 16, "b" * 16, "c" * 16
-SOFT = f"|~=:{stamps.token_for(Turn(F, ((stamps.SOFT, ''),)))}"
+SOFT = f"|~=:{stamps.token_for(Turn(F, ((stamps.SOFT, ''),)), '')}"
 
 
 @pytest.mark.parametrize(

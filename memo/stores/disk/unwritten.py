@@ -68,7 +68,7 @@ class Unwritten:
                 key = turn.group, turn.arguments
                 # removed first, so that the dict keeps the order of invalidations
                 self._late.pop(key, None)
-                self._late[key] = LateTurn(turn, note, stamps.token_for(turn))
+                self._late[key] = LateTurn(turn, note, stamps.token_for(turn, note))
             self._note_change()
 
     def apply_to(self, name: str, group: Group) -> Group:

@@ -631,7 +631,7 @@ class Redis:
         )
         calls = []
         for turn in turns:
-            value = (stamps.token_for(turn) + note).encode()
+            value = (stamps.token_for(turn, note) + note).encode()
             shape, field = stamps.shape(turn.arguments), stamps.field(turn.arguments)
             words = (shape.encode(), field.encode(), value, *bounds)
             calls.append(((self._group_key(turn.group),), words))
