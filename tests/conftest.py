@@ -27,7 +27,7 @@ GRACE = float(os.environ.get("MEMO_TEST_GRACE", "30"))
 started to fail, whose report of the failure holds them."""
 _MEMO_ENVIRONMENT = "MEMO_"
 _POOLED = ("memo-background", "memo-offload", "memo-portal")
-"""Threads that stay by design, idle: those of the pools (for 10 s) and of the portal."""
+"""Threads that stay by design, idle: those of the pools (for 10 s) and of the portals."""
 _SHARED_FILES = (
     *("/dev/null", "/dev/urandom", "/dev/random", "/dev/pts/", "/proc/"),
     *("anon_inode:[eventpoll]", "anon_inode:[eventfd]"),
@@ -230,7 +230,7 @@ def _left_open(before: dict[str, str]) -> list[str]:
 
 
 def _portal_descriptors() -> set[str]:
-    """Those of the loop in memo's portal thread, which lives as long as the process."""
-    loop = getattr(sys.modules.get("memo.runtime.blocking"), "_loop", None)
+    """Those of the loops in memo's portal threads, which live as long as the process."""
+    loops = getattr(sys.modules.get("memo.runtime.blocking"), "_loops", {})
     parts = ("_selector", "_ssock", "_csock")
-    return {str(getattr(loop, part).fileno()) for part in parts} if loop else set()
+    return {str(getattr(loop, part).fileno()) for loop in loops.values() for part in parts}

@@ -19,6 +19,7 @@ from memo.keys.summaries import built_on
 from memo.records.seal import RAISED, Entry
 from memo.records.stamp_blocks import Block, Stamps, blocks_of, loose_of
 from memo.records.stamp_types import Generation, Ref, Result, Stamp, State
+from memo.runtime.blocking import LoopDepth, at_loop_depth, current_loop_depth
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.settings import configuration
@@ -256,6 +257,7 @@ class ThreadContext(NamedTuple):
     used_calls: UsedCalls
     path: tuple[Flight, ...]
     recorders: tuple[replay.Recorder, ...]
+    loop_depth: LoopDepth
 
 
 def context_for_thread() -> ThreadContext | None:
@@ -264,7 +266,7 @@ def context_for_thread() -> ThreadContext | None:
     return (
         None
         if reads is None or reads.over
-        else ThreadContext(reads, current_path(), replay.current_recorders())
+        else ThreadContext(reads, current_path(), replay.current_recorders(), current_loop_depth())
     )
 
 
@@ -274,7 +276,11 @@ def run_in_context(
     """Call `work` as part of the computation that has started this thread."""
     token = USED_CALLS.set(given.used_calls)
     try:
-        with on_path(given.path), replay.recorded_by(given.recorders):
+        with (
+            on_path(given.path),
+            replay.recorded_by(given.recorders),
+            at_loop_depth(given.loop_depth),
+        ):
             return work(*args, **kwargs)
     finally:
         USED_CALLS.reset(token)

@@ -18,11 +18,14 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from memo.runtime import events, fork
+from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Deferred, Handle, Port, Waiter
 
 if TYPE_CHECKING:
@@ -277,7 +280,7 @@ class Blocking:
 
     async def settle(self, value: Any) -> Any:
         if inspect.iscoroutine(value):
-            return run_in_loop_thread(value)
+            return run_in_foreign_loop(value)
         return value.get() if type(value) is Deferred else value
 
     async def offload(self, function: Callable[..., T], *args: Any, own_thread: bool = False) -> T:
@@ -337,15 +340,68 @@ def report_fault(name: str, error: BaseException) -> None:
     events.emit(events.Event(events.ERROR, reason="background", detail=f"{name}: {error!r}"))
 
 
+class LoopDepth(NamedTuple):
+    """The number of event loops of memo's that are blocked until the running code returns.
+
+    Attributes:
+        function: those that run users' cached functions.
+        foreign: those that run foreign coroutines, such as a provider's.
+    """
+
+    function: int = 0
+    foreign: int = 0
+
+
+_NO_LOOP = LoopDepth()
+_loop_depth: ContextVar[LoopDepth] = ContextVar("memo_loop_depth", default=_NO_LOOP)
 _loop_lock = threading.Lock()
-_loop: asyncio.AbstractEventLoop | None = None
+_loops: dict[tuple[str, int], asyncio.AbstractEventLoop] = {}
+"""Event loops, each in a thread of its own that is never stopped: what they run, depth -> loop."""
 
 
-def run_in_loop_thread(work: Coroutine[Any, Any, T]) -> T:
-    """Run a foreign coroutine on a loop in a thread of its own, and wait for it."""
+def current_loop_depth() -> LoopDepth:
+    """Return the depth of the running code, for a thread that works for it."""
+    return _loop_depth.get()
+
+
+@contextmanager
+def at_loop_depth(depth: LoopDepth) -> Iterator[None]:
+    """Let a block that runs in another thread wait for the loops that code at `depth` may use."""
+    token = _loop_depth.set(depth)
+    try:
+        yield
+    finally:
+        _loop_depth.reset(token)
+
+
+def run_in_function_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that calls users' functions on a loop in another thread, and wait for it.
+
+    Such a function may call sync code, which blocks the loop and may need a loop in turn: it gets
+    the one of the next depth.  Foreign coroutines have loops of their own, since other threads,
+    for which such sync code waits, may need those.
+    """
+    depth = _loop_depth.get()
+    inner = depth._replace(function=depth.function + 1)
+    return _run_in_loop(("function", depth.function), inner, work)
+
+
+def run_in_foreign_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Run a foreign coroutine on a loop in another thread, and wait for it."""
+    depth = _loop_depth.get()
+    inner = LoopDepth(depth.function + 1, depth.foreign + 1)
+    return _run_in_loop(("foreign", depth.foreign), inner, work)
+
+
+def _run_in_loop(place: tuple[str, int], inner: LoopDepth, work: Coroutine[Any, Any, T]) -> T:
     import asyncio
 
-    future: concurrent.futures.Future[T] = asyncio.run_coroutine_threadsafe(work, _loop_thread())
+    async def run() -> T:  # in a copy of the caller's context
+        _loop_depth.set(inner)
+        return await work
+
+    loop = _loop_at(place)
+    future: concurrent.futures.Future[T] = asyncio.run_coroutine_threadsafe(run(), loop)
     try:
         return future.result()
     except BaseException:
@@ -353,16 +409,16 @@ def run_in_loop_thread(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-def _loop_thread() -> asyncio.AbstractEventLoop:
-    global _loop
+def _loop_at(place: tuple[str, int]) -> asyncio.AbstractEventLoop:
     import asyncio
 
     with _loop_lock:
-        if _loop is None:
+        loop = _loops.get(place)
+        if loop is None:
             loop = asyncio.new_event_loop()
             start_thread(loop.run_forever, "memo-portal")
-            _loop = loop
-        return _loop
+            _loops[place] = loop
+        return loop
 
 
 def drain_blocking(timeout: float | None = None) -> bool:
@@ -388,9 +444,9 @@ def _at_exit() -> None:
 
 
 def _after_fork() -> None:
-    global _loop, _loop_lock
+    global _loop_lock
     _loop_lock = threading.Lock()
-    _loop = None
+    _loops.clear()
     for pool in (BACKGROUND, OWN_THREADS, OFFLOAD):
         pool.reset()
     RENEWALS.reset()

@@ -21,7 +21,7 @@ from memo.runtime.blocking import (
     RENEWALS,
     drain_blocking,
     report_fault,
-    run_in_loop_thread,
+    run_in_function_loop,
 )
 from memo.runtime.port import Handle, Port, Waiter
 
@@ -218,7 +218,7 @@ def run_elsewhere(work: Callable[[Native], Coroutine[Any, Any, T]]) -> T:
     async def inside() -> T:
         return await work(native())
 
-    return run_in_loop_thread(inside())
+    return run_in_function_loop(inside())
 
 
 async def drain(timeout: float | None = None) -> bool:

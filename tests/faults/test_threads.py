@@ -316,6 +316,119 @@ print(load(1), asyncio.run(aload(2)), double([3, 4]), list(stream(5)))
     assert done.stdout == "1 2 [6, 8] [5]\n", done.stderr[-3000:]
 
 
+PORTAL = """
+import faulthandler, threading, memo
+from concurrent.futures import ThreadPoolExecutor
+from providers import InADict
+from memo.testing import isolated
+faulthandler.dump_traceback_later(30, exit=True)
+"""
+"""The first lines of a program that ends, even if its threads wait for each other."""
+
+
+NESTED = {
+    "a helper": """
+@memo.cache
+async def rates(): return 1
+@memo.cache
+async def report():
+    rates.refresh()
+    return await rates()
+""",
+    "helpers in each other": """
+@memo.cache
+async def first(): return 1
+@memo.cache
+async def rates():
+    first.refresh()
+    return await first()
+@memo.cache
+async def report(): return rates.refresh()
+""",
+    "a provider": """
+@memo.cache(provider=InADict())
+def rates(): return 1
+@memo.cache
+async def report(): return rates()
+""",
+    "a callable": """
+@memo.cache
+async def version(): return 3
+async def changed():
+    version.refresh()
+    return await version()
+@memo.cache(depends_on=changed)
+def rates(): return 1
+@memo.cache
+async def report(): return rates()
+""",
+    "threads": """
+@memo.cache
+async def rates(x): return x
+@memo.cache
+async def report():
+    with ThreadPoolExecutor(2) as pool:
+        return sum(pool.map(rates.refresh, [0, 1]))
+""",
+}
+"""An async function, which a sync helper computes on a loop; and what in it needs a loop."""
+
+
+@pytest.mark.parametrize("what", NESTED)
+def test_a_loop_of_memo_waits_for_no_other_work_of_its_own(what: str) -> None:
+    """In an async function that a sync helper computes, sync code may need a loop in turn."""
+    script = f"""{PORTAL}{NESTED[what]}
+with isolated():
+    report.refresh()
+    print(report.refresh(), report.is_cached())
+    rates.invalidate()
+    print(report.is_cached())
+"""
+    done = ran(script)
+    assert done.stdout == "1 True\nFalse\n", done.stderr[-3000:]
+
+
+def test_a_computation_on_a_loop_of_memo_that_asks_for_itself() -> None:
+    """A function that refreshes itself through sync helpers is refused, not waited for."""
+    script = f"""{PORTAL}
+@memo.cache
+async def rates(): return report.refresh()
+@memo.cache
+async def report(): return rates.refresh()
+with isolated():
+    try:
+        report.refresh()
+    except memo.ReentryError as error:
+        print(error)
+"""
+    done = ran(script)
+    assert "asks for its own result" in done.stdout, done.stderr[-3000:]
+
+
+def test_a_function_on_a_loop_of_memo_waits_for_another_thread_that_needs_one() -> None:
+    """While a loop is blocked by a function's sync code, other threads reach their provider."""
+    script = f"""{PORTAL}
+computing, joined = threading.Event(), threading.Event()
+@memo.cache(provider=InADict())
+def rates():
+    computing.set()
+    joined.wait(20)
+    return 1
+@memo.cache
+async def report():
+    joined.set()
+    return rates()
+with isolated():
+    thread = threading.Thread(target=rates)
+    thread.start()
+    computing.wait(20)
+    print(report.refresh())
+    thread.join()
+"""
+    done = ran(script)
+    assert done.stdout == "1\n", done.stderr[-3000:]
+
+
 REFRESH = """
 import memo, pathlib, subprocess, sys
 from memo.testing import recording
