@@ -6,7 +6,8 @@ running loop.
 
 Background work (refreshes, write-backs) runs in a small pool of daemon threads.  `drain_blocking`
 waits for it; at interpreter exit it may take `EXIT_GRACE_SECONDS` more.
-No other module starts threads.
+All work of the engine that needs a thread gets it here.  The Redis tier, the shared statistics and
+the hashing of big arrays start a few threads of their own.
 """
 
 from __future__ import annotations

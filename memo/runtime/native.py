@@ -1,7 +1,8 @@
 """The native port: coroutines, which suspend on the running event loop.
 
 Background work is a task of the caller's loop; blocking work runs in threads of `blocking`.
-No other module uses event loops directly.
+The engine uses an event loop only through this port.  `blocking` has the loops on which sync code
+runs coroutines, and the transport to Redis has its own connections for each loop.
 """
 
 from __future__ import annotations
