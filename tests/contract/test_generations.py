@@ -1,22 +1,19 @@
 """The promises of every store of generations: see `memo.stores.protocols.Generations` and `stamps`.
 
-To add a keeper, add a line to `KEEPERS`: a context manager that gives a fresh one.
+Every store passes them (`keepers`), but for what a store says that it cannot do.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
+from keepers import CUSTOM, KEEPERS, NO_SCRIPTS
 from ports import RUNNERS
 from ports import run as run_process
 
 from memo.records.stamp_types import LOST, Ref, State
-from memo.stores.disk.host_state import Host
-from memo.stores.memory import Memory
 from memo.validity import generations, stamps
 from memo.validity.stamps import Turn
 
@@ -27,24 +24,16 @@ CALL_US = Ref(F, (US, Y24))
 NOTE = '{"by": "me", "reason": "dataset"}'
 
 
-@contextmanager
-def _host(directory: Path):
-    host = Host(directory / "cache")
-    yield host.generations
-    host.close()
-
-
-@contextmanager
-def _memory(directory: Path):
-    yield Memory(1 << 20).generations
-
-
-KEEPERS = {"host": _host, "memory": _memory}
+PARTIAL = [name for name in KEEPERS if name != NO_SCRIPTS]
+"""Keepers that can invalidate some arguments of a group."""
+WITH_TABLE = [name for name in KEEPERS if name != CUSTOM]
+"""Keepers that can list what a group has."""
+PARTIAL_WITH_TABLE = [name for name in PARTIAL if name in WITH_TABLE]
 
 
 @pytest.fixture(params=KEEPERS)
-def keeper(request, tmp_path) -> Iterator:
-    with KEEPERS[request.param](tmp_path) as keeper:
+def keeper(request, tmp_path, redis_server) -> Iterator:
+    with KEEPERS[request.param](tmp_path, redis_server) as keeper:
         yield keeper
 
 
@@ -97,6 +86,7 @@ def test_turning_a_group_changes_every_ref_of_it(ask):
     assert now[2] == other
 
 
+@pytest.mark.parametrize("keeper", PARTIAL, indirect=True)
 def test_turning_some_arguments_changes_what_has_them_all(ask):
     """A partial invalidation is seen by the calls with these arguments, and by no other call."""
     eu, us = ask.stamp_states(CALL_EU, CALL_US)
@@ -127,6 +117,7 @@ def test_two_turns_of_the_same_arguments_differ(ask):
     assert len(seen) == 5
 
 
+@pytest.mark.parametrize("keeper", PARTIAL, indirect=True)
 def test_last_tells_of_any_change_in_the_group(ask):
     """`last` and a ref on anything in the group change with each invalidation in it."""
     ask.stamp_states(CALL_EU)
@@ -157,6 +148,7 @@ def test_a_turn_before_the_first_begin_revives_nothing(ask):
     assert ask.states(CALL_EU) != state
 
 
+@pytest.mark.parametrize("keeper", PARTIAL_WITH_TABLE, indirect=True)
 def test_notes_say_who_and_why(ask):
     """The notes of a ref are those of the invalidations that it saw."""
     ask.stamp_states(CALL_EU)
@@ -169,6 +161,7 @@ def test_notes_say_who_and_why(ask):
     assert ask.notes(Ref("t:none")) == []
 
 
+@pytest.mark.parametrize("keeper", PARTIAL_WITH_TABLE, indirect=True)
 def test_a_group_past_its_bound_is_renewed(ask):
     """Past the bound on fields all of them go and `*` turns, so that nothing comes back to life."""
     states = {ask.stamp_states(CALL_EU)[0].text}
@@ -182,6 +175,7 @@ def test_a_group_past_its_bound_is_renewed(ask):
     assert "|" in ask.states(CALL_EU)[0].text
 
 
+@pytest.mark.parametrize("keeper", WITH_TABLE, indirect=True)
 def test_a_group_with_too_many_shapes_is_renewed(ask):
     """The shapes that each reader must look at are bounded."""
     ref = Ref(F, tuple((f"a{n:03}", "0" * 16) for n in range(100)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from keepers import CUSTOM, KEEPERS, NO_SCRIPTS
 from redis_records import record
 from redis_server import RedisServer
 
@@ -20,10 +21,6 @@ from memo.runtime.reasons import (
     GENERATION_LOST,
     INVALIDATED,
 )
-from memo.stores.custom import CustomTier
-from memo.stores.disk.host_state import Host
-from memo.stores.memory import Memory
-from memo.stores.redis.redis_tier import Redis
 from memo.validity import check, generations, stamps
 from memo.validity.stamps import Turn, as_soft
 
@@ -99,81 +96,17 @@ class Rules:
             self.groups[name] = generations.apply(fields, change)
 
 
-class Provider:
-    """A user's store: a dictionary."""
-
-    def __init__(self) -> None:
-        self.data: dict[str, bytes] = {}
-
-    async def get(self, key: str) -> bytes | None:
-        return self.data.get(key)
-
-    async def set(self, key: str, value: bytes, ttl: float | None) -> None:
-        self.data[key] = value
-
-    async def delete(self, key: str) -> None:
-        self.data.pop(key, None)
-
-    async def clear(self) -> None:
-        self.data.clear()
-
-
 @contextmanager
 def _rules(directory: Path, server: RedisServer) -> Iterator[Any]:
     yield Rules()
 
 
-@contextmanager
-def _memory(directory: Path, server: RedisServer) -> Iterator[Any]:
-    yield Memory(1 << 20).generations
+ALL_KEEPERS = {"rules": _rules, **KEEPERS}
 
 
-@contextmanager
-def _host(directory: Path, server: RedisServer) -> Iterator[Any]:
-    host = Host(directory / "cache")
-    yield host.generations
-    host.close()
-
-
-@contextmanager
-def _redis(directory: Path, server: RedisServer) -> Iterator[Any]:
-    tier = Redis(server.url, deadline=5.0)
-    yield tier
-    tier.close()
-
-
-@contextmanager
-def _redis_without_scripts(directory: Path, server: RedisServer) -> Iterator[Any]:
-    admin = server.client()
-    rule = ("~*", "+@all", "-eval", "-evalsha")
-    admin.execute_command("ACL", "SETUSER", "few", "on", ">p", *rule)
-    tier = Redis(server.url.replace("//", "//few:p@"), deadline=5.0)
-    try:
-        yield tier
-    finally:
-        tier.close()
-        admin.execute_command("ACL", "DELUSER", "few")
-
-
-@contextmanager
-def _custom(directory: Path, server: RedisServer) -> Iterator[Any]:
-    yield CustomTier(Provider()).generations
-
-
-NO_SCRIPTS = "redis without scripts"
-KEEPERS = {
-    "rules": _rules,
-    "memory": _memory,
-    "host": _host,
-    "redis": _redis,
-    NO_SCRIPTS: _redis_without_scripts,
-    "custom": _custom,
-}
-
-
-@pytest.fixture(params=KEEPERS)
+@pytest.fixture(params=ALL_KEEPERS)
 def keeper(request: Any, tmp_path: Path, redis_server: RedisServer) -> Iterator[Any]:
-    with KEEPERS[request.param](tmp_path, redis_server) as made:
+    with ALL_KEEPERS[request.param](tmp_path, redis_server) as made:
         yield request.param, made
 
 
@@ -197,7 +130,7 @@ def test_the_same_invalidation_breaks_the_same_entries_in_every_store(
     after = drive(store.states(BLOCKING, refs))
     pairs = zip(PROBES, before, after, strict=True)
     broken = {probe for probe, old, new in pairs if check.why_changed([old.text], [new.text])}
-    if name == "custom":
+    if name == CUSTOM:
         bound = case.startswith("more ")  # it has no table, so no bound to one
         assert bound or expected <= broken | {"anything"}
         assert "another group" not in broken - expected
@@ -226,7 +159,7 @@ def test_what_is_let_expire_is_told_from_what_is_invalidated(
         elif probe in expected - {"anything"}:
             assert isinstance(reason, check.Expired), (probe, reason)
             assert reason.at == 1_234_567_000_000
-        elif name != "custom":
+        elif name != CUSTOM:
             assert not isinstance(reason, check.Expired) or probe == "anything", (probe, reason)
 
 
