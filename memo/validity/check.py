@@ -250,20 +250,45 @@ def combine(stamps: Sequence[Stamp], reasons: Sequence[str]) -> str:
 # --- age -----------------------------------------------------------------------------------------
 
 
-def _judge_expired(verdict: Verdict, policy: Policy, clock: Clock, at: int) -> Verdict:
+def _judge_expired(
+    verdict: Verdict, times: Times, policy: Policy, clock: Clock, at: int
+) -> Verdict:
     """Return the verdict on an entry that was expired before its ttl was over.
 
     Args:
         verdict: the verdict as if it had not been expired.
+        times: the entry's times.
+        policy: the function's current policy.
         clock: tells the current time.
         at: when it was expired, in nanoseconds since the epoch.
     """
     if verdict.kind == MISS:
         return verdict
-    past = max(0, clock.wall_ns() - at)
+    past = _time_since_expiry(times, clock, at)
+    if past is None:
+        return Verdict(MISS, CLOCK)
     if past < policy.stale_while_revalidate * SECOND:
         return Verdict(STALE, EXPIRED)
     return Verdict(MISS, EXPIRED, fallback=past < policy.stale_if_error * SECOND)
+
+
+def _time_since_expiry(times: Times, clock: Clock, at: int) -> int | None:
+    """Return the nanoseconds since an entry was expired; None if no clock can tell.
+
+    They are also derived from the entry's age, so that the window of an entry that has expired does
+    not begin again if the wall clock steps back.  The longer of the two times counts.
+
+    Args:
+        at: as for `_judge_expired`.
+    """
+    old = age(times, clock)
+    if old is None:
+        return None
+    at = max(at, times.started)  # an expiry that is replayed late may also concern later entries
+    by_age = old - max(0, at - times.finished)
+    if by_age < -FUTURE_TOLERANCE_NS:
+        return None
+    return max(0, by_age, clock.wall_ns() - at)
 
 
 def age(times: Times, clock: Clock) -> int | None:
@@ -301,7 +326,7 @@ def judge(
         expired: when it was expired, in nanoseconds since the epoch, or None.
     """
     if expired is not None:
-        return _judge_expired(judge(times, policy, clock, live_ttl), policy, clock, expired)
+        return _judge_expired(judge(times, policy, clock, live_ttl), times, policy, clock, expired)
     if policy.max_age is not None:
         old = age(times, clock)
         if old is None or exceeds_max_age(old, policy):

@@ -248,6 +248,31 @@ def test_the_window_begins_by_the_clock_of_the_cache() -> None:
         assert load.peek("EU", default=None) is None
 
 
+def test_a_step_of_the_wall_clock_does_not_lengthen_the_window() -> None:
+    """I9: the age of the entry also tells how long ago it expired, whatever the wall clock says."""
+    load, clock = loads(stale_while_revalidate=60, ttl=86_400), memo.testing.ManualClock()
+    with memo.testing.isolated(clock=clock):
+        value = load("EU")
+        clock.advance(100)
+        load.expire()
+        clock.advance(50)
+        clock.step(-3600)
+        assert load.peek("EU", default=None) == value
+        clock.advance(11)
+        assert load.peek("EU", default=None) is None
+
+
+def test_an_expiry_at_a_time_that_has_not_come_leaves_no_window() -> None:
+    """If the wall clock was far ahead when an entry expired, no old value is served."""
+    load, clock = loads(stale_while_revalidate=60), memo.testing.ManualClock()
+    with memo.testing.isolated(clock=clock):
+        load("EU")
+        clock.step(3600)
+        load.expire()
+        clock.step(-3600)
+        assert load.peek("EU", default=None) is None
+
+
 def test_explain_says_who_let_it_expire(where: Any) -> None:
     """`explain` names the soft invalidation with its reason, and does not blame the ttl."""
     load = loads()
