@@ -101,7 +101,7 @@ class Unconfirmed(str):
     """The reason for an entry that only results put in doubt, which can be asked for again.
 
     Attributes:
-        at: when the last of them was expired, if nothing else happened to them; else None.
+        at: when the first of them was expired, if nothing else happened to them; else None.
     """
 
     __slots__ = ("at",)

@@ -133,7 +133,9 @@ def is_soft(arguments: Iterable[tuple[str, str]]) -> bool:
 
 
 def expired_at(before: str, now: str) -> int | None:
-    """Return when a state was last expired; None if it was also invalidated.
+    """Return when a state was first expired since; None if it was also invalidated.
+
+    A field has only the time of its latest turn, so the true time may be earlier.
 
     Args:
         before: the text of the state that an entry recorded.
@@ -150,7 +152,7 @@ def expired_at(before: str, now: str) -> int | None:
     ]:
         return None
     later = set(new).difference(old)
-    return max((_made_at(part[-TOKEN_CHARACTERS:]) for part in later), default=None)
+    return min((_made_at(part[-TOKEN_CHARACTERS:]) for part in later), default=None)
 
 
 def _is_soft_field(part: str) -> bool:

@@ -248,6 +248,22 @@ def test_the_window_begins_by_the_clock_of_the_cache() -> None:
         assert load.peek("EU", default=None) is None
 
 
+def test_the_window_begins_with_the_first_expiry() -> None:
+    """An entry that expired for its argument gets no second window when its function expires."""
+    load, clock = loads(stale_while_revalidate=60), memo.testing.ManualClock()
+    with memo.testing.isolated(clock=clock):
+        value = load("EU")
+        load.expire(region="EU")
+        clock.advance(50)
+        load.expire()
+        assert load.peek("EU", default=None) == value
+        clock.advance(11)
+        assert load.peek("EU", default=None) is None
+        load.refresh("EU")
+        load.expire()
+        assert load.peek("EU", default=None) == value + 1
+
+
 def test_a_step_of_the_wall_clock_does_not_lengthen_the_window() -> None:
     """I9: the age of the entry also tells how long ago it expired, whatever the wall clock says."""
     load, clock = loads(stale_while_revalidate=60, ttl=86_400), memo.testing.ManualClock()
