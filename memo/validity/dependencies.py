@@ -125,29 +125,35 @@ def is_url(path: str) -> bool:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def file_stamps(paths: Sequence[tuple[str, bool]], every: float) -> list[FileStamp]:
+async def file_stamps(
+    port: Port, paths: Sequence[tuple[str, bool]], every: float
+) -> list[FileStamp]:
     """Take the stamps of files, directories, patterns and URLs; a missing file has a stamp too.
 
     Args:
+        port: the port of the caller.
         paths: pairs of an absolute path or a URL, and True if its content is compared.
         every: seconds for which the state of a URL is reused without asking again.
     """
     urls = [one for one in paths if is_url(one[0])]
-    far = _remote_facts(urls) if urls else {}
-    stamps: list[FileStamp] = []
-    for path, by_content in paths:
-        if (path, by_content) in far:
-            stamps.append(FileStamp(path, far[path, by_content], by_content, every))
-        else:
-            stamps.append(FileStamp(path, _facts(path, by_content), by_content))
-    return stamps
+    far = await _remote_facts(port, urls) if urls else {}
+    near: dict[tuple[str, bool], str] = {}
+    if len(urls) < len(paths):
+        near = await port.offload(lambda: {one: _facts(*one) for one in paths if one not in far})
+    return [
+        FileStamp(path, far[path, by_content], by_content, every)
+        if (path, by_content) in far
+        else FileStamp(path, near[path, by_content], by_content)
+        for path, by_content in paths
+    ]
 
 
-def _remote_facts(urls: list[remote.UrlQuery]) -> dict[remote.UrlQuery, str]:
+async def _remote_facts(port: Port, urls: list[remote.UrlQuery]) -> dict[remote.UrlQuery, str]:
     """Return the facts of URLs, queried concurrently."""
     from memo.validity import remote
 
-    return {one: facts or remote.unknown_version() for one, facts in remote.query_all(urls).items()}
+    answers = await remote.query_all(port, urls)
+    return {one: facts or remote.unknown_version() for one, facts in answers.items()}
 
 
 def is_pattern(path: str) -> bool:
@@ -406,8 +412,7 @@ class Dependencies:
             taken.append(CallStamp(f"{self.identity}#{index}", digest, packed))
             paths += named
         self._refuse_malformed([path for path, _ in paths if is_url(path)])
-        files = await port.offload(file_stamps, paths, self.every)
-        return (*files, *taken)
+        return (*await file_stamps(port, paths, self.every), *taken)
 
     def _refuse_malformed(self, urls: Sequence[str]) -> None:
         if not urls:
@@ -520,7 +525,7 @@ async def _present(port: Port, stamps: Iterable[FileStamp]) -> dict[remote.UrlQu
             todo.append(one)
         else:
             now[one] = known
-    return {**now, **await port.offload(remote.query_all, todo)} if todo else now
+    return {**now, **await remote.query_all(port, todo)} if todo else now
 
 
 async def _why_changed(

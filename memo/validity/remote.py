@@ -11,7 +11,8 @@ import contextvars
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -27,13 +28,16 @@ from memo.validity.dependencies import MISSING, is_pattern
 if TYPE_CHECKING:
     import urllib.error
 
+    from memo.runtime.port import Port
+
 QUERY_TIMEOUT_SECONDS = 10.0
 """Seconds that a server may take to answer."""
 SLOW_QUERY_SECONDS = 1.0
 """A failed query that took this many seconds or more counts as a wait: the source is then not asked
 again for as long as the query took."""
 CONCURRENT_QUERIES = 16
-"""Maximum number of URLs that are queried concurrently, in the whole process."""
+"""Maximum number of URLs that are queried concurrently, in the whole process, besides those that
+sync callers query one at a time in their own threads."""
 MAX_REMEMBERED_URLS = 4096
 """Maximum number of URLs whose latest facts are remembered."""
 _WEB_SCHEMES = ("http", "https")
@@ -41,7 +45,7 @@ _known: dict[tuple[str, bool], tuple[float, str]] = {}
 _silent: dict[tuple[str, bool], tuple[float, str]] = {}
 """Sources that kept a caller waiting: (monotonic time until which they are not asked, error)."""
 _lock = threading.Lock()
-_pool = Pool("memo-offload-remote", CONCURRENT_QUERIES - 1)  # plus the caller's own thread
+_pool = Pool("memo-offload-remote", CONCURRENT_QUERIES)
 
 
 class UnreachableError(Exception):
@@ -94,28 +98,28 @@ def unknown_version() -> str:
     return f"unknown at {time.time_ns()}"
 
 
-def query_all(wanted: Iterable[UrlQuery]) -> dict[UrlQuery, str | None]:
-    """Like `query`, for several URLs, up to `CONCURRENT_QUERIES` of them at the same time."""
+async def query_all(port: Port, wanted: Iterable[UrlQuery]) -> dict[UrlQuery, str | None]:
+    """Like `query`, for several URLs, up to `CONCURRENT_QUERIES` of them at the same time.
+
+    Async code waits without a thread: those for short work are never used to wait for a network.
+    """
     todo = list(dict.fromkeys(wanted))
+    if not todo or (len(todo) == 1 and not port.native):
+        return {one: query(*one) for one in todo}
     found: dict[UrlQuery, str | None] = {}
-    answered = threading.Semaphore(0)
+    others = threading.Semaphore(len(todo) - 1)  # the last answer finds it used up
+    all_answered = port.waiter()
 
     def ask(one: UrlQuery) -> None:
         try:
             found[one] = query(*one)
         finally:
-            answered.release()
+            if not others.acquire(blocking=False):
+                all_answered.set()
 
-    def job(one: UrlQuery) -> Callable[[], None]:
-        context = contextvars.copy_context()
-        return lambda: context.run(ask, one)
-
-    for one in todo[1:]:
-        _pool.submit(job(one))
-    for one in todo[:1]:
-        ask(one)
-    for _ in todo:
-        answered.acquire()
+    for one in todo:
+        _pool.submit(partial(contextvars.copy_context().run, ask, one))
+    await port.wait(all_answered, None)
     return {one: found.get(one) for one in todo}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -17,10 +18,12 @@ from typing import Annotated, Any
 import pytest
 from chaos import HangingUp
 from checkout import ROOT
+from waiting import await_until
 from ways import PLACES, Way
 
 import memo
 from memo.errors import DependencyError, OptionError
+from memo.runtime.blocking import BLOCKING, drive
 from memo.testing import ManualClock, isolated, recording
 from memo.validity import remote
 
@@ -69,6 +72,12 @@ class Server:
         finally:
             with self._overlap:
                 self._here -= 1
+
+    def release(self) -> None:
+        """Answer the requests that are held."""
+        with self._overlap:
+            self.wait_for = 1
+            self._overlap.notify_all()
 
     def close(self) -> None:
         self._http.shutdown()
@@ -166,6 +175,34 @@ def test_sources_are_asked_at_the_same_time(
     assert set(server.asked.values()) == {2}
     server.etags[names[-1]] = '"b"'
     assert way.call(load, 1) == 2
+
+
+@pytest.mark.parametrize("warm", [True, False])
+async def test_an_unrelated_call_does_not_wait_for_silent_sources(
+    server: Server, warm: bool
+) -> None:
+    """Waiting for a network takes none of the threads for short work of async code."""
+    count = 12
+    for name in range(count):
+        server.pages[str(name)], server.etags[str(name)] = b"1", '"a"'
+
+    @memo.cache(ttl=60, version="1", depends_on=server.url("{x}"))
+    async def far(x: int) -> int:
+        return x
+
+    @memo.cache(ttl=60, version="1")
+    async def near(x: int) -> int:
+        return x
+
+    if warm:
+        await asyncio.gather(*map(far, range(count)))
+    server.wait_for, server.most = count + 1, 0
+    waiting = [asyncio.create_task(far(name)) for name in range(count)]
+    await await_until(lambda: server.most >= 8)
+    assert await near(1) == 1
+    assert not any(task.done() for task in waiting)
+    server.release()
+    assert await asyncio.gather(*waiting) == list(range(count))
 
 
 def test_sources_of_what_was_used_are_asked_at_the_same_time(way: Way, server: Server) -> None:
@@ -406,7 +443,7 @@ def test_a_query_of_a_malformed_url_does_not_raise() -> None:
     """It runs in a thread of a pool: an entry of an earlier version may hold any URL."""
     urls = [f"http://me:secret@[{number}/x?token=secret" for number in range(20)]
     with recording() as events:
-        found = remote.query_all([(url, False) for url in urls])
+        found = drive(remote.query_all(BLOCKING, [(url, False) for url in urls]))
     assert set(found.values()) == {None}
     told = {event.detail for event in events if event.reason == UNREACHABLE}
     assert told == {f"http://[{number}/x: ValueError" for number in range(20)}
