@@ -11,14 +11,13 @@ import contextvars
 import re
 import threading
 import time
-from collections.abc import Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from memo.errors import OptionError
 from memo.records.stamp_types import FileStamp
-from memo.runtime import events
+from memo.runtime import events, fork
 from memo.runtime.blocking import Pool
 from memo.runtime.checksums import blake2b, digest_of_file
 from memo.runtime.memory_budget import remember
@@ -117,8 +116,12 @@ async def query_all(port: Port, wanted: Iterable[UrlQuery]) -> dict[UrlQuery, st
             if not others.acquire(blocking=False):
                 all_answered.set()
 
+    def job(one: UrlQuery) -> Callable[[], None]:
+        context = contextvars.copy_context()
+        return lambda: context.run(ask, one)
+
     for one in todo:
-        _pool.submit(partial(contextvars.copy_context().run, ask, one))
+        _pool.submit(job(one))
     await port.wait(all_answered, None)
     return {one: found.get(one) for one in todo}
 
@@ -284,3 +287,12 @@ def _combine(names: Iterable[str], version: Any) -> str:
     if len(lines) <= 1:
         return lines[0].rstrip("\n").partition("\0")[2] if lines else MISSING
     return blake2b("".join(lines).encode(), digest_size=20).hexdigest()
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+    _pool.reset()
+
+
+fork.in_child(_after_fork)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -203,6 +204,25 @@ async def test_an_unrelated_call_does_not_wait_for_silent_sources(
     assert not any(task.done() for task in waiting)
     server.release()
     assert await asyncio.gather(*waiting) == list(range(count))
+
+
+def test_a_forked_child_asks_its_sources(server: Server) -> None:
+    """The threads that queried them for its parent do not exist there."""
+    names = [str(number) for number in range(remote.CONCURRENT_QUERIES)]
+    for name in names:
+        server.pages[name], server.etags[name] = b"1", '"a"'
+    server.wait_for = len(names)  # so each of them has a thread
+    load = memo.cache(ttl=60, depends_on=[server.url(name) for name in names])(lambda x: x)
+    assert load(1) == 1
+    child = os.fork()
+    if child == 0:  # pragma: no cover - not seen from here
+        signal.alarm(30)  # ends it if it hangs
+        code = 1
+        try:
+            code = 0 if load(1) == 1 else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_sources_of_what_was_used_are_asked_at_the_same_time(way: Way, server: Server) -> None:
