@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_report_header() -> str:
-    """Which redis-server the tests run on."""
+    """The redis-server that the tests run on."""
     import redis_server
 
     try:

@@ -49,7 +49,7 @@ POLL_SECONDS = (0.002, 0.02)
 """Polling interval of a host lock in seconds: it starts at the first value, and doubles up to the
 second as long as the holder stays the same."""
 HOLDER_LOCK_SECONDS = 2.0
-"""How long in seconds a lease holder waits for a locked cache file (others wait 0.25 s).  If it
+"""Seconds that a lease holder waits for a locked cache file (others wait 0.25 s).  If it
 gives up, every waiting process has to recompute."""
 _AFTER_EXPIRY_SECONDS = 0.01
 """Seconds that a waiting process adds to the remaining life of a lease before it checks again."""

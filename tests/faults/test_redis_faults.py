@@ -93,7 +93,7 @@ async def failing(port: Port, work: Work) -> tuple[TierError, float]:
 
 
 async def answered(port: Port, work: Work, seconds: float) -> Any:
-    """What some work gives as soon as Redis is asked again, within so many seconds."""
+    """Return what some work gives once Redis is asked again, within so many seconds."""
     end = time.monotonic() + seconds
     while True:
         try:

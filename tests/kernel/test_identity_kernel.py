@@ -1,4 +1,4 @@
-"""Which function this is, in a real kernel: an edit of any cell is seen by the next call."""
+"""Code versions in a real kernel: an edit of any cell is seen by the next call."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def test_addresses_without_secrets_are_shown_whole() -> None:
 
 @pytest.mark.parametrize("summary", ['{"token": ["***"', '["***"]', '{"token": [], "a": "***"}'])
 def test_an_unreadable_summary_masks_the_whole_address(summary: str) -> None:
-    """What cannot be told apart from a secret is not shown."""
+    """Text that cannot be told apart from a secret is not shown."""
     assert mask_address("load:EU:hunter2", "load", summary, resolved=False) == "load:***"
 
 

@@ -1,4 +1,4 @@
-"""Which functions of memo are called: seen from outside by a profiler, with nothing replaced."""
+"""The functions of memo that are called: seen by a profiler, with nothing replaced."""
 
 from __future__ import annotations
 

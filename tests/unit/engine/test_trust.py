@@ -280,7 +280,7 @@ class Watch:
 
 @asynccontextmanager
 async def watching() -> Any:
-    """How long the running loop was held up at most, without the collector's pauses."""
+    """Longest time for which the running loop was held up, without the collector's pauses."""
     watch = Watch()
     over = False
 
@@ -329,7 +329,7 @@ BIG: dict[str, Callable[[], Any]] = {
 
 
 def test_a_big_record_in_memory_is_not_checked_at_hand() -> None:
-    """What is at hand is read on the event loop: 100 MB would stop it for a tenth of a second."""
+    """An entry at hand is read on the event loop: 100 MB would stop it for a tenth of a second."""
 
     @cache(name="trust:at hand", version="1", ttl=None)
     def load(size: int) -> bytes:

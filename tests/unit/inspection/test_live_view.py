@@ -173,7 +173,7 @@ BEGUN, GO, FAILS = threading.Event(), threading.Event(), threading.Event()
     ids=["whole", "each", "generator"],
 )
 def test_a_failed_run_says_nothing_of_the_next(run: Any, options: Any) -> None:
-    """How long a run took that raised, or was left, is not expected of the next one."""
+    """The time of a run that raised, or was left, is not expected of the next one."""
     load = cache(version="1", **options)(run)
     for event in (BEGUN, FAILS):
         event.clear()

@@ -67,7 +67,7 @@ def test_a_big_global_is_named_once_with_its_cost_and_the_way_out() -> None:
 
 
 def test_a_global_of_some_tenths_of_a_millisecond_is_named() -> None:
-    """What takes between 0.1 and 1 ms is said as well, with two digits."""
+    """A cost between 0.1 and 1 ms is reported as well, with two digits."""
 
     @memo.cache(ttl=600)
     def convert(x: int) -> int:

@@ -742,7 +742,7 @@ def test_bands_are_copied_alone_where_no_thread_starts(
 
 
 def test_big_frames_have_the_same_keys_on_one_processor(set_limits: Callable[..., None]) -> None:
-    """Where no second thread would help, big frames are copied and hashed by the caller."""
+    """If no second thread would help, the caller copies and hashes big frames itself."""
     rows = pd.DataFrame(np.random.default_rng(0).random((2_000_000, 2)), copy=False)
     values = rows, np.asfortranarray(rows.to_numpy())
     set_limits(threads=4)
@@ -1088,7 +1088,7 @@ def test_object_strings_take_one_conversion() -> None:
 
 
 def test_pieces_are_what_is_hashed() -> None:
-    """How bytes are cut into pieces makes no difference, whatever the sizes."""
+    """The sizes of the pieces into which bytes are cut make no difference."""
     data = bytes(range(256)) * 5000
     chance = random.Random(1)
     for size in (0, 1, 199, 200, 201, 65_535, 65_536, len(data)):

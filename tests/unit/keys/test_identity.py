@@ -1,4 +1,4 @@
-"""Which function this is: every edit that changes what is computed is seen, and no other."""
+"""Code versions: every edit that changes what is computed is seen, and no other."""
 
 from __future__ import annotations
 

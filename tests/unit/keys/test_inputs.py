@@ -705,7 +705,7 @@ FORMS = {
     "super": "self.above()",
     "comprehension": "sum(self.listed[n] for n in range(1))",
 }
-"""How a function reads each of its inputs."""
+"""The ways in which a function reads its inputs."""
 INPUTS = tuple(FORMS)
 SOURCE = """
 import memo

@@ -318,7 +318,7 @@ IN_MEMORY = {
 
 @pytest.mark.parametrize("make", IN_MEMORY.values(), ids=IN_MEMORY)
 def test_a_dask_collection_of_values_has_a_key(make: Any) -> None:
-    """What Dask computes of values in memory is known by what it computes."""
+    """A Dask collection made of values in memory has the key of an equal one."""
     assert load.key(make()) == load.key(make())
 
 

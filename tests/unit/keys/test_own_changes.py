@@ -511,7 +511,7 @@ def calls():
 def test_other_hosts_know_what_a_function_changes(
     tmp_path: Path, redis_server: RedisServer
 ) -> None:
-    """What one host has found out is left out of the keys of another, which computes nothing."""
+    """State that one host has found out is left out of the keys of another, which runs nothing."""
     write(tmp_path, EVERY_KIND)
     first = host(tmp_path, "here", redis_server, "import s\ns.calls()\nprint(len(s.runs))")
     code = "import s\ns.api.requests = 17\ns.calls()\nprint(len(s.runs))"

@@ -96,15 +96,15 @@ class Stopwatch:
         return result
 
     def took(self, name: str) -> Span:
-        """How long the one computation of a call took."""
+        """Seconds that the one computation of a call took."""
         return Span(self._only(self.inside[name]), self._only(self.outside[name]))
 
     def waited(self, name: str) -> Span:
-        """How long the one call of a name waited, which computed nothing."""
+        """Seconds that the one call of a name waited, which computed nothing."""
         return Span(0.0, self._only(self.outside[name]))
 
     def age(self, name: str) -> Span:
-        """How long ago the one computation of a call ended."""
+        """Seconds since the one computation of a call ended."""
         now = time.perf_counter()
         return Span(now - self.outside[name][0][1], now - self.inside[name][0][1])
 
@@ -225,7 +225,7 @@ def test_concurrent_calls(watches: Stopwatch, sheet: Sheet, ahead: Ahead) -> Non
 
 
 def test_nested_calls(watches: Stopwatch, sheet: Sheet, ahead: Ahead) -> None:
-    """What a call spends in another cached call is counted there, and once."""
+    """The time that a call spends in another cached call is counted there, and once."""
 
     @cache(name="load", version="1", ttl=3600)
     def load() -> int:

@@ -605,7 +605,7 @@ def published_before(directory: Path) -> Publisher:
 
 
 def test_a_snapshot_is_left_while_a_computation_runs(tmp_path: Path) -> None:
-    """What was counted is told soon after a computation has begun, though no event follows."""
+    """The counts are published soon after a computation has begun, though no event follows."""
     publisher = published_before(tmp_path)
     publisher.publish_soon()
     until(lambda: SharedSnapshots(tmp_path).gather().total.hits == 2)

@@ -69,7 +69,7 @@ def test_figures_are_those_of_the_code() -> None:
 
 
 def mentioned(page: Path) -> list[str]:
-    """What stands in backquotes outside of blocks."""
+    """The texts in backquotes outside of blocks."""
     text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
     return re.findall(r"`([^`\n]+)`", text)
 

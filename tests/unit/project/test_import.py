@@ -87,7 +87,7 @@ RARE = {"bisect", "difflib", "html", "importlib.resources", "queue", "random", "
 
 
 def test_import_leaves_rare_modules_of_the_standard_library_for_later() -> None:
-    """What a rare path of memo needs of the standard library is imported there."""
+    """A rare path of memo imports what it needs of the standard library itself."""
     assert not added("import memo") & RARE
 
 
@@ -121,7 +121,7 @@ print(three("a"))
 
 
 def test_a_process_that_only_hits_loads_nothing_to_compute_or_to_explain(tmp_path: Path) -> None:
-    """What a computation, a report or OpenSSL needs stays on the disk where all calls hit."""
+    """Modules for a computation, a report or OpenSSL are not loaded if all calls hit."""
     miss, hit = (
         subprocess.run(
             [sys.executable, "-c", CALLED, tmp_path],

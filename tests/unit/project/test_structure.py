@@ -80,7 +80,7 @@ WHERE = {
     "coordination/leases.py": "coordination",
     "metrics/rendering.py": "jupyter",
 }
-"""What a newcomer looks for, and the folder of `memo/` whose docstring leads there."""
+"""A newcomer's question -> the folder of `memo/` whose docstring leads to the answer."""
 
 
 @pytest.mark.parametrize("path", WHERE)
@@ -171,7 +171,7 @@ def test_tests_use_few_private_names() -> None:
 
 
 REPLACING = ("support/", "faults/test_faults.py", "history/test_mutation_trust.py")
-"""Where parts of memo may be replaced: by limits, mutants, clocks, and faults of no real cause."""
+"""Modules that may replace parts of memo: limits, mutants, clocks, faults of no real cause."""
 
 
 def replaced_parts(tree: ast.AST) -> Iterator[str]:

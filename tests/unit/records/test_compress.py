@@ -298,7 +298,7 @@ def test_the_setting_is_for_functions_that_say_nothing(cache_home: Path) -> None
 
 
 def test_explain_and_ls_show_it(cache_home: Path) -> None:
-    """How a result is stored, and what that saved, can be seen."""
+    """`explain` and `memo ls` show how a result is stored, and what that saved."""
     numbers = numbers_of(compress=True)
     numbers(N)
     assert "compressed with zstd: " in str(numbers.explain(N))

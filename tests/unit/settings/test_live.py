@@ -49,7 +49,7 @@ class Shared:
 
 
 class Sources:
-    """Where the live configuration finds its shared source; None: there is none."""
+    """The shared source of the live configuration; None: there is none."""
 
     shared: Shared | None = None
 

@@ -522,7 +522,7 @@ def test_a_lane_that_died_is_replaced(proxy: Proxy) -> None:
 
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_connection_closed_while_it_is_handed_over_is_told(proxy: Proxy, reset: bool) -> None:
-    """What is sent over it fails, though its transport has told its end before."""
+    """A command sent over it fails, though its transport has ended before."""
     client = Client(proxy.url, PATIENT)
 
     async def work() -> None:

@@ -79,7 +79,7 @@ def files(directory: Path) -> list[str]:
 
 
 def shape(names: list[str]) -> dict[str, int]:
-    """How many canonical names, links, records and temporary files there are."""
+    """The numbers of canonical names, links, records and temporary files."""
     kinds = {"canonical": 0, "link": 0, "record": 0, "temporary": 0}
     for name in names:
         if name.endswith(".rec"):

@@ -134,7 +134,7 @@ def test_entries_of_others_are_looked_at_once(disk: Disk) -> None:
 
 
 def test_a_clear_leaves_the_connection_as_it_was(disk: Disk) -> None:
-    """What a clear sets for itself, more memory and a longer log, ends with it."""
+    """The settings of a clear, more memory and a longer log, end with it."""
     _put(disk, "a:1")
     writer = disk.index_file.writer
     names = "cache_size", "wal_autocheckpoint"
@@ -203,7 +203,7 @@ def test_what_deep_calls_inherit_is_small() -> None:
 
 
 def _lines(work: Callable[[], object]) -> int:
-    """How many lines of memo's own a piece of work runs, whatever the machine.
+    """Count the lines of memo that a piece of work runs, whatever the machine.
 
     Without `metrics`, which shares its counters once in so many seconds.
     """
@@ -248,7 +248,7 @@ def _lattice(depth: int) -> Callable[[int], object]:
 
 @pytest.mark.parametrize("memory_limit", [0, 1 << 26])
 def test_what_was_inherited_twice_still_counts(tmp_path, memory_limit) -> None:
-    """Where calls inherit by two ways, each invalidation reaches all that was built on it."""
+    """If calls inherit in two ways, each invalidation reaches everything that was built on it."""
     with memo.configure(directory=tmp_path / "cache", memory_limit=memory_limit):
         call = _lattice(90)
         call(1)

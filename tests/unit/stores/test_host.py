@@ -278,7 +278,7 @@ def test_several_refs_of_one_group_learn_together(host):
 
 
 def test_two_computations_of_one_function_learn_at_the_same_time(host):
-    """What one call has learned does not keep another call of its function from learning."""
+    """A call that has learned does not keep another call of its function from learning."""
     begin(host, CALL, OTHER)
     turn(host, Turn(F, (EU,)), Turn(F, (US,)))
     mine, others = host.generations.read([CALL]), host.generations.read([OTHER])
@@ -295,7 +295,7 @@ def test_two_computations_of_one_function_learn_at_the_same_time(host):
 
 
 def test_a_call_does_not_learn_that_its_group_was_lost_after_another_has_learned_it(host):
-    """What was lost before another call learned the group again is not lost now."""
+    """A group that was lost before another call learned it again is not lost now."""
     begin(host, CALL, OTHER)
     mine, others = host.generations.read([CALL]), host.generations.read([OTHER])
     now = [State(mine[0].text, "l" * 16)]
@@ -837,7 +837,7 @@ def test_groups_in_use_are_seldom_written(directory):
 
 
 def test_a_swept_group_is_not_learned_from_an_older_answer(directory):
-    """What a shared authority said before a sweep is not adopted after it."""
+    """An answer of a shared authority from before a sweep is not adopted after it."""
     clock = Ahead()
     host = Host(directory, clock)
     refs = [Ref("f:x")]

@@ -418,7 +418,7 @@ def test_an_invalidation_after_the_lease_is_taken_drops_the_result(
 
 
 def test_a_key_of_another_type_costs_the_lease_and_not_the_call(redis_server: RedisServer) -> None:
-    """What the lookup behind a lease cannot read is a fault: reported, and computed without it."""
+    """A lookup behind a lease that cannot be read is a fault: reported, and computed without it."""
     faults = []
 
     @memo.cache(ttl=600, use_lock=True, name="wrongtype")

@@ -1,4 +1,4 @@
-"""What never expires by itself goes when its code was replaced long ago, and stays in use."""
+"""Entries that never expire go when their code was replaced long ago, and stay while in use."""
 
 from __future__ import annotations
 

@@ -332,7 +332,7 @@ def host(name: str, n: int, *lock: str) -> subprocess.Popen[str]:
 
 
 def elsewhere(name: str, n: int) -> list[str]:
-    """How often the function runs on another host, and the last number that it gets."""
+    """Return how often the function runs on another host, and the last number that it gets."""
     with host(name, n) as process:
         out, _ = process.communicate(timeout=60)
     return out.split()[1:]
