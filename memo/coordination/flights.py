@@ -11,6 +11,8 @@ The first caller *leads*; the others *join* and wait.  Rules of this module:
     soft one, the result is stored, as an entry that has expired.
 4.  A caller that would wait for a flight that is waiting for that caller, directly or through other
     flights, gets a `ReentryError` immediately.
+5.  Callers do not join a refresh that is still queued for a thread, since the threads may be
+    waiting for them.  The first caller leads a new flight, and the queued refresh is dropped.
 """
 
 from __future__ import annotations
@@ -72,6 +74,7 @@ class Flight:
         name: the name under which the entry of its call is stored.
         refs: the generations that its entry depends on.
         background: it is a refresh that no caller has joined.
+        queued: it is a refresh that has not begun.
         kept_running: it goes on even if no caller waits.
         result: its result; None while it runs, and if it was abandoned.
         over: it has ended.
@@ -95,6 +98,7 @@ class Flight:
         "kept_running",
         "name",
         "over",
+        "queued",
         "refs",
         "result",
         "stream",
@@ -105,7 +109,7 @@ class Flight:
     def __init__(self, name: str, refs: Sequence[Ref], *, background: bool) -> None:
         self.name = name
         self.refs = refs
-        self.background = background
+        self.background = self.queued = background
         self.kept_running = False
         self.result: FlightResult | None = None
         self.over = False
@@ -167,6 +171,9 @@ class Flights:
             flight = self._active.get(name)
             if flight is not None and not background and path and _waits_for_any(flight, path):
                 raise _reentry(name)
+            if flight is not None and flight.queued and not background:
+                flight.over = True  # it has no waiters
+                flight = None
             leads = flight is None
             if flight is None:
                 flight = self._active[name] = Flight(name, refs, background=background)
@@ -177,6 +184,12 @@ class Flights:
                 if path:  # under the lock of the check above, so that crossing calls see each other
                     path[-1].waits_for.append(flight)
             return flight, leads
+
+    def begin_refresh(self, flight: Flight) -> bool:
+        """Let callers join a refresh from now on; False if a caller has taken its place."""
+        with self._lock:
+            flight.queued = False
+            return not flight.over
 
     def join_since(self, name: str, refs: Sequence[Ref], since: int) -> tuple[Flight | None, bool]:
         """Join a flight or lead one; None if one may have ended since the lookup: look up again.

@@ -228,6 +228,8 @@ def refresh_in_background(port: Port, job: Job) -> None:
 
 async def _refresh(port: Port, job: Job, flight: Flight) -> None:
     """Run one refresh, and end its flight whatever happens."""
+    if not FLIGHTS.begin_refresh(flight):
+        return
     result: FlightResult | None = None
     begun = time.perf_counter()
     emit(job, events.REFRESH_STARTED)

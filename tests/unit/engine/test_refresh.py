@@ -548,6 +548,51 @@ def test_where_a_refresh_runs(style: Style, source: Source, clock: ManualClock) 
     assert len(places) == 24
 
 
+def fill_the_pool(report: Any, started: threading.Semaphore) -> None:
+    """Let one stale `report(n)` per thread of the pool refresh itself, until each has begun."""
+    for n in range(memo.runtime.blocking.POOL_THREADS):
+        assert report(n) == n + 1
+    for _ in range(memo.runtime.blocking.POOL_THREADS):
+        assert started.acquire(timeout=10)
+
+
+@pytest.mark.parametrize("need_it", [True, False])
+def test_no_call_waits_for_a_refresh_that_waits_for_a_thread(
+    source: Source, clock: ManualClock, need_it: bool
+) -> None:
+    """A call whose refresh is queued computes by itself, also if it is part of another refresh."""
+    slow, go, started = threading.Event(), threading.Event(), threading.Semaphore(0)
+    rates = cached(STYLES[0], source, ttl=10, stale_while_revalidate=10)
+
+    @memo.cache(ttl=10, stale_while_revalidate=1000, version="1")
+    def report(n: int) -> int:
+        if slow.is_set():
+            started.release()
+            go.wait(30)
+        return n + rates()
+
+    with isolated(clock=clock), recording() as seen:
+        assert [report(n) for n in range(4)] == [1, 2, 3, 4]
+        clock.advance(15)
+        slow.set()
+        fill_the_pool(report, started)
+        assert rates() == 1  # stale, and its refresh is queued behind the others
+        clock.advance(10)  # now it is too old
+        if need_it:
+            go.set()
+        answers: list[int] = []
+        caller = threading.Thread(target=lambda: answers.append(rates()), daemon=True)
+        caller.start()
+        caller.join(10)
+        go.set()
+        assert answers == [2]
+        assert memo.runtime.blocking.drain_blocking(10)
+        assert [report(n) for n in range(4)] == [2, 3, 4, 5]
+    assert source.runs == 2
+    done = [e.function for e in seen if e.kind == events.REFRESH_DONE]
+    assert done == [report.function_id] * 4
+
+
 async def test_a_failed_refresh_is_no_unretrieved_exception(
     source: Source, clock: ManualClock
 ) -> None:
