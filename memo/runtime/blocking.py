@@ -123,26 +123,34 @@ class Pool:
         self._jobs_waiting = threading.Condition(self._lock)
         self._all_done = threading.Condition(self._lock)
 
-    def submit(self, job: Callable[[], None]) -> None:
-        """Run `job()` in a thread of the pool, or here if there is none; an error is an event."""
+    def submit(self, job: Callable[[], None], *, at_once: bool = False) -> None:
+        """Run `job()` in a thread of the pool, or here if there is none; an error is an event.
+
+        Args:
+            job: the function to call.
+            at_once: do not wait for other jobs: use one more thread than `size` if necessary.
+        """
         with self._lock:
             self._busy += 1
-            self._jobs.append(job)
-            start = self._idle < len(self._jobs) and self._threads < self._size
-            self._threads += start
-            self._jobs_waiting.notify()
-        if start:
-            try:
-                start_thread(self._work, self._name)
-            except RuntimeError:  # too many threads: another one of the pool runs it, or this one
-                with self._lock:
-                    self._threads -= 1
-                    if self._threads or job not in self._jobs:
-                        return
-                    self._jobs.remove(job)
-                self._run(job)
+            start = self._idle <= len(self._jobs) and (at_once or self._threads < self._size)
+            if not start:
+                self._jobs.append(job)
+                self._jobs_waiting.notify()
+                return
+            self._threads += 1
+        try:
+            start_thread(partial(self._work, [job]), self._name)
+        except RuntimeError:  # too many threads: another one of the pool runs it, or this one
+            with self._lock:
+                self._threads -= 1
+                if self._threads and not at_once:
+                    self._jobs.append(job)
+                    self._jobs_waiting.notify()
+                    return
+            self._run(job)
 
-    def _work(self) -> None:
+    def _work(self, first: list[Callable[[], None]]) -> None:
+        self._run(first.pop())  # from a list, so that an idle thread keeps no job alive
         while True:
             with self._lock:
                 self._idle += 1
@@ -173,9 +181,26 @@ class Pool:
 BACKGROUND = Pool("memo-background", POOL_THREADS)
 """For background work of sync code."""
 OWN_THREADS = Pool("memo-background-own", 64)
-"""For computations of users' functions that need a thread of their own."""
+"""For long work, such as computations of users' functions."""
 OFFLOAD = Pool("memo-offload", 8)
 """For short work of async code that would block the event loop."""
+_in_own_thread: ContextVar[bool] = ContextVar("memo_in_own_thread", default=False)
+"""True in code for which a thread of `OWN_THREADS` may be waiting."""
+
+
+def run_in_own_thread(
+    job: Callable[[], None], context: contextvars.Context, *, at_once: bool = False
+) -> None:
+    """Run `job()`, whose work is done in `context`, in a thread of `OWN_THREADS`.
+
+    If such a thread may be waiting for the job, the job does not wait for one.
+
+    Args:
+        at_once: see `Pool.submit`.
+    """
+    nested = _in_own_thread.get()
+    context.run(_in_own_thread.set, True)
+    OWN_THREADS.submit(job, at_once=at_once or nested)
 
 
 class _Job:
@@ -313,7 +338,10 @@ class Blocking:
                 if on_end is not None:
                     on_end()
 
-        (OWN_THREADS if own_thread else BACKGROUND).submit(job)
+        if own_thread:
+            run_in_own_thread(job, context, at_once=True)
+        else:
+            BACKGROUND.submit(job)
         return handle
 
     async def sleep(self, seconds: float) -> None:

@@ -18,11 +18,11 @@ from memo.runtime import fork
 from memo.runtime.blocking import (
     BLOCKING,
     OFFLOAD,
-    OWN_THREADS,
     RENEWALS,
     drain_blocking,
     report_fault,
     run_in_function_loop,
+    run_in_own_thread,
 )
 from memo.runtime.port import Handle, Port, Waiter
 
@@ -112,7 +112,10 @@ class Native:
                 outcome[1] = error
             waiter.set()
 
-        (OWN_THREADS if own_thread else OFFLOAD).submit(job)
+        if own_thread:
+            run_in_own_thread(job, context)
+        else:
+            OFFLOAD.submit(job)
         await waiter.future
         error = outcome.pop()
         if error is not None:
@@ -142,7 +145,7 @@ class Native:
         own_thread: bool = False,
     ) -> Handle:
         if own_thread:
-            return BLOCKING.spawn(work, name, on_end)
+            return BLOCKING.spawn(work, name, on_end, own_thread=True)
         task = self.loop.create_task(work(self), name=name)
         TASKS.add(task)
         task.add_done_callback(_finished)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from time_ahead import Ahead
 from waiting import until
 
 import memo
-from memo.testing import isolated, recording
+from memo.runtime.port import Port
+from memo.testing import ManualClock, isolated, recording
 
 
 def ran(script: str) -> subprocess.CompletedProcess[str]:
@@ -211,6 +214,80 @@ def test_a_job_that_raises_ends_no_thread_of_its_pool() -> None:
     errors = [(event.reason, event.detail) for event in seen if event.kind == "error"]
     assert [reason for reason, _ in errors] == ["background"]
     assert errors[0][1].startswith("memo-offload-test: SystemExit(")
+
+
+def test_a_job_at_once_does_not_wait_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that one in the pool waits for has a thread, and runs in the caller's without one."""
+    from memo.runtime import blocking
+
+    pool, ran_at_once = blocking.Pool("memo-offload-test", 1), threading.Semaphore(0)
+
+    def first() -> None:
+        pool.submit(ran_at_once.release, at_once=True)
+        assert ran_at_once.acquire(timeout=10)
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    go = threading.Event()
+    with recording() as seen:
+        pool.submit(first)
+        assert pool.drain(20)
+        pool.submit(partial(go.wait, 20))
+        pool.submit(partial(go.wait, 20))
+        monkeypatch.setattr(blocking, "start_thread", refuse)
+        pool.submit(ran_at_once.release, at_once=True)
+        assert ran_at_once.acquire(timeout=0)
+        go.set()
+        assert pool.drain(20)
+    assert [event.detail for event in seen if event.kind == "error"] == []
+
+
+def test_more_computations_in_own_threads_than_the_pool_has() -> None:
+    """Sync functions with `soft_timeout` that use each other do not wait for a free thread."""
+    count, clock = 66, ManualClock()
+    slow, go, started = threading.Event(), threading.Event(), threading.Semaphore(0)
+    options: dict[str, Any] = {"ttl": 10, "stale_if_error": 600, "soft_timeout": 30}
+
+    @memo.cache(**options)
+    def inner(n: int) -> bool:
+        return slow.is_set()
+
+    @memo.cache(**options)
+    def outer(n: int) -> bool:
+        if slow.is_set():
+            started.release()
+            go.wait(20)
+        return inner(n)
+
+    with isolated(clock=clock), ThreadPoolExecutor(count) as pool:
+        assert not any(outer(n) for n in range(count))
+        clock.advance(20)
+        slow.set()
+        answers = [pool.submit(outer, n) for n in range(count)]
+        try:
+            assert all(started.acquire(timeout=10) for _ in range(count))
+        finally:
+            go.set()
+        assert all(answer.result(20) for answer in answers)
+
+
+async def test_sync_work_that_waits_for_sync_work_through_a_loop() -> None:
+    """Threads that wait for a loop of memo's do not hold up the threads that it needs."""
+    from memo.runtime.native import native, run_elsewhere
+
+    count = 64
+    everyone_here = threading.Barrier(count)
+
+    async def inside(port: Port) -> str:
+        return await port.offload(lambda: "done", own_thread=True)
+
+    def outside() -> str:
+        everyone_here.wait(10)
+        return run_elsewhere(inside)
+
+    work = (native().offload(outside, own_thread=True) for _ in range(count))
+    assert await asyncio.wait_for(asyncio.gather(*work), 20) == ["done"] * count
 
 
 def test_missed_ticks_are_not_made_up_for(ahead: Ahead) -> None:
