@@ -463,7 +463,8 @@ class CachedFunction(Generic[P, R]):
         """Like `refresh`, without blocking the event loop."""
         __tracebackhide__ = True
         if not self.is_async:
-            return await native().offload(functools.partial(self.refresh, *args, **kwargs))
+            compute = functools.partial(self.refresh, *args, **kwargs)
+            return await native().offload(compute, own_thread=True)
         if not assembly.enabled():
             result = self.__wrapped__(*args, **kwargs)
             return await result if inspect.isawaitable(result) else result

@@ -593,6 +593,20 @@ def test_no_call_waits_for_a_refresh_that_waits_for_a_thread(
     assert done == [report.function_id] * 4
 
 
+async def test_arefresh_of_sync_functions_that_wait_for_each_other() -> None:
+    """`arefresh` computes a sync function in a thread of its own, however many do so at once."""
+    all_here = threading.Barrier(20)
+
+    @memo.cache(version="1")
+    def load(n: int) -> int:
+        all_here.wait(10)
+        return n
+
+    with isolated():
+        found = await asyncio.gather(*(load.arefresh(n) for n in range(20)))
+    assert found == list(range(20))
+
+
 async def test_a_failed_refresh_is_no_unretrieved_exception(
     source: Source, clock: ManualClock
 ) -> None:
