@@ -17,8 +17,12 @@ from time_ahead import Ahead
 from waiting import until
 
 import memo
+from memo.decorators.assembly import default_chain
+from memo.errors import TierError
+from memo.runtime.blocking import BLOCKING, drive
 from memo.stores.redis.client import Client
 from memo.stores.redis.loss_recovery import REGISTER_SECONDS
+from memo.stores.redis.transport.resp import pack
 from memo.testing import recording
 
 
@@ -323,6 +327,22 @@ def test_an_answer_that_was_interrupted_each_time_is_not_believed(
             assert load(1) != first
         assert any(e.tier == "redis" and "interrupted" in e.detail for e in events)
         assert load(1) == load(1)
+
+
+def test_an_error_reply_does_not_interrupt_a_read(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """A server that refuses another command meanwhile runs on, so its answer is believed."""
+    with Hosts(redis_server, tmp_path).on("one"):
+        authorities = default_chain().authorities
+        tier: Any = authorities.shared
+
+        async def read() -> str:
+            with pytest.raises(TierError, match="UNKNOWN"):
+                await tier.client.ask(BLOCKING, pack(b"NO.SUCH.COMMAND"), parse=bool)
+            return "answer"
+
+        assert drive(authorities.read_shared(BLOCKING, read)) == "answer"
 
 
 async def _ready(value: int) -> int:

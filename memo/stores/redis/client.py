@@ -28,7 +28,7 @@ from memo.stores.redis.scripts import NoScriptError, NoScriptsError, Script
 from memo.stores.redis.transport.breaker import Breaker
 from memo.stores.redis.transport.coalescing import Failure, ThreadBatch
 from memo.stores.redis.transport.exchange import Exchange
-from memo.stores.redis.transport.faults import GARBLED, SILENT, WRITES_DENIED, Fault
+from memo.stores.redis.transport.faults import GARBLED, SILENT, UNINTERRUPTED, WRITES_DENIED, Fault
 from memo.stores.redis.transport.process_connections import ProcessConnections
 from memo.stores.redis.transport.resp import Command, ErrorReply, command_bytes, pack, with_key
 
@@ -62,8 +62,9 @@ class Client:
         breaker: decides whether the server may be asked.
         writes: decides whether the server may be asked to write.
         outages: number of failed exchanges.
-        interruptions: `outages` plus the number of connections that died while idle.  As long as it
-            is the same, the server has not restarted.
+        interruptions: number of `outages`, except replies of a server that runs on, and of
+            connections that died while idle.  As long as it is the same, the server has not
+            restarted.
         on_recover: called when Redis answers again after a fault; must be quick.
         scripts: True if the server runs scripts for this user; None: not known yet.
         knows_digests: True if scripts may be called by their digest.
@@ -405,7 +406,7 @@ class Client:
             self._abandon_probe(probe)
             return NoScriptError(fault.text)
         self.outages += 1
-        self.interruptions += 1
+        self.interruptions += fault.kind not in UNINTERRUPTED
         if fault.down or (
             self._address.kind in (CLUSTER, SENTINEL) and fault.kind in _WRONG_SERVER
         ):

@@ -15,6 +15,7 @@ Rules of this module:
 from __future__ import annotations
 
 import threading
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ BELL_LIFE_SECONDS = 5.0
 """Seconds for which a bell stays, for processes that begin to wait late."""
 _UNDO_SECONDS = (0.0, 0.5)
 """Seconds after which a lost acquisition is undone: at once, and again in case it arrived later."""
+UNDO_RETRY_SECONDS = 0.25
+"""Seconds after which this is tried again if it failed, even if other commands work before."""
 
 
 class RedisLeases:
@@ -57,8 +60,9 @@ class RedisLeases:
         self._bell_prefix = prefix + b"w:"
         self.orphans: set[tuple[str, str]] = set()
         self._undoing: set[threading.Thread] = set()
+        self._retry_at = self._scheduled_retry = 0.0
         self._closing = threading.Event()
-        client.on_recover.append(self._release_orphans)
+        client.on_recover.append(self._retry_orphans)
 
     @property
     def prefixes(self) -> tuple[bytes, bytes]:
@@ -144,12 +148,19 @@ class RedisLeases:
         self.orphans.add((name, holder))
         self._release_orphans()
 
-    def _release_orphans(self) -> None:
+    def _retry_orphans(self) -> None:
+        """Release orphans, `UNDO_RETRY_SECONDS` after the last attempt began."""
+        retry_at, delay = self._retry_at, self._retry_at - time.monotonic()
+        if delay <= 0 or self._scheduled_retry != retry_at:
+            self._scheduled_retry = retry_at
+            self._release_orphans(max(0.0, delay))
+
+    def _release_orphans(self, delay: float = 0.0) -> None:
         """Release orphans in a thread, which outlives a cancelled task and a closed loop."""
         if not self.orphans:
             return
         thread = threading.Thread(
-            target=self._undo_orphans, args=(self._closing,), name="memo-undo"
+            target=self._undo_orphans, args=(self._closing, delay), name="memo-undo"
         )
         try:
             thread.start()
@@ -157,16 +168,18 @@ class RedisLeases:
             return
         self._undoing.add(thread)
 
-    def _undo_orphans(self, closing: threading.Event) -> None:
+    def _undo_orphans(self, closing: threading.Event, delay: float) -> None:
+        closing.wait(delay)
         orphans = list(self.orphans)
         try:
             for seconds in _UNDO_SECONDS:
                 closing.wait(seconds)
+                self._retry_at = time.monotonic() + UNDO_RETRY_SECONDS
                 for orphan in orphans:
                     self._client.run_blocking(partial(self._release, orphan))
             self.orphans.difference_update(orphans)
         except TierError:
-            return  # the breaker has recorded it; this is called again when it closes
+            return  # the breaker has recorded it; `_retry_orphans` is called when it closes
         finally:
             self._undoing.discard(threading.current_thread())
 

@@ -265,6 +265,29 @@ def test_a_lost_answer_leaves_no_orphan(redis_server: RedisServer, run: Any) -> 
         tier.close()
 
 
+def test_an_orphan_is_not_retried_with_every_command(redis_server: RedisServer) -> None:
+    """If only its release fails, other commands work undisturbed, and it is retried later."""
+    refused: list[bytes] = []
+
+    def refuse(data: bytes) -> None:
+        if b":l:" in data:
+            refused.append(data)
+            raise ConnectionResetError
+
+    with Proxy(redis_server.port) as proxy:
+        tier = Redis(proxy.url, deadline=PATIENT)
+        proxy.hold = refuse
+        with pytest.raises(TierError):
+            blocking(lambda port: tier.leases.acquire(port, "x", "me"))
+        end = time.monotonic() + 0.2
+        while time.monotonic() < end:
+            answers(tier)
+        assert len(refused) <= 4
+        proxy.hold = lambda data: None
+        assert within(5, lambda: answers(tier) and not tier.leases.orphans)
+        tier.close()
+
+
 def test_an_orphan_of_a_frozen_server(redis_server: RedisServer) -> None:
     """A lease that a frozen server grants when it thaws is taken back when it answers."""
     tier = Redis(redis_server.url)

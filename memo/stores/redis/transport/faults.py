@@ -78,3 +78,5 @@ REPLIES = {
 WRITES_DENIED = frozenset(("READONLY", "NOREPLICAS", "MISCONF", "NOPERM"))
 """Faults of a server that can still be read.  `OOM` is not one of them: invalidations and leases
 still work on a full Redis."""
+UNINTERRUPTED = frozenset(("OOM", "NOPERM", "MISCONF", "NOREPLICAS", "UNKNOWN", "WRONGTYPE"))
+"""Error replies of a server that runs on: it has neither restarted nor failed over."""
