@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inner_faults import interrupted_each_time
 from redis_server import RedisServer
 from time_ahead import Ahead
 from waiting import until
@@ -20,7 +20,6 @@ import memo
 from memo.decorators.assembly import default_chain
 from memo.errors import TierError
 from memo.runtime.blocking import BLOCKING, drive
-from memo.stores.redis.client import Client
 from memo.stores.redis.loss_recovery import REGISTER_SECONDS
 from memo.stores.redis.transport.resp import pack
 from memo.testing import recording
@@ -313,17 +312,14 @@ def test_a_connection_that_died_is_not_believed(
 
 @memories
 def test_an_answer_that_was_interrupted_each_time_is_not_believed(
-    redis_server: RedisServer, tmp_path: Path, memory: int, monkeypatch: pytest.MonkeyPatch
+    redis_server: RedisServer, tmp_path: Path, memory: int
 ) -> None:
     """If the connection dies during every attempt, the call computes; this host does not judge."""
     load = counting()
-    count = itertools.count()
     with Hosts(redis_server, tmp_path, memory_limit=memory).on("one"):
         first = load(1)
         assert load(1) == first
-        with monkeypatch.context() as patch, recording() as events:
-            always_another = property(lambda _: next(count), lambda *_: None)
-            patch.setattr(Client, "interruptions", always_another, raising=False)
+        with interrupted_each_time(), recording() as events:
             assert load(1) != first
         assert any(e.tier == "redis" and "interrupted" in e.detail for e in events)
         assert load(1) == load(1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,12 +13,16 @@ import pytest
 
 from memo.engine import answering, refreshing
 from memo.stores import authorities
+from memo.stores.memory import Memory
+from memo.stores.redis.client import Client
 from memo.stores.redis.cluster_leases import RedisLeases
 
 STEPS: dict[str, tuple[tuple[Any, str], ...]] = {
     "acquire": ((answering, "acquire_lease"), (refreshing, "acquire_lease")),
     "release": ((RedisLeases, "release"),),
     "note": ((authorities, "with_receivers"),),
+    "renew": ((RedisLeases, "renew"),),
+    "list": ((Memory, "entries"),),
 }
 """Step -> the functions that do it, and are replaced while it fails."""
 
@@ -56,3 +62,36 @@ def failing(step: str, times: int = 1 << 30, answer: Any = None) -> Iterator[lis
         for owner, name in STEPS[step]:
             patch.setattr(owner, name, around(getattr(owner, name)))
         yield failed
+
+
+@contextmanager
+def held_up(step: str, until: threading.Event) -> Iterator[threading.Event]:
+    """An asynchronous step that does its work only after an event.
+
+    Yields:
+        An event that is set when the step begins.
+    """
+    begun = threading.Event()
+
+    def around(work: Callable[..., Any]) -> Callable[..., Any]:
+        async def late(*args: Any, **kwargs: Any) -> Any:
+            begun.set()
+            assert until.wait(20)
+            return await work(*args, **kwargs)
+
+        return late
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in STEPS[step]:
+            patch.setattr(owner, name, around(getattr(owner, name)))
+        yield begun
+
+
+@contextmanager
+def interrupted_each_time() -> Iterator[None]:
+    """Between any two looks at Redis the connection counts as interrupted."""
+    count = itertools.count()
+    another = property(lambda _: next(count), lambda *_: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Client, "interruptions", another, raising=False)
+        yield

@@ -25,6 +25,7 @@ LIMITS = {
         "memo.stores.redis.transport.nodes:MAX_CONNECTIONS",
         "memo.stores.redis.transport.thread_connections:MAX_CONNECTIONS",
     ),
+    "just_written": ("memo.validity.dependencies:RACY_SECONDS",),
     "transfer_rate": ("memo.stores.redis.transport.exchange:MIN_BYTES_PER_SECOND",),
     "tracking_bound": ("memo.stores.redis.tracking:MAX_OUTDATED_SECONDS",),
     "tracking_pause": ("memo.stores.redis.tracking:REFUSED_PAUSE_SECONDS",),

@@ -13,6 +13,7 @@ import pytest
 from callers import Process, runs
 from chaos import Proxy
 from folders import FOLDER
+from inner_faults import held_up
 from redis_server import RedisServer
 from styles import STYLES, Style
 from waiting import until
@@ -20,7 +21,6 @@ from waiting import until
 import memo
 from memo.coordination import leases
 from memo.runtime import events
-from memo.stores.redis.cluster_leases import RedisLeases
 from memo.testing import recording
 
 STYLE_NAMES = ["sync", "async"]
@@ -343,20 +343,16 @@ def test_a_lease_that_was_never_held_is_not_lost(style: Style, redis_server: Red
 @pytest.mark.usefixtures("brief_leases")
 @pytest.mark.parametrize("style", STYLES, ids=repr)
 def test_a_lease_released_during_its_renewal_is_not_lost(
-    style: Style, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    style: Style, redis_server: RedisServer
 ) -> None:
     """A renewal that arrives after the release finds no lease, and that is no event."""
-    renewing, released = threading.Event(), threading.Event()
-    renew = RedisLeases.renew
-
-    async def late(self: RedisLeases, port: Any, name: str, holder: str) -> bool:
-        renewing.set()
-        assert released.wait(10)
-        return await renew(self, port, name, holder)
-
-    monkeypatch.setattr(RedisLeases, "renew", late)
-    f = style.cached(lambda: renewing.wait(10), use_lock=True)
-    with memo.configure(redis_url=redis_server.url), recording() as seen:
+    released = threading.Event()
+    with (
+        held_up("renew", released) as renewing,
+        memo.configure(redis_url=redis_server.url),
+        recording() as seen,
+    ):
+        f = style.cached(lambda: renewing.wait(20), use_lock=True)
         assert style.call(f) is True
         until(lambda: not leases.HELD_LEASES)
         until(lambda: not redis_server.client().keys("memo:2:l:*"))

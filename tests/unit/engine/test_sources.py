@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import limits
 import pytest
 from time_ahead import Ahead
 
@@ -318,7 +319,7 @@ async def test_a_costly_check_does_not_run_on_the_event_loop(
 
     with monkeypatch.context() as patch:
         if kind == "just written":
-            patch.setattr(dependencies, "RACY_SECONDS", 2 * LONG_AGO)
+            limits.change(patch.setattr, just_written=2 * LONG_AGO)
         await load()
     if kind == "content":
         changed(path, "same")
