@@ -12,6 +12,7 @@ from typing import Any
 from memo.coordination.flights import FLIGHTS, Flights
 from memo.engine import answering, computing, refreshing
 from memo.engine.sequences import elements, streams
+from memo.stores import authorities
 from memo.stores.authorities import Authorities
 from memo.stores.chain import Chain
 from memo.stores.disk.host_state import HostGenerations
@@ -61,10 +62,10 @@ def stamps_afterwards() -> None:
 def replay() -> None:
     """Mutant: invalidations that Redis missed are never sent to it."""
 
-    async def nothing(self: Authorities, port: Any) -> None:
-        return
+    async def nothing(port: Any, journal: Any) -> Any:
+        return ()
 
-    Authorities._catch_up = nothing  # type: ignore[method-assign]
+    authorities._due_rows = nothing
 
 
 def detaching() -> None:
@@ -121,7 +122,7 @@ def answer_order() -> None:
 
 TOUCHED = (
     *((Authorities, "why_invalid"), (Chain, "at_hand"), (LatestAnswers, "record")),
-    *((Flights, "detach"), (Authorities, "_catch_up")),
+    *((Flights, "detach"), (authorities, "_due_rows")),
 )
 """The functions that mutants replace in a test's own process."""
 
