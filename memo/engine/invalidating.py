@@ -183,14 +183,17 @@ async def invalidate(
             found = in_shared._replace(others=found.others, groups=found.groups)
             uncounted, place = False, f"in {shared} and not {HERE}"
     except Exception as error:  # no fault of the count may stop the invalidation
-        events.emit(events.Event(events.ERROR, reason="count", detail=error_text(error)))
+        _emit_fault("count", error)
         found, uncounted = found._replace(partial=True, failed=True), False
     if soft:
         wanted = tuple(map(stamps.as_soft, wanted))
     tiers = await _turn_all(port, every, wanted, reason)
     advice = ""
     if hint is not None and not (found.number or found.partial):
-        advice = hint(found)
+        try:
+            advice = hint(found)
+        except Exception as error:  # methods of the user's values, say: the entries are dropped
+            _emit_fault("hint", error)
     verb = "expired" if soft else "invalidated"
     return Invalidation(
         *(target, tiers, reason, found.number, found.partial, advice, verb, found.first),
@@ -199,6 +202,11 @@ async def invalidate(
         shared=shared,
         counting_failed=found.failed,
     )
+
+
+def _emit_fault(part: str, error: Exception) -> None:
+    """Emit an event about a fault in a part of the report."""
+    events.emit(events.Event(events.ERROR, reason=part, detail=error_text(error)))
 
 
 async def _turn_all(

@@ -394,6 +394,27 @@ def test_a_fault_of_the_count_does_not_stop_the_invalidation(verb: str) -> None:
         assert fault.detail.startswith("RuntimeError")
 
 
+def test_a_fault_of_the_hint_is_an_event() -> None:
+    """If the class in an annotation raises when it is compared, the answer has no hint."""
+
+    class Refuses(type):
+        def __instancecheck__(cls, instance: object) -> bool:
+            raise RuntimeError("not now")
+
+    class Unknown(metaclass=Refuses):
+        pass
+
+    def raw(region: Any) -> Any:
+        return region
+
+    raw.__annotations__["region"] = Unknown
+    load = cache(raw, ttl=None, version="1")
+    with memo.testing.recording() as heard:
+        done = load.invalidate("EU")
+    assert (done.matched, done.missed, done.hint) == (0, True, "")
+    assert [event.reason for event in heard if event.kind == "error"] == ["hint"]
+
+
 @pytest.mark.timing
 def test_counting_takes_no_longer_than_it_may() -> None:
     """With 3,000 entries of another function in the namespace an answer takes under 0.1 s."""
