@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from checkout import ROOT, SUPPORT
+from inner_faults import failing
 from time_ahead import Ahead
 from waiting import until
 
@@ -216,7 +217,7 @@ def test_a_job_that_raises_ends_no_thread_of_its_pool() -> None:
     assert errors[0][1].startswith("memo-offload-test: SystemExit(")
 
 
-def test_a_job_at_once_does_not_wait_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_at_once_does_not_wait_for_the_others() -> None:
     """A job that one in the pool waits for has a thread, and runs in the caller's without one."""
     from memo.runtime import blocking
 
@@ -226,17 +227,14 @@ def test_a_job_at_once_does_not_wait_for_the_others(monkeypatch: pytest.MonkeyPa
         pool.submit(ran_at_once.release, at_once=True)
         assert ran_at_once.acquire(timeout=10)
 
-    def refuse(*_: object) -> None:
-        raise RuntimeError("can't start new thread")
-
     go = threading.Event()
     with recording() as seen:
         pool.submit(first)
         assert pool.drain(20)
         pool.submit(partial(go.wait, 20))
         pool.submit(partial(go.wait, 20))
-        monkeypatch.setattr(blocking, "start_thread", refuse)
-        pool.submit(ran_at_once.release, at_once=True)
+        with failing("thread"):
+            pool.submit(ran_at_once.release, at_once=True)
         assert ran_at_once.acquire(timeout=0)
         go.set()
         assert pool.drain(20)

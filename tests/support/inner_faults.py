@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from memo.engine import answering, refreshing
+from memo.runtime import blocking
 from memo.stores import authorities
 from memo.stores.memory import Memory
 from memo.stores.redis.client import Client
@@ -22,6 +23,7 @@ STEPS: dict[str, tuple[tuple[Any, str], ...]] = {
     "release": ((RedisLeases, "release"),),
     "note": ((authorities, "with_receivers"),),
     "renew": ((RedisLeases, "renew"),),
+    "thread": ((blocking, "start_thread"),),
     "list": ((Memory, "entries"),),
 }
 """Step -> the functions that do it, and are replaced while it fails."""
