@@ -39,7 +39,7 @@ from memo.runtime import events
 from memo.runtime.blocking import BLOCKING
 from memo.runtime.clock import SECOND
 from memo.runtime.named_tuple import NamedTuple
-from memo.runtime.port import Port
+from memo.runtime.port import Port, Steps
 from memo.runtime.reasons import UNREACHABLE
 from memo.settings.options import INHERIT, Policy
 from memo.stores.chain import Answer
@@ -144,8 +144,9 @@ async def before_run(
     with lock_patience(jobs[0].function.policy):
         taken = await take_stamps(port, jobs)
     watch = await watch_tags(port, jobs[0])
-    prepared = []
+    prepared, steps = [], Steps(port)
     for job, own in zip(jobs, taken, strict=True):
+        await steps.pause_if_due()
         same = not (background or port.native) or await has_same_key(port, job)
         started = job.chain.latest_answers.start_time(job.call.text, job.chain.clock)
         prepared.append(BeforeRun(job, own, same, started, pickled_arguments(job), watch))
@@ -446,8 +447,10 @@ async def take_stamps(port: Port, jobs: Sequence[Job]) -> list[tuple[Stamp, ...]
     for job in jobs:
         job.pending_lookup = None
     states: dict[Ref, State] = {}
+    steps = Steps(port)
     try:
         for start in range(0, len(refs), GENERATIONS_PER_STEP):
+            await steps.pause_if_due()
             some = refs[start : start + GENERATIONS_PER_STEP]
             states.update(
                 zip(some, await chain.authorities.stamp_states(port, some, pending), strict=True)
@@ -457,6 +460,7 @@ async def take_stamps(port: Port, jobs: Sequence[Job]) -> list[tuple[Stamp, ...]
         return [None] * len(jobs)
     taken: list[tuple[Stamp, ...] | None] = []
     for job in jobs:
+        await steps.pause_if_due()
         mine = job.call.refs
         own: tuple[Stamp, ...] = tuple(map(Generation, mine, map(states.__getitem__, mine)))
         if job.function.dependencies is not None:

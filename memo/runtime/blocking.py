@@ -347,6 +347,9 @@ class Blocking:
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
 
+    async def turn(self) -> None:
+        return
+
     def every(self, seconds: float, work: Callable[[Port], Coroutine[Any, Any, Any]]) -> Handle:
         return RENEWALS.every(seconds, work)
 

@@ -85,11 +85,6 @@ class Native:
         self._turn: asyncio.Lock | None = None
 
     async def turn(self) -> None:
-        """Return in at most one task per iteration of the loop; the others wait.
-
-        To be awaited before a step that takes milliseconds: if many tasks reach it together, the
-        loop can run other tasks between their steps.
-        """
         import asyncio
 
         if self._turn is None:

@@ -7,6 +7,7 @@ step of the coroutine is the whole call.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -78,6 +79,26 @@ class Handle(Protocol):
         ...
 
 
+MAX_STEP_SECONDS = 0.01
+"""Seconds after which a long loop lets other tasks run: a fifth of what may block an event loop."""
+
+
+class Steps:
+    """Splits a long loop of a coroutine into steps, between which other tasks run."""
+
+    __slots__ = ("_begun", "_port")
+
+    def __init__(self, port: Port) -> None:
+        self._port = port
+        self._begun = time.perf_counter() if port.native else math.inf
+
+    async def pause_if_due(self) -> None:
+        """Let other tasks run if this step took `MAX_STEP_SECONDS`."""
+        if time.perf_counter() - self._begun >= MAX_STEP_SECONDS:
+            await self._port.turn()
+            self._begun = time.perf_counter()
+
+
 class Port(Protocol):
     """Waiting (`settle`, `offload`, `wait`, `sleep`) and background work (`spawn`, `every`)."""
 
@@ -133,6 +154,13 @@ class Port(Protocol):
 
     async def sleep(self, seconds: float) -> None:
         """Wait for `seconds`."""
+        ...
+
+    async def turn(self) -> None:
+        """Let the other tasks of the loop run before a step that takes milliseconds (native).
+
+        If many tasks wait for a turn, only one of them gets it in each iteration of the loop.
+        """
         ...
 
     def every(self, seconds: float, work: Callable[[Port], Coroutine[Any, Any, Any]]) -> Handle:

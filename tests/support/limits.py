@@ -29,6 +29,7 @@ LIMITS = {
     "transfer_rate": ("memo.stores.redis.transport.exchange:MIN_BYTES_PER_SECOND",),
     "tracking_bound": ("memo.stores.redis.tracking:MAX_OUTDATED_SECONDS",),
     "tracking_pause": ("memo.stores.redis.tracking:REFUSED_PAUSE_SECONDS",),
+    "step_seconds": ("memo.runtime.port:MAX_STEP_SECONDS",),
     "mounts": ("memo.runtime.ownership:MOUNTS_FILE",),
     "stored_format": ("memo.runtime:FORMAT",),
     "parts_of_cycles": ("memo.keys.encoding.canonical:MAX_IN_CYCLES",),

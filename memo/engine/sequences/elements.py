@@ -66,7 +66,7 @@ from memo.keys.call_keys import Call, Keyer
 from memo.runtime import events, reasons
 from memo.runtime.events import MISS
 from memo.runtime.named_tuple import NamedTuple
-from memo.runtime.port import Handle, Port, Waiter, sharing_round_trips
+from memo.runtime.port import Handle, Port, Steps, Waiter, sharing_round_trips
 from memo.stores.chain import Answer
 from memo.stores.protocols import PendingLookup
 from memo.validity.check import Verdict
@@ -454,13 +454,14 @@ async def _answer(port: Port, made: Batch) -> Any:
     left = await _answer_from_first_tier(port, made)
     while left:
         missing = await _look_up_all(port, made, left, begun)
-        led, joined, left = _join_all(missing)
+        led, joined, left = await _join_all(port, missing)
         try:
             ended = await _lead_and_wait(port, made, led, joined)
         finally:
             _forget_waits(*led, *joined)
-        mine = {element.key for element in led}
+        mine, steps = {element.key for element in led}, Steps(port)
         for element, result in ended:
+            await steps.pause_if_due()
             value = await _value_of(port, element, result, element.key in mine, begun)
             if value is NOTHING:
                 return await _compute_whole(port, made)
@@ -516,8 +517,10 @@ async def _answer_from_first_tier(port: Port, made: Batch) -> list[ElementCall]:
     function, looked_up = made.function, []
     chain = function.chain()
     await chain.get_ready(port)
+    steps = Steps(port)
     with sharing_round_trips():
         for element in made.calls.values():
+            await steps.pause_if_due()
             element.since = FLIGHTS.ended_count
             begun = time.perf_counter()
             value = answer_from_first_tier(lambda: port, function, element.job.call, begun)
@@ -529,6 +532,7 @@ async def _answer_from_first_tier(port: Port, made: Batch) -> list[ElementCall]:
             looked_up.append((element, of_first, begun))
     left = []
     for element, of_first, begun in looked_up:
+        await steps.pause_if_due()
         if (pending := element.pending_lookup) is not None:
             pending.lookup.answer = await port.settle(pending.lookup.answer)
         if of_first is not None:
@@ -548,8 +552,9 @@ async def _look_up_all(
     port: Port, made: Batch, elements: Sequence[ElementCall], begun: float
 ) -> list[ElementCall]:
     """Look elements up; return those that have to be computed."""
-    left = []
+    left, steps = [], Steps(port)
     for element in elements:
+        await steps.pause_if_due()
         pending, element.pending_lookup = element.pending_lookup, None
         if pending is None:
             element.since = FLIGHTS.ended_count
@@ -569,8 +574,8 @@ async def _look_up_all(
     return left
 
 
-def _join_all(
-    elements: Sequence[ElementCall],
+async def _join_all(
+    port: Port, elements: Sequence[ElementCall]
 ) -> tuple[list[ElementCall], list[ElementCall], list[ElementCall]]:
     """Join the flights of elements; return those led, those to wait for, those to look up again.
 
@@ -580,8 +585,10 @@ def _join_all(
     led: list[ElementCall] = []
     joined: list[ElementCall] = []
     again: list[ElementCall] = []
+    steps = Steps(port)
     try:
         for element in elements:
+            await steps.pause_if_due()
             refs = element.job.call.refs
             flight, leads = FLIGHTS.join_since(element.job.name, refs, element.since)
             if flight is None:
@@ -624,12 +631,14 @@ async def _lead_and_wait(
     waiting: list[tuple[Flight, Waiter]] = []
     try:
         if led and port.native:
-            waiting = _add_waiters(port, led)
+            await _add_waiters(port, led, waiting)
             _spawn(port, made, led)
         elif led:
             await _lead_flights(port, made, led)
-        waiting += _add_waiters(port, joined)
+        await _add_waiters(port, joined, waiting)
+        steps = Steps(port)
         for flight, waiter in waiting:
+            await steps.pause_if_due()
             await wait_until_over(port, flight, waiter)
     finally:
         for flight, waiter in waiting:
@@ -640,8 +649,14 @@ async def _lead_and_wait(
     return [(element, element.flight.result) for element in (*led, *joined)]
 
 
-def _add_waiters(port: Port, elements: Sequence[ElementCall]) -> list[tuple[Flight, Waiter]]:
-    return [(element.flight, FLIGHTS.add_waiter(element.flight, port)) for element in elements]
+async def _add_waiters(
+    port: Port, elements: Sequence[ElementCall], waiting: list[tuple[Flight, Waiter]]
+) -> None:
+    """Add the waiters of elements to `waiting`, whose owner removes them."""
+    steps = Steps(port)
+    for element in elements:
+        await steps.pause_if_due()
+        waiting.append((element.flight, FLIGHTS.add_waiter(element.flight, port)))
 
 
 def _spawn(port: Port, made: Batch, led: list[ElementCall]) -> None:
@@ -728,7 +743,9 @@ async def _finish_flights(
     port: Port, flight_results: Sequence[tuple[ElementCall, FlightResult | None]]
 ) -> None:
     """End the flights of these elements."""
+    steps = Steps(port)
     for element, result in flight_results:
+        await steps.pause_if_due()
         ended = result
         if result is not None and not result.cache_failed:
             ended = await close_flight(port, element.job, element.flight, result)
@@ -819,8 +836,9 @@ async def _compute_unconfirmed(
             made.whole = ran.outcome.value
         return [(element, FlightResult(cache_failed=True)) for element in elements]
     share = ran._replace(seconds=ran.seconds / len(elements))
-    ready = []
+    ready, steps = [], Steps(port)
     for element, part, one in zip(elements, parts, before, strict=True):
+        await steps.pause_if_due()
         emit(element.job, events.COMPUTED, seconds=share.seconds)
         ready.append(await prepare_result(port, element.flight, one, share, part, keep=made.keep))
     return list(zip(elements, await store_prepared(port, ready), strict=True))
@@ -861,7 +879,9 @@ async def read_stored(port: Port, made: Batch) -> Any:
 
     If their results do not go together, return the `UnsplittableError` that says so.
     """
+    steps = Steps(port)
     for element in made.calls.values():
+        await steps.pause_if_due()
         value = await read_entry(port, element.job)
         if value is NOTHING:
             return element
@@ -876,7 +896,9 @@ async def peek(port: Port, made: Batch, default: Any) -> Any:
     """Return the answer if every element is stored and may be used now, else `default`."""
     if not made.items:
         return default
+    steps = Steps(port)
     for element in made.calls.values():
+        await steps.pause_if_due()
         value = await peek_entry(port, element.job)
         if value is NOTHING:
             return default
@@ -889,7 +911,9 @@ async def peek(port: Port, made: Batch, default: Any) -> Any:
 
 async def is_cached(port: Port, made: Batch) -> bool:
     """True if every element would be answered from the cache."""
+    steps = Steps(port)
     for element in made.calls.values():
+        await steps.pause_if_due()
         if not await has_usable_entry(port, element.job):
             return False
     return bool(made.calls)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -609,6 +610,34 @@ def test_a_run_that_asks_for_its_own_element(way: Way) -> None:
     endless = Way("sync").cached(lambda x: endless(x), each="x", name="tests:endless")
     with pytest.raises(ReentryError):
         endless([1, 2])
+
+
+@pytest.mark.parametrize("operation", ["acall", "apeek", "ais_cached"])
+async def test_other_tasks_run_between_elements(
+    operation: str, set_limits: Callable[..., None]
+) -> None:
+    """Many elements are handled in steps, so that they do not block the event loop."""
+
+    @cache(ttl=60, version="1", each="x")
+    async def load(x: Any) -> Any:
+        return squares(x)
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    wanted, answer, turns = list(range(200)), squares(range(200)), 0
+    await load(wanted)
+    set_limits(step_seconds=0)
+    counting = asyncio.create_task(count())
+    await asyncio.sleep(0)
+    turns = 0
+    await getattr(load, operation, load)(wanted)
+    counting.cancel()
+    assert turns >= len(wanted)
+    assert await load(wanted) == answer
 
 
 # --- the rest of the surface ----------------------------------------------------------------------
