@@ -369,8 +369,10 @@ class Authorities:
         """True if the shared authority may have missed an invalidation."""
         if self._unsent or (self.recovery is not None and self.recovery.must_register()):
             return True
+        if self.host is None or self.shared is None:
+            return False
         try:
-            return self.host is not None and self.host.journal.has_due_rows_now(no_opening=True)
+            return self.host.journal.has_due_rows_now(self.shared.where, no_opening=True)
         except TierError:  # `lookup` gets the same error, and reports it
             return True
 
@@ -421,11 +423,10 @@ class Authorities:
             await self._send_unsent(port, tier, tier.generations)
         if host is None:
             return
-        for row, turns, text in await _due_rows(port, host.journal):
-            if not {tier.where, "*"}.isdisjoint(_parse_note(text).get("to", ())):
-                await tier.generations.turn(port, turns, text)
-                await self._mark_row(port, host.journal.mark_done, row)
-                self._emit_replayed(tier, turns, text)
+        for row, turns, text in await _due_rows(port, host.journal, tier.where):
+            await tier.generations.turn(port, turns, text)
+            await self._mark_row(port, host.journal.mark_done, row)
+            self._emit_replayed(tier, turns, text)
 
     async def _resend_recent(self, port: Port, tier: ServerTier) -> None:
         """After a fault, repeat the invalidations that this process has sent shortly before.
@@ -463,14 +464,18 @@ class Authorities:
         events.emit(events.Event(events.REPLAYED, tier=tier.name, reason=reason, detail=detail))
 
 
-async def _due_rows(port: Port, journal: Journal) -> Sequence[tuple[int, Sequence[Turn], str]]:
-    """Return the rows of this host's journal that are due.
+async def _due_rows(
+    port: Port, journal: Journal, where: str
+) -> Sequence[tuple[int, Sequence[Turn], str]]:
+    """Return the rows of this host's journal that are due for a shared tier.
 
     Raises:
         JournalUnreadableError: the journal cannot be read.
     """
     try:
-        return await port.offload(journal.due_rows) if await journal.has_due_rows(port) else ()
+        if not await journal.has_due_rows(port, where):
+            return ()
+        return await port.offload(journal.due_rows, where)
     except TierError as error:
         raise JournalUnreadableError(str(error)) from error
 

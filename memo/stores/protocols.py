@@ -699,20 +699,21 @@ class Journal(Protocol):
         """Delete a row that reached the shared tier."""
         ...
 
-    async def has_due_rows(self, port: Port) -> bool:
+    async def has_due_rows(self, port: Port, where: str) -> bool:
         """True if rows must be replayed before a shared tier is read; takes about 0.3 µs."""
         ...
 
-    def has_due_rows_now(self, *, no_opening: bool = False) -> bool:
+    def has_due_rows_now(self, where: str, *, no_opening: bool = False) -> bool:
         """Like `has_due_rows`, in this thread.
 
         Args:
+            where: identifies the shared tier.
             no_opening: return True instead of opening the file.
         """
         ...
 
-    def due_rows(self) -> list[tuple[int, list[Turn], str]]:
-        """Return (row, turns, note) of the rows that are due."""
+    def due_rows(self, where: str | None = None) -> list[tuple[int, list[Turn], str]]:
+        """Return (row, turns, note) of the rows that are due for a shared tier; None: for any."""
         ...
 
 

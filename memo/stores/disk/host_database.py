@@ -21,6 +21,7 @@ Rules of this module:
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import sqlite3
@@ -29,6 +30,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from memo.errors import SettingError, TierError, TierUnavailable
@@ -156,7 +158,7 @@ class HostDatabase:
         self.lives: dict[str, int] = {}
         self._swept = 0
         self.commit = 0
-        self.journal: list[tuple[int, int, int]] = []
+        self.journal: dict[str, list[tuple[int, int, int]]] = {}
         self._opened = 0
         self._version = -1
 
@@ -346,7 +348,10 @@ class HostDatabase:
                 self.groups[name] = Group(
                     {**group.fields, **fields_of(connection, name, self.commit)}
                 )
-        self.journal = connection.execute("SELECT id, at, due FROM journal").fetchall()
+        self.journal = {}
+        for number, at, due, note in connection.execute("SELECT id, at, due, note FROM journal"):
+            for receiver in receivers_in(note):
+                self.journal.setdefault(receiver, []).append((number, at, due))
         self.commit = max(self.commit, swept, *(row[1] for row in rows))
 
     def load(self, name: str) -> Group:
@@ -445,6 +450,15 @@ class HostDatabase:
         bell: Any = self.bell
         bell[1] = max(commit, bell[1])
         bell[0] = int.from_bytes(os.urandom(8))
+
+
+@lru_cache(4096)
+def receivers_in(note: str) -> frozenset[str]:
+    """Return the shared tiers (`where`, or `*` for any) that a journalled invalidation is for."""
+    try:
+        return frozenset(json.loads(note)["to"])
+    except (ValueError, TypeError, LookupError):
+        return frozenset()
 
 
 def fields_of(connection: sqlite3.Connection, group: str, since: int = -1) -> dict[str, str]:

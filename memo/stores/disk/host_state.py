@@ -36,6 +36,7 @@ from memo.stores.disk.host_database import (
     extend_life,
     fields_of,
     last_sweep_commit,
+    receivers_in,
 )
 from memo.stores.disk.sqlite_file import (
     SECONDS_BETWEEN_TRANSACTIONS,
@@ -557,18 +558,19 @@ class Journal:
         self.host_database.write(work, durable=False)
         self._failed.discard(row)
 
-    async def has_due_rows(self, port: Port) -> bool:
+    async def has_due_rows(self, port: Port, where: str) -> bool:
         """Like `has_due_rows_now`, in a thread if the file has to be opened."""
         if self.host_database.is_at_hand:
-            return self.has_due_rows_now()
-        return await port.offload(self.has_due_rows_now)
+            return self.has_due_rows_now(where)
+        return await port.offload(self.has_due_rows_now, where)
 
-    def has_due_rows_now(self, *, no_opening: bool = False) -> bool:
+    def has_due_rows_now(self, where: str, *, no_opening: bool = False) -> bool:
         """True if rows must be replayed before a shared tier is read; about 0.3 µs.
 
         False if there is no file and none can be created: nothing was ever journalled there.
 
         Args:
+            where: identifies the tier; rows for other tiers cost nothing.
             no_opening: return True instead of opening the file.
 
         Raises:
@@ -584,8 +586,12 @@ class Journal:
             try:
                 host_database.refresh()
             except TierError as error:
-                return host_database.may_exist() and bool(self._rows_from_copy(error))
-        return bool(host_database.journal) and any(map(self._is_due, host_database.journal))
+                rows = self._rows_from_copy(error) if host_database.may_exist() else []
+                return any(_is_for(where, row[4]) for row in rows)
+        journal = host_database.journal
+        return bool(journal) and any(
+            self._is_due(row) for one in (where, "*") for row in journal.get(one, ())
+        )
 
     def _rows_from_copy(self, error: TierError) -> list[Row]:
         """Return the due rows from a copy of a file that cannot be opened.
@@ -624,8 +630,11 @@ class Journal:
             return True
         return not 0 <= self.host_database.clock.wall_ns() - at < OVERDUE_NS
 
-    def due_rows(self) -> list[tuple[int, list[Turn], str]]:
+    def due_rows(self, where: str | None = None) -> list[tuple[int, list[Turn], str]]:
         """Return (row, turns, note) of the rows that are due, oldest first.
+
+        Args:
+            where: leave out the rows for other shared tiers than this one.
 
         Raises:
             TierError: the file cannot be read.
@@ -638,7 +647,16 @@ class Journal:
             if not self.host_database.may_exist():
                 raise
             rows = self._rows_from_copy(error)
-        return [(row[0], _unpacked(row[3]), row[4]) for row in rows if self._is_due(row[:3])]
+        return [
+            (row[0], _unpacked(row[3]), row[4])
+            for row in rows
+            if self._is_due(row[:3]) and (where is None or _is_for(where, row[4]))
+        ]
+
+
+def _is_for(where: str, note: str) -> bool:
+    """True if a journalled invalidation with this note is for a shared tier."""
+    return not {where, "*"}.isdisjoint(receivers_in(note))
 
 
 def _packed(turns: Iterable[Turn]) -> str:

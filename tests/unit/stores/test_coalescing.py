@@ -318,8 +318,14 @@ def test_a_hit_without_a_coroutine_is_judged_as_any(redis_server: RedisServer) -
         assert load(1) == 3
         assert chain.host is not None
         assert chain.at_hand(lambda: BLOCKING, load.function_id, key) is not None
-        chain.host.journal.mark_failed(chain.host.journal.add([Turn("t:x")], "{}"))
+        journal = chain.host.journal
+        journal.mark_failed(journal.add([Turn("t:x")], '{"to": ["redis elsewhere"]}'))
+        assert chain.at_hand(lambda: BLOCKING, load.function_id, key) is not None
+        journal.mark_failed(journal.add([Turn("t:x")], '{"to": ["*"]}'))
         assert chain.at_hand(lambda: BLOCKING, load.function_id, key) is None
+        assert load(1) == 3
+        assert chain.at_hand(lambda: BLOCKING, load.function_id, key) is not None
+        assert [note for _, _, note in journal.due_rows()] == ['{"to": ["redis elsewhere"]}']
 
 
 def test_a_thread_believes_no_answer_to_another_question() -> None:

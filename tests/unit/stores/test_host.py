@@ -28,6 +28,8 @@ from memo.validity.stamps import Turn
 
 EU = ("region", "e" * 16)
 US = ("region", "u" * 16)
+REDIS = "redis here"
+NOTE = f'{{"by": "me", "to": ["{REDIS}"]}}'
 F = "f:module:load"
 CALL = Ref(F, (EU,))
 OTHER = Ref(F, (US,))
@@ -153,7 +155,7 @@ def test_reading_costs_microseconds(host):
         return min(times)
 
     assert best(lambda: host.generations.read(refs)) < 10e-6
-    assert best(host.journal.has_due_rows_now) < 5e-6
+    assert best(lambda: host.journal.has_due_rows_now(REDIS)) < 5e-6
 
 
 def test_the_mirror_is_bounded_and_still_right(host, second, set_limits):
@@ -319,26 +321,41 @@ def test_a_journalled_invalidation_turns_the_host_too(host, second):
 
 def test_a_row_is_due_when_it_failed_and_gone_when_it_is_done(host, second):
     """Rows on their way are not due; failed ones are, for every process, until they are done."""
-    row = host.journal.add([Turn(F, (EU,)), Turn("t:x", (), True)], "note")
-    assert not host.journal.has_due_rows_now()
+    row = host.journal.add([Turn(F, (EU,)), Turn("t:x", (), True)], NOTE)
+    assert not host.journal.has_due_rows_now(REDIS)
     assert host.journal.due_rows() == []
     host.journal.mark_failed(row)
-    assert second.journal.has_due_rows_now()
-    assert second.journal.due_rows() == [(row, [Turn(F, (EU,)), Turn("t:x", (), True)], "note")]
+    assert second.journal.has_due_rows_now(REDIS)
+    assert second.journal.due_rows() == [(row, [Turn(F, (EU,)), Turn("t:x", (), True)], NOTE)]
     second.journal.mark_done(row)
-    assert not host.journal.has_due_rows_now()
+    assert not host.journal.has_due_rows_now(REDIS)
     assert host.journal.due_rows() == []
     host.journal.mark_done(row)
+
+
+def test_a_row_is_due_for_its_receivers_only(host, second):
+    """A tier that is used is not held up by rows for one that is not; these stay."""
+    for to in (REDIS, "redis elsewhere", "*"):
+        host.journal.mark_failed(host.journal.add([Turn(F)], f'{{"to": ["{to}"]}}'))
+    assert [row for row, _, _ in second.journal.due_rows()] == [1, 2, 3]
+    assert [row for row, _, _ in second.journal.due_rows(REDIS)] == [1, 3]
+    for row in (1, 3):
+        assert second.journal.has_due_rows_now(REDIS)
+        second.journal.mark_done(row)
+    assert not second.journal.has_due_rows_now(REDIS)
+    assert not second.journal.due_rows(REDIS)
+    assert host.journal.has_due_rows_now("redis elsewhere")
+    assert [row for row, _, _ in host.journal.due_rows("redis elsewhere")] == [2]
 
 
 @pytest.mark.parametrize("offset", [6.0, -3600.0])
 def test_a_row_whose_maker_died_is_due_after_five_seconds(host, directory, offset):
     """An unfinished row is due after 5 s, also when the wall clock was set back."""
-    host.journal.add([Turn(F)], "")
+    host.journal.add([Turn(F)], NOTE)
     clock = Ahead()
     clock.step(offset)
     later = Host(directory, clock)
-    assert later.journal.has_due_rows_now()
+    assert later.journal.has_due_rows_now(REDIS)
     assert len(later.journal.due_rows()) == 1
     later.close()
 
@@ -542,7 +559,7 @@ def test_a_directory_that_cannot_be_used_is_a_tier_error(tmp_path):
             use()
     begun = begin(host, CALL)
     assert begun == host.generations.read([CALL]) != [LOST]
-    assert not host.journal.has_due_rows_now()  # nothing was ever written down there
+    assert not host.journal.has_due_rows_now(REDIS)  # nothing was ever written down there
     host.close()
 
 
