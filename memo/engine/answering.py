@@ -445,7 +445,7 @@ async def _compute_as_leader(
     function = job.function
     lease = await acquire_lease(
         *(port, job.chain, job.name, function.policy, flight),
-        expected=function.last_duration,
+        expected=function.history.last_duration,
         make_lookup=partial(prepare_lookup, port, job),
     )
     try:
@@ -504,7 +504,7 @@ async def _during_retry_pause(port: Port, job: Job, found: Answer) -> Any:
     """Return the old value during the pause after a failure (`retry_after`), else `NOTHING`."""
     if not (found.verdict.fallback and job.function.policy.retry_after):
         return NOTHING
-    until, _ = job.function.backoff.get(job.call.text, (0.0, 0.0))
+    until, _ = job.function.history.backoff.get(job.call.text, (0.0, 0.0))
     if time.monotonic() >= until:
         return NOTHING
     old = await _old_value(port, job, found, "retry_after")

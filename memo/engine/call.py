@@ -47,6 +47,28 @@ def _as_given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
     return args, kwargs
 
 
+class History:
+    """The facts that calls of a function in this process leave for later ones.
+
+    Attributes:
+        backoff: key -> (monotonic time before which no refresh is tried, length of that pause).
+        keys_by_appearance: text of the visible arguments -> the keys that they gave; None once a
+            warning was given.
+        last_duration: seconds that its latest computation took, or None.
+        last_manifest: chain and code version of the last recorded manifest.
+        warned: a warning has said that its results are not stored.
+    """
+
+    __slots__ = ("backoff", "keys_by_appearance", "last_duration", "last_manifest", "warned")
+
+    def __init__(self) -> None:
+        self.backoff: dict[str, tuple[float, float]] = {}
+        self.keys_by_appearance: dict[str, set[str]] | None = {}
+        self.last_duration: float | None = None
+        self.last_manifest: tuple[weakref.ref[Chain], str] | None = None
+        self.warned = False
+
+
 class Function:
     """A cached function as the engine sees it.
 
@@ -58,44 +80,35 @@ class Function:
         chain: returns the chain that holds its entries under the current settings.
         live: the live configuration, if its policy has a `ttl_key`, or None.
         record_manifest: records the parts that make up a code version; returns False if it failed.
-        last_manifest: chain and code version of the last recorded manifest.
         compress: returns the size in bytes above which results are compressed, or None.
         dependencies: takes the file and call stamps of one call, if the function has `depends_on`.
         replay: what it prints and displays is stored with its results, and shown again on a hit.
         answer: answers one of its calls, as a coroutine over the port.
         key_arguments: returns the arguments that make the key of a call, from those that repeat it.
-        backoff: key -> (monotonic time before which no refresh is tried, length of that pause).
         publish_own_changes: tells other processes which state the function changes itself.
-        last_duration: seconds that its latest computation in this process took, or None.
-        warned: a warning has said that its results are not stored.
+        history: shared with its copies for other policies.
         cutoff: if a recomputed result is equal to the last one, entries built on it stay valid.
         is_async: `run` returns an awaitable.
-        keys_by_appearance: text of the visible arguments -> the keys that they gave; None once a
-            warning was given.
     """
 
     __slots__ = (
         "__weakref__",
         "answer",
-        "backoff",
         "chain",
         "compress",
         "cutoff",
         "dependencies",
+        "history",
         "id",
         "is_async",
         "key_arguments",
         "keyer",
-        "keys_by_appearance",
-        "last_duration",
-        "last_manifest",
         "live",
         "policy",
         "publish_own_changes",
         "record_manifest",
         "replay",
         "run",
-        "warned",
     )
 
     def __init__(
@@ -124,7 +137,6 @@ class Function:
         self.live = live
         self.dependencies = dependencies
         self.record_manifest = record_manifest
-        self.last_manifest: tuple[weakref.ref[Chain], str] | None = None
         self.compress = compress
         self.replay = replay
         self.publish_own_changes = publish_own_changes
@@ -132,10 +144,7 @@ class Function:
         self.answer = answer
         self.key_arguments: KeyArguments = _as_given
         self.is_async = is_async
-        self.backoff: dict[str, tuple[float, float]] = {}
-        self.last_duration: float | None = None
-        self.warned = False
-        self.keys_by_appearance: dict[str, set[str]] | None = {}
+        self.history = History()
 
     def own_changes_warning(self, names: Sequence[str], found: str = "") -> str:
         """Return the text of the warning that the function changes some state itself.

@@ -161,7 +161,7 @@ async def run_once(port: Port, job: Job, flight: Flight, *, background: bool = F
     """
     used_calls.follow_threads()
     reads = UsedCalls(background=background or used_calls.in_background())
-    flight.call, flight.expected_duration = job.call, job.function.last_duration
+    flight.call, flight.expected_duration = job.call, job.function.history.last_duration
     watch, why = InputWatch(job), "refresh" if background else ""
     with inside(flight, background=background), watch:
         token = USED_CALLS.set(reads)
@@ -177,7 +177,7 @@ async def run_once(port: Port, job: Job, flight: Flight, *, background: bool = F
             ended = time.perf_counter()
             emit_run_ended(job, reads.own_time(begun, ended), ended_by, why)
     if outcome.error is None:
-        job.function.last_duration = ended - begun
+        job.function.history.last_duration = ended - begun
     return Run(outcome, ended - begun, reads, background, watch.unchanged)
 
 
@@ -216,7 +216,7 @@ async def prepare_result(
         late = await late_stamps(port, job, value, before.tag_watch)
         own = None if late is None else own + late
     known, used = await merged_stamps(port, job, ran.used_calls, own)
-    job.function.backoff.pop(job.call.text, None)
+    job.function.history.backoff.pop(job.call.text, None)
     latest = job.chain.latest_answers
     if not ran.background:  # until a refresh is stored, the old value answers
         latest.record(job.call.text, before.started)
@@ -592,8 +592,8 @@ def warn_not_stored(
     function: Function, value: Any, fault: str, fix: str, verb: str = "returned"
 ) -> None:
     """Warn, once per function, that its results are not stored, and why."""
-    if not function.warned:
-        function.warned = True
+    if not function.history.warned:
+        function.history.warned = True
         message = (
             f"{label(function.id)} {verb} {type_named(type(replay.unwrap(value)))} that {fault}, "
             f"so it is computed at each call; {fix}"
@@ -748,12 +748,12 @@ async def store_sealed(port: Port, made: Sequence[Sealed]) -> list[seal.Entry]:
         follows = "redis follows" if chain.uploads.get(job.name) else ""
         emit(job, events.STORED, tier=",".join(tiers), size=size, detail=follows)
         chain.latest_answers.record(job.call.text, header.times.started)
-    if function.record_manifest is not None and function.last_manifest != (
+    if function.record_manifest is not None and function.history.last_manifest != (
         weakref.ref(chain),
         code,
     ):
         kept = await port.offload(function.record_manifest, code, function.keyer.identity.parts)
-        function.last_manifest = (weakref.ref(chain), code) if kept else None
+        function.history.last_manifest = (weakref.ref(chain), code) if kept else None
     return [seal.entry(h, memoryview(encoded.stream), record) for _, h, encoded, record in made]
 
 

@@ -39,7 +39,7 @@ def warn_if_keys_differ(job: Job) -> None:
     That is after `KEYS_BEFORE_WARNING` different keys.
     """
     function = job.function
-    if function.keys_by_appearance is None:
+    if function.history.keys_by_appearance is None:
         return
     try:
         appearance, names = _visible_call(job)
@@ -47,13 +47,13 @@ def warn_if_keys_differ(job: Job) -> None:
         return
     if not names:
         return
-    keys = function.keys_by_appearance.setdefault(appearance, set())
+    keys = function.history.keys_by_appearance.setdefault(appearance, set())
     keys.add(job.call.text)
     if len(keys) >= KEYS_BEFORE_WARNING:
-        function.keys_by_appearance = None
+        function.history.keys_by_appearance = None
         _warn(function, names)
-    elif len(function.keys_by_appearance) > _MAX_APPEARANCES:
-        function.keys_by_appearance.clear()
+    elif len(function.history.keys_by_appearance) > _MAX_APPEARANCES:
+        function.history.keys_by_appearance.clear()
 
 
 def _visible_call(job: Job) -> tuple[str, list[str]]:

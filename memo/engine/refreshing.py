@@ -212,7 +212,7 @@ def _arguments_of(result: Result) -> tuple[tuple[object, ...], dict[str, object]
 
 def refresh_in_background(port: Port, job: Job) -> None:
     """Refresh a stale value in the background, unless a refresh is in progress or just failed."""
-    until, _ = job.function.backoff.get(job.call.text, (0.0, 0.0))
+    until, _ = job.function.history.backoff.get(job.call.text, (0.0, 0.0))
     if time.monotonic() < until:
         return
     flight, leads = FLIGHTS.join(job.name, job.call.refs, background=True)
@@ -239,7 +239,7 @@ async def _refresh(port: Port, job: Job, flight: Flight) -> None:
         lease = await acquire_lease(
             *(port, job.chain, job.name, function.policy, flight),
             refresh=True,
-            expected=function.last_duration,
+            expected=function.history.last_duration,
         )
         assert lease is not None
         try:
@@ -287,7 +287,7 @@ async def _was_refreshed_elsewhere(port: Port, job: Job) -> bool:
 
 def _end_refresh(job: Job, result: FlightResult | None) -> tuple[str, str]:
     """Set the backoff after a refresh; return the kind and the reason of the event that ends it."""
-    backoff, key = job.function.backoff, job.call.text
+    backoff, key = job.function.history.backoff, job.call.text
     if result is None:  # another process is refreshing it, or just has
         backoff[key] = (time.monotonic() + REFRESH_RECHECK_SECONDS, 0.0)
         return events.REFRESH_DONE, events.REFRESHED_ELSEWHERE
@@ -309,4 +309,4 @@ def _end_refresh(job: Job, result: FlightResult | None) -> tuple[str, str]:
 def pause_after_failure(job: Job, pause: float) -> None:
     """For some seconds, let the old value answer without another try to compute."""
     until = time.monotonic() + pause
-    remember(job.function.backoff, job.call.text, (until, pause), MAX_PAUSED_KEYS)
+    remember(job.function.history.backoff, job.call.text, (until, pause), MAX_PAUSED_KEYS)

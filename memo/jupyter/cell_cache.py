@@ -445,7 +445,7 @@ class Cell:
         run = self._run_awaited if self.awaits else self._run
         made: Any = cache(name=name, **options)(_with_name(run, name))
         made._function.keyer.identity = self.identity
-        made._function.warned = True  # reported below, name by name
+        made._function.history.warned = True  # reported below, name by name
         self.function: CachedFunction[Any, Any] = made
         self.inputs = self._find_inputs()
         self._ran = False

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -414,3 +415,19 @@ def test_helpers_see_the_age_that_calls_are_limited_to() -> None:
             assert (load.is_cached("EU"), asyncio.run(aload.apeek("EU"))) == (False, None)
         assert load.using(max_age=60).is_cached("EU")
         assert load.is_cached("EU")
+
+
+def test_a_warning_is_given_once_also_where_a_mode_limits_the_age() -> None:
+    """Calls in a mode leave for later calls what others leave."""
+
+    @cache(ttl=60)
+    def lock(x: int) -> Any:
+        return threading.Lock()
+
+    with isolated(), warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            with memo.mode(max_age="1m"):
+                lock(1)
+            lock(1)
+    assert len([one for one in given if "cannot be pickled" in str(one.message)]) == 1

@@ -788,7 +788,7 @@ async def _acquire(
     lease = await acquire_lease(
         *(port, job.chain, job.name, policy, element.flight),
         refresh=wait is None,
-        expected=job.function.last_duration,
+        expected=job.function.history.last_duration,
     )
     if lease is not None and (lease.acquired or wait is not None):
         leases[element.key] = lease

@@ -241,7 +241,10 @@ class StreamRun:
                 await self._end_flight(port, None)
                 return
             self._started = started
-            self.flight.call, self.flight.expected_duration = job.call, job.function.last_duration
+            self.flight.call, self.flight.expected_duration = (
+                job.call,
+                job.function.history.last_duration,
+            )
             with inside(self.flight):
                 emit(job, events.COMPUTE_STARTED)
             self._watch.__enter__()
@@ -268,7 +271,7 @@ class StreamRun:
                 return False
         lease = await acquire_lease(
             *(port, job.chain, job.name, policy, self.flight),
-            expected=job.function.last_duration,
+            expected=job.function.history.last_duration,
             make_lookup=partial(prepare_lookup, port, job),
         )
         self._lease = lease
@@ -435,8 +438,8 @@ class StreamRun:
         job, cost = self.job, self._own_seconds
         self._emit_end()
         emit(job, events.COMPUTED, seconds=cost)
-        job.function.last_duration = cost
-        job.function.backoff.pop(job.call.text, None)
+        job.function.history.last_duration = cost
+        job.function.history.backoff.pop(job.call.text, None)
         known, used = await merged_stamps(port, job, self.used_calls, self.call_stamps)
         result = FlightResult(stamps=used, known_stamps=known)
         job.chain.latest_answers.record(job.call.text, self._started)

@@ -621,7 +621,7 @@ async def test_a_failed_refresh_is_no_unretrieved_exception(
         source.fail = True
         assert await f() == 1
         assert await memo.drain(5)
-        inside(f).backoff.clear()
+        inside(f).history.backoff.clear()
         with failing("acquire"):
             assert await f() == 1
             assert await memo.drain(5)
@@ -835,7 +835,7 @@ def test_back_off_begins_anew_after_a_success(
             clock.advance(110)
             ahead.advance(100)
             settled(style, f)
-            pauses.append([pause for _, pause in inside(f).backoff.values()])
+            pauses.append([pause for _, pause in inside(f).history.backoff.values()])
     assert pauses == [[1.0], [2.0], [], [1.0]]
 
 
