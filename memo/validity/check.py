@@ -285,10 +285,8 @@ def _time_since_expiry(times: Times, clock: Clock, at: int) -> int | None:
     if old is None:
         return None
     at = max(at, times.started)  # an expiry that is replayed late may also concern later entries
-    by_age = old - max(0, at - times.finished)
-    if by_age < -FUTURE_TOLERANCE_NS:
-        return None
-    return max(0, by_age, clock.wall_ns() - at)
+    past = max(old - max(0, at - times.finished), clock.wall_ns() - at)
+    return None if past < -FUTURE_TOLERANCE_NS else max(0, past)
 
 
 def age(times: Times, clock: Clock) -> int | None:
