@@ -62,7 +62,7 @@ def stamps_afterwards() -> None:
 def replay() -> None:
     """Mutant: invalidations that Redis missed are never sent to it."""
 
-    async def nothing(port: Any, journal: Any) -> Any:
+    async def nothing(port: Any, journal: Any, where: str) -> Any:
         return ()
 
     authorities._due_rows = nothing

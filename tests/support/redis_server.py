@@ -169,6 +169,7 @@ class RedisServer:
         client.flushall()
         client.script_flush()
         client.config_resetstat()
+        client.acl_log_reset()
         self._close_clients()
 
     def close(self) -> None:
