@@ -313,3 +313,19 @@ def test_the_four_take_the_same_options() -> None:
     of_load = [inspect.signature(one).parameters for one in methods]
     assert list(of_load[0]) == ["region", "year", "reason"]
     assert of_load == of_load[:1] * 4
+
+
+def test_an_entry_is_fresh_for_less_than_its_ttl() -> None:
+    """When its age is the ttl, it has expired."""
+    clock = memo.testing.ManualClock()
+
+    @memo.cache(ttl=10)
+    def load() -> int:
+        return 1
+
+    with memo.testing.isolated(clock=clock):
+        load()
+        clock.advance(9.999)
+        assert load.is_cached()
+        clock.advance(0.001)
+        assert not load.is_cached()

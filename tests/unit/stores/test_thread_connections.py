@@ -77,6 +77,14 @@ def test_a_thread_reuses_the_connection_that_another_thread_opened(
     assert opened(redis_server) == before + 1  # that which asks here
 
 
+def test_a_connection_that_died_before_its_first_use_is_replaced(
+    threads: ThreadConnections, redis_server: RedisServer
+) -> None:
+    threads.nodes(PATIENT)
+    redis_server.client().client_kill_filter(_type="normal", skipme=True)
+    assert run(threads, b"PING") == b"PONG"
+
+
 def test_a_thread_waits_until_a_connection_becomes_free(
     threads: ThreadConnections, pool: ThreadPoolExecutor, redis_server: RedisServer
 ) -> None:

@@ -233,6 +233,7 @@ class _ServerConnections:
         """
         connection = self._pop_idle()
         if connection is not None:
+            connection.used = True  # if only by waiting: it may have died meanwhile
             return connection
         answers = self._threads.answers
         opening = self._start_opening()
