@@ -5,6 +5,7 @@ redis-py is imported with the first of them, which takes half a second.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import weakref
@@ -64,6 +65,8 @@ class ProcessConnections:
             if blocks not in self._threads:
                 new = ThreadConnections(self._address, self._options, self._owner)
                 self._threads[blocks] = new
+                # before the collector reaches their sockets, and if work opened them after `close`
+                weakref.finalize(self, _close_here, new, os.getpid()).atexit = False
             return self._threads[blocks]
 
     async def of_loop(self, port: Port) -> LoopConnections:
@@ -134,6 +137,12 @@ class ProcessConnections:
     def after_fork(self) -> None:
         _inherited.append((self._threads, self.loops))
         self._reset()
+
+
+def _close_here(threads: ThreadConnections, process: int) -> None:
+    """Close connections, but those that were inherited: that would disturb the parent."""
+    if os.getpid() == process:
+        threads.close()
 
 
 _inherited: list[Any] = []
