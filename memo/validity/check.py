@@ -185,7 +185,8 @@ async def why_invalid(port: Port, stamps: Sequence[Stamp], states: Sequence[Stat
     others = [stamp for stamp in stamps if type(stamp) is not Generation]
     local = [stamp for stamp in others if not dependencies.is_remote(stamp)]
     files: list[Stamp] = [stamp for stamp in local if type(stamp) is FileStamp]
-    for some in [files, *([stamp] for stamp in local if type(stamp) is not FileStamp)]:
+    each = ([stamp] for stamp in local if type(stamp) is not FileStamp)
+    for some in filter(None, (files, *each)):
         other = next(filter(None, await dependencies.check(port, some)), "")
         if other:
             return other

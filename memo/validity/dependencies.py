@@ -239,24 +239,28 @@ def _known_digest(path: str, status: os.stat_result) -> str | None:
     return known[1] if known is not None and known[0] == _identity(status) else None
 
 
-def _is_cheap(stamp: FileStamp) -> bool:
-    """True if a `stat` is enough to check a stamp: nothing has to be listed or read."""
+def _facts_by_stat(stamp: FileStamp) -> str | None:
+    """Return the current facts of a file by one `stat`; None if more has to be listed or read."""
     if is_pattern(stamp.path):
-        return False
+        return None
     try:
         status = os.stat(stamp.path)
     except (OSError, ValueError):
-        return True
+        return MISSING
+    if not (stat.S_ISREG(status.st_mode) and _is_settled(status)):
+        return None
     has_digest = stamp.by_content or stamp.facts.count(":") > 2
-    return (
-        stat.S_ISREG(status.st_mode)
-        and _is_settled(status)
-        and (not has_digest or _known_digest(stamp.path, status) is not None)
-    )
+    if has_digest and _known_digest(stamp.path, status) is None:
+        return None
+    return _file_facts(stamp.path, status, stamp.by_content)
 
 
 def _file_holds(stamp: FileStamp) -> bool:
-    now = _facts(stamp.path, stamp.by_content)
+    return _holds_by(stamp, _facts(stamp.path, stamp.by_content))
+
+
+def _holds_by(stamp: FileStamp, now: str) -> bool:
+    """True if the stamp of a file holds whose facts are `now`."""
     if now == stamp.facts:
         return True
     if stamp.by_content:
@@ -500,10 +504,11 @@ async def check(port: Port, stamps: Sequence[Stamp]) -> list[str]:
 
 async def _valid_files(port: Port, stamps: Sequence[FileStamp]) -> set[FileStamp]:
     """Return the stamps of local files that hold; an event loop is not blocked meanwhile."""
-    on_loop = port.native and len(stamps) <= MAX_FILES_ON_LOOP
-    cheap = {stamp for stamp in stamps if _is_cheap(stamp)} if on_loop else set[FileStamp]()
-    valid = set(filter(_file_holds, cheap))
-    costly = [stamp for stamp in stamps if stamp not in cheap]
+    known: dict[FileStamp, str | None] = {}
+    if port.native and len(stamps) <= MAX_FILES_ON_LOOP:
+        known = {stamp: _facts_by_stat(stamp) for stamp in stamps}
+    valid = {one for one, now in known.items() if now is not None and _holds_by(one, now)}
+    costly = [stamp for stamp in stamps if known.get(stamp) is None]
     if costly:
         valid |= await port.offload(lambda: set(filter(_file_holds, costly)))
     return valid
