@@ -43,7 +43,7 @@ from memo.stores.protocols import (
 from memo.stores.redis.loss_recovery import LossRecovery
 from memo.validity import check
 from memo.validity.results import UsedResult
-from memo.validity.stamps import Turn
+from memo.validity.stamps import Turn, parse_note
 
 T = TypeVar("T")
 _Read = Callable[[Generations], Coroutine[Any, Any, list[State]]]
@@ -459,7 +459,7 @@ class Authorities:
             self._emit_replayed(tier, *unsent)
 
     def _emit_replayed(self, tier: Tier, turns: Sequence[Turn], note: str) -> None:
-        reason = str(_parse_note(note).get("reason", ""))
+        reason = str(parse_note(note).get("reason", ""))
         detail = f"{len(turns)} groups"
         events.emit(events.Event(events.REPLAYED, tier=tier.name, reason=reason, detail=detail))
 
@@ -492,17 +492,9 @@ def with_receivers(note: str, to: list[str]) -> str:
     return f'{note.removesuffix("}")}, "to": {json.dumps(to)}}}'
 
 
-def _parse_note(text: str) -> dict[str, Any]:
-    try:
-        facts = json.loads(text)
-    except ValueError:
-        return {}
-    return facts if isinstance(facts, dict) else {}
-
-
 def receivers(notes: Iterable[str]) -> str:
     """Return the tiers that have not received some invalidations, as part of a sentence."""
-    to = [str(one) for note in notes for one in _parse_note(note).get("to", ())]
+    to = [str(one) for note in notes for one in parse_note(note).get("to", ())]
     return " and ".join(dict.fromkeys(map(_receiver, to)))
 
 

@@ -38,6 +38,7 @@ import time
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from typing import Any
 
 from memo.errors import encodable
 from memo.records.stamp_types import LOST, Ref, State
@@ -87,10 +88,19 @@ def _noted_at(note: str) -> int:
     `memo.stores.authorities.make_note` writes it.
     """
     with suppress(ValueError, KeyError, TypeError, OverflowError):
-        at = round(float(json.loads(note)["at"]) * 1000)
+        at = round(float(parse_note(note)["at"]) * 1000)
         if 0 <= at < 1 << 48:
             return at
     return time.time_ns() // 1_000_000
+
+
+def parse_note(note: str) -> dict[str, Any]:
+    """Return the facts in the note of a turn; none if it is not a JSON object."""
+    try:
+        facts = json.loads(note)
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def _made_at(soft: str) -> int:

@@ -21,7 +21,6 @@ Rules of this module:
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import sqlite3
@@ -456,8 +455,8 @@ class HostDatabase:
 def receivers_in(note: str) -> frozenset[str]:
     """Return the shared tiers (`where`, or `*` for any) that a journalled invalidation is for."""
     try:
-        return frozenset(json.loads(note)["to"])
-    except (ValueError, TypeError, LookupError):
+        return frozenset(stamps.parse_note(note).get("to", ()))
+    except TypeError:
         return frozenset()
 
 
