@@ -173,18 +173,11 @@ async def invalidate(
     shared_tiers = [chain.authorities.shared for chain in every]
     shown = [display_name(tier.name) for tier in shared_tiers if tier is not None]
     shared = " and ".join(dict.fromkeys(shown))
-    found, uncounted, place = Matches(partial=True), False, HERE
-    try:
-        if count:
-            found = await port.offload(matches_on_host, every, wanted)
-        uncounted = bool(wanted and shared) and not (found.number or found.partial)
-        if search_shared and uncounted:
-            in_shared = await matches_in_shared(port, every, wanted)
-            found = in_shared._replace(others=found.others, groups=found.groups)
-            uncounted, place = False, f"in {shared} and not {HERE}"
-    except Exception as error:  # no fault of the count may stop the invalidation
-        _emit_fault("count", error)
-        found, uncounted = found._replace(partial=True, failed=True), False
+    may_be_shared = bool(wanted and shared)
+    found, in_shared = Matches(partial=True), False
+    if count:
+        search = search_shared and may_be_shared
+        found, in_shared = await _count(port, every, wanted, search_shared=search)
     if soft:
         wanted = tuple(map(stamps.as_soft, wanted))
     tiers = await _turn_all(port, every, wanted, reason)
@@ -197,11 +190,33 @@ async def invalidate(
     verb = "expired" if soft else "invalidated"
     return Invalidation(
         *(target, tiers, reason, found.number, found.partial, advice, verb, found.first),
-        uncounted=uncounted,
-        place=place,
+        uncounted=may_be_shared and not (in_shared or found.number or found.partial),
+        place=f"in {shared} and not {HERE}" if in_shared else HERE,
         shared=shared,
         counting_failed=found.failed,
     )
+
+
+async def _count(
+    port: Port, chains: Sequence[Chain], turns: Sequence[Turn], *, search_shared: bool
+) -> tuple[Matches, bool]:
+    """Count the matches on this host, or, if it has none, in the shared tiers if requested.
+
+    No fault of the count may stop the invalidation: it is an event, and the count is partial.
+
+    Returns:
+        The matches, and True if they are those in the shared tiers.
+    """
+    found = Matches()
+    try:
+        found = await port.offload(matches_on_host, chains, turns)
+        if not search_shared or found.number or found.partial:
+            return found, False
+        in_shared = await matches_in_shared(port, chains, turns)
+        return in_shared._replace(others=found.others, groups=found.groups), True
+    except Exception as error:
+        _emit_fault("count", error)
+        return found._replace(partial=True, failed=True), False
 
 
 def _emit_fault(part: str, error: Exception) -> None:
