@@ -97,9 +97,7 @@ class Health(tuple[Finding, ...]):
         Raises:
             MissingExtraError: pandas is not installed.
         """
-        make = rendering.import_pandas().DataFrame
-        frame: pd.DataFrame = make(list(self), columns=list(Finding._fields))
-        return frame
+        return rendering.frame_of(self, Finding._fields)
 
     def __repr__(self) -> str:
         return "\n".join(_lines(finding) for finding in self)

@@ -394,9 +394,7 @@ class Entries(list[Stored]):
         Raises:
             MissingExtraError: pandas is not installed.
         """
-        make = rendering.import_pandas().DataFrame
-        frame: pd.DataFrame = make(list(self), columns=list(Stored._fields))
-        return frame
+        return rendering.frame_of(self, Stored._fields)
 
     def __repr__(self) -> str:
         if not self:

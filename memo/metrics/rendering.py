@@ -16,7 +16,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memo.errors import MissingExtraError, label
 from memo.keys import summaries
@@ -35,6 +35,9 @@ from memo.records.stamp_types import ADDRESS, Generation
 from memo.runtime.clock import SECOND
 from memo.runtime.events import REFRESHED_ELSEWHERE
 from memo.runtime.named_tuple import NamedTuple
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NO_CALLS = "No cached function was called yet. Put @cache above a function and call it."
 FUNCTIONS_SHOWN = 30
@@ -915,6 +918,16 @@ def _bar_html(share: float | None) -> str:
         f'<span class="memo-bar" role="progressbar" aria-valuenow="{done}">'
         f'<span style="width:{done}%"></span></span> '
     )
+
+
+def frame_of(records: Iterable[tuple[Any, ...]], columns: Sequence[str]) -> pd.DataFrame:
+    """Return a pandas DataFrame, one row for each record.
+
+    Raises:
+        MissingExtraError: pandas is not installed.
+    """
+    frame: pd.DataFrame = import_pandas().DataFrame(list(records), columns=list(columns))
+    return frame
 
 
 def import_pandas() -> Any:
