@@ -373,7 +373,7 @@ class Client:
         if not port.native:
             threads = self.connections.of_threads(blocks=blocks)
             return threads.exchange(key, exchange, check, blocks=blocks)
-        loop = self.connections.loops.get(port.loop) or await self._loop(port)
+        loop = await self._loop(port)
         return await loop.exchange(key, exchange, check, blocks=blocks)
 
     # --- outcomes --------------------------------------------------------------------------------

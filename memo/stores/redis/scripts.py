@@ -3,7 +3,7 @@
 Rules of the scripts:
 
 1.  A script uses one key, or keys of one slot, and names them all.
-2.  It computes the same as `validity.stamps`.
+2.  It computes the same as `validity.generations`.
 3.  A script that must work on a full Redis begins with a command that takes no memory (`HDEL`,
     `DEL`): Redis then lets the rest pass, so that no script is left half done.
 """
