@@ -203,30 +203,6 @@ def test_a_result_computed_meanwhile_is_stored_as_expired() -> None:
     assert load() == RUNS["n"] == 2
 
 
-def test_a_result_expired_meanwhile_does_not_replace_a_later_one() -> None:
-    """The call that began after `expire` is computed anew, and its result is the one that stays."""
-    under_way, go_on = threading.Event(), threading.Event()
-
-    @cache(ttl=None, version="1", name="shop:later", stale_while_revalidate=60, use_lock=False)
-    def load() -> int:
-        RUNS["n"] = mine = RUNS.get("n", 0) + 1
-        if mine == 1:
-            under_way.set()
-            go_on.wait(5)
-        return mine
-
-    answers: list[int] = []
-    first = threading.Thread(target=lambda: answers.append(load()))
-    first.start()
-    assert under_way.wait(5)
-    load.expire()
-    assert load() == 2
-    go_on.set()
-    first.join()
-    assert answers == [1]
-    assert load() == RUNS["n"] == 2
-
-
 def test_the_window_begins_when_it_expires(ahead: Ahead) -> None:
     """However old an entry is, its window is counted from when it was let expire."""
     load = loads(stale_while_revalidate=60)

@@ -18,6 +18,7 @@ from memo.stores.memory import Memory
 from memo.stores.redis.client import Client
 from memo.stores.redis.cluster_leases import RedisLeases
 
+Work = Callable[..., Any]
 STEPS: dict[str, tuple[tuple[Any, str], ...]] = {
     "acquire": ((answering, "acquire_lease"), (refreshing, "acquire_lease")),
     "release": ((RedisLeases, "release"),),
@@ -27,6 +28,17 @@ STEPS: dict[str, tuple[tuple[Any, str], ...]] = {
     "list": ((Memory, "entries"),),
 }
 """Step -> the functions that do it, and are replaced while it fails."""
+
+
+@contextmanager
+def _wrapped(
+    step: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    """In this block, what `around` makes of its functions does a step."""
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in STEPS[step]:
+            patch.setattr(owner, name, around(getattr(owner, name)))
+        yield
 
 
 @contextmanager
@@ -51,7 +63,7 @@ def failing(step: str, times: int = 1 << 30, answer: Any = None) -> Iterator[lis
             raise RuntimeError("on purpose")
         return True
 
-    def around(work: Callable[..., Any]) -> Callable[..., Any]:
+    def around(work: Work) -> Work:
         async def broken(*args: Any, **kwargs: Any) -> Any:
             return answer if fails() else await work(*args, **kwargs)
 
@@ -60,9 +72,7 @@ def failing(step: str, times: int = 1 << 30, answer: Any = None) -> Iterator[lis
 
         return broken if inspect.iscoroutinefunction(work) else broken_plainly
 
-    with pytest.MonkeyPatch.context() as patch:
-        for owner, name in STEPS[step]:
-            patch.setattr(owner, name, around(getattr(owner, name)))
+    with _wrapped(step, around):
         yield failed
 
 
@@ -75,7 +85,7 @@ def held_up(step: str, until: threading.Event) -> Iterator[threading.Event]:
     """
     begun = threading.Event()
 
-    def around(work: Callable[..., Any]) -> Callable[..., Any]:
+    def around(work: Work) -> Work:
         async def late(*args: Any, **kwargs: Any) -> Any:
             begun.set()
             assert until.wait(20)
@@ -83,9 +93,7 @@ def held_up(step: str, until: threading.Event) -> Iterator[threading.Event]:
 
         return late
 
-    with pytest.MonkeyPatch.context() as patch:
-        for owner, name in STEPS[step]:
-            patch.setattr(owner, name, around(getattr(owner, name)))
+    with _wrapped(step, around):
         yield begun
 
 
