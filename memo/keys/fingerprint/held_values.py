@@ -64,7 +64,7 @@ class ValueFingerprint(NamedTuple):
         text: equal for equal values.
         refs: the user's functions and classes in the value, in the order of their `@n`.
         mutable: the value may change in place, so it must be checked again.
-        lost: (path in the value, why) of parts without a sound key.
+        left_out: (path in the value, why) of parts without a sound key.
         packages: (distribution, version) of the value's types.
         noted: (text, function or class) inside of values that `canonical` keys, where no order
             exists to number them by.
@@ -100,7 +100,7 @@ def fingerprint_of(
     """Return the fingerprint of a value.
 
     Args:
-        value: any value; parts without a sound key are left out and listed in `lost`.
+        value: any value; parts without a sound key are left out and listed in `left_out`.
         quiet: do not list them (for values that an installed library keeps for itself).
         given: path in the value -> text that replaces that of the part.
     """
@@ -246,7 +246,7 @@ class FingerprintWalk:
         self._has_keyless = False
 
     def text(self, value: Any, path: str) -> str:
-        """Return the text of one value; `path` leads to it, for `lost`."""
+        """Return the text of one value; `path` leads to it, for `left_out`."""
         if self.given and path in self.given:
             return self.given[path]
         if type(value) in IMMUTABLE_BUILTINS:

@@ -37,7 +37,7 @@ class Server:
 
     Attributes:
         pages: path -> content.
-        validators: which headers tell a version: `etag`, `modified`, both or neither.
+        etags, modified: path -> the header that tells its version, if it has one.
         asked: path -> how often, by method.
         wait_for: a request is answered when so many are there, or after 10 seconds.
         most: how many requests were there at the same time.
