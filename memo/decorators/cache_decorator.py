@@ -148,6 +148,7 @@ def _decorate(function: Any, given: Mapping[str, Any]) -> Any:
         return made
     options.function("function", function)
     made = _class_for(function, given)(function, given)
+    made._made_in_class_body = classmethods.in_class_body()
     classmethods.bind_later(made, made._bind_to_class, function)
     return made
 

@@ -95,6 +95,7 @@ class CachedFunction(Generic[P, R]):
     _own_mode: Mode | None = None
     _original: CachedFunction[P, R] | None = None
     _is_copy = False
+    _made_in_class_body = False
 
     def __init__(self, function: Callable[P, R], given: Mapping[str, Any]) -> None:
         options.function("function", function)
@@ -273,7 +274,12 @@ class CachedFunction(Generic[P, R]):
         return BoundFunction(self, instance)
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self._function.keyer.method = True
+        """Turn into a method, unless the function was only assigned to an attribute.
+
+        A default of a dataclass, for instance, is called without an object.
+        """
+        if self._made_in_class_body:
+            self._function.keyer.method = True
 
     def _bind_to_class(self) -> None:
         """Turn into a class method: bound to the class, even when accessed through an instance.

@@ -63,14 +63,24 @@ def bind_later(made: Any, bind: Callable[[], None], function: Callable[..., Any]
         body.setdefault(NOTE_ATTRIBUTE, Note()).functions.append((made, bind))
 
 
-def _class_body(name: str) -> Any:
-    """Return the namespace of the class with this qualified name whose body is running, or None."""
+def in_class_body() -> bool:
+    """True if the body of a class is running, and the caller is called from there."""
+    return _class_body() is not None
+
+
+def _class_body(name: str | None = None) -> Any:
+    """Return the namespace of a class whose body is running, or None.
+
+    Args:
+        name: the qualified name of the class; None: any class.
+    """
     frame: FrameType | None = sys._getframe(1)
     for _ in range(_MAX_SEARCHED_FRAMES):
         if frame is None:
             return None
         optimized = frame.f_code.co_flags & inspect.CO_OPTIMIZED  # the frame of a function
-        if not optimized and frame.f_locals.get("__qualname__") == name:
+        running = None if optimized else frame.f_locals.get("__qualname__")
+        if running is not None and name in (None, running):
             return frame.f_locals
         frame = frame.f_back
     return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -161,12 +160,14 @@ def _tags(tags: Any) -> Any:
 
 
 def _is_method(function: Callable[..., Any]) -> bool:
-    """True if a function is decorated in a class body and takes `self` or `cls`."""
+    """True if a function is decorated in a class body and takes `self` or `cls`.
+
+    A bound method has its object already: its signature begins after `self`.
+    """
     outer, _, _ = getattr(function, "__qualname__", "").rpartition(".")
     if not outer or outer.endswith("<locals>"):
         return False
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return code is not None and code.co_varnames[:1] in {("self",), ("cls",), ("mcs",)}
+    return next(iter(bindings.signature_of(function).parameters), "") in {"self", "cls", "mcs"}
 
 
 def _dependencies(

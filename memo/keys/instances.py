@@ -314,7 +314,8 @@ def _all_attributes(own: Any, state: SelfState, light: bool, changing: bool) -> 
 
 def _content_encoding(own: Any, kind: type) -> bytes:
     """Return the encoding of an object's content besides its attributes; empty if it has none."""
-    if kind.__base__ is object and not hasattr(kind, canonical.KEY_METHOD):
+    of_python = not {"__dict__", "__slots__"}.isdisjoint(vars(kind))  # not an int, say
+    if kind.__base__ is object and of_python and not hasattr(kind, canonical.KEY_METHOD):
         return b""
     try:
         return atoms.with_length(value_encoding(own))

@@ -14,6 +14,7 @@ import threading
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -342,7 +343,62 @@ def test_assigned_to_a_class_later(tally: Tally) -> None:
     assert tally.calls == [1]
 
 
+@memo.cache
+def shout(word: str) -> str:
+    """Used as a default of a dataclass."""
+    return word.upper()
+
+
+@dataclasses.dataclass
+class Settings:
+    """Holds a cached function, which is not a method of it."""
+
+    change: Callable[[str], str] = shout
+
+
+def test_a_default_of_a_dataclass_is_no_method() -> None:
+    """A cached function that is only an attribute of a class keeps all its arguments."""
+    assert [Settings().change(word) for word in ("a", "b")] == ["A", "B"]
+    assert shout.address("a") == "shout:a"
+
+
+def test_a_function_called_as_a_method_of_a_number() -> None:
+    """The value of `self` counts, whatever its type."""
+
+    @memo.cache
+    def double(self: Any) -> Any:
+        return self * 2
+
+    type("Holder", (), {"double": double})().double.address()  # it is a method now
+    assert [double(1), double(2), double("a")] == [2, 4, "aa"]
+
+
 # --- other callables -----------------------------------------------------------------------------
+
+
+class Tariff:
+    """A class of the module, so that its methods have its name."""
+
+    def __init__(self, rate: int) -> None:
+        self.rate = rate
+
+    def price(self, hours: int, extra: int = 0) -> int:
+        return self.rate * hours + extra
+
+    async def aprice(self, hours: int, extra: int = 0) -> int:
+        return self.rate * hours + extra
+
+
+@kinds_of
+def test_bound_method(is_async: bool) -> None:
+    """A bound method is cached with all its arguments, and with the state of its object."""
+    one, two = (memo.cache(t.aprice if is_async else t.price) for t in (Tariff(2), Tariff(3)))
+    assert [settle(one(hours)) for hours in (1, 2, 1)] == [2, 4, 2]
+    assert settle(two(1)) == 3
+    assert one.address(1) == f"Tariff.{'aprice' if is_async else 'price'}:1:0"
+    one.invalidate(1)
+    assert not one.is_cached(1)
+    assert one.is_cached(2)
 
 
 @kinds_of
