@@ -111,7 +111,9 @@ def export_bundle(
         BundleError: the key is too short.
     """
     several = isinstance(function, Sequence) and not isinstance(function, str)
-    given: list[Any] = list(function) if several else [] if function is None else [function]  # type: ignore[arg-type]
+    given: list[Any] = list(function) if several else [function]  # type: ignore[arg-type]
+    if not given:
+        raise OptionError("function", function, "names no function; leave it out to export all.")
     wanted = Selection(where=where or {}, tag=tag)
     file = file_path(path)
     chosen = given_key(key)
@@ -136,7 +138,7 @@ async def _export(
     parts: list[BundlePart] = []
     searched: set[str] = set()
     usual = assembly.default_chain()
-    for target in given or [None]:
+    for target in given:
         chain = usual
         prefix = f"{chain.namespace}:"
         if target is not None:
@@ -157,7 +159,8 @@ async def _export(
                 parts += [part] if part is not None else []
     if not parts:
         fix = "no valid entry of this host matches; see memo.entries()."
-        raise OptionError("export_bundle", [str(one) for one in given] or "everything", fix)
+        named = "everything" if given == [None] else [str(one) for one in given]
+        raise OptionError("export_bundle", named, fix)
     user = getpass.getuser()
     python = platform.python_version()
     by, system = f"{user}@{writer_name()}", f"{platform.system()} {platform.machine()}"
@@ -252,7 +255,6 @@ class Imported(NamedTuple):
             not stored.
         expired: entries past their ttl; they are not stored.
         changed: stored entries that depend on files which differ here.
-        damaged: entries whose bytes were changed after sealing.
     """
 
     bundle: Bundle
@@ -260,7 +262,6 @@ class Imported(NamedTuple):
     other_code: tuple[BundleItem, ...] = ()
     expired: tuple[BundleItem, ...] = ()
     changed: tuple[BundleItem, ...] = ()
-    damaged: tuple[BundleItem, ...] = ()
 
     def lines(self) -> list[str]:
         """Describe the outcome in lines of text."""
@@ -269,7 +270,6 @@ class Imported(NamedTuple):
         left_out = (
             (self.other_code, "not imported: the function's code is different here"),
             (self.expired, "not imported: expired"),
-            (self.damaged, "not imported: damaged"),
             (self.changed, "will not be used: what it depends on is different here"),
         )
         for items, why in left_out:
@@ -298,16 +298,20 @@ def import_bundle(path: str | os.PathLike[str] | Bundle, /, *, key: str | None =
 
     Args:
         path: the file, or a `Bundle`.
-        key: the key that it was sealed with; None: the variable `MEMO_BUNDLE_KEY`.
+        key: the key that it was sealed with; None: that of the `Bundle`, or the variable
+            `MEMO_BUNDLE_KEY`.
 
     Returns:
         The outcome for each entry.
 
     Raises:
-        BundleError: the key is missing or wrong, or the file was changed; the message repeats the
-            origin that the file states.
+        BundleError: the key is missing or wrong, or the file was changed, and nothing was stored.
+            If the key is missing, the message repeats the origin that the file states.
     """
-    bundle = path if isinstance(path, Bundle) else Bundle(path, key)
+    if not isinstance(path, Bundle):
+        bundle = Bundle(path, key)
+    else:
+        bundle = path if key is None else Bundle(path.path, key)
     if not bundle.verified:
         where = "\n".join(describe_bundle(bundle))
         message = f"The key is missing: give import_bundle(path, key=...), or {KEY_VARIABLE}."
@@ -316,6 +320,11 @@ def import_bundle(path: str | os.PathLike[str] | Bundle, /, *, key: str | None =
 
 
 async def _import(port: Port, bundle: Bundle) -> Imported:
+    changed = await port.offload(bundle.changed_items)
+    if changed:
+        named = ", ".join(map(_item_text, changed[:10]))
+        more = f" and {len(changed) - 10} more" if len(changed) > 10 else ""
+        raise BundleError(f"{bundle.path.name} was changed since it was made: {named}{more}.")
     here = {one.function_id: one._function for one in functions()}
     default = assembly.default_chain()
     codes = await _compare_code(port, default, bundle)
@@ -336,8 +345,8 @@ async def _store(port: Port, chain: Chain, bundle: Bundle, item: BundleItem) -> 
     try:
         entry = await port.offload(bundle.entry, item)
         payload = _payload(bundle, item, entry)
-    except (EntryError, TierError):
-        return ["damaged"]
+    except (EntryError, TierError) as error:  # it was changed during the import
+        raise BundleError(f"{bundle.path.name}: {error}") from error
     if is_useless(entry.times, chain.clock):
         return ["expired"]
     states = await current_states(port, chain, [entry])

@@ -355,6 +355,16 @@ def has_valid_digests(payload: memoryview, table: Sequence[Buffer]) -> bool:
     return True
 
 
+def has_clear_gaps(payload: memoryview, table: Sequence[Buffer]) -> bool:
+    """True if the bytes between the buffers of a payload are zeros."""
+    at = 0
+    for buffer in table:
+        if any(payload[at + buffer.size : at + aligned(buffer.size)]):
+            return False
+        at += aligned(buffer.size)
+    return True
+
+
 def release_pages(payload: memoryview, start: int, size: int) -> None:
     """Release the pages of a window of a map that was not written to yet."""
     if isinstance(payload.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):

@@ -48,6 +48,7 @@ from memo.settings.secret_keys import SECRET_BYTES, Secret
 from memo.stores.protocols import Found, Generations, Source
 
 BUNDLE_MAGIC = b"\x89bundle1"
+_ANY_FORMAT = BUNDLE_MAGIC[:-1]
 KEY_VARIABLE = "MEMO_BUNDLE_KEY"
 """Environment variable with the key, used if no key is given."""
 _MANIFEST_AT = 56
@@ -269,6 +270,9 @@ class Bundle:
         with open(self.path, "rb") as file:
             facts = os.fstat(file.fileno())
             head = file.read(_MANIFEST_AT)
+            if head.startswith(_ANY_FORMAT) and not head.startswith(BUNDLE_MAGIC):
+                message = f"{self.path.name} has another format than this version of memo reads."
+                raise BundleError(message)
             if len(head) < _MANIFEST_AT or not head.startswith(BUNDLE_MAGIC):
                 raise BundleError(f"{self.path.name} is not a memo bundle.")
             (size,) = _LENGTH.unpack(head[48:])
@@ -279,6 +283,7 @@ class Bundle:
             self._verify(self._secret, head, manifest)
         self._identity = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
         self._body = aligned(_MANIFEST_AT + size)
+        self._gap = len(padding(_MANIFEST_AT + size))
         self.id = head[16:48].hex()
         try:
             contents = json.loads(manifest)
@@ -327,6 +332,44 @@ class Bundle:
         if item.payload is None:
             return None
         return _Slice(self.path, self._body + item.payload[0], self._identity)
+
+    def changed_items(self) -> list[BundleItem]:
+        """Return the entries whose bytes are not those that were sealed.
+
+        Raises:
+            BundleError: the bytes between them were changed, or the length of the file was.
+            OSError: the file cannot be read.
+        """
+        parts = [part for item in self.items for part in (item.record, item.payload) if part]
+        gaps = [(at + size, len(padding(size))) for at, size in parts]
+        end = max((at + aligned(size) for at, size in parts), default=0)
+        with open(self.path, "rb") as file:
+            excess = os.fstat(file.fileno()).st_size - self._body - end
+            if excess:
+                what = "cut short" if excess < 0 else "longer than its manifest says"
+                raise BundleError(f"{self.path.name} is {what}.")
+            file.seek(self._body - self._gap)
+            changed = any(file.read(self._gap))
+            for at, size in gaps:
+                file.seek(self._body + at)
+                changed = changed or any(file.read(size))
+        found = [item for item in self.items if not self._is_unchanged(item)]
+        if changed and not found:
+            raise BundleError(f"{self.path.name} was changed since it was made.")
+        return found
+
+    def _is_unchanged(self, item: BundleItem) -> bool:
+        """True if an entry and its payload have the bytes that were sealed."""
+        try:
+            entry, source = self.entry(item), self.source(item)
+            if source is None or not entry.buffers:
+                return not entry.buffers
+            view = source.open(seal.payload_size(entry.buffers))
+        except (EntryError, TierError):
+            return False
+        return codec.has_valid_digests(view, entry.buffers) and codec.has_clear_gaps(
+            view, entry.buffers
+        )
 
     # --- as a tier -------------------------------------------------------------------------------
 

@@ -108,6 +108,8 @@ def test_only_what_is_asked_for_is_exported(tmp_path: Path) -> None:
         memo.export_bundle(path, load, where={"x": 3}, key=KEY)
     with pytest.raises(OptionError, match="y"):
         memo.export_bundle(path, load, where={"y": 3}, key=KEY)
+    with pytest.raises(OptionError, match="names no function"):
+        memo.export_bundle(path, [], key=KEY)
     assert RUNS == [1, 2, 3]
 
 
@@ -218,23 +220,45 @@ def test_another_key(exported: Path, key: str) -> None:
 
 
 def test_a_changed_bundle_is_refused(exported: Path) -> None:
-    """After any changed bit, only content that the key sealed is loaded."""
+    """After any changed bit, be it in a payload or in a gap, nothing is stored."""
     whole = exported.read_bytes()
-    for at in range(0, len(whole), max(1, len(whole) // 400)):
+    for at in (*range(0, len(whole), max(1, len(whole) // 100)), len(whole) - 1):
         exported.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        try:
-            done = memo.import_bundle(exported, key=KEY)
-        except BundleError:
-            continue
-        assert len(done.stored) + len(done.damaged) == 3
+        with pytest.raises(BundleError):
+            memo.import_bundle(exported, key=KEY)
+    assert not memo.entries()
+    exported.write_bytes(whole + b"x")
+    with pytest.raises(BundleError, match="is longer"):
+        memo.import_bundle(exported, key=KEY)
 
 
-@pytest.mark.parametrize("size", [0, 10, 56, 300])
+def test_a_bundle_names_what_was_changed(exported: Path) -> None:
+    """The error names the entries, and a bundle of another format is called that."""
+    whole = bytearray(exported.read_bytes())
+    at = whole.rindex(b"load")
+    whole[at] ^= 1
+    exported.write_bytes(whole)
+    with pytest.raises(BundleError, match=r"was changed since it was made: tests:load\(x=\d\)\."):
+        memo.import_bundle(exported, key=KEY)
+    exported.write_bytes(b"\x89bundle9" + whole[8:])
+    with pytest.raises(BundleError, match="another format"):
+        memo.Bundle(exported)
+
+
+@pytest.mark.parametrize("size", [0, 10, 56, 300, 3000, -1])
 def test_a_cut_bundle_is_refused(exported: Path, size: int) -> None:
     """A file that is cut short is no bundle."""
     exported.write_bytes(exported.read_bytes()[:size])
     with pytest.raises(BundleError):
         memo.import_bundle(exported, key=KEY)
+
+
+def test_the_key_may_come_with_a_bundle_that_was_looked_at(exported: Path) -> None:
+    """`import_bundle` takes the key too when it is given a `Bundle` that has none."""
+    with pytest.raises(BundleError, match="another key"):
+        memo.import_bundle(memo.Bundle(exported), key="x" * 40)
+    assert memo.import_bundle(memo.Bundle(exported), key=KEY).stored
+    assert memo.import_bundle(memo.Bundle(exported, KEY)).stored
 
 
 def test_a_fresh_key_is_made(tmp_path: Path) -> None:
