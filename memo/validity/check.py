@@ -11,11 +11,11 @@ policy, and the current time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from sys import getsizeof
 from threading import Lock
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from memo.records.stamp_types import FileStamp, Generation, Result, Stamp, State, Times
 from memo.runtime.clock import SECOND, Clock
@@ -446,9 +446,26 @@ def ttl_ns(
     return max(1, int(ttl * SECOND))
 
 
-Judge = Callable[..., Verdict]
-"""Returns the verdict on an entry from: its times; when it was expired, or None; True if it is a
-stored exception; True if one of its sources cannot be queried."""
+class Judge(Protocol):
+    """Judges the age of an entry by the rules of its function."""
+
+    def __call__(
+        self,
+        times: Times,
+        expired: int | None = None,
+        raised: bool = False,
+        unreachable: bool = False,
+        /,
+    ) -> Verdict:
+        """Return the verdict on an entry.
+
+        Args:
+            times: its times.
+            expired: when `expire()` was called on it, in nanoseconds since the epoch, or None.
+            raised: it is a stored exception.
+            unreachable: a source that it depends on cannot be queried.
+        """
+        ...
 
 
 def judge_by_record(clock: Clock) -> Judge:
@@ -468,8 +485,10 @@ def only_fresh(judge: Judge) -> Judge:
         times: Times, expired: int | None = None, raised: bool = False, unreachable: bool = False
     ) -> Verdict:
         verdict = judge(times, expired, raised, unreachable)
+        if unreachable:
+            return Verdict(MISS, SOURCE_UNREACHABLE)
         fresh = verdict.kind == FRESH or verdict.reason == AHEAD
-        return verdict if fresh and not unreachable else Verdict(MISS, verdict.reason)
+        return verdict if fresh else Verdict(MISS, verdict.reason)
 
     return judged
 
