@@ -18,7 +18,7 @@ from memo.decorators.cached_function import CachedFunction, functions
 from memo.engine.call import Function, reload_live_if_due
 from memo.engine.explaining import list_headers
 from memo.engine.invalidating import own_refs
-from memo.errors import EntryError, TierError, label, public
+from memo.errors import EntryError, OptionError, TierError, label, nearest_hint, public
 from memo.keys.encoding import atoms
 from memo.keys.values import value_encoding
 from memo.metrics import rendering
@@ -32,6 +32,7 @@ from memo.runtime.events import MISS
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.runtime.reasons import EXPIRED, GENERATION_LOST, INVALIDATED, SOURCE_UNREACHABLE
+from memo.settings.checks import TIERS
 from memo.settings.options import Policy
 from memo.stores.chain import Chain
 from memo.stores.protocols import Listable, Listed, ServerTier, display_name
@@ -128,9 +129,14 @@ def items(wanted: Selection, limit: int | None = None) -> tuple[list[Item], int]
     """Return the selected entries, at most `limit` of them, and their total number.
 
     Raises:
-        MemoError: a setting is wrong, or a value has no key.
+        MemoError: a setting is wrong, a value has no key, or there is no such tier.
     """
-    return drive(_items(BLOCKING, assembly.default_chain(), wanted, limit))
+    chain = assembly.default_chain()
+    tiers = dict.fromkeys((*TIERS, *(tier.name for tier in chain.tiers)))
+    if wanted.tier is not None and wanted.tier not in tiers:
+        fix = f"the tiers are {', '.join(tiers)}{nearest_hint(wanted.tier, tiers)}"
+        raise OptionError("tier", wanted.tier, fix)
+    return drive(_items(BLOCKING, chain, wanted, limit))
 
 
 def table(shown: Sequence[Item]) -> rendering.Table:

@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import weakref
+from argparse import ArgumentTypeError
 from collections import deque
 from collections.abc import Iterator
 from contextvars import Context
@@ -28,8 +30,8 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.completer import SimpleCompletion, context_matcher
 from IPython.core.error import UsageError
-from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
-from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
+from IPython.core.magic_arguments import argument, magic_arguments
 from IPython.display import display
 
 from memo import errors
@@ -74,6 +76,12 @@ def _display_text(text: str) -> None:
     _display_html(text, rendering.lines_html(text))
 
 
+def _parse_limit(text: str) -> int:
+    if not text.isdecimal():
+        raise ArgumentTypeError("must be a number; 0: all")
+    return int(text)
+
+
 def _parse_names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, (part.strip() for part in text.split(","))))
 
@@ -96,7 +104,7 @@ class CacheMagics(Magics):
     @argument("--frame", action="store_true", help="give a DataFrame: df = %%cache_stats --frame")
     @argument(
         "--limit",
-        type=int,
+        type=_parse_limit,
         default=rendering.FUNCTIONS_SHOWN,
         help="maximum number of functions to show; 0: all",
     )
@@ -116,7 +124,7 @@ class CacheMagics(Magics):
         if given.reset and not given.plot:
             return _display_text("The counters of this kernel start at zero.")
         chosen = chosen.with_health(_health(chosen))
-        limit, more = max(0, given.limit), "--limit 0"
+        limit, more = given.limit, "--limit 0"
         text = rendering.text(chosen, given.plot, limit=limit, more=more)
         return _display_html(text, rendering.html(chosen, given.plot, limit, more))
 
@@ -134,7 +142,8 @@ class CacheMagics(Magics):
             raise UsageError("--tag cannot be combined: it selects entries of any function.")
         if given.all and given.pattern:
             raise UsageError("Give a pattern or --all, not both.")
-        if not (given.tag or given.pattern or given.all) and not self._is_sure():
+        is_bare = not (given.tag or given.pattern or given.all or given.where)
+        if is_bare and not self._is_sure():
             return
         try:
             done = _clear(given.pattern or "*", dict(map(_parse_pair, given.where)), given.tag)
@@ -163,6 +172,7 @@ class CacheMagics(Magics):
         _display_text("Nothing was invalidated.")
         return False
 
+    @no_var_expand  # `{x}` in the call is a set
     @line_magic
     def cache_explain(self, line: str) -> None:
         """Would this call be answered from the cache, and if not why?  Computes nothing.
@@ -186,6 +196,8 @@ class CacheMagics(Magics):
             return _evaluate(call, self.scope)
         except MemoError as error:
             raise UsageError(str(error)) from None
+        except Exception as error:  # of the call's arguments, which may be any expressions
+            raise UsageError(errors.described(error)) from None
 
     @magic_arguments()
     @argument("patterns", nargs="*", help="functions: load, etl:load, lo*; none: all")
@@ -194,7 +206,7 @@ class CacheMagics(Magics):
     @argument("--tag", help="only entries with this tag")
     @argument("--tier", help="only entries that this tier holds: memory, disk, redis")
     @argument("--by", choices=sorted(inventory.ORDERS), default="newest", help="sort order")
-    @argument("--limit", type=int, default=50, help="most entries to show; 0: all")
+    @argument("--limit", type=_parse_limit, default=50, help="most entries to show; 0: all")
     @argument("--frame", action="store_true", help="give a DataFrame: df = %%cache_ls --frame")
     @line_magic
     def cache_ls(self, line: str) -> Any:
@@ -305,11 +317,12 @@ def _parse_arguments(magic: Any, line: str) -> Any:
     Raises:
         UsageError: one is wrong; for an unknown flag the message names the nearest known one.
     """
+    words = _split(line)
     try:
-        return parse_argstring(magic, line)
+        return magic.parser.parse_args(words)
     except UsageError as error:
         flags = _MAGIC_OPTIONS.get(magic.__name__, ())
-        wrong = next((w for w in line.split() if w.startswith("-") and w not in flags), "")
+        wrong = next((w for w in words if w.startswith("-") and w not in flags), "")
         if "unrecognized" not in str(error) or not wrong:
             raise
         known = f" Flags: {', '.join(flags)}." if flags else ""
@@ -318,6 +331,25 @@ def _parse_arguments(magic: Any, line: str) -> Any:
             f"{sign}{magic.__name__} has no {wrong}{errors.nearest_hint(wrong, flags)}.{known}"
         )
         raise UsageError(message.replace("?.", "?")) from None
+
+
+_WORD_PATTERN = r"""(?:"[^"]*"|'[^']*'|[^\s"'])+"""
+_QUOTED_PATTERN = r"""(--[\w-]+=|)(["'])(.*)\2"""
+
+
+def _split(line: str) -> list[str]:
+    """Split the line of a magic into words, without the quotes around a word or a flag's value.
+
+    Quotes inside a word stay: in `region="New York"` they are part of the value.
+
+    Raises:
+        UsageError: a quotation mark is not closed.
+    """
+    if re.sub(_WORD_PATTERN, "", line).strip():
+        raise UsageError(f"A quotation mark is not closed: {line}")
+    words = re.findall(_WORD_PATTERN, line)
+    quoted = (re.fullmatch(_QUOTED_PATTERN, word) for word in words)
+    return [f"{q[1]}{q[3]}" if q else word for word, q in zip(words, quoted, strict=True)]
 
 
 def _not_found_text(patterns: list[str]) -> str:
@@ -538,8 +570,10 @@ def _bundle(span: Span) -> dict[str, str]:
 
 def _parse_ttl(text: str | None) -> Any:
     """Parse a ttl: a number of seconds, a text with units, or `none` for no expiry."""
+    if text is None or text.lower() == "none":
+        return None
     try:
-        return None if text is None else float(text)
+        return float(text)
     except ValueError:
         return text
 
