@@ -12,6 +12,7 @@ from typing import Any
 from memo.errors import OptionError
 from memo.runtime.clock import SECOND
 from memo.runtime.named_tuple import NamedTuple
+from memo.settings import function_kinds
 from memo.settings.durations import seconds
 
 DEFAULT_THRESHOLD = 0.8
@@ -264,12 +265,7 @@ def _of_result(option: str, value: Callable[..., Any]) -> Any:
 
 def is_async(function: Any) -> bool:
     """True if a call returns an awaitable: `async def`, a partial of one, or such a `__call__`."""
-    inner = inspect.unwrap(function)
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    if inspect.iscoroutinefunction(inner):
-        return True
-    return not inspect.isroutine(inner) and inspect.iscoroutinefunction(type(inner).__call__)
+    return function_kinds.kind_of(function) == function_kinds.ASYNC
 
 
 def function(
@@ -310,12 +306,10 @@ def refuse_property(value: Any) -> None:
 
 def generator_kind(function: Any) -> str:
     """Return `"sync"` or `"async"` for a generator function, else `""`."""
-    inner = inspect.unwrap(function)
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    if inspect.isasyncgenfunction(inner):
-        return "async"
-    return "sync" if inspect.isgeneratorfunction(inner) else ""
+    return _GENERATOR_KINDS.get(function_kinds.kind_of(function), "")
+
+
+_GENERATOR_KINDS = {function_kinds.GENERATOR: "sync", function_kinds.ASYNC_GENERATOR: "async"}
 
 
 def check_names(option: str, names: Sequence[str], allowed: Iterable[str]) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -453,6 +454,105 @@ def test_lambdas_of_one_line_are_two_functions() -> None:
     """Two lambdas are told apart by their code."""
     f, g = memo.cache(lambda x: x + 1), memo.cache(lambda x: x + 2)
     assert (f(1), g(1), f(1)) == (2, 3, 2)
+
+
+def _as_list(function: Any) -> Any:
+    @functools.wraps(function)
+    def wrapper(*args: Any) -> Any:
+        return list(function(*args))
+
+    return wrapper
+
+
+def _blocking(function: Any) -> Any:
+    @functools.wraps(function)
+    def wrapper(*args: Any) -> Any:
+        async def run() -> Any:
+            return await function(*args)
+
+        return asyncio.run(run())
+
+    return wrapper
+
+
+def _sum_as_async(function: Any) -> Any:
+    @functools.wraps(function)
+    async def wrapper(*args: Any) -> Any:
+        return sum([item async for item in function(*args)])
+
+    return wrapper
+
+
+def _as_async(function: Any) -> Any:
+    @functools.wraps(function)
+    async def wrapper(*args: Any) -> Any:
+        return function(*args)
+
+    return wrapper
+
+
+def _logged(function: Any) -> Any:
+    @functools.wraps(function)
+    def wrapper(*args: Any) -> Any:
+        result = function(*args)
+        return result  # noqa: RET504 - as people write it
+
+    return wrapper
+
+
+def _single(x: int) -> int:
+    return x
+
+
+async def _asingle(x: int) -> int:
+    return x
+
+
+def _items(x: int) -> Any:
+    yield x
+
+
+async def _aitems(x: int) -> Any:
+    yield x
+
+
+class _CallableItems:
+    def __call__(self, x: int) -> Any:
+        yield x
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        (_as_list(_items), list),
+        (_blocking(_asingle), int),
+        (_logged(_blocking(_asingle)), int),
+        (_sum_as_async(_aitems), types.CoroutineType),
+        (_as_async(_single), types.CoroutineType),
+        (_logged(_single), int),
+        (_logged(_asingle), types.CoroutineType),
+        (_logged(_items), types.GeneratorType),
+        (_logged(_aitems), types.AsyncGeneratorType),
+        (_CallableItems(), types.GeneratorType),
+    ],
+)
+def test_a_decorator_below_decides_what_a_call_returns(function: Any, kind: type) -> None:
+    """A cached function returns what the function returns, also if a wrapper has changed that."""
+    f = memo.cache(function)
+    for _ in range(2):
+        got = f(1)
+        assert isinstance(got, kind)
+        if kind is types.CoroutineType:
+            assert asyncio.run(got) == 1
+        elif kind is types.AsyncGeneratorType:
+            assert settle(_collected(got)) == [1]
+        else:
+            assert got == 1 if kind is int else list(got) == [1]
+    assert f.is_cached(1)
+
+
+async def _collected(items: Any) -> list[Any]:
+    return [item async for item in items]
 
 
 def _rows() -> Any:
