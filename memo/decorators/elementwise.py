@@ -23,6 +23,7 @@ from memo.keys.bindings import NOT_GIVEN
 from memo.keys.call_keys import Call
 from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.native import native
+from memo.runtime.port import Steps
 from memo.settings import modes, options
 from memo.validity.stamps import Turn
 
@@ -180,7 +181,9 @@ class _Elementwise(CachedFunction[P, R]):
         first, *others = [element.job for element in made.calls.values()]
         found = await self._explain_call(port, function, first.args, first.kwargs)
         explained = first
+        steps = Steps(port)
         for job in others if found.hit else ():
+            await steps.pause_if_due()
             one = await self._explain_call(port, function, job.args, job.kwargs)
             if not one.hit:
                 found, explained = one, job

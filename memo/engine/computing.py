@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from binascii import b2a_base64
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Self, TypeAlias
 
@@ -439,15 +439,14 @@ GENERATIONS_PER_STEP = 256
 async def take_stamps(port: Port, jobs: Sequence[Job]) -> list[tuple[Stamp, ...] | None]:
     """Take the stamps of calls before they are computed; None if no tier knows what is valid."""
     chain, pending = jobs[0].chain, jobs[0].pending_lookup
-    refs = list(jobs[0].call.refs)
+    refs, steps = list(jobs[0].call.refs), Steps(port)
     if len(jobs) > 1:
-        refs = list(dict.fromkeys(ref for job in jobs for ref in job.call.refs))
+        refs = await _all_refs(jobs, steps)
     if len(jobs) > 1 or len(refs) > GENERATIONS_PER_STEP:
         pending = None  # the lookup has read the states of one call only
     for job in jobs:
         job.pending_lookup = None
     states: dict[Ref, State] = {}
-    steps = Steps(port)
     try:
         for start in range(0, len(refs), GENERATIONS_PER_STEP):
             await steps.pause_if_due()
@@ -469,13 +468,24 @@ async def take_stamps(port: Port, jobs: Sequence[Job]) -> list[tuple[Stamp, ...]
     return taken
 
 
+async def _all_refs(jobs: Iterable[Job], steps: Steps) -> list[Ref]:
+    """Return the refs of calls, each once."""
+    refs: dict[Ref, None] = {}
+    for job in jobs:
+        await steps.pause_if_due()
+        refs.update(dict.fromkeys(job.call.refs))
+    return list(refs)
+
+
 async def merged_stamps(
     port: Port, job: Job, used: UsedCalls, own: tuple[Stamp, ...] | None
 ) -> tuple[tuple[Stamp, ...], tuple[Stamp, ...] | None]:
     """Return the known stamps of a computation, and the same again, or None if some are missing."""
     if not used.size and len(own or ()) <= stamps.MAX_REFS_PER_GROUP:  # it used no cached call
         return own or (), own if used.sound else None
+    steps = Steps(port)
     whole, sound = used.merge_with(own or ())
+    await steps.pause_if_due()
     absolute = whole.absolute_stamps()
     try:
         absolute = await shorten_stamps(port, job.chain, absolute)
@@ -731,8 +741,20 @@ async def _seal(port: Port, job: Job, header: Header, encoded: Encoded) -> Seale
     return Sealed(job, header, encoded, record)
 
 
+ENTRIES_PER_STEP = 512
+"""Maximum number of entries that are stored in one step; the tiers store fewer in one batch."""
+
+
 async def store_sealed(port: Port, made: Sequence[Sealed]) -> list[seal.Entry]:
     """Store results of one function, and record the manifest of their code version."""
+    entries, steps = [], Steps(port)
+    for start in range(0, len(made), ENTRIES_PER_STEP):
+        await steps.pause_if_due()
+        entries += await _store_some(port, made[start : start + ENTRIES_PER_STEP])
+    return entries
+
+
+async def _store_some(port: Port, made: Sequence[Sealed]) -> list[seal.Entry]:
     chain, function, code = made[0].job.chain, made[0].job.function, made[0].header.code
     items = [
         EntryToStore(one.job.name, one.record, one.encoded.payload, one.header.times)

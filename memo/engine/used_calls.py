@@ -21,7 +21,7 @@ from memo.records.stamp_blocks import Block, Stamps, blocks_of, loose_of
 from memo.records.stamp_types import Generation, Ref, Result, Stamp, State
 from memo.runtime.blocking import LoopDepth, at_loop_depth, current_loop_depth
 from memo.runtime.named_tuple import NamedTuple
-from memo.runtime.port import Port
+from memo.runtime.port import Port, Steps
 from memo.settings import configuration
 from memo.stores.chain import Chain
 from memo.validity import stamps
@@ -235,8 +235,10 @@ async def shorten_stamps(port: Port, chain: Chain, known: tuple[Stamp, ...]) -> 
     in_one_group = len(loose_of(known)) + sum(block.most_in_one_group for block in blocks_of(known))
     if in_one_group <= stamps.MAX_REFS_PER_GROUP:
         return known
+    steps = Steps(port)
     groups: dict[str, list[Generation]] = {}
     for stamp in known:
+        await steps.pause_if_due()
         if type(stamp) is Generation:
             groups.setdefault(stamp.ref.group, []).append(stamp)
     big = [name for name, members in groups.items() if len(members) > stamps.MAX_REFS_PER_GROUP]
@@ -245,8 +247,11 @@ async def shorten_stamps(port: Port, chain: Chain, known: tuple[Stamp, ...]) -> 
     wholes = [Ref(name, None) for name in big]
     members = [stamp for name in big for stamp in groups[name]]
     states = await chain.authorities.states(port, [*wholes, *(stamp.ref for stamp in members)])
-    now = zip(members, states[len(big) :], strict=True)
-    changed = [stamp for stamp, state in now if why_changed([stamp.state.text], [state.text])]
+    changed = []
+    for stamp, state in zip(members, states[len(big) :], strict=True):
+        await steps.pause_if_due()
+        if why_changed([stamp.state.text], [state.text]):
+            changed.append(stamp)
     kept = [s for s in known if type(s) is not Generation or s.ref.group not in big]
     return (*kept, *map(Generation, wholes, states), *changed[:1])
 

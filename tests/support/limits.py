@@ -30,6 +30,7 @@ LIMITS = {
     "tracking_bound": ("memo.stores.redis.tracking:MAX_OUTDATED_SECONDS",),
     "tracking_pause": ("memo.stores.redis.tracking:REFUSED_PAUSE_SECONDS",),
     "step_seconds": ("memo.runtime.port:MAX_STEP_SECONDS",),
+    "entries_per_step": ("memo.engine.computing:ENTRIES_PER_STEP",),
     "mounts": ("memo.runtime.ownership:MOUNTS_FILE",),
     "stored_format": ("memo.runtime:FORMAT",),
     "parts_of_cycles": ("memo.keys.encoding.canonical:MAX_IN_CYCLES",),

@@ -1,9 +1,10 @@
-"""Waiting for a condition: tests that need other threads or processes poll here, and only here."""
+"""Waiting for a condition: tests that need other threads, tasks or processes poll only here."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic, sleep  # those of the machine, also where a test moves the clock
 from typing import Any
 
@@ -20,6 +21,33 @@ def wait_for(condition: Callable[[], Any], seconds: float = STUCK) -> bool:
             return False
         sleep(_PAUSE)
     return True
+
+
+class Turns:
+    """The turns that the event loop has given to another task.
+
+    Attributes:
+        count: their number.
+    """
+
+    count = 0
+
+
+@contextmanager
+def counted_turns() -> Iterator[Turns]:
+    """Count the turns that the running event loop gives to another task during the block."""
+    turns = Turns()
+
+    async def count() -> None:
+        while True:
+            await asyncio.sleep(0)
+            turns.count += 1
+
+    counting = asyncio.get_running_loop().create_task(count())
+    try:
+        yield turns
+    finally:
+        counting.cancel()
 
 
 async def await_until(condition: Callable[[], Any], seconds: float = STUCK) -> None:

@@ -64,8 +64,9 @@ from memo.records import codec
 from memo.records.spool import Cursor, Spool, Stream, load_item
 from memo.records.stamp_types import Stamp
 from memo.runtime import events, fork, reasons
+from memo.runtime.blocking import BLOCKING
 from memo.runtime.events import MISS
-from memo.runtime.port import Port, Waiter
+from memo.runtime.port import Port, Steps, Waiter
 from memo.stores.chain import Answer
 from memo.validity.check import Verdict
 
@@ -485,6 +486,8 @@ class Reader:
         self.job = job
         self._generate = generate
         self.returned: Any = None
+        self._port: Port = BLOCKING
+        self._steps = Steps(BLOCKING)
         self._fresh = fresh
         self._keep = keep
         self._found = Answer(Verdict(MISS, reasons.ABSENT))
@@ -498,6 +501,9 @@ class Reader:
 
     async def next(self, port: Port) -> Any:
         """Return the next item, `END`, or `Raised`."""
+        if port is not self._port:
+            self._port, self._steps = port, Steps(port)
+        await self._steps.pause_if_due()
         if self._stored is None and self._run is None:
             await self._find_source(port)
         while True:

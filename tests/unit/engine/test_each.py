@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from inside import joined
 from ports import blocking
 from redis_server import RedisServer
-from waiting import await_until, until
+from waiting import await_until, counted_turns, until
 from ways import Way, fresh_process, kinds
 
 import memo
@@ -612,7 +613,7 @@ def test_a_run_that_asks_for_its_own_element(way: Way) -> None:
         endless([1, 2])
 
 
-@pytest.mark.parametrize("operation", ["acall", "apeek", "ais_cached"])
+@pytest.mark.parametrize("operation", ["acall", "apeek", "ais_cached", "aexplain"])
 async def test_other_tasks_run_between_elements(
     operation: str, set_limits: Callable[..., None]
 ) -> None:
@@ -622,22 +623,35 @@ async def test_other_tasks_run_between_elements(
     async def load(x: Any) -> Any:
         return squares(x)
 
-    async def count() -> None:
-        nonlocal turns
-        while True:
-            await asyncio.sleep(0)
-            turns += 1
-
-    wanted, answer, turns = list(range(200)), squares(range(200)), 0
+    wanted, answer = list(range(200)), squares(range(200))
     await load(wanted)
     set_limits(step_seconds=0)
-    counting = asyncio.create_task(count())
-    await asyncio.sleep(0)
-    turns = 0
-    await getattr(load, operation, load)(wanted)
-    counting.cancel()
-    assert turns >= len(wanted)
+    with counted_turns() as turns:
+        await getattr(load, operation, load)(wanted)
+    assert turns.count >= len(wanted)
     assert await load(wanted) == answer
+
+
+@pytest.mark.parametrize("operation", ["acall", "arefresh", "aput"])
+async def test_other_tasks_run_between_stored_elements(
+    operation: str, set_limits: Callable[..., None]
+) -> None:
+    """Many results are stored in steps, so that they do not block the event loop."""
+
+    @cache(ttl=60, version="1", each="x")
+    async def load(x: Any) -> Any:
+        return squares(x)
+
+    set_limits(step_seconds=0, entries_per_step=10)
+    wanted, stored_at = list(range(50)), Counter[int]()
+    given = (squares(wanted), wanted) if operation == "aput" else (wanted,)
+    with counted_turns() as turns:
+        forget = memo.on_event(lambda e: stored_at.update([turns.count] * (e.kind == "stored")))
+        await getattr(load, operation, load)(*given)
+        forget()
+    assert stored_at.total() == len(wanted)
+    assert max(stored_at.values()) == 10
+    assert await load(wanted) == squares(wanted)
 
 
 # --- the rest of the surface ----------------------------------------------------------------------

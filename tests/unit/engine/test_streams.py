@@ -17,7 +17,7 @@ import ports
 import pytest
 from inside import joined
 from time_ahead import Ahead
-from waiting import await_until, until
+from waiting import await_until, counted_turns, until
 from ways import Way, fresh_process, kinds
 
 import memo
@@ -475,6 +475,21 @@ def test_tasks_share_one_run() -> None:
     assert SEEN.count("begins") == 1
 
 
+async def test_other_tasks_run_between_items(set_limits: Callable[..., None]) -> None:
+    """A consumer of many items does not block the event loop, even if the generator never waits."""
+
+    @cache(ttl=60, version="1")
+    async def load(n: int) -> AsyncIterator[int]:
+        for item in range(n):
+            yield item
+
+    set_limits(step_seconds=0)
+    for _ in range(2):
+        with counted_turns() as turns:
+            seen_at = [turns.count async for _ in load(50)]
+        assert len(set(seen_at)) >= 25
+
+
 def test_a_cancelled_consumer() -> None:
     """A consumer cancelled in mid-item ends the run; the other goes on with one of its own."""
     hang = True
@@ -484,6 +499,7 @@ def test_a_cancelled_consumer() -> None:
         SEEN.append("begins")
         yield 0
         if hang:
+            SEEN.append("hangs")
             await asyncio.Event().wait()
         yield 1
 
@@ -493,7 +509,7 @@ def test_a_cancelled_consumer() -> None:
     async def main() -> list[int]:
         nonlocal hang
         first = asyncio.create_task(all_of_them())
-        await await_until(lambda: SEEN)
+        await await_until(lambda: "hangs" in SEEN)
         second = asyncio.create_task(all_of_them())
         await joined(1)
         hang = False
@@ -501,7 +517,7 @@ def test_a_cancelled_consumer() -> None:
         return await second
 
     assert asyncio.run(main()) == [0, 1]
-    assert SEEN == ["begins"] * 2
+    assert SEEN == ["begins", "hangs", "begins"]
 
 
 def test_another_loop_has_a_run_of_its_own() -> None:
