@@ -7,12 +7,14 @@ status 1.
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -31,7 +33,11 @@ from memo.stores.bundle_file import given_key
 from memo.stores.protocols import MEMORY
 from memo.validity.stamps import Turn
 
+if TYPE_CHECKING:
+    from rich.text import Text
+
 MARKS = {doctor.GOOD: "green", doctor.NOTE: "cyan", doctor.WARN: "yellow", doctor.FAIL: "red"}
+_KEY_FILE = click.Path(exists=True, dir_okay=False)
 
 
 class _Commands(click.Group):
@@ -50,6 +56,9 @@ class _Commands(click.Group):
 @click.version_option(memo.__version__, prog_name="memo")
 def main() -> None:
     """Inspect and manage cached results of functions."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # where it is not UTF-8, a rule becomes `?`
+            stream.reconfigure(errors="replace")
 
 
 @main.command()
@@ -109,12 +118,18 @@ def _width() -> int:
 
 def _show(lines: Iterable[rendering.Styled]) -> None:
     """Print lines; with styles if a terminal shows them."""
-    from rich.console import Console
     from rich.text import Text
 
+    _print(Text(line.text, style=line.style) for line in lines)
+
+
+def _print(texts: Iterable[Text]) -> None:
+    """Print texts; with styles if a terminal shows them, without colors if NO_COLOR is set."""
+    from rich.console import Console
+
     console = Console(width=_width(), highlight=False)
-    for line in lines:
-        console.print(Text(line.text, style=line.style), soft_wrap=True)
+    for text in texts:
+        console.print(text, soft_wrap=True)
 
 
 def _health() -> dict[str, dict[str, Any]]:
@@ -213,7 +228,7 @@ def clear(everything: bool, yes: bool, **target: str | None) -> None:
 @click.argument("pattern", nargs=-1)
 @click.option("--tag", metavar="TAG", help="Only entries with this tag.")
 @click.option("--note", default="", help="Shown where it is imported.")
-@click.option("--key-file", type=click.Path(exists=True), help="The key, in a file.")
+@click.option("--key-file", type=_KEY_FILE, help="The key, in a file.")
 def export(
     file: str, pattern: tuple[str, ...], tag: str | None, note: str, key_file: str | None
 ) -> None:
@@ -223,7 +238,10 @@ def export(
     MEMO_BUNDLE_KEY; without either a fresh one is made and printed, once.
     """
     key = _key_in(key_file)
-    made = memo.export_bundle(file, list(pattern) or None, tag=tag, key=key, note=note)
+    try:
+        made = memo.export_bundle(file, list(pattern) or None, tag=tag, key=key, note=note)
+    except OSError as error:
+        raise click.ClickException(f"{file} cannot be written: {error.strerror}.") from error
     click.echo(repr(made).partition(";")[0])
     if made.generated:
         click.echo(f"key: {made.key}")
@@ -232,7 +250,7 @@ def export(
 
 @main.command("import")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
-@click.option("--key-file", type=click.Path(exists=True), help="The key, in a file.")
+@click.option("--key-file", type=_KEY_FILE, help="The key, in a file.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask after showing where it comes from.")
 def import_(file: str, key_file: str | None, yes: bool) -> None:
     """Show where a bundle comes from, and store its entries here.
@@ -257,7 +275,17 @@ def import_(file: str, key_file: str | None, yes: bool) -> None:
 
 
 def _key_in(file: str | None) -> str | None:
-    return None if file is None else Path(file).read_text("utf-8").strip()
+    if file is None:
+        return None
+    try:
+        key = Path(file).read_text("utf-8").strip()
+    except OSError as error:
+        raise click.UsageError(f"--key-file {file} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError:
+        key = ""
+    if not key:
+        raise click.UsageError(f"--key-file {file} has no key in it.")
+    return key
 
 
 @main.command()
@@ -302,8 +330,7 @@ def examine(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([finding._asdict() for finding in found], indent=1))
     else:
-        for finding in found:
-            _print_finding(finding)
+        _print(map(_finding_text, found))
     if not found.ok:
         raise SystemExit(1)
 
@@ -333,11 +360,12 @@ def _clear_all(namespace: str) -> None:
         raise SystemExit(1)
 
 
-def _print_finding(finding: doctor.Finding) -> None:
-    mark = click.style(f"{finding.level:<5}", fg=MARKS[finding.level])
-    click.echo(f"{mark} {finding.topic:<{doctor.TOPIC_WIDTH}} {finding.said}")
-    if finding.fix:
-        click.echo(f"{'':<{doctor.TOPIC_WIDTH + 6}} {finding.fix}")
+def _finding_text(finding: doctor.Finding) -> Text:
+    from rich.text import Text
+
+    text = Text(repr(doctor.Health([finding])))
+    text.stylize(MARKS[finding.level], 0, len(finding.level))
+    return text
 
 
 # --- memo ls -------------------------------------------------------------------------------------

@@ -200,7 +200,8 @@ def table_lines(table: Table, width: int = 80) -> list[Styled]:
 
 
 def wrap(text: str, width: int, indent: str = "") -> list[str]:
-    """Wrap a text into lines of at most `width` columns."""
+    """Wrap a text into lines of at most `width` columns, but not narrower than a cut text."""
+    width = max(width, MIN_TEXT_COLUMNS)
     return textwrap.wrap(
         text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
     )

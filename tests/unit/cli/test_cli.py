@@ -67,6 +67,18 @@ def test_a_wrong_setting_is_a_message_and_no_traceback(monkeypatch):
     assert "Traceback" not in said
 
 
+def test_output_that_is_not_utf_8_has_replacements(cache_home):
+    """Where the encoding of a pipe lacks a character, it is replaced, and the command goes on."""
+    squared(7)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-m", "memo", "ls"], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert "number=7" in done.stdout
+    assert "????" in done.stdout
+
+
 # --- ls ---------------------------------------------------------------------------------------
 
 
@@ -115,6 +127,23 @@ def test_tables_are_styled_where_a_person_reads_them(monkeypatch):
     for command, said in plain.items():
         assert "\x1b" not in said
         assert "\x1b[1mfunction " in run(command)
+
+
+@pytest.mark.parametrize("columns", ["1", "7", "20"])
+def test_a_very_narrow_terminal_is_no_error(monkeypatch, columns):
+    """Where nothing fits, lines are longer than the terminal is wide."""
+    monkeypatch.setenv("COLUMNS", columns)
+    squared(7)
+    for command in ("ls", "stats", "graph", "doctor"):
+        assert run(command)
+
+
+def test_no_color_has_no_colors(monkeypatch):
+    """`NO_COLOR` leaves colors out on a terminal, too."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b[32mok" in run("doctor")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[3" not in run("doctor")
 
 
 def test_ls_as_html_is_a_page():

@@ -399,6 +399,20 @@ def test_async_code_uses_a_bundle(exported: Path) -> None:
 # --- the command line -----------------------------------------------------------------------------
 
 
+def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    """A bundle that cannot be written and a file without a key end in one line with the name."""
+    loads(Way("sync"))(1)
+    keys = tmp_path / "keys"
+    for content in (b"\n", b"\xff\xfe"):
+        keys.write_bytes(content)
+        args = ["export", str(tmp_path / "b.memo"), "--key-file", str(keys)]
+        done = CliRunner().invoke(main, args)
+        assert (done.exit_code, f"--key-file {keys} has no key" in done.output) == (2, True)
+    done = CliRunner().invoke(main, ["export", str(tmp_path / "missing" / "b.memo")])
+    assert done.exit_code == 1
+    assert f"{tmp_path}/missing/b.memo cannot be written: No such file" in done.output
+
+
 def test_the_command_line(tmp_path: Path) -> None:
     """`memo export` prints a key once; `memo import` shows the origin, asks, and lists."""
     load = loads(Way("sync"))
