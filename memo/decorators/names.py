@@ -1,8 +1,9 @@
 """Find the function, prefix or tag that a displayed name stands for.
 
-Names are known from the functions of this process, and from the generations of this host.  A
-function can be named by its id, by the label that tables show, by its qualified name or by its bare
-name, as long as only one function fits.
+Names are known from the functions of this process, from the generations of this host and, for a
+function that neither has, from the entries in Redis.  A function can be named by its id, by the
+label that tables show, by its qualified name or by its bare name, as long as only one function
+fits.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from memo.errors import OptionError, TierError, label
 from memo.records.stamp_types import Ref
 from memo.runtime.port import Port
 from memo.stores.chain import Chain
+from memo.stores.protocols import ServerTier
 
 MAX_NAMES_READ = 20_000
 """Maximum number of names of one kind that are read from this host."""
@@ -77,8 +79,10 @@ async def function_named(port: Port, option: str, given: Any, here: Sequence[str
     if given in here:
         return given
     known = await known_functions(port, here)
-    if not best_fits(given, known) and await _is_known_elsewhere(port, given):
-        return given
+    if not best_fits(given, known):
+        if await _is_known_elsewhere(port, given):
+            return given
+        known += await _functions_in_redis(port)
     return only_fit(option, given, known)
 
 
@@ -112,6 +116,21 @@ async def is_known(port: Port, kind: str, name: str, known: Iterable[str]) -> bo
 async def _is_known_elsewhere(port: Port, identity: str) -> bool:
     """True if a shared tier knows a function; if it cannot be reached, for any full id."""
     return await _is_in_shared_tier(port, Ref(f"f:{identity}"), otherwise=":" in identity)
+
+
+async def _functions_in_redis(port: Port) -> list[str]:
+    """Return the functions of the entries that Redis has, so that tables can show their names."""
+    from memo.engine.explaining import list_shared_headers  # needed only for an unknown name
+
+    chain = assembly.default_chain()
+    shared = chain.authorities.shared
+    if not isinstance(shared, ServerTier):
+        return []
+    try:
+        listed, _ = await list_shared_headers(port, chain, shared, f"{chain.namespace}:")
+    except TierError:
+        return []
+    return list(dict.fromkeys(header.function for header, _ in listed))
 
 
 async def _is_in_shared_tier(port: Port, ref: Ref, *, otherwise: bool) -> bool:

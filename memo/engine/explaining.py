@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ from memo.runtime.reasons import (
     UNREADABLE,
 )
 from memo.stores.chain import Answer, Chain
+from memo.stores.protocols import ServerTier
 from memo.validity import dependencies, generations, results, stamps
 from memo.validity.check import (
     BORN_STALE,
@@ -69,6 +71,10 @@ _FAULT_FACTS = {
 _INVALID = (INVALIDATED, GENERATION_LOST, FILE_CHANGED, DEPENDENCY_CHANGED, SOURCE_UNREACHABLE)
 MAX_SEARCHED_ENTRIES = 2000
 """Maximum number of entries of a function that are searched for the nearest one."""
+SEARCH_SECONDS = 0.25
+"""Seconds for which Redis is searched for entries that this host does not have."""
+MAX_REDIS_ENTRIES = 10_000
+"""Maximum number of entries of Redis that are read."""
 
 
 class Step(NamedTuple):
@@ -286,6 +292,24 @@ def _list_headers(chain: Chain, prefix: str, limit: int | None) -> list[tuple[He
                 if limit is not None and len(found) >= limit:
                     return list(found.values())
     return list(found.values())
+
+
+async def list_shared_headers(
+    port: Port, chain: Chain, server: ServerTier, prefix: str
+) -> tuple[list[tuple[Header, int]], bool]:
+    """List header and size of a shared tier's entries, and whether those are all of them.
+
+    Raises:
+        TierError: the tier failed.
+    """
+    until = time.monotonic() + SEARCH_SECONDS
+    listed, whole = await server.search(port, prefix, until, MAX_REDIS_ENTRIES)
+    found: list[tuple[Header, int]] = []
+    for name, record in listed:
+        header = _parsed_header(chain, name, record)
+        if header is not None:
+            found.append((header, len(record) + seal.payload_size(header.buffers)))
+    return found, whole
 
 
 def _parsed_header(chain: Chain, name: str, record: bytes) -> Header | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from html import escape
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from memo.decorators import assembly, names
 from memo.decorators.cached_function import CachedFunction, functions
 from memo.engine.call import Function, reload_live_if_due
-from memo.engine.explaining import list_headers
+from memo.engine.explaining import list_headers, list_shared_headers
 from memo.engine.invalidating import own_refs
 from memo.errors import EntryError, OptionError, TierError, label, nearest_hint, public
 from memo.keys.encoding import atoms
@@ -327,11 +326,6 @@ async def _holding_tiers(
 
 # --- memo.entries --------------------------------------------------------------------------------
 
-SEARCH_SECONDS = 0.25
-"""Seconds for which Redis is searched for entries that this host does not have."""
-MAX_REDIS_ENTRIES = 10_000
-"""Maximum number of entries of Redis that are read."""
-
 
 async def _in_redis(port: Port, chain: Chain, prefix: str) -> tuple[list[tuple[Header, int]], str]:
     """Return header and size of a shared tier's entries, and a sentence about missing ones."""
@@ -342,15 +336,9 @@ async def _in_redis(port: Port, chain: Chain, prefix: str) -> tuple[list[tuple[H
     if not isinstance(shared, ServerTier):
         return [], f"{name} cannot be listed: {without}."
     try:
-        until = time.monotonic() + SEARCH_SECONDS
-        listed, whole = await shared.search(port, prefix, until, MAX_REDIS_ENTRIES)
+        found, whole = await list_shared_headers(port, chain, shared, prefix)
     except TierError:
         return [], f"{name} did not answer: {without}."
-    found: list[tuple[Header, int]] = []
-    for at, record in listed:
-        with suppress(EntryError):
-            header = chain.header_of(at, record)
-            found.append((header, len(record) + seal.payload_size(header.buffers)))
     return found, "" if whole else f"{name} was not searched completely: some {without}."
 
 

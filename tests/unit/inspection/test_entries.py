@@ -225,6 +225,23 @@ def test_what_only_redis_has(tmp_path: Path, redis_server: RedisServer) -> None:
         assert memo.entries(load, region="EU")[0].state == "invalidated"
 
 
+def test_what_only_redis_has_is_found_by_the_name_that_is_shown(
+    tmp_path: Path, redis_server: RedisServer
+) -> None:
+    """A host that has nothing of a function takes each name of it that its tables show."""
+    load = loads("far.py~0a1b2c3d:Shop.restock")
+    with memo.configure(directory=tmp_path / "here", redis_url=redis_server.url, deadline=5):
+        load("EU"), load("US")
+    del load
+    with memo.configure(directory=tmp_path / "there", redis_url=redis_server.url, deadline=5):
+        shown = memo.entries()[0].function
+        for name in (shown, "Shop.restock", "restock"):
+            assert len(memo.entries(name, region="EU")) == 1
+        with pytest.raises(OptionError, match=f"did you mean '{shown}'"):
+            memo.entries("restok")
+        assert memo.invalidate(function=shown, strict=True).matched == 2
+
+
 def test_what_is_not_listed_is_said(
     tmp_path: Path, redis_server: RedisServer, ahead: Ahead
 ) -> None:
