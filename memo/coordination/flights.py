@@ -32,7 +32,7 @@ from memo.runtime import fork
 from memo.runtime.memory_budget import remember
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port, Waiter
-from memo.validity.stamps import Turn, affects_any, is_soft
+from memo.validity.stamps import Affected, Turn, is_soft
 
 MAX_RECENT_FLIGHTS = 4096
 """Number of ended flights whose names are remembered."""
@@ -292,13 +292,14 @@ class Flights:
     def detach(self, turns: Iterable[Turn]) -> int:
         """Close to new callers the flights that an invalidation concerns; return their number."""
         wanted = list(turns)
-        hard = [turn for turn in wanted if not is_soft(turn.arguments)]
+        affected = Affected(wanted)
+        dropped = Affected(turn for turn in wanted if not is_soft(turn.arguments))
         with self._lock:
-            names = [n for n, f in self._active.items() if affects_any(wanted, f.refs)]
+            names = [n for n, f in self._active.items() if affected.has_any(f.refs)]
             for name in names:
                 flight = self._active.pop(name)
                 # an expired run of a generator would be stored over the one that follows it
-                flight.detached = flight.stream is not None or affects_any(hard, flight.refs)
+                flight.detached = flight.stream is not None or dropped.has_any(flight.refs)
         return len(names)
 
     def supersede(self, flight: Flight) -> None:

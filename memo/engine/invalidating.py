@@ -25,7 +25,7 @@ from memo.stores.protocols import Listed, ServerTier, display_name
 from memo.validity import stamps
 from memo.validity.check import is_useless, state_texts, why_changed
 from memo.validity.results import unflatten
-from memo.validity.stamps import Turn, affects_any
+from memo.validity.stamps import Affected, Turn
 
 COUNT_SECONDS = 0.05
 """Seconds that counting matches may take, from the first match on."""
@@ -243,10 +243,11 @@ async def _turn_all(
 
 def _turns_text(turns: Iterable[Turn]) -> str:
     """Describe an invalidation by its groups and argument names, without values of arguments."""
-    return ", ".join(
+    shown = (
         f"{turn.group} by {stamps.shape(turn.arguments)}" if turn.arguments else turn.group
         for turn in turns
     )
+    return ", ".join(dict.fromkeys(shown))
 
 
 def _function_of(turn: Turn) -> str:
@@ -260,6 +261,7 @@ def _function_of(turn: Turn) -> str:
 async def matches_in_shared(port: Port, chains: Iterable[Chain], turns: Sequence[Turn]) -> Matches:
     """Find the valid entries of shared tiers that some turns would drop."""
     until = time.monotonic() + COUNT_SECONDS
+    affected = Affected(turns)
     found: dict[str, Header] = {}
     partial = False
     for chain in chains:
@@ -276,21 +278,21 @@ async def matches_in_shared(port: Port, chains: Iterable[Chain], turns: Sequence
             continue
         partial = partial or not whole
         for name, record in listed:
-            header = await _match_in_shared(port, chain, turns, name, record)
+            header = await _match_in_shared(port, chain, affected, name, record)
             if header is not None:
                 found[header.key] = header
     return Matches(len(found), partial, tuple(found.values())[:MAX_SHOWN_HEADERS])
 
 
 async def _match_in_shared(
-    port: Port, chain: Chain, turns: Sequence[Turn], name: str, record: bytes
+    port: Port, chain: Chain, affected: Affected, name: str, record: bytes
 ) -> Header | None:
-    """Return the header of an entry in the shared tier if it is valid and some turns drop it."""
+    """Return the header of an entry in the shared tier if it is valid and affected."""
     try:
         header = chain.header_of(name, record)
     except EntryError:
         return None
-    if not affects_any(turns, own_refs(header)):
+    if not affected.has_any(own_refs(header)):
         return None
     own = _own_generations(header)
     try:
@@ -304,7 +306,7 @@ def matches_on_host(chains: Sequence[Chain], turns: Sequence[Turn]) -> Matches:
     """Find the valid entries of this host that some turns would drop; blocks the thread."""
     if not turns:
         return Matches()
-    until = time.monotonic() + COUNT_SECONDS
+    until, affected = time.monotonic() + COUNT_SECONDS, Affected(turns)
     found: dict[str, Header] = {}
     others: dict[str, None] = {}
     groups: dict[str, None] = {}
@@ -314,7 +316,7 @@ def matches_on_host(chains: Sequence[Chain], turns: Sequence[Turn]) -> Matches:
         for header in _headers_on_host(chain, prefix, until):
             if header is None:
                 partial = True
-            elif not affects_any(turns, own := own_refs(header)):
+            elif not affected.has_any(own := own_refs(header)):
                 if len(others) < MAX_OTHER_ADDRESSES:
                     others.setdefault(header.address)
                     groups.update(dict.fromkeys(ref.group for ref in own))

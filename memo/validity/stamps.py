@@ -199,15 +199,33 @@ def field(arguments: Iterable[tuple[str, str]]) -> str:
     return f"{','.join(pairs)}={','.join(pairs.values())}" if pairs else ALL
 
 
-def affects_any(turns: Iterable[Turn], refs: Iterable[Ref]) -> bool:
-    """True if any of these turns affects any of these refs."""
-    own = tuple(refs)
-    for group, arguments, _ in turns:
-        wanted = {*arguments} - {(SOFT, "")}
-        for ref in own:
-            if ref.group == group and (ref.arguments is None or wanted.issubset(ref.arguments)):
-                return True
-    return False
+class Affected:
+    """The refs that some turns affect.
+
+    As in a group, each turn is a field, and each set of argument names a shape.  So the time to
+    check a ref grows with the shapes, not with the turns.
+    """
+
+    def __init__(self, turns: Iterable[Turn]) -> None:
+        self._fields: dict[str, set[str]] = {}
+        self._shapes: dict[str, set[str]] = {}
+        for group, arguments, _ in turns:
+            self._fields.setdefault(group, set()).add(field(arguments))
+            self._shapes.setdefault(group, set()).add(shape(arguments))
+
+    def __contains__(self, ref: Ref) -> bool:
+        fields = self._fields.get(ref.group)
+        if fields is None:
+            return False
+        return (
+            ref.arguments is None
+            or ALL in fields
+            or not fields.isdisjoint(covering_fields(ref.arguments, self._shapes[ref.group]))
+        )
+
+    def has_any(self, refs: Iterable[Ref]) -> bool:
+        """True if any of these refs is affected."""
+        return any(ref in self for ref in refs)
 
 
 def state_of(ref: Ref, fields: Mapping[str, str]) -> State:

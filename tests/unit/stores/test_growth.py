@@ -15,13 +15,16 @@ import pytest
 from observed import calls_of
 
 import memo
+from memo.coordination.flights import Flights
 from memo.keys.fingerprint.source_history import Manifests
+from memo.records.stamp_types import Ref
 from memo.runtime.blocking import BLOCKING, drive
 from memo.stores.disk import sqlite_file
 from memo.stores.disk.disk_tier import MAX_INDEX_RECORD_BYTES, Disk
 from memo.stores.disk.host_state import Host
 from memo.stores.disk.index import Index
 from memo.stores.disk.payload_files import Payloads
+from memo.validity.stamps import Turn
 
 
 def _best(work: Callable[[], object], rounds: int = 3) -> float:
@@ -54,6 +57,21 @@ def test_invalidating_many_addresses_is_linear() -> None:
         return _best(work)
 
     few, many = updated(400), updated(1600)
+    assert many < 8 * few
+
+
+@pytest.mark.timing
+def test_invalidating_many_calls_during_many_computations_is_linear() -> None:
+    """Four times as many of both take at most eight times as long; they took sixteen times."""
+
+    def detached(count: int) -> float:
+        flights = Flights()
+        for one in range(count):
+            flights.join(f"call {one}", (Ref("f:f", (("x", f"{one}"),)),))
+        others = [Turn("f:f", (("x", f"{one}"),), whole=True) for one in range(count, 2 * count)]
+        return _best(lambda: flights.detach(others))
+
+    few, many = detached(300), detached(1200)
     assert many < 8 * few
 
 
