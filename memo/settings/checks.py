@@ -14,7 +14,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
-from memo.errors import OptionError, SettingError, shown, type_named
+from memo.errors import OptionError, SecretError, SettingError, shown, type_named
 from memo.runtime.named_tuple import NamedTuple
 from memo.settings import options, secret_keys
 from memo.settings.durations import seconds
@@ -269,7 +269,10 @@ def _secret(value: Any, place: SettingSource) -> tuple[Secret, ...] | None:
 
 def _secret_file(value: Any, place: SettingSource) -> tuple[Secret, ...] | None:
     path = _path_or_none(value, place)
-    return None if path is None else secret_keys.from_file(path, place.source, mounted=True)
+    try:
+        return None if path is None else secret_keys.from_file(path, place.source, mounted=True)
+    except SecretError as error:
+        raise SecretError(place.setting, error.source, error.fix) from None
 
 
 CHECKS: Final[dict[str, tuple[Check, Any]]] = {

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from memo.errors import nearest_hint, shown
+from memo.errors import nearest_hint, type_named
 from memo.runtime.named_tuple import NamedTuple
 
 SERVER, SENTINEL, CLUSTER, SOCKET = "server", "sentinel", "cluster", "socket"
@@ -66,7 +66,11 @@ _NOT_OPTIONS = {
     "ssl": "write rediss:// in redis_url",
 }
 _QUERY_OPTIONS = ("db", *_TEXT_OPTIONS, "socket_keepalive")
+_TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_CERTIFICATE_CHECKS = ("required", "optional", "none")
 _PORTS = {SENTINEL: 26379}
+_ESCAPES = "in a user or password, write `/` as %2F, `?` as %3F, `#` as %23, `@` as %40"
+_MALFORMED = f"its host or port is malformed; a port is a number; {_ESCAPES}."
 
 
 class Address(NamedTuple):
@@ -112,7 +116,10 @@ def parse(url: str) -> Address:
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise ValueError("its host or port is malformed; a port is a number.") from None
+        raise ValueError(_MALFORMED) from None
+    behind_host = f"{parts.path}{parts.query.partition('=')[0]}"
+    if "#" in url or (parts.scheme != "unix" and "@" in behind_host):
+        raise ValueError(_MALFORMED)
     if parts.scheme not in _SCHEMES:
         raise ValueError(f"must begin with {', '.join(f'{name}://' for name in _SCHEMES)}.")
     kind, tls = _SCHEMES[parts.scheme]
@@ -159,7 +166,7 @@ def _hosts(kind: str, places: str) -> tuple[tuple[str, int], ...]:
             parts = urlsplit(f"//{place}")
             port = parts.port
         except ValueError:
-            raise ValueError("its host or port is malformed; a port is a number.") from None
+            raise ValueError(_MALFORMED) from None
         if port == 0:
             raise ValueError("0 is not a port; Redis listens on 6379 by default.")
         found.append((parts.hostname or "localhost", port or _PORTS.get(kind, 6379)))
@@ -176,18 +183,38 @@ def _query(query: str) -> dict[str, Any]:
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in _QUERY_OPTIONS:
             raise ValueError(unknown_name_text(name, _QUERY_OPTIONS, "query parameter"))
-        options[name] = _database(value) if name == "db" else _boolean(value)
+        options[name] = _checked(name, value)
     return options
+
+
+def _checked(name: str, value: Any) -> Any:
+    """Return the value of an option as redis-py takes it.
+
+    Raises:
+        ValueError: redis-py would refuse it at each connection.
+    """
+    text = str(value).lower()
+    if name == "db":
+        return _database(text)
+    if name in ("ssl_check_hostname", "socket_keepalive"):
+        if text not in _TRUTHS:
+            raise ValueError(f"{name} must be true or false.")
+        return _TRUTHS[text]
+    if name == "ssl_cert_reqs" and isinstance(value, str) and value not in _CERTIFICATE_CHECKS:
+        raise ValueError(f"{name} must be one of {', '.join(_CERTIFICATE_CHECKS)}.")
+    if name == "ssl_min_version" and isinstance(value, str):
+        if not text.isdecimal():
+            raise ValueError(f"{name} must be a number: 771 for TLS 1.2, 772 for TLS 1.3.")
+        return int(text)
+    if name == "credential_provider" and not hasattr(value, "get_credentials"):
+        raise ValueError(f"{name} must be an object with get_credentials().")
+    return value
 
 
 def _database(text: str) -> int:
     if not text.isdecimal():
         raise ValueError("db must be the number of a database, as in ?db=0.")
     return int(text)
-
-
-def _boolean(text: str) -> Any:
-    return {"true": True, "yes": True, "false": False, "no": False}.get(text.lower(), text)
 
 
 def unknown_name_text(name: str, known: tuple[str, ...], what: str) -> str:
@@ -204,11 +231,16 @@ def check_options(given: Any) -> dict[str, Any]:
     Raises:
         ValueError: it contains something else; the text says what.
     """
-    if not isinstance(given, Mapping):
-        raise ValueError(f"{shown(given)} is not a mapping of redis-py's connection arguments.")  # noqa: TRY004
+    if not isinstance(given, Mapping):  # its text may have a password in it, so it is not shown
+        fix = "write configure(redis_options={...}) or the table [tool.memo.redis_options]."
+        raise ValueError(  # noqa: TRY004
+            f"{type_named(type(given))} is not a mapping of redis-py's connection arguments; {fix}"
+        )
     for name in given:
         if name not in REDIS_OPTIONS:
             raise ValueError(unknown_name_text(str(name), REDIS_OPTIONS, "argument"))
     if given.get("credential_provider") and (given.get("username") or given.get("password")):
         raise ValueError("give either credential_provider, or username and password.")
-    return dict(given)
+    return {
+        name: value if value is None else _checked(name, value) for name, value in given.items()
+    }

@@ -741,6 +741,12 @@ def test_a_redis_that_reads_but_does_not_write(
         ("redis://one,two", "redis+cluster"),
         ("redis+cluster://one/3", "database 0"),
         ("valkey://cache", "redis+sentinel://"),
+        ("redis://:a/b@cache", "write `/` as %2F"),
+        ("redis://:a?b@cache", "`?` as %3F"),
+        ("redis://user:12#34@cache", "`#` as %23"),
+        ("rediss://cache?ssl_cert_reqs=maybe", "required, optional, none"),
+        ("rediss://cache?ssl_check_hostname=maybe", "true or false"),
+        ("rediss://cache?ssl_min_version=TLSv1_2", "771 for TLS 1.2"),
     ],
 )
 def test_wrong_addresses_are_named(url: str, said: str) -> None:
@@ -756,6 +762,8 @@ def test_wrong_addresses_are_named(url: str, said: str) -> None:
         ({"ssl_ca_cert": "x"}, "did you mean 'ssl_ca_certs'"),
         ({"retry": 3}, "does not retry"),
         ("password", "is not a mapping"),
+        ({"db": "first"}, "number of a database"),
+        ({"credential_provider": "me"}, "get_credentials"),
         ({"credential_provider": object(), "password": "x"}, "either"),
     ],
 )
@@ -764,6 +772,27 @@ def test_wrong_options_are_named(options: Any, said: str) -> None:
     with pytest.raises(memo.SettingError, match="redis_options") as caught:
         memo.configure(redis_options=options)
     assert said in str(caught.value)
+
+
+def test_options_reach_redis_py_as_it_takes_them() -> None:
+    """Text of a URL becomes a number or a truth value where redis-py wants one, and only there."""
+    from memo.settings import redis_urls
+
+    query = "ssl_min_version=771&ssl_check_hostname=0&password=yes&db=2"
+    found = redis_urls.parse(f"rediss://cache?{query}").options
+    wanted = {"ssl_min_version": 771, "ssl_check_hostname": False, "password": "yes", "db": 2}
+    assert found == wanted
+
+
+def test_no_options_are_shown_that_are_no_mapping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text in place of `redis_options` may have a password in it; the error says what to write."""
+    from memo.settings import configuration
+
+    monkeypatch.setenv("MEMO_REDIS_OPTIONS", '{"password": "hunter2"}')
+    configuration.reload()
+    with pytest.raises(memo.SettingError, match=r"\[tool.memo.redis_options\]") as caught:
+        configuration.current()
+    assert "hunter2" not in str(caught.value)
 
 
 def test_options_from_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -418,6 +418,7 @@ def test_enabled_from_the_environment(monkeypatch):
         ("namespace", 5),
         ("directory", 5),
         ("redis_value_limit", "1GiB"),
+        ("secret_file", "/nonexistent"),
     ],
 )
 def test_other_wrong_values_are_refused(name, value):
