@@ -113,7 +113,7 @@ def make_function(
         ignore=[name for name in ignored if name not in state],
         tags=_tags(given["tags"]),
         method=_is_method(function),
-        replay=replay,
+        form=_form(function, given),
     )
     policy = _policy(given)
     return Function(
@@ -157,6 +157,13 @@ def _policy(given: Mapping[str, Any]) -> Policy:
 
 def _tags(tags: Any) -> Any:
     return tags if callable(tags) else options.texts("tags", tags)
+
+
+def _form(function: Callable[..., Any], given: Mapping[str, Any]) -> str:
+    """Return the form in which results are stored, as it is part of the keys."""
+    if options.generator_kind(function):
+        return "items"
+    return "each" if given["each"] is not None else "replay" if given["replay"] else ""
 
 
 def _is_method(function: Callable[..., Any]) -> bool:

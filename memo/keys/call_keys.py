@@ -342,7 +342,7 @@ class Keyer:
         ignore: names of arguments that are not part of the key.
         tags: names, or a callable that returns them from the bound arguments.
         method: its first positional argument is `self` or `cls`.
-        replay: its entries contain its output as well, so they need other keys.
+        form: the form of its entries if it is not the result: its output as well, say.
 
     Attributes:
         usual_count: a call with this many positional arguments, `self` included, and no others
@@ -363,11 +363,11 @@ class Keyer:
         ignore: Iterable[str],
         tags: Iterable[str] | Callable[..., Any],
         method: bool,
-        replay: bool = False,
+        form: str = "",
     ) -> None:
         self.identity = identity
         self.function_id = function_id
-        self._replay_mark = "+replay" if replay else ""
+        self._form_mark = f"+{form}" if form else ""
         self._function = function
         self._given_resolver = key_resolver
         self._given_tags = tags
@@ -640,7 +640,7 @@ class Keyer:
         known = self._heads.get(owner)
         if known is None or known.code != code or known.state is not state:
             facts = atoms.text(self.function_id) + atoms.text(owner)
-            facts += atoms.text(code + self._replay_mark) + value_encoding(self.names)
+            facts += atoms.text(code + self._form_mark) + value_encoding(self.names)
             if self._self_counts:
                 facts += value_encoding((state.names, state.whole))
             known = self._heads[owner] = _Head(code, state, facts)

@@ -555,6 +555,25 @@ async def _collected(items: Any) -> list[Any]:
     return [item async for item in items]
 
 
+def test_forms_of_entries_are_told_apart() -> None:
+    """With a version of its own, a function may become a generator, or be cached by element."""
+
+    def whole(x: Any) -> Any:
+        return [x]
+
+    def items(x: Any) -> Any:
+        yield x
+
+    def fixed(function: Any, **given: Any) -> Any:
+        return memo.cache(name="fixed", version="1", **given)(function)
+
+    assert list(fixed(items)(1)) == [1]
+    assert fixed(whole)(1) == [1]
+    assert list(fixed(items)(1)) == [1]
+    assert fixed(lambda x: list(x), each="x")([1]) == [1]
+    assert fixed(whole)(1) == [1]
+
+
 def _rows() -> Any:
     yield 1
 
