@@ -6,7 +6,6 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar
 
-from memo import engine
 from memo.decorators import cached_function
 from memo.decorators.helpers import (
     ITS_OWN,
@@ -18,7 +17,6 @@ from memo.decorators.helpers import (
 )
 from memo.errors import at_the_call, public
 from memo.runtime.blocking import BLOCKING, drive
-from memo.runtime.native import native
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -99,8 +97,10 @@ class BoundFunction(_Helpers[P, R]):
         self, awaited: bool, soft: bool, /, *args: Any, reason: str = ITS_OWN, **kwargs: Any
     ) -> Any:
         """Invalidate the entries of an object in its current state."""
-        drop = self.__func__._checked_invalidation(self.__self__, args, kwargs, reason, soft=soft)
-        return _on_running_loop(drop) if awaited else drive(drop(BLOCKING))
+        function, own = self.__func__, self.__self__
+        if awaited:
+            return function._invalidate_on_loop(own, args, kwargs, reason, soft=soft)
+        return drive(function._checked_invalidation(own, args, kwargs, reason, soft=soft)(BLOCKING))
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -118,10 +118,6 @@ class BoundFunction(_Helpers[P, R]):
     def __repr__(self) -> str:
         own = self.__self__
         return f"<bound {self.__func__!r} of {getattr(own, '__name__', type(own).__name__)}>"
-
-
-async def _on_running_loop(drop: cached_function.Invalidate) -> engine.Invalidation:
-    return await drop(native())
 
 
 def _bound_using(method: BoundFunction[Any, Any], **given: Any) -> BoundFunction[Any, Any]:

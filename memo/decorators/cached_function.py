@@ -367,7 +367,7 @@ class CachedFunction(Generic[P, R]):
         self, /, *args: Any, reason: str = ITS_OWN, **kwargs: Any
     ) -> engine.Invalidation:
         """Like `invalidate`, without blocking the event loop."""
-        return await self._checked_invalidation(NOT_GIVEN, args, kwargs, reason)(native())
+        return await self._invalidate_on_loop(NOT_GIVEN, args, kwargs, reason)
 
     @helper(partial=True, reason="")
     def expire(self, /, *args: Any, reason: str = ITS_OWN, **kwargs: Any) -> engine.Invalidation:
@@ -384,9 +384,15 @@ class CachedFunction(Generic[P, R]):
         self, /, *args: Any, reason: str = ITS_OWN, **kwargs: Any
     ) -> engine.Invalidation:
         """Like `expire`, without blocking the event loop."""
-        return await self._checked_invalidation(NOT_GIVEN, args, kwargs, reason, soft=True)(
-            native()
-        )
+        return await self._invalidate_on_loop(NOT_GIVEN, args, kwargs, reason, soft=True)
+
+    async def _invalidate_on_loop(
+        self, own: Any, args: Any, kwargs: dict[str, Any], reason: str, *, soft: bool = False
+    ) -> engine.Invalidation:
+        """Like `_checked_invalidation`, and carry it out; big arguments are read in a thread."""
+        port = native()
+        check = functools.partial(self._checked_invalidation, own, args, kwargs, reason, soft=soft)
+        return await (await port.offload(check))(port)
 
     def _own_option(
         self, kwargs: dict[str, Any], name: str, given: Any, otherwise: Any

@@ -1607,3 +1607,26 @@ def test_stamps_cost_a_hit_little(memory: int, most: float) -> None:
             if attempt > 20 and min(taken[True]) < most * min(taken[False]):
                 return
     pytest.fail(f"{min(taken[True]) / min(taken[False]):.2f} times as long")
+
+
+@pytest.mark.parametrize("helper", ["ainvalidate", "aexpire"])
+@pytest.mark.parametrize("bound", [False, True])
+async def test_arguments_of_an_invalidation_are_read_in_a_thread(helper: str, bound: bool) -> None:
+    """They may be big, so they are not read on the event loop."""
+    threads: list[int] = []
+
+    class Big:
+        def __getstate__(self) -> str:
+            threads.append(threading.get_ident())
+            return "big"
+
+    class Service:
+        @cache(version="1")
+        async def load(self, data: Any) -> None: ...
+
+    @cache(version="1")
+    async def load(data: Any) -> None: ...
+
+    await getattr(Service().load if bound else load, helper)(Big())
+    assert threads
+    assert threading.get_ident() not in threads
