@@ -161,12 +161,19 @@ async def _export(
         fix = "no valid entry of this host matches; see memo.entries()."
         named = "everything" if given == [None] else [str(one) for one in given]
         raise OptionError("export_bundle", named, fix)
-    user = getpass.getuser()
     python = platform.python_version()
-    by, system = f"{user}@{writer_name()}", f"{platform.system()} {platform.machine()}"
+    by, system = f"{_user()}@{writer_name()}", f"{platform.system()} {platform.machine()}"
     origin = BundleOrigin(time.time(), by, VERSION, python, system, usual.namespace, note)
     await port.offload(write, path, origin, parts, secret)
     return [part.item for part in parts]
+
+
+def _user() -> str:
+    """Return the name of this user, or the number of one without a name, as in containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 async def _seal_part(

@@ -24,7 +24,7 @@ from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SYSTEM_CLOCK
 from memo.runtime.named_tuple import NamedTuple
 from memo.settings import configuration, secret_keys
-from memo.settings.checks import redacted
+from memo.settings.checks import MIB, redacted
 from memo.settings.configuration import DEFAULT, Settings, home_of
 from memo.stores.authorities import is_for_any, receivers
 from memo.stores.protocols import MEMORY, REDIS, display_name
@@ -48,6 +48,7 @@ MAX_NAMED_FILES = 3
 """Maximum number of files that a finding names."""
 
 
+_OWN_DIRECTORY = "Set MEMO_DIRECTORY to a directory of your own."
 TOPIC_WIDTH = 18
 """Characters of the longest topic."""
 _CAPABILITY = "redis "
@@ -196,13 +197,20 @@ def _secret(settings: Settings) -> Findings:
 
 def check_directory(directory: Path) -> Findings:
     """Check that the cache directory exists or can be created, and belongs to this user alone."""
-    if not directory.exists():
-        place = next(parent for parent in directory.parents if parent.exists())
-        if os.access(place, os.W_OK | os.X_OK):
+    try:
+        place = _existing(directory)
+    except OSError as error:
+        text = f"{directory} cannot be reached: {error.strerror}"
+        yield Finding(FAIL, "directory", text, _OWN_DIRECTORY)
+        return
+    if place == directory and not place.is_dir():
+        yield Finding(FAIL, "directory", f"{directory} is not a directory", _OWN_DIRECTORY)
+        return
+    if place != directory:
+        if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
             yield Finding(GOOD, "directory", f"{directory} will be created at the first use")
         else:
-            fix = "Set MEMO_DIRECTORY to a directory of your own."
-            yield Finding(FAIL, "directory", f"{directory} cannot be created", fix)
+            yield Finding(FAIL, "directory", f"{directory} cannot be created", _OWN_DIRECTORY)
         return
     yield from _owner(directory)
     yield from _modes(directory)
@@ -219,10 +227,15 @@ def check_directory(directory: Path) -> Findings:
         yield Finding(WARN, "directory", text, fix)
 
 
+def _existing(directory: Path) -> Path:
+    """Return a directory, or its nearest parent that exists."""
+    return next(place for place in (directory, *directory.parents) if place.exists())
+
+
 def _owner(directory: Path) -> Findings:
     if directory.stat().st_uid != os.geteuid():
-        fix = "Set MEMO_DIRECTORY to a directory of your own."
-        yield Finding(FAIL, "directory", f"{directory} belongs to another user", fix)
+        text = f"{directory} belongs to another user"
+        yield Finding(FAIL, "directory", text, _OWN_DIRECTORY)
     elif not os.access(directory, os.W_OK | os.X_OK):
         fix = f"Run: chmod 700 {directory}"
         yield Finding(FAIL, "directory", f"{directory} cannot be written", fix)
@@ -266,7 +279,7 @@ def _file_names(paths: list[Path]) -> str:
 
 def _disk(settings: Settings) -> Findings:
     directory = home_of(settings)
-    place = next(path for path in (directory, *directory.parents) if path.exists())
+    place = _existing(directory)
     sizes = {facts.st_ino: facts.st_blocks * 512 for _, facts in _all_files(directory)}
     used = sum(sizes.values())
     free = shutil.disk_usage(place).free
@@ -275,7 +288,9 @@ def _disk(settings: Settings) -> Findings:
     if used > limit * 1.1:
         yield Finding(WARN, "disk", text, "Run `memo clear`, or raise size_limit.")
     elif free < limit - used:
-        fix = f"Free some space, or set size_limit to at most {size(used + free // 2)}."
+        most = used + free // 2
+        fix = f"Free some space, or set size_limit to at most {size(most)}."
+        fix = fix if most >= MIB else "Free some space."
         yield Finding(WARN, "disk", f"{text}: the disk is full before the limit is reached", fix)
     else:
         yield Finding(GOOD, "disk", text)

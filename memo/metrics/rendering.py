@@ -539,6 +539,9 @@ def _health(facts: Mapping[str, Any]) -> list[str]:
         parts.append(quantity(entries, "entry", "entries"))
     if left.get("state") == "writable":  # the normal state
         del left["state"]
+    if "error" in left:  # of the disk: it names the directory and the cause
+        for name in ("directory", "state", "why"):
+            left.pop(name, None)
     if policy := left.pop("policy", ""):
         parts.append(f"eviction: {policy}")
     return parts + [_fact(name, fact) for name, fact in left.items()]

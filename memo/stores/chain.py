@@ -607,7 +607,10 @@ class Chain:
             except TierError as error:
                 facts[tier.name] = {"up": False, "error": str(error)}
         if self.host is not None:
-            rows = self.host.journal.due_rows()
+            try:
+                rows = self.host.journal.due_rows()
+            except TierError:  # the disk reports it
+                rows = []
             if not any(tier.shared for tier in self.tiers):  # the journal waits for a Redis
                 rows = [row for row in rows if not is_for_any(row[2])]
             facts.setdefault("host", {})["journal"] = len(rows)

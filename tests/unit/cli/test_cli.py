@@ -353,6 +353,19 @@ def test_doctor_finds_open_modes_and_links(cache_home):
     assert str(link) in found[doctor.FAIL].said
 
 
+@pytest.mark.filterwarnings("ignore:memo. the cache directory")
+def test_a_directory_that_is_a_file_is_named(tmp_path):
+    """`memo doctor` says that it is none, and `memo stats` what the disk tier reports."""
+    file = tmp_path / "file"
+    file.touch()
+    with memo.configure(directory=file):
+        assert levels("directory")[doctor.FAIL].said == f"{file} is not a directory"
+        assert "cannot be used" in levels("disk")[doctor.FAIL].said
+        said = " ".join(run("stats").split())
+    assert "down · error" in said
+    assert said.count("cannot be used") == 1
+
+
 def test_doctor_finds_leftovers(cache_home):
     """Leftovers of a killed process are named with the command that removes them."""
     squared(7)

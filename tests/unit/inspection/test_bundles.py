@@ -399,6 +399,18 @@ def test_async_code_uses_a_bundle(exported: Path) -> None:
 # --- the command line -----------------------------------------------------------------------------
 
 
+def test_a_user_without_a_name_can_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers run as users that have a number only; it is stated as the origin."""
+
+    def nameless() -> str:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    loads(Way("sync"))(1)
+    made = memo.export_bundle(tmp_path / "b.memo", key=KEY)
+    assert Bundle(made.path, KEY).origin.by.startswith(f"{os.getuid()}@")
+
+
 def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     """A bundle that cannot be written and a file without a key end in one line with the name."""
     loads(Way("sync"))(1)
