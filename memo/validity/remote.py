@@ -12,7 +12,8 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
 from memo.errors import OptionError
@@ -39,10 +40,16 @@ CONCURRENT_QUERIES = 16
 sync callers query one at a time in their own threads."""
 MAX_REMEMBERED_URLS = 4096
 """Maximum number of URLs whose latest facts are remembered."""
+UrlQuery: TypeAlias = tuple[str, bool]
+"""A URL, and True if its content is compared."""
+Answered: TypeAlias = Callable[["str | None"], None]
+"""Called with the result of `query`."""
 _WEB_SCHEMES = ("http", "https")
-_known: dict[tuple[str, bool], tuple[float, str]] = {}
-_silent: dict[tuple[str, bool], tuple[float, str]] = {}
+_known: dict[UrlQuery, tuple[float, str]] = {}
+_silent: dict[UrlQuery, tuple[float, str]] = {}
 """Sources that kept a caller waiting: (monotonic time until which they are not asked, error)."""
+_waiting: dict[UrlQuery, list[Answered]] = {}
+"""The callers that wait for the next query of a URL; a URL without any is being queried."""
 _lock = threading.Lock()
 _pool = Pool("memo-offload-remote", CONCURRENT_QUERIES)
 
@@ -88,10 +95,6 @@ def why_malformed(url: str) -> str:
     return "is malformed; write https://host:port/path, with an IPv6 address in brackets."
 
 
-UrlQuery = tuple[str, bool]
-"""A URL, and True if its content is compared."""
-
-
 def unknown_version() -> str:
     """Return a text that equals no version of a source."""
     return f"unknown at {time.time_ns()}"
@@ -101,6 +104,7 @@ async def query_all(port: Port, wanted: Iterable[UrlQuery]) -> dict[UrlQuery, st
     """Like `query`, for several URLs, up to `CONCURRENT_QUERIES` of them at the same time.
 
     Async code waits without a thread: those for short work are never used to wait for a network.
+    Callers of the same URL share queries, so a silent server keeps one thread waiting.
     """
     todo = list(dict.fromkeys(wanted))
     if not todo or (len(todo) == 1 and not port.native):
@@ -109,21 +113,51 @@ async def query_all(port: Port, wanted: Iterable[UrlQuery]) -> dict[UrlQuery, st
     others = threading.Semaphore(len(todo) - 1)  # the last answer finds it used up
     all_answered = port.waiter()
 
-    def ask(one: UrlQuery) -> None:
-        try:
-            found[one] = query(*one)
-        finally:
-            if not others.acquire(blocking=False):
-                all_answered.set()
-
-    def job(one: UrlQuery) -> Callable[[], None]:
-        context = contextvars.copy_context()
-        return lambda: context.run(ask, one)
+    def answered(one: UrlQuery, version: str | None) -> None:
+        found[one] = version
+        if not others.acquire(blocking=False):
+            all_answered.set()
 
     for one in todo:
-        _pool.submit(job(one))
+        _ask(one, partial(answered, one))
     await port.wait(all_answered, None)
-    return {one: found.get(one) for one in todo}
+    return found
+
+
+def _ask(one: UrlQuery, answered: Answered) -> None:
+    """Query a URL in the pool, by a query that begins after this call.
+
+    Args:
+        answered: called with its result.
+    """
+    with _lock:
+        is_queried = one in _waiting
+        _waiting.setdefault(one, []).append(answered)
+    if not is_queried:
+        _submit(one)
+
+
+def _submit(one: UrlQuery) -> None:
+    context = contextvars.copy_context()
+    _pool.submit(lambda: context.run(_query_for_waiting, one))
+
+
+def _query_for_waiting(one: UrlQuery) -> None:
+    """Query a URL for the callers that wait now; for later ones, it is queried once more."""
+    with _lock:
+        now, _waiting[one] = _waiting[one], []
+    version = None
+    try:
+        version = query(*one)
+    finally:
+        for answered in now:
+            answered(version)
+        with _lock:
+            is_wanted = bool(_waiting[one])
+            if not is_wanted:
+                del _waiting[one]
+        if is_wanted:
+            _submit(one)
 
 
 def query(url: str, by_content: bool) -> str | None:
@@ -292,6 +326,7 @@ def _combine(names: Iterable[str], version: Any) -> str:
 def _after_fork() -> None:
     global _lock
     _lock = threading.Lock()
+    _waiting.clear()
     _pool.reset()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ from ways import PLACES, Way
 import memo
 from memo.errors import DependencyError, OptionError
 from memo.runtime.blocking import BLOCKING, drive
+from memo.runtime.native import native
 from memo.testing import ManualClock, isolated, recording
 from memo.validity import remote
 
@@ -204,6 +206,48 @@ async def test_an_unrelated_call_does_not_wait_for_silent_sources(
     assert not any(task.done() for task in waiting)
     server.release()
     assert await asyncio.gather(*waiting) == list(range(count))
+
+
+async def test_a_silent_source_keeps_one_thread_waiting(server: Server) -> None:
+    """However many callers it keeps waiting, other sources are asked meanwhile."""
+    server.pages["EU"], server.etags["EU"] = b"1", '"a"'
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        port = silent.getsockname()[1]
+
+        @memo.cache(ttl=60, version="1", depends_on=f"http://127.0.0.1:{port}/x")
+        async def far(x: int) -> int:
+            return x
+
+        @memo.cache(ttl=60, version="1", depends_on=server.url("{x}"))
+        async def near(x: str) -> str:
+            return x
+
+        await near("warm")
+        waiting = [asyncio.create_task(far(number)) for number in range(remote.CONCURRENT_QUERIES)]
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(5):
+            assert await near("EU") == "EU"
+        assert not any(task.done() for task in waiting)
+    assert await asyncio.gather(*waiting) == list(range(remote.CONCURRENT_QUERIES))
+
+
+async def test_callers_share_a_query_that_begins_after_they_asked(server: Server) -> None:
+    """A caller does not get the answer to an earlier query: the source may have changed since."""
+    server.pages["EU"], server.etags["EU"] = b"1", '"a"'
+    server.wait_for = 2
+
+    def asked() -> asyncio.Task[Any]:
+        return asyncio.create_task(remote.query_all(native(), [(server.url("EU"), False)]))
+
+    first = asked()
+    await await_until(lambda: server.most)
+    others = [asked() for _ in range(3)]
+    await asyncio.sleep(0)
+    server.release()
+    for found in await asyncio.gather(first, *others):
+        assert list(found.values()) == ['etag:"a"']
+    assert server.asked["HEAD EU"] == 2
+    assert server.most == 1
 
 
 def test_a_forked_child_asks_its_sources(server: Server) -> None:
