@@ -23,7 +23,7 @@ import types
 import weakref
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from memo.errors import EntryError
 from memo.keys import origin
@@ -36,6 +36,8 @@ _MAX_CHECKED_ITEMS = 64
 _AS_BASE = frozenset({"numpy.memmap"})
 """Types whose objects are stored as objects of their base class, as documented."""
 _NEW_OBJECT: tuple[Any, ...] = (copyreg.__newobj__, copyreg.__newobj_ex__)  # type: ignore[attr-defined]
+_STATE = 2
+"""Position of the state in what `__reduce__` returns."""
 _loads_as: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
 """Type -> how its objects differ when loaded; `""` if they load unchanged."""
 _pickled_types: weakref.WeakSet[type] = weakref.WeakSet()
@@ -178,7 +180,7 @@ def _pickle_by_name(value: Any) -> Any:
                 _check_type(value, kind)
         elif fault := _loads_as.get(kind):
             raise codec.AlteredError(kind, fault)
-        return NotImplemented
+        return _reduction_of_error(value) if isinstance(value, BaseException) else NotImplemented
     if origin.of_type(value).kind != origin.USER:
         return NotImplemented
     place = (value.__module__, value.__qualname__)
@@ -191,6 +193,39 @@ def _pickle_by_name(value: Any) -> Any:
     token = _tokens.setdefault(value, os.urandom(16).hex())
     _classes_by_token[token] = value
     return loaded_class, (*place, version, token, codec.pickle_by_value(value))
+
+
+def _reduction_of_error(error: BaseException) -> Any:
+    """Reduce an exception whose class has an `__init__` of its own and no other pickling.
+
+    Python would call the class with `args`, which are what `super().__init__` was given.
+    """
+    kind = type(error)
+    reduce: Any = kind.__reduce__
+    if (
+        not isinstance(kind.__init__, types.FunctionType)
+        or isinstance(kind.__new__, types.FunctionType)
+        or not isinstance(reduce, types.MethodDescriptorType)
+        or kind.__reduce_ex__ is not object.__reduce_ex__
+        or kind in copyreg.dispatch_table
+    ):
+        return NotImplemented
+    reduced: Any = error.__reduce__()
+    slots = copyreg._slotnames(kind)  # type: ignore[attr-defined]
+    state = {name: getattr(error, name) for name in slots if hasattr(error, name)}
+    if len(reduced) > _STATE:
+        state |= reduced[_STATE]
+    return rebuild_error, (kind, reduced[1]), state or None
+
+
+def rebuild_error(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:
+    """Make an exception without calling the `__init__` of its class."""
+    built_in = kind
+    while not isinstance(built_in.__init__, types.WrapperDescriptorType):
+        built_in = cast("type[BaseException]", built_in.__base__)
+    made = built_in.__new__(kind, *args)
+    built_in.__init__(made, *args)
+    return made
 
 
 _tokens: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()

@@ -36,6 +36,24 @@ class PickyError(Exception):
         return PickyError, self.args
 
 
+class NotThereError(Exception):
+    """Its `__init__` makes the text that its `args` hold."""
+
+    def __init__(self, number: int, *, table: str = "orders") -> None:
+        super().__init__(f"{number} is not in {table}")
+        self.number = number
+
+
+class RefusedError(OSError):
+    """Its `__init__` has other arguments than that of `OSError`."""
+
+    __slots__ = ("where",)
+
+    def __init__(self, where: str, *, code: int) -> None:
+        super().__init__(code, f"refused by {where}")
+        self.where = where
+
+
 # --- cache_errors ---------------------------------------------------------------------------------
 
 
@@ -170,6 +188,27 @@ def test_an_exception_that_does_not_load_is_not_kept() -> None:
     with pytest.raises(PickyError):
         load()
     assert len(RUNS) == 2
+
+
+@pytest.mark.parametrize(
+    "error", [NotThereError(7, table="users"), RefusedError("db", code=13)], ids=repr
+)
+def test_an_exception_is_raised_as_it_was(error: Exception) -> None:
+    """Message, `args` and attributes are the same, whatever arguments its class takes."""
+
+    @cache(name="tests:other_arguments", version="1", cache_errors={Exception: 60})
+    def load() -> None:
+        RUNS.append(1)
+        raise error
+
+    names = ("args", "errno", "strerror", "number", "where")
+    wanted = [str(error), *(getattr(error, name, None) for name in names)]
+    for _ in range(2):
+        with pytest.raises(type(error)) as caught:
+            load()
+        got = [str(caught.value), *(getattr(caught.value, name, None) for name in names)]
+        assert got == wanted
+    assert len(RUNS) == 1
 
 
 def test_only_mode_raises_it(way: Way) -> None:
