@@ -23,7 +23,7 @@ from memo.stores.authorities import make_note
 from memo.stores.chain import Chain
 from memo.stores.protocols import Listed, ServerTier, display_name
 from memo.validity import stamps
-from memo.validity.check import is_useless, state_texts, why_changed
+from memo.validity.check import expiry, is_useless, state_texts, why_changed
 from memo.validity.results import unflatten
 from memo.validity.stamps import Affected, Turn
 
@@ -393,14 +393,16 @@ def own_refs(header: Header) -> list[Ref]:
 def _is_valid(
     chain: Chain, header: Header, own: Sequence[Generation], now: Sequence[State]
 ) -> bool:
-    """True if an entry is not too old for any use, and its own generations hold.
+    """True if an entry is not too old for any use, and its own generations let it answer.
 
     Args:
         now: the current states of those.
     """
-    if is_useless(header.times, chain.clock):
-        return False
-    return not why_changed([stamp.state.text for stamp in own], state_texts(now))
+    reason = why_changed([stamp.state.text for stamp in own], state_texts(now))
+    expired = expiry(reason)
+    return (not reason or expired is not None) and not is_useless(
+        header.times, chain.clock, expired
+    )
 
 
 def _own_generations(header: Header) -> list[Generation]:

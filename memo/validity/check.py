@@ -363,8 +363,16 @@ def _kept_after(times: Times, old: int) -> int | None:
     return None if times.ttl < 0 else times.ttl + times.grace - old
 
 
-def is_useless(times: Times, clock: Clock) -> bool:
-    """True if an entry is too old for any use, or no clock can tell its age."""
+def is_useless(times: Times, clock: Clock, expired: int | None = None) -> bool:
+    """True if an entry is too old for any use, or no clock can tell its age.
+
+    Args:
+        expired: when it was expired, in nanoseconds since the epoch, or None.
+    """
+    if expired is not None:
+        past = _time_since_expiry(times, clock, expired)
+        if past is None or past >= times.grace:
+            return True
     old = age(times, clock)
     left = None if old is None else _kept_after(times, old)
     return old is None or (left is not None and left <= 0)

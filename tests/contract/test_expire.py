@@ -63,6 +63,18 @@ def test_the_old_value_is_served_while_it_is_refreshed(where: Any, how: str) -> 
         assert load.is_cached("EU")
 
 
+def test_an_expired_entry_that_still_answers_is_counted(where: Any) -> None:
+    """Invalidating or expiring it matches it, also by itself; one without a window is gone."""
+    with where:
+        load, plain = loads(stale_while_revalidate=60, tags=["old"]), loads(tags=["gone"])
+        load("EU"), plain("EU")
+        memo.expire(tag="old"), memo.expire(tag="gone")
+        assert memo.expire(tag="old", strict=True).matched == 1
+        assert load.is_cached("EU")
+        assert load.invalidate("EU").matched == 1
+        assert (memo.invalidate(tag="old").matched, memo.invalidate(tag="gone").matched) == (0, 0)
+
+
 @pytest.mark.parametrize("how", HOW)
 def test_without_a_window_it_is_computed_anew(where: Any, how: str) -> None:
     """Without a stale window nothing old is served; what was stored since is good."""
