@@ -83,10 +83,12 @@ async def compute(
     ran = await run_once(port, job, flight, background=background)
     if ran.outcome.error is not None:
         result = await failed_result(port, before, ran)
-        emit(job, events.FAILED, reason=ran.outcome.error_name, seconds=ran.seconds)
+        with inside(flight):  # a hook that calls the function again does not wait for this flight
+            emit(job, events.FAILED, reason=ran.outcome.error_name, seconds=ran.seconds)
         sound = errors and before.same_key and ran.unchanged and not flight.detached
         return await _store_error(port, job, result, ran.seconds) if sound else result
-    emit(job, events.COMPUTED, seconds=ran.seconds)
+    with inside(flight):
+        emit(job, events.COMPUTED, seconds=ran.seconds)
     if background and not await has_same_key(port, job):
         return FlightResult(cache_failed=True)
     ready = await prepare_result(port, flight, before, ran, ran.outcome.value, keep=keep)

@@ -438,7 +438,7 @@ COUNTERS = Counters(on_new_second=publish)
 @functools.cache
 def listen() -> None:
     """Start to count; `import memo` does this, and a second call does nothing."""
-    events.on_event(COUNTERS.__call__)  # the bound method saves a lookup for each event
+    events.add_hook(COUNTERS.__call__)  # the bound method saves a lookup for each event
     fork.in_child(_after_fork)
 
 

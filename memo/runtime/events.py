@@ -10,6 +10,9 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
+from functools import wraps
+from inspect import iscoroutinefunction
 
 from memo.errors import OptionError
 from memo.runtime.named_tuple import NamedTuple
@@ -112,11 +115,16 @@ _hooks: tuple[Hook, ...] = ()
 _lock = threading.Lock()
 
 
+_running: ContextVar[tuple[Hook, ...]] = ContextVar("memo_running_hooks", default=())
+"""The hooks that the current code runs in."""
+
+
 def on_event(hook: Hook) -> Callable[[], None]:
     """Call `hook(event)` for every event from now on, in the thread in which it happens.
 
     A hook must be quick and must not block.  One that raises is reported once on standard error and
-    is still called; the cached call is not affected.
+    is still called; the cached call is not affected.  A hook may call cached functions: it does not
+    get the events of its own calls, but other hooks do.
 
     Args:
         hook: a function that takes one `Event`.
@@ -125,10 +133,29 @@ def on_event(hook: Hook) -> Callable[[], None]:
         A function that removes the hook; calling it again does nothing.
 
     Raises:
-        OptionError: the hook is not callable.
+        OptionError: the hook is not callable, or it is async.
     """
     if not callable(hook):
         raise OptionError("hook", hook, "must be a function of one event.")
+    if iscoroutinefunction(hook) or iscoroutinefunction(type(hook).__call__):
+        raise OptionError("hook", hook, "must not be async: nothing would await it.")
+
+    @wraps(hook, assigned=(), updated=())
+    def call(event: Event) -> None:
+        running = _running.get()
+        if call in running:
+            return
+        token = _running.set((*running, call))
+        try:
+            hook(event)
+        finally:
+            _running.reset(token)
+
+    return add_hook(call)
+
+
+def add_hook(hook: Hook) -> Callable[[], None]:
+    """Like `on_event`, for a hook of memo's own that calls no cached function."""
     global _hooks
     with _lock:
         _hooks = (*_hooks, hook)
@@ -153,4 +180,5 @@ def emit(event: Event) -> None:
             if id(hook) not in _reported_hooks:
                 _reported_hooks.add(id(hook))
                 with suppress(Exception):  # standard error may be closed, and `repr` may raise
-                    print(f"memo: event hook {hook!r} raised {error!r}", file=sys.stderr)
+                    own = getattr(hook, "__wrapped__", hook)
+                    print(f"memo: event hook {own!r} raised {error!r}", file=sys.stderr)

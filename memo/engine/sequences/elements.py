@@ -26,7 +26,7 @@ from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any, cast
 
-from memo.coordination.flights import FLIGHTS, Flight, FlightResult
+from memo.coordination.flights import FLIGHTS, Flight, FlightResult, inside
 from memo.coordination.leases import Lease, acquire_lease, wait_until_over
 from memo.engine import computing, never_hits
 from memo.engine.answering import (
@@ -851,8 +851,10 @@ async def _compute_unconfirmed(
     except DependencyError as missing:
         return [(element, FlightResult(error=missing)) for element in elements]
     never_hits.warn_if_keys_differ(elements[0].job)
-    ran = await _run_once(port, made, elements)
+    ran, lead = await _run_once(port, made, elements)
     if ran.outcome.error is not None:
+        with inside(lead):
+            emit(elements[0].job, events.FAILED, reason=ran.outcome.error_name, seconds=ran.seconds)
         return await _failed_results(port, elements, before, ran)
     try:
         parts = split_result(ran.outcome.value, made.items_of(elements), made.each.name)
@@ -865,20 +867,21 @@ async def _compute_unconfirmed(
     ready, steps = [], Steps(port)
     for element, part, one in zip(elements, parts, before, strict=True):
         await steps.pause_if_due()
-        emit(element.job, events.COMPUTED, seconds=share.seconds)
+        with inside(lead):  # a hook that calls the function again does not wait for this flight
+            emit(element.job, events.COMPUTED, seconds=share.seconds)
         ready.append(await prepare_result(port, element.flight, one, share, part, keep=made.keep))
     return list(zip(elements, await store_prepared(port, ready), strict=True))
 
 
-async def _run_once(port: Port, made: Batch, elements: Sequence[ElementCall]) -> Run:
-    """Run the function once over some elements."""
+async def _run_once(port: Port, made: Batch, elements: Sequence[ElementCall]) -> tuple[Run, Flight]:
+    """Run the function once over some elements; return the run, and the flight that it was."""
     whole = made.job_for(elements)
     lead = Flight(whole.name, (), background=False)
     for element in elements:  # a run that asks for one of its own elements is refused
         element.flight.call = element.job.call
         element.flight.waits_for.append(lead)
     try:
-        return await run_once(port, whole, lead)
+        return await run_once(port, whole, lead), lead
     finally:
         lead.over = True
 
@@ -888,7 +891,6 @@ async def _failed_results(
 ) -> list[tuple[ElementCall, FlightResult | None]]:
     """Return the results of a run that raised: old values if they may answer, else its error."""
     flight_results: list[tuple[ElementCall, FlightResult | None]] = []
-    emit(elements[0].job, events.FAILED, reason=ran.outcome.error_name, seconds=ran.seconds)
     steps = Steps(port)
     for element, one in zip(elements, before, strict=True):
         await steps.pause_if_due()

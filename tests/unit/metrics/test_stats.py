@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import timeit
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from checkout import ROOT
 from time_ahead import Ahead
 from waiting import until
 
-from memo import configure
+import memo
+from memo import OptionError, cache, configure
 from memo.metrics.counters import MAX_OUTCOMES, MAX_TIMELINE_POINTS
 from memo.metrics.recorder import COUNTERS, FAILED_REFRESH, REFRESHED, REFRESHING, Counters, Span
 from memo.metrics.shared_counters import (
@@ -657,6 +659,75 @@ def test_publisher_takes_no_harm(tmp_path: Path) -> None:
     finally:
         remove()
     assert [(event.kind, event.reason) for event in seen] == [(events.ERROR, "statistics")]
+
+
+def test_a_hook_that_raises_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is still called, and neither the calls nor other hooks notice; an async one is refused."""
+    heard: list[str] = []
+
+    def wrong(event: Event) -> None:
+        heard.append(event.kind)
+        raise ValueError("mine")
+
+    async def never_awaited(event: Event) -> None: ...
+
+    double = cache(name="tests:hooked", version="1")(lambda x: 2 * x)
+    seen: list[Event] = []
+    removes = [memo.on_event(wrong), memo.on_event(seen.append)]
+    assert (double(1), double(1)) == (2, 2)
+    for remove in removes:
+        remove()
+    double(2)
+    assert heard == [event.kind for event in seen]
+    assert heard[-1] == "hit"
+    said = capsys.readouterr().err
+    assert said.count("raised ValueError('mine')") == 1
+    assert "wrong" in said
+    with pytest.raises(OptionError, match="must not be async"):
+        memo.on_event(never_awaited)
+
+
+@pytest.mark.parametrize("kind", ["miss", "compute_started", "computed", "failed", "stored"])
+@pytest.mark.parametrize("call", ["plain", "each"])
+def test_a_hook_may_call_cached_functions(
+    kind: str, call: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It does not get the events of its own calls, and none of them waits for its own flight."""
+
+    @cache(name="tests:hook-plain", version="1")
+    def plain(x: int) -> int:
+        if x < 0:
+            raise ValueError
+        return x
+
+    @cache(name="tests:hook-each", version="1", each="xs")
+    def each(xs: list[int]) -> list[int]:
+        return [plain.__wrapped__(x) for x in xs]
+
+    ask = {"plain": lambda: plain(x), "each": lambda: each([x, x])}[call]
+    x = -1 if kind == "failed" else 1
+    heard: list[str] = []
+
+    def again(event: Event) -> None:
+        if event.kind == kind:
+            heard.append(event.kind)
+            plain(7)
+            ask()
+
+    def call_all() -> None:
+        with suppress(ValueError):
+            ask()
+
+    remove = memo.on_event(again)
+    try:
+        thread = threading.Thread(target=call_all, daemon=True)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
+    finally:
+        remove()
+    assert heard == [kind]
+    assert "RecursionError" not in capsys.readouterr().err
 
 
 CHILD = """
