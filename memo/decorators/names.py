@@ -197,14 +197,15 @@ async def functions_matching(
         OptionError: there is none, or a name fits several.
     """
     known = await known_functions(port, here)
-    if not set(pattern).isdisjoint("*?["):
+    exact = best_fits(pattern, known)
+    if not exact and not set(pattern).isdisjoint("*?["):
         from memo.metrics.snapshots import matches
 
         found = [identity for identity in known if matches(identity, pattern)]
         if found:
             return found
         raise unknown_function(option, pattern, known)
-    if not best_fits(pattern, known):
+    if not exact:
         found = [one for one in known if label(one).rpartition(":")[0] == pattern]
         if found:
             return found

@@ -332,7 +332,10 @@ def matches(function: str, *patterns: str) -> bool:
     module, _, qualname = short.rpartition(":")
     names = (function, short, module, qualname, qualname.rpartition(".")[2])
     return not patterns or any(
-        fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in names if name
+        name == pattern or fnmatch.fnmatchcase(name, pattern)  # a name may have brackets in it
+        for pattern in patterns
+        for name in names
+        if name
     )
 
 

@@ -299,6 +299,8 @@ def test_quotes_around_words_are_no_part_of_them(kernel: Kernel) -> None:
     kernel.run('%%cache --ttl "1h30m" --name "a cell" --tags "a, b"\nanswer = 1')
     assert "a cell()" in kernel.run("%cache_clear --tag b").text
     kernel.run("%%cache --ttl None\nanswer = 1")
+    kernel.run('%%cache --name "a cell [1]"\nanswer = 1')
+    assert "a cell [1]()" in kernel.run('%cache_clear "a cell [1]"').text, "it is no pattern"
 
 
 def test_explain_reads_the_call_as_python(kernel: Kernel) -> None:

@@ -373,6 +373,8 @@ def test_select_takes_names_and_patterns(counters: Counters) -> None:
     assert matches(noted, "tour.ipynb:load")
     assert matches(noted, "tour.ipynb")
     assert matches(noted, noted)
+    assert matches("sales [1].ipynb:load", "sales [1].ipynb:load"), "what tables show, typed back"
+    assert matches("sales [1].ipynb:load", "sales [[]1].ipynb")
     assert matches("tour.load", "load")
     counters(hit(LOAD))
     counters(hit(sales))
