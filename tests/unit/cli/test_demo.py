@@ -51,13 +51,28 @@ def check(said: str) -> None:
 
 
 def test_the_demo_keeps_its_promises_without_redis(tmp_path, monkeypatch):
-    """First run, again, fresh process, change: every promise held, and nothing is left behind."""
+    """First run, again, fresh process, change: every promise held, and nothing is left behind.
+
+    The user's own settings do not count: it brings its own directory, secret and namespace.  A
+    terminal shows it in colours.
+    """
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setenv("TMPDIR", str(scratch))
-    check(demo(cwd=tmp_path))
+    monkeypatch.setenv("MEMO_ENABLED", "false")
+    monkeypatch.setenv("MEMO_TIERS", "memory")
+    directory = tmp_path / "mine"
+    monkeypatch.setenv("MEMO_DIRECTORY", str(directory))
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal
+    said = demo(cwd=tmp_path)
+    check(re.sub("\x1b\\[\\d+m", "", said))
     assert not list(scratch.glob("memo-demo-*"))
     assert not list(tmp_path.glob("*.toml"))
+    assert not directory.exists()
+    assert said.count("\x1b[32m✓ ") == 8, "green ticks"
+    assert len(re.findall(r"\x1b\[31m   first run +█+", said)) == 1
+    assert len(re.findall(r"\x1b\[32m   [a-z ]+█+", said)) == 4
+    assert "\x1b[1m   memo ls" in said
 
 
 def test_the_demo_runs_on_the_chain(redis_server, tmp_path):
@@ -72,21 +87,6 @@ def test_the_demo_runs_on_the_chain(redis_server, tmp_path):
 def test_the_demo_works_where_redis_is_away(tmp_path):
     """A Redis that refuses costs milliseconds, not the demo."""
     check(demo("--redis", "redis://127.0.0.1:1", cwd=tmp_path))
-
-
-def test_the_users_own_settings_are_not_used(tmp_path, monkeypatch):
-    """The demo brings its own directory, secret and namespace; a terminal shows it in colours."""
-    monkeypatch.setenv("MEMO_ENABLED", "false")
-    monkeypatch.setenv("MEMO_TIERS", "memory")
-    directory = tmp_path / "mine"
-    monkeypatch.setenv("MEMO_DIRECTORY", str(directory))
-    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal
-    said = demo(cwd=tmp_path)
-    assert not directory.exists()
-    assert said.count("\x1b[32m✓ ") == 8, "green ticks"
-    assert len(re.findall(r"\x1b\[31m   first run +█+", said)) == 1
-    assert len(re.findall(r"\x1b\[32m   [a-z ]+█+", said)) == 4
-    assert "\x1b[1m   memo ls" in said
 
 
 @pytest.mark.timing
