@@ -121,7 +121,9 @@ class _Elementwise(CachedFunction[P, R]):
 
         Raises:
             OptionError: it is a collection of none or several.
+            TypeError: the arguments do not fit the function.
         """
+        self._function.keyer.check_call(args, kwargs)
         args, kwargs = self._each.of_one_element(args, kwargs)
         return self._function.keyer.call(args, kwargs)
 

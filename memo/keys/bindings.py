@@ -126,6 +126,21 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature:
         return inspect.signature(lambda *args, **kwargs: None)
 
 
+def empty_function(name: str, signature: inspect.Signature) -> Callable[..., None]:
+    """Return a function that does nothing, for the error with which Python refuses a wrong call."""
+    bare = [
+        parameter.replace(
+            annotation=parameter.empty,
+            default=parameter.empty if parameter.default is parameter.empty else None,
+        )
+        for parameter in signature.parameters.values()
+    ]
+    text = str(inspect.Signature(bare))[1:-1]
+    made: Callable[..., None] = eval(f"lambda {text}: None")  # noqa: S307 - names and None only
+    made.__qualname__ = name
+    return made
+
+
 def annotated_converters(
     function: Callable[..., Any], signature: inspect.Signature
 ) -> dict[str, Callable[[Any], Any]]:

@@ -29,6 +29,7 @@ from memo.keys.bindings import (
     annotated_converters,
     annotations_of,
     bind,
+    empty_function,
     make_plan,
     signature_of,
 )
@@ -551,7 +552,7 @@ class Keyer:
     ) -> Call:
         """Make the call of a method for which the state of its object counts; memoize it."""
         memo_key = None
-        if not kwargs and len(args) == self._positional_count + 1:
+        if not kwargs and len(args) == self.usual_count:
             memo_key = self._memo_key(args, state)
             known = None if memo_key is None else self.memoized.get(memo_key)
             if known is not None and known[0] == code:
@@ -733,9 +734,9 @@ class Keyer:
     def _raise_misfit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> NoReturn:
         name = getattr(self._function, "__qualname__", self.function_id)
         try:
-            self._signature.bind(*args, **kwargs)
+            empty_function(name, self._signature)(*args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{name}() {error}") from None
+            raise TypeError(str(error)) from None
         raise TypeError(f"{name}() does not take these arguments")
 
     def self_part(self, own: Any, state: SelfState, light: bool = False) -> SelfPart:

@@ -376,6 +376,43 @@ def test_a_wrong_call_raises_at_the_call(replay: bool) -> None:
             wrong()
 
 
+def refusal(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Return the message of the `TypeError` that a call raises."""
+    with pytest.raises(TypeError) as caught:
+        function(*args, **kwargs)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("decorate", [cache, cache(each="xs")], ids=["plain", "each"])
+def test_a_wrong_call_raises_the_error_of_the_plain_function(decorate: Any) -> None:
+    """It is word for word Python's, also of a method without an object and of helpers."""
+
+    class Plain:
+        def get(self, xs: Any, /, y: int, *, z: int = 1, w: int) -> Any:
+            return xs
+
+        def some(self, xs: Any, *, z: int = 1) -> Any:
+            return xs
+
+    class Cached:
+        get, some = decorate(Plain.get), decorate(Plain.some)
+
+    cases: list[tuple[Any, Any, tuple[Any, ...], dict[str, Any]]] = [
+        (Plain.get, Cached.get, (), {}),
+        (Plain.some, Cached.some, (), {}),
+        (Plain().some, Cached().some, (), {}),
+        *((Plain().get, Cached().get, (1, 2, 3)[:count], {}) for count in range(4)),
+        (Plain().get, Cached().get, (1, 2, 3), {"w": 1}),
+        (Plain().get, Cached().get, (1, 2), {"y": 3, "w": 1}),
+        (Plain().get, Cached().get, (), {"xs": 1, "y": 2, "w": 1}),
+        (Plain().get, Cached().get, (1, 2), {"w": 1, "v": 2}),
+    ]
+    for plain, cached, args, kwargs in cases:
+        wanted = refusal(plain, args, kwargs)
+        for call in (cached, cached.key, cached.is_cached, cached.explain, cached.peek):
+            assert refusal(call, args, kwargs) == wanted
+
+
 def test_explain_says_that_calls_are_not_answered_from_the_cache() -> None:
     """With `enabled=False`, and in the modes "off" and "refresh", no call hits."""
     load, aload = loads(), aloads()

@@ -329,7 +329,7 @@ def test_explain_reads_the_call_as_python(kernel: Kernel) -> None:
         ("%cache_stats --colour", "%cache_stats has no --colour"),
         ("%cache_report perhaps", "perhaps"),
         ("%cache_explain known(undefined)", "name 'undefined' is not defined"),
-        ("%cache_explain known(1, 2)", "too many positional arguments"),
+        ("%cache_explain known(1, 2)", "but 2 were given"),
         ("%cache_stats 'known", "A quotation mark is not closed: 'known"),
         ("%cache_stats --limit -1", "must be a number"),
         ("%cache_ls --tier dsk", "did you mean 'disk'?"),
