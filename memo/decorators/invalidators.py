@@ -463,7 +463,7 @@ class InvalidationAfterCall:
         self.checks_left = 0
         message = (
             f"invalidate_cache of {self.function_name}: nothing matched "
-            f"{done.target}{done.uncounted_caveat}; {done.hint}."
+            f"{done.target}{done.uncounted_caveat}; {done.hint}{'.' * (done.hint[-1] != '?')}"
         )
         return [message]
 

@@ -950,6 +950,10 @@ class Keyer:
         try:
             values, extra = bind(self.plan, args, kwargs, not_given=NOT_GIVEN)
         except BindingError:
+            own = self.plan.self_name
+            if own and own in kwargs:
+                fix = "is the object of a method: for its entries, call the helper on it instead."
+                raise OptionError(own, kwargs[own], fix) from None
             self.check_names("invalidate", kwargs)
             many = f"takes at most {len(self.plan.positional)} arguments by position, each once."
             raise OptionError("invalidate", tuple(args), many) from None
@@ -1024,11 +1028,18 @@ def _not_selecting_error(given: Mapping[str, Any]) -> OptionError:
 
 def _may_be_of(value: Any, hint: Any) -> bool:
     """True if a value may have the type of an annotation, or if that cannot be determined."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return any(_may_be_of(value, part) for part in typing.get_args(hint))
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_may_be_of(value, part) for part in parts)
+    if origin is typing.Annotated:
+        return _may_be_of(value, parts[0])
+    if origin is typing.Literal:
+        return type(value) in map(type, parts)
     if hint is None:
         return value is None
-    if not isinstance(hint, type) or isinstance(hint, types.GenericAlias):
+    if isinstance(origin, type):  # of `list[int]`, say; what it contains is not checked
+        hint = origin
+    if not isinstance(hint, type):
         return True
     try:
         return isinstance(value, hint) or (

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
 from click.testing import CliRunner
@@ -129,6 +129,41 @@ def test_a_wrong_type_is_named() -> None:
     assert done.matched == 0
     assert "year='2024' is a str, but is annotated int" in repr(done)
     assert load.invalidate(year=2024).matched == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"days": "1"}, "days='1' is a str, but is annotated list[int]"),
+        ({"days": (1,)}, "days=(1,) is a tuple, but is annotated list[int]"),
+        ({"year": "1"}, "year='1' is a str, but is annotated Annotated[int, 'a year']"),
+        ({"kind": 1}, "kind=1 is an int, but is annotated Literal['a', 'b']"),
+    ],
+)
+def test_a_wrong_type_of_a_composed_annotation_is_named(wrong: Any, named: str) -> None:
+    """So is one of a generic type, an `Annotated` and a `Literal`; a right one is not."""
+
+    @cache(name="tests:composed")
+    def load(
+        days: list[int], year: Annotated[int, "a year"] = 1, kind: Literal["a", "b"] = "a"
+    ) -> int:
+        return 1
+
+    assert repr(load.invalidate(**wrong)).endswith(f"; {named}")
+    right = repr(load.invalidate(days=[1], year=1, kind="b"))
+    assert right == "nothing matched tests:composed(days=[1], year=1, kind='b')"
+
+
+def test_the_object_of_a_method_is_no_argument() -> None:
+    """Naming it where entries of all objects are invalidated is an error that says what to do."""
+
+    class Client:
+        @cache
+        def get(self, x: int) -> int:
+            return x
+
+    with pytest.raises(OptionError, match="call the helper on it instead"):
+        Client.get.invalidate(self=Client(), x=1)
 
 
 def test_a_function_is_no_predicate() -> None:
@@ -572,7 +607,7 @@ def test_a_decorator_with_a_misspelt_prefix_says_so_once() -> None:
     load = cached_products()
     load(1)
     update = products("product")
-    with pytest.warns(UserWarning, match=r"prefix 'product'; did you mean 'products'") as told:
+    with pytest.warns(UserWarning, match=r"prefix 'product'; did you mean 'products'\?$") as told:
         update(1), update(1)
     assert len(told) == 1
     assert load.is_cached(1)
