@@ -152,7 +152,8 @@ def unknown_function(option: str, name: str, known: Iterable[str]) -> OptionErro
     if near:
         return OptionError(option, name, f"no cached function has this name; {near}")
     there = ", ".join(sorted(labels)[:MAX_NEAREST]) or "none"
-    return OptionError(option, name, f"no cached function has this name; there are: {there}.")
+    more = ", …" if len(labels) > MAX_NEAREST else "."
+    return OptionError(option, name, f"no cached function has this name; there are: {there}{more}")
 
 
 def did_you_mean_functions(names: Iterable[str], known: Iterable[str]) -> str:

@@ -724,14 +724,16 @@ def _matcher(context: Any) -> Any:
     name, space, rest = context.line_with_cursor[: context.cursor_position].partition(" ")
     if not space or name not in _matcher_key():
         return {"completions": []}
-    name, word = name.lstrip("%"), rest.rpartition(" ")[2]
+    name, word = name.lstrip("%"), _last_word(rest)
     if name == "cache_explain":  # a call: Python completes what is in its parentheses
-        names = [] if "(" in rest else [_typeable_name(f).rpartition(":")[2] for f in functions()]
+        labels = [] if "(" in rest else [label(f.function_id) for f in functions()]
+        names = [one.rpartition(":")[2] for one in labels]
     elif word.startswith("-") or name in ("cache_report", "cache"):
         names = list(_MAGIC_OPTIONS[name])
     else:
         names = list(map(_typeable_name, functions()))
-    found = [one for one in dict.fromkeys(names) if one.startswith(word)]
+    begun = word.lstrip("\"'")
+    found = [one for one in dict.fromkeys(names) if one.lstrip('"').startswith(begun)]
     if not found and word and name != "cache_explain":
         found = [word]  # without any match IPython would offer its own magics
     return {
@@ -741,5 +743,12 @@ def _matcher(context: Any) -> Any:
     }
 
 
+def _last_word(text: str) -> str:
+    """Return the word at the end of an unfinished line, with its opening quotation mark."""
+    words = list(re.finditer(rf"{_WORD_PATTERN}|[\"'].*", text))
+    return words[-1][0] if words and words[-1].end() == len(text) else ""
+
+
 def _typeable_name(function: CachedFunction[Any, Any]) -> str:
-    return label(function.function_id)
+    name = label(function.function_id)
+    return f'"{name}"' if " " in name else name

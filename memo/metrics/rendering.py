@@ -12,6 +12,7 @@ import functools
 import json
 import math
 import os
+import re
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -163,6 +164,8 @@ class Styled(NamedTuple):
     style: str = ""
 
 
+_TIE = "\0"
+"""A space at which no line is broken."""
 MIN_TEXT_COLUMNS = 8
 """Minimum width, in columns, to which a text is cut."""
 
@@ -202,9 +205,19 @@ def table_lines(table: Table, width: int = 80) -> list[Styled]:
 def wrap(text: str, width: int, indent: str = "") -> list[str]:
     """Wrap a text into lines of at most `width` columns, but not narrower than a cut text."""
     width = max(width, MIN_TEXT_COLUMNS)
-    return textwrap.wrap(
-        text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+    room = width - len(indent)
+    parts = [
+        part.replace(" ", _TIE) if len(part) < room else part
+        for part in re.split(r"(?<=;) | (?=·)|(?<=·) ", text)
+    ]
+    lines = textwrap.wrap(
+        " ".join(parts),
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
     )
+    return [line.replace(_TIE, " ") for line in lines]
 
 
 def cell_len(text: str) -> int:

@@ -594,6 +594,8 @@ def test_names_and_options_complete(kernel: Kernel) -> None:
     kernel.run("""
         @cache
         def completed_name(x): return x
+        @cache(name="my report.ipynb:completed")
+        def renamed(x): return x
     """)
 
     def completions(code: str) -> list[str]:
@@ -608,6 +610,10 @@ def test_names_and_options_complete(kernel: Kernel) -> None:
     assert "completed_name" in completions("%cache_ls comp")
     assert "--where" in completions("%cache_ls --wh")
     assert "--outputs" in completions("%%cache --out")
+    quoted = '"my report.ipynb:completed"'
+    for line in ("my", '"my', '"my rep', '"a b" my', "--tag x 'my rep"):
+        assert completions(f"%cache_stats {line}") == [quoted]
+    assert quoted in completions('%cache_stats "a b" ')
 
 
 def test_completion_offers_nothing_of_others(kernel: Kernel) -> None:

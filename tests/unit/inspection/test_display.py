@@ -155,6 +155,17 @@ def test_text_is_aligned(found: Stats) -> None:
     assert "down" in text
 
 
+def test_lines_break_between_facts() -> None:
+    """A number stays on the line of its name, where there is room for both."""
+    text = "hits: memory 4; misses: not cached yet 14; raised: OptionError 1 · ValueError 1"
+    assert rendering.wrap(text, 41) == [
+        "hits: memory 4;",
+        "misses: not cached yet 14;",
+        "raised: OptionError 1 · ValueError 1",
+    ]
+    assert max(map(len, rendering.wrap(text, 12))) <= 12
+
+
 def test_columns_of_zeros_are_left_out(counters: Counters) -> None:
     """A table has the columns that say something, and always the main ones."""
     counters(Event(events.HIT, LOAD, "a", "disk", seconds=1e-4, saved=1.0))
