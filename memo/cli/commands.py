@@ -97,7 +97,7 @@ def stats(pattern: tuple[str, ...], as_json: bool, as_html: bool, plot: bool, li
     """
     found = gathered_stats.stats(*pattern, shared=True)
     if pattern and not found.functions:
-        click.echo("No function of this name has been called.")
+        click.echo("No function of this name has been called.", err=as_json)
         _suggest_names(pattern)
         raise SystemExit(1)
     if as_json:
@@ -161,9 +161,10 @@ def list_entries(pattern: tuple[str, ...], limit: int, as_json: bool, as_html: b
     if as_json:
         for item in shown:
             click.echo(json.dumps(_as_data(item)))
-        return
+        if count or not pattern:
+            return
     if not count:
-        click.echo("No entries on this host.")
+        click.echo("No entries on this host.", err=as_json)
         if pattern:
             _suggest_names(pattern)
             raise SystemExit(1)

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memo.decorators.assembly import default_chain, host_of
+from memo.decorators.assembly import default_chain, host_of, live
 from memo.errors import MemoError, SettingError, public
 from memo.metrics import rendering
 from memo.metrics.rendering import Cell, Table, number, quantity, size
@@ -26,6 +26,7 @@ from memo.runtime.named_tuple import NamedTuple
 from memo.settings import configuration, secret_keys
 from memo.settings.checks import MIB, redacted
 from memo.settings.configuration import DEFAULT, Settings, home_of
+from memo.settings.modes import OFF, ONLY, REFRESH
 from memo.stores.authorities import is_for_any, receivers
 from memo.stores.protocols import MEMORY, REDIS, display_name
 
@@ -49,6 +50,11 @@ MAX_NAMED_FILES = 3
 
 
 _OWN_DIRECTORY = "Set MEMO_DIRECTORY to a directory of your own."
+_MODES = {
+    OFF: "every call computes, and nothing is stored",
+    REFRESH: "every call computes, and stores its result",
+    ONLY: "no call computes",
+}
 TOPIC_WIDTH = 18
 """Characters of the longest topic."""
 _CAPABILITY = "redis "
@@ -177,6 +183,12 @@ def _settings(settings: Settings) -> Findings:
     if not settings.enabled:
         fix = "Set enabled to true to cache again."
         yield Finding(WARN, "settings", f"off (from {settings.sources['enabled']})", fix)
+    if settings.mode is not None:
+        text = f"mode is {settings.mode} (from {settings.sources['mode']}): {_MODES[settings.mode]}"
+        yield Finding(WARN, "settings", text, "Unset mode to cache as usual again.")
+    if fault := live.file_fault():
+        text = f"live_file {settings.live_file} changes nothing: {fault}"
+        yield Finding(WARN, "settings", text, f"Correct it (from {settings.sources['live_file']}).")
 
 
 def _secret(settings: Settings) -> Findings:

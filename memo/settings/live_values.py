@@ -32,6 +32,8 @@ FILE_CHECK_SECONDS = 0.2
 """Seconds between two checks of the file."""
 SHARED_REFRESH_SECONDS = 0.5
 """Seconds after which the shared source is read again: below 1 s with its deadline of 0.25 s."""
+_SHARED = "shared"
+"""The shared source, in reports of faults."""
 _SETTLED_SECONDS = 0.1
 """Seconds: a younger file may be written again within the resolution of its time stamp."""
 
@@ -180,10 +182,17 @@ class Live(Mapping[str, float]):
             try:
                 found = self._valid_values(source.live())
             except Exception as error:  # a fault of the cache: the last values stay
-                self._report_fault("shared", described(error))
+                self._report_fault(_SHARED, described(error))
             else:
                 self._share(source, found)
             self._fetched_at = self._clock()
+
+    def file_fault(self) -> str:
+        """Say why the file, as it is now, changes nothing; `""` if it is used, or there is none."""
+        self._look_at = -math.inf
+        self._check_sources()
+        path = configuration.current().live_file
+        return "" if path is None else self._complaints.get(str(path), "")
 
     def renew_locks(self) -> None:
         """Replace the locks, in the child of a fork."""
@@ -211,7 +220,7 @@ class Live(Mapping[str, float]):
                 good[name] = _seconds(name, float(text) if _is_number(text) else text)
             except OptionError as error:
                 wrong = str(error)
-        self._report_fault("shared", wrong)
+        self._report_fault(_SHARED, wrong)
         return good
 
     def _merge(self) -> None:
@@ -245,7 +254,7 @@ class Live(Mapping[str, float]):
             seen = _signature(path)
         except OSError as error:
             self._adopt(None, {})
-            self._report_fault(path, str(error))
+            self._report_fault(path, error.strerror or str(error))
             return
         if seen is not None and seen == self._seen:
             return
@@ -265,9 +274,17 @@ class Live(Mapping[str, float]):
             self._merge()
 
     def _report_fault(self, about: str, text: str) -> None:
-        """Emit an event for a fault, unless it was the last one; `""` marks its end."""
+        """Emit an event for a fault, unless it was the last one; `""` marks its end.
+
+        A fault of the file is logged as well; those of Redis are logged by its breaker.
+        """
         if text and text != self._complaints.get(about):
             emit(Event(ERROR, reason="live configuration", detail=f"{about}: {text}"))
+            if about != _SHARED:
+                import logging  # only a fault needs it
+
+                log = logging.getLogger("memo.settings")
+                log.warning("memo: live_file %s changes nothing: %s", about, text)
         self._complaints[about] = text
 
 

@@ -170,6 +170,15 @@ def test_ls_as_json_is_one_object_a_line():
     assert before - 1 <= facts["finished"] <= time.time() + 1
 
 
+@pytest.mark.parametrize("command", ["ls", "stats"])
+def test_json_of_an_unknown_name(command):
+    """A name that matches nothing gives the status 1 with `--json`, and no text among the JSON."""
+    squared(7)
+    done = CliRunner().invoke(main, [command, "sqared", "--json"])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "did you mean 'test_cli:squared'?" in done.stderr
+
+
 def test_ls_shows_nothing_that_our_secret_did_not_seal():
     """Entries of another secret are none of ours, and are not believed."""
     squared(7)
@@ -397,6 +406,16 @@ def test_doctor_finds_that_caching_is_off():
     """`enabled = false` is easily forgotten."""
     with configuration.configure(enabled=False):
         assert "off" in levels("settings")[doctor.WARN].said
+
+
+def test_doctor_finds_a_mode_and_a_live_file_without_effect(tmp_path):
+    """A mode that is left set, and a live file that cannot be read, are warnings."""
+    for mode in ("off", "refresh", "only"):
+        with memo.configure(mode=mode):
+            assert f"mode is {mode} (from configure())" in levels("settings")[doctor.WARN].said
+    with memo.configure(live_file=tmp_path / "live.toml"):
+        said = levels("settings")[doctor.WARN].said
+    assert said == f"live_file {tmp_path}/live.toml changes nothing: No such file or directory"
 
 
 def test_doctor_tells_the_version_of_redis(redis_server):

@@ -243,13 +243,18 @@ def test_a_young_broken_file_is_one_event_too(live, file, clock, errors):
     assert len(errors) == 1
 
 
-def test_a_missing_file_is_one_event(live, file, clock, errors):
-    """A live file that was named and is not there is said once."""
+def test_a_missing_file_is_one_event(live, file, clock, errors, caplog):
+    """A live file that was named and is not there is said once, in the log as well."""
     file.unlink()
     for _ in range(3):
         clock.now += FILE_CHECK_SECONDS
         assert live.get("x") is None
     assert len(errors) == 1
+    (said,) = (record.getMessage() for record in caplog.records if record.name == "memo.settings")
+    assert said == f"memo: live_file {file} changes nothing: No such file or directory"
+    assert live.file_fault() == "No such file or directory"
+    write(file, "x = 1\n")
+    assert live.file_fault() == ""
 
 
 def test_another_file_acts_at_once(live, file, tmp_path):
