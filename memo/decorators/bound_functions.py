@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar
@@ -64,6 +65,10 @@ class BoundFunction(_Helpers[P, R]):
         """Return an attribute of the cached function; bind it to the object if it is a helper."""
         if name == "__signature__":
             return without_parameter(inspect.signature(self.__func__.__wrapped__), 0)
+        if (
+            name == "__dict__"
+        ):  # the state of the cached function is not an attribute of its methods
+            raise AttributeError(name)
         found = getattr(self.__func__, name)
         if name == "using":
             return functools.update_wrapper(functools.partial(_bound_using, self), found)
@@ -111,6 +116,12 @@ class BoundFunction(_Helpers[P, R]):
 
     def __hash__(self) -> int:
         return hash((id(self.__func__), id(self.__self__)))
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return type(self)(self.__func__, copy.deepcopy(self.__self__, memo))
 
     def __reduce__(self) -> Any:
         return BoundFunction, (self.__func__, self.__self__)

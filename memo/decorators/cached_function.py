@@ -132,7 +132,11 @@ class CachedFunction(Generic[P, R]):
             self._function.dependencies.register()
 
     def _copy_attributes(self, function: Callable[P, R]) -> None:
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(self, function, updated=())
+        for name, value in getattr(function, "__dict__", {}).items():
+            # another cached function below, or a wrapper of one, has attributes like ours
+            if name not in self.__dict__ and not hasattr(type(self), name):
+                setattr(self, name, value)
         for name in ("__code__", "__defaults__", "__kwdefaults__"):
             if hasattr(function, name):
                 setattr(self, name, getattr(function, name))

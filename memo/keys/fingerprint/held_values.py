@@ -426,7 +426,9 @@ class FingerprintWalk:
             return self._builtin(value, path)
         inner = None if mine or whose.name in _KEYED_WHOLE else wrapped(value)
         if inner is not None:
-            return f"wrapped {self.text(inner, path)}"
+            own = bound_object(value)
+            bound = "" if own is None else f" of {self.text(own, path)}"
+            return f"wrapped {self.text(inner, path)}{bound}"
         if whose.kind == origin.MEMO:
             return f"memo {kind.__qualname__}"
         name = f"{kind.__module__}.{kind.__qualname__}"
@@ -544,6 +546,12 @@ def wrapped(value: Any) -> Any:
     if found is None and origin.of_type(type(value)).kind == origin.MEMO:
         found = getattr(value, "__wrapped__", None)
     return found
+
+
+def bound_object(value: Any) -> Any:
+    """Return the object that a method cached by memo is bound to, or None."""
+    is_memo = origin.of_type(type(value)).kind == origin.MEMO
+    return getattr(value, "__self__", None) if is_memo else None
 
 
 DESCRIPTORS: dict[type, str] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import copy
 import dataclasses
 import enum
 import functools
@@ -374,6 +375,32 @@ def test_a_function_called_as_a_method_of_a_number() -> None:
     assert [double(1), double(2), double("a")] == [2, 4, "aa"]
 
 
+def test_a_cached_function_below_keeps_its_own_options(tally: Tally) -> None:
+    """Stacked decorators are two cached functions, also with another decorator in between."""
+
+    def doubled(function: Any) -> Any:
+        @functools.wraps(function)
+        def wrapper(*args: Any) -> Any:
+            return 2 * function(*args)
+
+        return wrapper
+
+    @memo.cache(ttl=5, name="outer")
+    @memo.cache(ttl=60, name="inner")
+    def load(x: int) -> int:
+        return tally(x)
+
+    @memo.cache
+    @doubled
+    @memo.cache
+    def total(x: int) -> int:
+        return x
+
+    assert repr(load) == "<cached outer ttl=5.0>"
+    assert load(1) == load(1) == 1
+    assert [total(3), total(3), total(4)] == [6, 6, 8]
+
+
 # --- other callables -----------------------------------------------------------------------------
 
 
@@ -388,6 +415,10 @@ class Tariff:
 
     async def aprice(self, hours: int, extra: int = 0) -> int:
         return self.rate * hours + extra
+
+    @memo.cache
+    def cached(self, hours: int) -> int:
+        return self.rate * hours
 
 
 @kinds_of
@@ -448,6 +479,29 @@ def test_callable_object(tally: Tally, is_async: bool) -> None:
     h = memo.cache(functools.partial(kind(7), 2))
     assert settle(h()) == settle(h()) == 14
     assert tally.calls == [2, 2, 2]
+
+
+def test_cached_methods_are_told_apart_by_their_objects() -> None:
+    """The object of a bound cached method is an input, wherever a function has the method from."""
+
+    def calling(method: Any) -> Any:
+        return memo.cache(lambda hours: method(hours))
+
+    two, three = Tariff(2), Tariff(3)
+    for make in (calling, memo.cache, lambda method: memo.cache(functools.partial(method))):
+        assert [make(tariff.cached)(5) for tariff in (two, three)] == [10, 15]
+    held = calling(two.cached)
+    assert held(1) == 2
+    two.rate = 4
+    assert held(1) == 4
+
+
+def test_copies_of_a_cached_method_stay_bound() -> None:
+    """A copy of a bound cached method is bound to the object, a deep copy to a copy of it."""
+    tariff = Tariff(2)
+    again, other = copy.copy(tariff.cached), copy.deepcopy([tariff.cached])[0]
+    assert again.__self__ is tariff is not other.__self__
+    assert again(3) == other(3) == 6
 
 
 def test_lambdas_of_one_line_are_two_functions() -> None:
