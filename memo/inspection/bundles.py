@@ -261,6 +261,7 @@ class Imported(NamedTuple):
         other_code: entries of a function with other code here: no call would find them, so they are
             not stored.
         expired: entries past their ttl; they are not stored.
+        older: entries of which this host has a later result; they are not stored.
         changed: stored entries that depend on files which differ here.
     """
 
@@ -268,6 +269,7 @@ class Imported(NamedTuple):
     stored: tuple[BundleItem, ...] = ()
     other_code: tuple[BundleItem, ...] = ()
     expired: tuple[BundleItem, ...] = ()
+    older: tuple[BundleItem, ...] = ()
     changed: tuple[BundleItem, ...] = ()
 
     def lines(self) -> list[str]:
@@ -277,6 +279,7 @@ class Imported(NamedTuple):
         left_out = (
             (self.other_code, "not imported: the function's code is different here"),
             (self.expired, "not imported: expired"),
+            (self.older, "not imported: a later result is here already"),
             (self.changed, "will not be used: what it depends on is different here"),
         )
         for items, why in left_out:
@@ -342,12 +345,15 @@ async def _import(port: Port, bundle: Bundle) -> Imported:
             found["other_code"].append(item)
             continue
         chain = default if function is None else function.chain()
-        for outcome in await _store(port, chain, bundle, item):
+        judge = judge_by_record(chain.clock) if function is None else function.judge
+        for outcome in await _store(port, chain, judge, bundle, item):
             found[outcome].append(item)
     return Imported(bundle, *(tuple(items) for items in found.values()))
 
 
-async def _store(port: Port, chain: Chain, bundle: Bundle, item: BundleItem) -> list[str]:
+async def _store(
+    port: Port, chain: Chain, judge: Judge, bundle: Bundle, item: BundleItem
+) -> list[str]:
     """Store one entry, and return the lists of the outcome that it belongs to."""
     try:
         entry = await port.offload(bundle.entry, item)
@@ -356,6 +362,9 @@ async def _store(port: Port, chain: Chain, bundle: Bundle, item: BundleItem) -> 
         raise BundleError(f"{bundle.path.name}: {error}") from error
     if is_useless(entry.times, chain.clock):
         return ["expired"]
+    here = await chain.lookup(port, item.function, item.key, judge)
+    if here.verdict.kind != MISS and here.entry and entry.times.started < here.entry.times.started:
+        return ["older"]
     states = await current_states(port, chain, [entry])
     header = restamped(entry, states)._replace(namespace=chain.namespace)
     record = seal.pack(header, entry.stream, chain.secrets[0])

@@ -142,6 +142,20 @@ def test_expired_entries_are_listed(tmp_path: Path) -> None:
     assert RUNS == [1, 1]
 
 
+def test_a_later_result_is_not_replaced(tmp_path: Path) -> None:
+    """What this host has computed since is not replaced by an older result, and is named."""
+    load = loads(Way("sync"))
+    load(1), load(2)
+    memo.export_bundle(tmp_path / "b", load, key=KEY)
+    load.put("later", 1)
+    load.invalidate(2)
+    done = memo.import_bundle(tmp_path / "b", key=KEY)
+    assert (len(done.older), len(done.stored)) == (1, 1)
+    assert "load(x=1): not imported: a later result is here already" in repr(done)
+    assert (load(1), load(2)) == ("later", {"x": 2})
+    assert RUNS == [1, 2]
+
+
 def test_only_what_a_call_would_use_is_exported(tmp_path: Path) -> None:
     """An entry that the present ttl of its function refuses, here a live one, is not exported."""
     path, clock = tmp_path / "b", ManualClock()
