@@ -45,6 +45,7 @@ from memo.runtime.named_tuple import NamedTuple
 _MAX_SHOWN_NAMES = 3
 """Number of its outputs after which a cell is named."""
 _IMMUTABLE_TYPES = IMMUTABLE_BUILTINS | {types.FunctionType}
+_MISSING = object()
 _AWAIT_FLAG = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 _INVISIBLE_TOKENS = frozenset(
     {
@@ -560,13 +561,18 @@ class Cell:
         scope = self._scope
         wanted = self.names.hidden - set(self._given or ())
         hidden = {name: scope.pop(name) for name in wanted if name in scope}
-        known = set(scope)
+        assigned = set(self.names.assigned)
+        known = {name: value for name, value in dict(scope).items() if name not in assigned}
         before = {name: _digest(value) for name, value in self._mutable_inputs()}
         changed: list[str] = []
         try:
             yield changed
-            new = (name for name in scope if name not in known and not name.startswith("_"))
-            changed += dict.fromkeys((*self.names.assigned, *new))
+            others = (  # assigned by `exec`, `%time x = 1`, `import *`, or a function that it calls
+                name
+                for name, value in dict(scope).items()
+                if not name.startswith("_") and known.get(name, _MISSING) is not value
+            )
+            changed += dict.fromkeys((*self.names.assigned, *others))
             changed += [n for n, value in self._mutable_inputs() if _digest(value) != before[n]]
         finally:
             for name, value in hidden.items():

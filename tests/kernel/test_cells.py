@@ -218,6 +218,25 @@ def test_what_it_changes_in_place_comes_back(kernel: Kernel) -> None:
     assert ran(kernel) == 1
 
 
+@pytest.mark.parametrize(
+    "code", ["%time renewed = 2", "exec('renewed = 2')", "from renewing import *", "renew()"]
+)
+def test_a_known_name_that_it_assigns_by_other_means_comes_back(kernel: Kernel, code: str) -> None:
+    """A name with a value from before counts as well where only running shows its assignment."""
+    kernel.run("""
+        import sys, types
+        sys.modules["renewing"] = types.ModuleType("renewing")
+        sys.modules["renewing"].renewed = 2
+        def renew():
+            global renewed
+            renewed = 2
+    """)
+    for _ in range(2):
+        kernel.run("renewed = 1")
+        kernel.run(f"%%cache\n{code}")
+        assert kernel.run("print(renewed)").stdout == "2\n"
+
+
 def test_what_it_deletes_is_gone(kernel: Kernel) -> None:
     """A name that the cell deletes is deleted by a replay too."""
     cell = f"%%cache\n{MARK}\nkept = len(big)\ndel big"
