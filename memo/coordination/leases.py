@@ -12,7 +12,7 @@ Two locks, one inside the other:
 
 So at most one process of each host waits for the cluster lease.  It is woken when the lease is
 released, and checks every second in case the holder has died.  The other processes of its host poll
-the host lock every 2 to 20 ms.
+the host lock: every 2 ms at first, and every 100 ms later on.
 Both locks carry a text with the holder, its start time and its expected duration: see `Holder`.
 While the shared tier is down, the host lock alone limits this host to one computation.
 """
@@ -20,6 +20,7 @@ While the shared tier is down, the host lock alone limits this host to one compu
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -45,9 +46,11 @@ from memo.stores.transfers import Upload
 
 LOOP_CHECK_SECONDS = 0.5
 """Seconds after which a waiting caller checks that the event loop that computes is still open."""
-POLL_SECONDS = (0.002, 0.02)
-"""Polling interval of a host lock in seconds: it starts at the first value, and doubles up to the
-second as long as the holder stays the same."""
+POLL_SECONDS = (0.002, 0.1)
+"""Shortest and longest polling interval of a host lock in seconds; see `_poll_interval`."""
+DEAD_HOLDER_SECONDS = 0.5
+"""Seconds after which a host lock is tried although its file is unchanged: the holder may have
+died."""
 HOLDER_LOCK_SECONDS = 2.0
 """Seconds that a lease holder waits for a locked cache file (others wait 0.25 s).  If it
 gives up, every waiting process has to recompute."""
@@ -346,24 +349,38 @@ async def _take_host_lock(
         end: when to give up, in monotonic seconds; None: never.
         lease_follows: the cluster lease is acquired next, so no computation begins yet.
     """
-    shortest, longest = POLL_SECONDS
-    pause, known = shortest, ""
+    known, since, next_try = "", time.monotonic(), 0.0
     while True:
-        try:
-            if lock.try_acquire(lease.holder_name if lease_follows else lease.new_text()):
+        now = time.monotonic()
+        if now >= next_try or lock.may_be_free():
+            next_try = now + DEAD_HOLDER_SECONDS
+            try:
+                if lock.try_acquire(lease.holder_name if lease_follows else lease.new_text()):
+                    return True
+            except TierError as error:  # better to compute without a lock than to wait for a fault
+                lease.emit(events.ERROR, reason="lock", detail=str(error))
                 return True
-        except TierError as error:  # better to compute without a lock than to wait for a fault
-            lease.emit(events.ERROR, reason="lock", detail=str(error))
-            return True
-        if end is not None and time.monotonic() >= end:
+            holder = lock.holder()
+            if holder != known:  # the previous holder may have stored the result
+                known, since = holder, now
+            if lease.is_check_due():
+                lease.emit_waiting(holder)
+        if end is not None and now >= end:
             return False
-        holder = lock.holder()
-        if holder != known:  # the previous holder may have stored the result
-            pause, known = shortest, holder
-        if lease.is_check_due():
-            lease.emit_waiting(holder)
-        await port.sleep(pause)
-        pause = min(longest, pause * 2)
+        interval = _poll_interval(now - since)
+        await port.sleep(interval if end is None else min(interval, end - now))
+
+
+def _poll_interval(waited: float) -> float:
+    """Return the seconds until a host lock is polled again: a twentieth of the wait so far.
+
+    It varies, so that many waiting calls do not poll at the same time.
+
+    Args:
+        waited: seconds that the caller has waited for the same holder.
+    """
+    shortest, longest = POLL_SECONDS
+    return min(longest, max(shortest, waited / 20)) * (1 - random.random() / 4)
 
 
 async def _take_cluster_lease(

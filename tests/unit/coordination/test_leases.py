@@ -14,13 +14,16 @@ from callers import Process, runs
 from chaos import Proxy
 from folders import FOLDER
 from inner_faults import held_up
+from observed import calls_of
 from redis_server import RedisServer
 from styles import STYLES, Style
 from waiting import until
 
 import memo
 from memo.coordination import leases
+from memo.decorators import assembly
 from memo.runtime import events
+from memo.stores.disk.file_locks import HostLock
 from memo.testing import recording
 
 STYLE_NAMES = ["sync", "async"]
@@ -64,6 +67,24 @@ def test_one_computation_whatever_it_takes(
     assert len(runs(log)) == 1
     assert results == [f"made by {runs(log)[0]}"] * 128
     assert not list((cache_home / FOLDER).glob("locks/*"))
+
+
+def test_waiting_for_a_host_lock_costs_little() -> None:
+    """A lock that stays held is rarely tried again: its file tells when it is released."""
+
+    @memo.cache(ttl=60, version="1", use_lock=True, lock_timeout=0.3)
+    def load(x: int) -> int:
+        return x
+
+    load(0)
+    chain = assembly.default_chain()
+    assert chain.host is not None
+    held = chain.host.lock(chain.name(load.function_id, load.key(1)))
+    assert held.try_acquire("another/process")
+    with calls_of(HostLock.try_acquire) as tries:
+        assert load(1) == 1
+    held.release()
+    assert len(tries) == 1
 
 
 @pytest.mark.timing
