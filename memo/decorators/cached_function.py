@@ -91,6 +91,8 @@ class CachedFunction(Generic[P, R]):
         __wrapped__: the function itself, uncached.
     """
 
+    __slots__ = ("__dict__", "__weakref__", "_function", "_helpers", "_options")
+    # not in `__dict__`, which `functools.wraps` copies to a wrapper, and pickle with that
     __wrapped__: Callable[P, R]
     _own_mode: Mode | None = None
     _original: CachedFunction[P, R] | None = None
@@ -234,6 +236,7 @@ class CachedFunction(Generic[P, R]):
         """
         made = object.__new__(type(self))
         made.__dict__.update(self.__dict__)
+        self._copy_slots(made)
         made._original = self._original or self
         made._own_mode = modes.check_mode(mode, max_age).over(self._own_mode)
         if ttl is not ITS_OWN:
@@ -241,6 +244,9 @@ class CachedFunction(Generic[P, R]):
                 self._function.policy._replace(ttl=self._checked_ttl(ttl))
             )
         return made
+
+    def _copy_slots(self, made: Any) -> None:
+        made._function, made._helpers, made._options = self._function, self._helpers, self._options
 
     def _checked_ttl(self, ttl: Any) -> Any:
         """Return a ttl for `using` in the form that a policy has.

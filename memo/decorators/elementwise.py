@@ -54,6 +54,8 @@ _NOT_WITH_EACH = {
 class _Elementwise(CachedFunction[P, R]):
     """The common part of both classes."""
 
+    __slots__ = ("_each",)
+
     def __init__(self, function: Callable[P, R], given: Mapping[str, Any]) -> None:
         super().__init__(function, given)
         each = self._each = Each(given["each"], self._function.keyer)
@@ -65,6 +67,10 @@ class _Elementwise(CachedFunction[P, R]):
 
         self._function.answer = answer
         self._function.key_arguments = each.of_one_element
+
+    def _copy_slots(self, made: Any) -> None:
+        super()._copy_slots(made)
+        made._each = self._each
 
     def _make_batch(
         self, port: Any, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]

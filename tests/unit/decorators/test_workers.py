@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import multiprocessing
 import os
 import pickle
@@ -131,6 +132,22 @@ def test_copies_are_the_function_itself() -> None:
     f = local()
     assert copy.copy(f) is f
     assert copy.deepcopy({"f": f})["f"] is f
+
+
+@pytest.mark.parametrize("options", [{}, {"each": "xs"}], ids=["whole", "each"])
+def test_a_decorator_above_can_be_pickled(options: dict[str, Any]) -> None:
+    """A wrapper made with `functools.wraps` goes to workers with the function, also after calls."""
+
+    @memo.cache(**options)
+    def load(xs: list[int]) -> list[int]:
+        return [2 * x for x in xs]
+
+    @functools.wraps(load)
+    def wrapper(xs: list[int]) -> list[int]:
+        return load(xs)
+
+    assert wrapper([1]) == load.using(max_age=60)([1]) == [2]
+    assert cloudpickle.loads(cloudpickle.dumps(wrapper))([1, 2]) == [2, 4]
 
 
 VERSIONS = {"rows": 1}
