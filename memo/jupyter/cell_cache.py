@@ -12,6 +12,7 @@ Rules of this module:
     *hidden* while the cell runs: reading it is a `NameError`, since its value is not in the key.
 3.  An input that the cell changed in place, by any means, is an output as well.
 4.  An input without a sound key (a client, a lock) is left out, like a global of a function.
+5.  A word of a magic or of a shell line is read, if it is a name; code of `%time` is followed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import ast
 import hashlib
 import inspect
 import io
+import re
 import sys
 import tokenize
 import types
@@ -27,6 +29,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from IPython.core.inputtransformer2 import TransformerManager
 
 from memo.decorators.cache_decorator import cache
 from memo.decorators.cached_function import CachedFunction
@@ -156,6 +160,22 @@ class _NameFlow(ast.NodeVisitor):
             root = root.value
         if not isinstance(node.ctx, ast.Load) and isinstance(root, ast.Name):
             self.assigned[root.id] = None
+
+    # magics and shell lines, which IPython turns into calls with text
+
+    def visit_Call(self, node: ast.Call) -> None:
+        self.generic_visit(node)
+        magic, texts = _text_for_ipython(node)
+        code = texts.pop() if magic in _PYTHON_MAGICS else ""
+        try:
+            python = TransformerManager().transform_cell(code)  # type: ignore[no-untyped-call]
+            body = ast.parse(python).body
+        except SyntaxError:  # options stand before the code
+            texts.append(code)
+            body = []
+        for name in re.findall(r"[^\W\d]\w*", " ".join(texts)):
+            self.read(name)
+        self.block(body)
 
     # statements
 
@@ -317,6 +337,27 @@ class _NameFlow(ast.NodeVisitor):
         self.local_scopes.pop()
 
     visit_ListComp = visit_SetComp = visit_GeneratorExp = visit_DictComp = _comprehension
+
+
+_PYTHON_MAGICS = frozenset({"time", "timeit", "prun", "capture"})
+"""Magics that run their last argument as Python in the namespace of the notebook."""
+
+
+def _text_for_ipython(node: ast.Call) -> tuple[str, list[str]]:
+    """Return the magic that a call runs (`""` for a shell line), and its texts, if it is IPython's.
+
+    Names of the notebook may stand in the texts (`!ls {folder}`), so each word may be an input: one
+    that is none costs a run, and one that is missed would give a wrong result.
+    """
+    match node.func:
+        case ast.Attribute(ast.Call(ast.Name("get_ipython")), called):
+            values = [one.value for one in node.args if isinstance(one, ast.Constant)]
+            texts = [value for value in values if isinstance(value, str)]
+            if called in ("run_line_magic", "run_cell_magic") and len(texts) > 1:
+                return texts[0], texts[1:]
+            if called in ("system", "getoutput"):
+                return "", texts
+    return "", []
 
 
 def _always_leaves(body: Sequence[ast.AST]) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 from kernels import Kernel, Shown
 
 from memo.jupyter.cell_cache import find_names
@@ -99,11 +100,16 @@ def twice(kernel: Kernel, cell: str) -> tuple[Shown, Shown]:
         ("x: int = 1\ny: str", "int str", "x", ""),
         ("r = await f(a)", "f a", "r", ""),
         ("async for i in a:\n  pass\nasync with b as c:\n  c", "a b", "i c", ""),
+        ("%time q = z * 2", "get_ipython z", "q", ""),
+        ("%timeit -n 5 f(z)", "get_ipython n f z", "", ""),
+        ("%%time\nw = z\n!ls {p}\nw", "get_ipython z ls p", "w", ""),
+        ("a = !ls {p.name} $q", "get_ipython ls p name q", "a", ""),
+        ("%env X=y", "get_ipython X y", "", ""),
     ],
 )
 def test_names_of_a_cell(source: str, reads: str, assigned: str, hidden: str) -> None:
     """Inputs are what a cell may read before it assigned it, outputs what it may assign."""
-    found = find_names(ast.parse(source))
+    found = find_names(ast.parse(TransformerManager().transform_cell(source)))
     assert set(found.reads) == set(reads.split())
     assert set(found.assigned) == set(assigned.split())
     assert found.hidden == set(hidden.split())
@@ -206,6 +212,19 @@ def test_inputs_are_keyed_by_value_and_by_code(kernel: Kernel) -> None:
     assert kernel.run("print(y)").stdout == "3\n"
     kernel.run(f"%%cache\n{MARK}\ny = helper(table['a']) + 1")
     assert ran(kernel) == 4
+
+
+@pytest.mark.parametrize(
+    "code", ["%time got = part + 1", "got = !echo {part}1", "got = !echo 1$part"]
+)
+def test_names_in_magics_and_shell_lines_are_inputs(kernel: Kernel, code: str) -> None:
+    """A cell runs again when a name in a magic or in a shell line has another value."""
+    shown = []
+    for value in (1, 2, 1):
+        kernel.run(f"part = {value}")
+        kernel.run(f"%%cache\n{code}")
+        shown.append(kernel.run("print(got)").stdout)
+    assert shown[0] == shown[2] != shown[1]
 
 
 def test_what_it_changes_in_place_comes_back(kernel: Kernel) -> None:
