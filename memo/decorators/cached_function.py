@@ -305,7 +305,7 @@ class CachedFunction(Generic[P, R]):
         """Name, ttl and counters as HTML; no entry is read."""
         from memo.metrics import rendering
 
-        info = self.cache_info()
+        info = cache_info(self.function_id)
         facts = {
             "signature": inspect.signature(self.__wrapped__),
             "fresh for": _ttl_text(self._function.policy.ttl),
@@ -616,12 +616,25 @@ class CachedFunction(Generic[P, R]):
         return await explaining.explain(port, function, assembly.manifests(), args, kwargs)
 
     def cache_info(self) -> metrics.CacheInfo:
-        """Hits, misses, maxsize (None) and currsize, as for `functools.lru_cache`."""
-        return cache_info(self.function_id)
+        """Hits, misses, maxsize (None) and currsize, as for `functools.lru_cache`.
+
+        Hits and misses are those of this process, currsize is the number of entries on this host.
+        """
+        return drive(self._cache_info(BLOCKING))
 
     async def acache_info(self) -> metrics.CacheInfo:
-        """Like `cache_info`, which does not block either."""
-        return self.cache_info()
+        """Like `cache_info`, without blocking the event loop."""
+        return await self._cache_info(native())
+
+    async def _cache_info(self, port: Port) -> metrics.CacheInfo:
+        from memo.engine import invalidating
+
+        if not assembly.enabled():
+            return cache_info(self.function_id)
+        keyer, chain = self._function.keyer, self._function.chain()
+        code = None if keyer.method else keyer.identity.digest()
+        count = await invalidating.count_on_host(port, chain, self.function_id, code)
+        return cache_info(self.function_id, count)
 
     def cache_clear(self) -> None:
         """Drop every entry of this function, and reset its counters."""

@@ -219,6 +219,35 @@ async def _count(
         return found._replace(partial=True, failed=True), False
 
 
+async def count_on_host(port: Port, chain: Chain, function: str, code: str | None) -> int | None:
+    """Count the entries of a function on this host that may answer a call.
+
+    Args:
+        code: its code version; None: the entries of all versions count.
+
+    Returns:
+        Their number; None if the chain cannot list them, or not within `COUNT_SECONDS`.
+    """
+    if not chain.listing:
+        return None
+    try:
+        return await port.offload(_count_valid, chain, function, code)
+    except Exception as error:
+        _emit_fault("count", error)
+        return None
+
+
+def _count_valid(chain: Chain, function: str, code: str | None) -> int | None:
+    keys: set[str] = set()
+    until = time.monotonic() + COUNT_SECONDS
+    for header in _headers_on_host(chain, chain.prefix(function), until):
+        if header is None:
+            return None
+        if header.code in (code or header.code, "") and _is_valid_here(chain, header):
+            keys.add(header.key)
+    return len(keys)
+
+
 def _emit_fault(part: str, error: Exception) -> None:
     """Emit an event about a fault in a part of the report."""
     events.emit(events.Event(events.ERROR, reason=part, detail=error_text(error)))

@@ -36,7 +36,8 @@ class CacheInfo(NamedTuple):
         hits: answers from the cache, including stale and shared ones.
         misses: calls that had to compute.
         maxsize: always None: the tiers limit bytes, not entries.
-        currsize: entries that this process stored and that were not invalidated here since.
+        currsize: entries on this host that may answer a call.  If they cannot be counted, or not
+            within 50 ms: those that this process stored since it last invalidated any of them.
     """
 
     hits: int

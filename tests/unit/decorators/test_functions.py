@@ -751,7 +751,9 @@ def check_helpers(f: Any, call: Any) -> None:
     info = f.cache_info()
     assert (info.hits, info.misses) == (1, 0)
     assert call(5) == [3]
-    assert f.cache_info()[:2] == (1, 1)
+    assert f.cache_info() == (1, 1, None, 2)
+    f.invalidate(5)
+    assert f.cache_info() == (1, 1, None, 1)
     outcome = f.invalidate(y=0)
     assert outcome.complete
     assert outcome.tiers
@@ -761,6 +763,23 @@ def check_helpers(f: Any, call: Any) -> None:
     f.cache_clear()
     assert not f.is_cached(1)
     assert f.cache_info()[:2] == (0, 0)
+
+
+def test_the_size_of_the_cache_is_what_may_answer() -> None:
+    """`currsize` counts no entry that was invalidated by its tag, has expired or has other code."""
+
+    def loads(version: str) -> Any:
+        return memo.cache(name="tests:sized", version=version, ttl=60, tags=["t:{x}"])(lambda x: x)
+
+    load = loads("1")
+    load(1), load(2), load(3)
+    assert load.cache_info().currsize == 3
+    memo.invalidate(tag="t:1")
+    load.expire(2)
+    assert load.cache_info().currsize == 1
+    edited = loads("2")
+    edited(9)
+    assert edited.cache_info().currsize == 1
 
 
 async def test_arguments_called_like_an_option_of_a_helper(tally: Tally) -> None:
