@@ -11,7 +11,6 @@ import heapq
 import itertools
 import sys
 import threading
-import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -38,45 +37,6 @@ SPARE_SLOTS = 64
 """The queue is rebuilt once it has this many more slots than twice the number of entries."""
 _uses = itertools.count(1)
 """Counts uses of entries in all memory tiers, so that any two uses can be ordered."""
-
-
-class ForkedLock:
-    """A reentrant lock that is held across a fork, so the child finds the guarded data whole."""
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        _locks.add(self)
-
-    def __enter__(self) -> None:
-        self.lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.lock.release()
-
-    def renew(self) -> None:
-        self.lock = threading.RLock()
-
-
-_locks: weakref.WeakSet[ForkedLock] = weakref.WeakSet()
-_forking: list[ForkedLock] = []
-
-
-def _before_fork() -> None:
-    _forking.extend(lock for lock in tuple(_locks) if lock.lock.acquire(timeout=1.0))
-
-
-def _after_fork_in_parent() -> None:
-    while _forking:
-        _forking.pop().lock.release()
-
-
-def _after_fork_in_child() -> None:
-    _forking.clear()
-    for lock in tuple(_locks):
-        lock.renew()
-
-
-fork.around(_before_fork, _after_fork_in_parent, _after_fork_in_child)
 
 
 class PayloadBytes:
@@ -139,13 +99,22 @@ class Memory:
         self._payload_limit = payload_limit
         self.generations: Generations | None = MemoryGenerations()
         self._clock = clock
-        self._lock = ForkedLock()
+        self._lock = threading.RLock()
+        fork.hold_locks_of(self)
         self._entries: dict[str, _Entry] = {}
         self._queue: list[tuple[int, str]] = []
         self._payloads: dict[bytes, PayloadBytes] = {}
         self._bytes = 0
         self._budget = budget
         budget.add_holder(self)
+
+    def fork_locks(self) -> tuple[threading.RLock]:
+        """See `memo.runtime.fork.LockOwner.fork_locks`."""
+        return (self._lock,)
+
+    def renew_locks(self, *, whole: bool) -> None:
+        """See `memo.runtime.fork.LockOwner.renew_locks`."""
+        self._lock = threading.RLock()
 
     @property
     def budget(self) -> int:
@@ -380,8 +349,17 @@ class MemoryGenerations:
     """Generations of this process; see `memo.stores.protocols.Generations`."""
 
     def __init__(self) -> None:
-        self._lock = ForkedLock()
+        self._lock = threading.RLock()
+        fork.hold_locks_of(self)
         self._groups: dict[str, dict[str, str]] = {}
+
+    def fork_locks(self) -> tuple[threading.RLock]:
+        """See `memo.runtime.fork.LockOwner.fork_locks`."""
+        return (self._lock,)
+
+    def renew_locks(self, *, whole: bool) -> None:
+        """See `memo.runtime.fork.LockOwner.renew_locks`."""
+        self._lock = threading.RLock()
 
     def read(self, refs: Sequence[Ref]) -> list[State]:
         """Like `states`, but a plain function."""

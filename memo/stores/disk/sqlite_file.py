@@ -116,6 +116,7 @@ class SqliteFile:
         self._new_locks()
         self._forget()
         _files.add(self)
+        fork.hold_locks_of(self)
 
     def _new_locks(self) -> None:
         self.reading = threading.RLock()
@@ -399,15 +400,12 @@ class SqliteFile:
                 with suppress(FileNotFoundError):
                     os.replace(old, new, src_dir_fd=folder, dst_dir_fd=folder)
 
-    def _before_fork(self) -> None:
-        self._held = [lock for lock in (self.writing, self.reading) if lock.acquire(timeout=1.0)]
+    def fork_locks(self) -> tuple[threading.RLock, threading.RLock]:
+        """See `memo.runtime.fork.LockOwner.fork_locks`."""
+        return self.writing, self.reading
 
-    def _after_fork_in_parent(self) -> None:
-        for lock in reversed(self._held):
-            lock.release()
-
-    def _after_fork_in_child(self) -> None:
-        whole = len(self._held) == 2
+    def renew_locks(self, *, whole: bool) -> None:
+        """See `memo.runtime.fork.LockOwner.renew_locks`."""
         self._new_locks()
         if whole:
             self._close()
@@ -481,30 +479,11 @@ def _locked(descriptor: int) -> bool:
 
 _files: weakref.WeakSet[SqliteFile] = weakref.WeakSet()
 _abandoned: list[object] = []
-_forking: list[SqliteFile] = []
-_fork = threading.Lock()
 
 
-def _before_fork() -> None:
-    _fork.acquire()
-    _forking.extend(_files)
-    for file in _forking:
-        file._before_fork()
-
-
-def _after_fork_in_parent() -> None:
-    for file in _forking:
-        file._after_fork_in_parent()
-    _forking.clear()
-    _fork.release()
-
-
-def _after_fork_in_child() -> None:
-    global _fork, _opening
-    _fork, _opening = threading.Lock(), threading.RLock()
-    for file in _forking:
-        file._after_fork_in_child()
-    _forking.clear()
+def _renew_opening() -> None:
+    global _opening
+    _opening = threading.RLock()
 
 
 _exiting = False
@@ -518,5 +497,5 @@ def _at_exit() -> None:
         file.close()
 
 
-fork.around(_before_fork, _after_fork_in_parent, _after_fork_in_child)
+fork.in_child(_renew_opening)
 atexit.register(_at_exit)
