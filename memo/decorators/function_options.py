@@ -19,7 +19,7 @@ from memo.runtime.port import Port
 from memo.settings import durations, options
 from memo.settings.options import Policy
 from memo.stores.protocols import CacheProtocol
-from memo.validity.dependencies import Dependencies, File
+from memo.validity.dependencies import Dependencies, File, checked_interval
 
 if TYPE_CHECKING:
     from typing import TypedDict
@@ -79,6 +79,7 @@ def check(given: Mapping[str, Any]) -> None:
     options.text("each", given["each"])
     options.flag("cutoff", given["cutoff"])
     _tags(given["tags"])
+    checked_interval(given["check_every"])
     assembly.chain_getter(given["provider"])
     assembly.compression_getter(given["compress"])
     _policy(given)

@@ -284,6 +284,18 @@ def _digest_now(path: str) -> str | None:
 CALLABLES: weakref.WeakValueDictionary[str, Dependencies] = weakref.WeakValueDictionary()
 
 
+def checked_interval(check_every: Any) -> float:
+    """Return the option `check_every` in seconds.
+
+    Raises:
+        OptionError: it is not a length of time.
+    """
+    every = seconds("check_every", check_every, zero=True, fix=_EVERY_HINT)
+    if every is None:
+        raise OptionError("check_every", None, f"must be seconds; {_EVERY_HINT}.")
+    return every
+
+
 class Dependencies:
     """The dependencies of a function besides its arguments and its code.
 
@@ -315,10 +327,7 @@ class Dependencies:
         self.signature = signature
         self._digest = digest
         self._encode = encode
-        every = seconds("check_every", check_every, zero=True, fix=_EVERY_HINT)
-        if every is None:
-            raise OptionError("check_every", None, f"must be seconds; {_EVERY_HINT}.")
-        self.every = every
+        self.every = checked_interval(check_every)
         extra = (p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD)
         self._extra = next(extra, "")
         self.files: list[File] = []

@@ -193,7 +193,7 @@ def test_a_window_is_never_told_to_have_no_limit(option: str) -> None:
 def test_check_every_is_never_told_to_have_no_limit(wrong: Any) -> None:
     """Without a limit a source would never be asked again: 0 asks at each call, None is refused."""
     with pytest.raises(OptionError, match=r"check_every=.*; 0 asks at each call"):
-        cache(depends_on="https://example.org/x", check_every=wrong)(len)
+        cache(depends_on="https://example.org/x", check_every=wrong)
     cache(depends_on="https://example.org/x", check_every=0)(len)
 
 
