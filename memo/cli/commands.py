@@ -264,7 +264,7 @@ def import_(file: str, key_file: str | None, yes: bool) -> None:
     key = _key_in(key_file)
     if given_key(key) is None:
         click.echo("\n".join(bundles.describe_bundle(memo.Bundle(file))))
-        key = click.prompt("Key of the bundle", hide_input=True)
+        key = click.prompt("Key of the bundle", hide_input=sys.stdin.isatty())
     bundle = memo.Bundle(file, key)
     click.echo("\n".join(bundles.describe_bundle(bundle)))
     if not yes:

@@ -284,7 +284,7 @@ class DemoOutput:
         for title, run in runs.items():
             share = (math.log10(run.seconds / shortest) + 1) / whole
             bar = "█" * max(1, round(share * BAR_WIDTH))
-            style = "green" if run is not self.first else "red"
+            style = "green" if run is not self.first else "yellow"
             self.say(f"   {title:<19}{bar:<{BAR_WIDTH}} {duration(run.seconds):>9}", style)
 
     @contextmanager
@@ -301,9 +301,11 @@ class DemoOutput:
 
     @contextmanager
     def _bar(self, total: int) -> Iterator[Callable[[memo.Event], None]]:
-        from rich.progress import Progress
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-        with Progress(console=self._console, transient=True) as progress:
+        bar = BarColumn(complete_style="cyan", finished_style="cyan")  # by default they are red
+        columns = (TextColumn("{task.description}"), bar, TaskProgressColumn())
+        with Progress(*columns, console=self._console, transient=True) as progress:
             task = progress.add_task("   parsing", total=total)
             yield lambda event: progress.advance(task, _is_package(event))
 

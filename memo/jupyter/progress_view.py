@@ -132,9 +132,10 @@ class TerminalScreen:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24))
+        color = "cyan"  # by default bars are red
         bars = Progress(
-            *columns,
+            TextColumn("{task.description}", markup=False),
+            BarColumn(24, complete_style=color, finished_style=color, pulse_style=color),
             console=Console(file=sys.stderr),
             auto_refresh=False,  # it would start a thread; the ticker refreshes
             transient=True,

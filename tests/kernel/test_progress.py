@@ -493,6 +493,7 @@ def test_a_script_in_a_terminal_shows_a_bar(tmp_path: Path) -> None:
     assert "slow() runs, " in text
     assert re.search(r"slow\(\) runs, [\d.]+ m?s of about 1\.\d s", text)
     assert "━" in text
+    assert not re.search(r"\x1b\[[39]1m", text), "nothing red that needs no action"
     assert text.rstrip().endswith(("\x1b[?25h", "\x1b[2K", "\x1b[1A\x1b[2K"))
 
 
