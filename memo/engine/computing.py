@@ -93,7 +93,8 @@ async def compute(
         return FlightResult(cache_failed=True)
     ready = await prepare_result(port, flight, before, ran, ran.outcome.value, keep=keep)
     [result] = await store_prepared(port, [ready])
-    job.chain.latest_answers.record(job.call.text, before.started)
+    if keep:
+        job.chain.latest_answers.record(job.call.text, before.started)
     return result
 
 
@@ -220,7 +221,7 @@ async def prepare_result(
     known, used = await merged_stamps(port, job, ran.used_calls, own)
     job.function.history.backoff.pop(job.call.text, None)
     latest = job.chain.latest_answers
-    if not ran.background:  # until a refresh is stored, the old value answers
+    if keep and not ran.background:  # until a refresh is stored, the old value answers
         latest.record(job.call.text, before.started)
     overtaken = latest.is_newer_than(job.call.text, before.started)  # by a refresh, say
     valid = before.same_key and not flight.detached

@@ -186,6 +186,29 @@ def test_off_inside_a_computation_keeps_the_dependency() -> None:
     assert report() == 20
 
 
+def test_off_inside_a_computation_leaves_what_is_stored(where: Any) -> None:
+    """In the mode "off" inside a computation, too, the cache keeps what it had."""
+
+    @cache(ttl=None, version="1", name="shop:rows")
+    def rows(region: str) -> Iterator[int]:
+        yield ran("rows")
+
+    @cache(ttl=None, version="1", name="shop:each", each="xs")
+    def each(xs: list[int]) -> list[int]:
+        return [ran("each") for _ in xs]
+
+    @cache(ttl=None, version="1", name="shop:report")
+    def report() -> list[int]:
+        with memo.mode("off"):
+            return [load("EU"), *rows("EU"), *each([1])]
+
+    with where:
+        load = loads()
+        assert [load("EU"), *rows("EU"), *each([1])] == [1, 1, 1]
+        assert report() == [2, 2, 2]
+        assert [load("EU"), *rows("EU"), *each([1])] == [1, 1, 1]
+
+
 def test_off_inside_a_computation_keeps_the_dependency_on_a_generator() -> None:
     """So does one that was built on the items of a generator in the mode "off", sync or async."""
 

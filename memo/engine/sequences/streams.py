@@ -407,7 +407,7 @@ class StreamRun:
                 if self.spool.fault:
                     emit(self.job, events.ERROR, reason="store", detail=self.spool.fault)
                     FLIGHTS.close(self.flight)  # later consumers could not read this item
-            if not self.count:
+            if self._keeps and not self.count:
                 self.job.chain.latest_answers.record(self.job.call.text, self._started)
             self.count += 1
 
@@ -443,7 +443,8 @@ class StreamRun:
         job.function.history.backoff.pop(job.call.text, None)
         known, used = await merged_stamps(port, job, self.used_calls, self.call_stamps)
         result = FlightResult(stamps=used, known_stamps=known)
-        job.chain.latest_answers.record(job.call.text, self._started)
+        if self._keeps:
+            job.chain.latest_answers.record(job.call.text, self._started)
         stored = self._keeps and not (self.flight.detached or self.spool.fault)
         stored = stored and self._watch.unchanged
         if stored and used is not None and await has_same_key(port, job):
