@@ -11,6 +11,7 @@ from memo.records import seal
 from memo.records.codec import Payload, aligned_bytes
 from memo.records.seal import Entry
 from memo.records.stamp_types import LOST, Ref, State
+from memo.runtime import events
 from memo.runtime.port import Port
 from memo.settings.secret_keys import Secret
 from memo.stores.protocols import Found, RecordToStore, Source, key_in
@@ -225,6 +226,12 @@ class FetchedPayload:
         return memoryview(bytearray(self._data))
 
 
+_NAMESPACE: Final = "n"
+_NO_GENERATIONS: Final = (
+    "it is new or has lost its data; results that this host stored before are computed again"
+)
+
+
 class CustomGenerations:
     """Generations over get and set; see `memo.stores.protocols.Generations`."""
 
@@ -282,6 +289,10 @@ class CustomGenerations:
             return states
         tokens = {_key(group, stamps.ALL): stamps.token().encode() for group in sorted(missing)}
         await self._tier.write(tokens, None)
+        if _NAMESPACE in missing:  # every entry depends on it
+            events.emit(
+                events.Event(events.TIER_LOST, tier=self._tier.name, detail=_NO_GENERATIONS)
+            )
         return await self._states(refs)
 
     async def _notes(self, ref: Ref) -> list[tuple[str, str]]:

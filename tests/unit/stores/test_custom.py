@@ -160,6 +160,22 @@ def test_a_wrong_payload_is_a_fault_of_the_tier(style: Style, wrong: Any) -> Non
     assert any("InTexts.get returned" in one for one in said), said
 
 
+def test_a_store_without_data_is_reported_once() -> None:
+    """This host adopts its generations, so what it stored before is computed again."""
+    before = memo.cache(ttl=None, version="1", name="tests:before")(lambda x: x)
+    before(1)
+    provider = InADict()
+    for number in range(2):
+        load = memo.cache(provider=provider, name=f"tests:{number}")(lambda x: x)
+        with recording() as events:
+            load(1)
+        lost = [event for event in events if event.kind == "tier_lost"]
+        assert [event.tier for event in lost] == ["InADict"] * (number == 0)
+    with recording() as events:
+        before(1)
+    assert [event.reason for event in events if event.kind == "miss"] == ["invalidated"]
+
+
 def test_notes_that_are_not_text_are_a_fault_of_the_tier() -> None:
     """A group that another program has overwritten is an error of the store."""
     provider = InADict()
