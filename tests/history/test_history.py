@@ -1,6 +1,6 @@
 """Invalidations win, answers never go back, computations do not overlap: the past is judged.
 
-See `history`.  Each configuration runs for about a second; with `MEMO_TEST_LONG=1` each takes
+See `history`.  Each configuration runs for less than a second; with `MEMO_TEST_LONG=1` each takes
 `MEMO_TEST_SECONDS` (20).  Then one step in 50 is an invalidation instead of one in 20: what costs
 time are the runs that follow one, not the calls between them, nor what the checker writes down.
 The end of the run tells how many calls there were and what was wrong with them;
@@ -34,7 +34,7 @@ from memo.stores.disk.host_state import Host
 from memo.stores.redis.tracking import MAX_OUTDATED_SECONDS
 
 LONG = bool(os.environ.get("MEMO_TEST_LONG"))
-SECONDS = float(os.environ.get("MEMO_TEST_SECONDS", "20" if LONG else "1.0"))
+SECONDS = float(os.environ.get("MEMO_TEST_SECONDS", "20" if LONG else "0.7"))
 pytestmark = pytest.mark.timeout(60 + 4 * SECONDS)
 LARGE: dict[str, Any] = {"invalidate": 0.02, "busy": 0.002} if LONG else {}
 """More of the plan of each configuration."""
