@@ -65,9 +65,7 @@ class BoundFunction(_Helpers[P, R]):
         """Return an attribute of the cached function; bind it to the object if it is a helper."""
         if name == "__signature__":
             return without_parameter(inspect.signature(self.__func__.__wrapped__), 0)
-        if (
-            name == "__dict__"
-        ):  # the state of the cached function is not an attribute of its methods
+        if name == "__dict__":  # the state of the cached function is not that of its methods
             raise AttributeError(name)
         found = getattr(self.__func__, name)
         if name == "using":

@@ -461,9 +461,10 @@ class InvalidationAfterCall:
         if not done.hint or (self.checks_left and SIMILAR in done.hint):
             return []
         self.checks_left = 0
+        end = "" if done.hint.endswith("?") else "."
         message = (
             f"invalidate_cache of {self.function_name}: nothing matched "
-            f"{done.target}{done.uncounted_caveat}; {done.hint}{'.' * (done.hint[-1] != '?')}"
+            f"{done.target}{done.uncounted_caveat}; {done.hint}{end}"
         )
         return [message]
 
