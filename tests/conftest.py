@@ -43,12 +43,10 @@ _ON_REDIS = {"redis_server", "redis_private", "cluster", "sentinels"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs Redis; keep what measures time on one worker, in a row."""
+    """Mark what needs Redis."""
     for item in items:
         if not _ON_REDIS.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.redis)
-        if item.get_closest_marker("timing"):
-            item.add_marker(pytest.mark.xdist_group("timing"))
 
 
 def pytest_report_header() -> str:

@@ -20,7 +20,7 @@ from waiting import wait_for
 
 __all__ = ["browser"]  # a fixture
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300), pytest.mark.xdist_group("lab")]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 WORK = """
 import sys, time

@@ -27,7 +27,7 @@ from checkout import ROOT
 from screenshots import folder, keep
 from waiting import wait_for
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(900), pytest.mark.xdist_group("lab")]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 CHROMIUM = (
