@@ -396,13 +396,24 @@ class CachedFunction(Generic[P, R]):
         """Like `expire`, without blocking the event loop."""
         return await self._invalidate_on_loop(NOT_GIVEN, args, kwargs, reason, soft=True)
 
-    async def _invalidate_on_loop(
+    def _invalidate_on_loop(
         self, own: Any, args: Any, kwargs: dict[str, Any], reason: str, *, soft: bool = False
-    ) -> engine.Invalidation:
-        """Like `_checked_invalidation`, and carry it out; big arguments are read in a thread."""
-        port = native()
-        check = functools.partial(self._checked_invalidation, own, args, kwargs, reason, soft=soft)
-        return await (await port.offload(check))(port)
+    ) -> Awaitable[engine.Invalidation]:
+        """Check the names of arguments now, and return the invalidation, to be awaited.
+
+        It reads the arguments in a thread, since they may be big.
+        """
+        names, _ = self._own_option(kwargs, "reason", reason, "")
+        self._function.keyer.check_names("invalidate", names)
+
+        async def invalidate() -> engine.Invalidation:
+            port = native()
+            checked = await port.offload(
+                lambda: self._checked_invalidation(own, args, kwargs, reason, soft=soft)
+            )
+            return await checked(port)
+
+        return invalidate()
 
     def _own_option(
         self, kwargs: dict[str, Any], name: str, given: Any, otherwise: Any

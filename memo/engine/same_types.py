@@ -36,6 +36,7 @@ _MAX_CHECKED_ITEMS = 64
 _AS_BASE = frozenset({"numpy.memmap"})
 """Types whose objects are stored as objects of their base class, as documented."""
 _NEW_OBJECT: tuple[Any, ...] = (copyreg.__newobj__, copyreg.__newobj_ex__)  # type: ignore[attr-defined]
+_PROTOCOL = 5
 _STATE = 2
 """Position of the state in what `__reduce__` returns."""
 _loads_as: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
@@ -198,18 +199,22 @@ def _pickle_by_name(value: Any) -> Any:
 def _reduction_of_error(error: BaseException) -> Any:
     """Reduce an exception whose class has an `__init__` of its own and no other pickling.
 
-    Python would call the class with `args`, which are what `super().__init__` was given.
+    Python would call the class with `args`, which are what `super().__init__` was given.  Dask, as
+    soon as it is imported, pickles exceptions with their traceback; those of a cache have none.
     """
     kind = type(error)
+    registered = copyreg.dispatch_table.get(kind)
+    by_dask = getattr(registered, "__module__", "") == "tblib.pickling_support"
+    if registered is not None and not by_dask:
+        return NotImplemented
     reduce: Any = kind.__reduce__
     if (
         not isinstance(kind.__init__, types.FunctionType)
         or isinstance(kind.__new__, types.FunctionType)
         or not isinstance(reduce, types.MethodDescriptorType)
         or kind.__reduce_ex__ is not object.__reduce_ex__
-        or kind in copyreg.dispatch_table
     ):
-        return NotImplemented
+        return error.__reduce_ex__(_PROTOCOL) if by_dask else NotImplemented
     reduced: Any = error.__reduce__()
     slots = copyreg._slotnames(kind)  # type: ignore[attr-defined]
     state = {name: getattr(error, name) for name in slots if hasattr(error, name)}

@@ -68,7 +68,7 @@ def test_a_wrong_setting_is_a_message_and_no_traceback(monkeypatch):
 
 
 def test_output_that_is_not_utf_8_has_replacements(cache_home):
-    """Where the encoding of a pipe lacks a character, it is replaced, and the command goes on."""
+    """A character that the encoding of a pipe lacks is replaced, and the command goes on."""
     squared(7)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(
@@ -131,7 +131,7 @@ def test_tables_are_styled_where_a_person_reads_them(monkeypatch):
 
 @pytest.mark.parametrize("columns", ["1", "7", "20"])
 def test_a_very_narrow_terminal_is_no_error(monkeypatch, columns):
-    """Where nothing fits, lines are longer than the terminal is wide."""
+    """If nothing fits, lines are longer than the terminal is wide."""
     monkeypatch.setenv("COLUMNS", columns)
     squared(7)
     for command in ("ls", "stats", "graph", "doctor"):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copyreg
 import threading
+import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tblib import pickling_support
 from ways import Way, fresh_process, kinds
 
 import memo
@@ -190,8 +194,24 @@ def test_an_exception_that_does_not_load_is_not_kept() -> None:
     assert len(RUNS) == 2
 
 
+@pytest.fixture(params=["", "dask is imported"])
+def registrations(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With dask, tblib pickles all exception types of the program, each with its traceback."""
+    before = dict(copyreg.dispatch_table)
+    for kind in (NotThereError, RefusedError, KeyError):
+        copyreg.dispatch_table.pop(kind, None)
+        if request.param:
+            pickling_support.install(kind)
+    yield
+    copyreg.dispatch_table.clear()
+    copyreg.dispatch_table.update(before)
+
+
+@pytest.mark.usefixtures("registrations")
 @pytest.mark.parametrize(
-    "error", [NotThereError(7, table="users"), RefusedError("db", code=13)], ids=repr
+    "error",
+    [NotThereError(7, table="users"), RefusedError("db", code=13), KeyError("x")],
+    ids=repr,
 )
 def test_an_exception_is_raised_as_it_was(error: Exception) -> None:
     """Message, `args` and attributes are the same, whatever arguments its class takes."""
@@ -209,6 +229,8 @@ def test_an_exception_is_raised_as_it_was(error: Exception) -> None:
         got = [str(caught.value), *(getattr(caught.value, name, None) for name in names)]
         assert got == wanted
     assert len(RUNS) == 1
+    frames = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert "load" not in frames, "a traceback was stored"
 
 
 def test_only_mode_raises_it(way: Way) -> None:

@@ -143,7 +143,7 @@ def test_expired_entries_are_listed(tmp_path: Path) -> None:
 
 
 def test_a_later_result_is_not_replaced(tmp_path: Path) -> None:
-    """What this host has computed since is not replaced by an older result, and is named."""
+    """A result that this host has computed since is not replaced by an older one, and is named."""
     load = loads(Way("sync"))
     load(1), load(2)
     memo.export_bundle(tmp_path / "b", load, key=KEY)
