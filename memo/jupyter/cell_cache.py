@@ -13,6 +13,7 @@ Rules of this module:
 3.  An input that the cell changed in place, by any means, is an output as well.
 4.  An input without a sound key (a client, a lock) is left out, like a global of a function.
 5.  A word of a magic or of a shell line is read, if it is a name; code of `%time` is followed.
+6.  A string may name variables, as in functions: `frame.query("x > @limit")` reads `limit`.
 """
 
 from __future__ import annotations
@@ -81,7 +82,10 @@ class Names(NamedTuple):
 
 def find_names(tree: ast.Module) -> Names:
     """Find the names that a cell reads and assigns."""
-    flow = _NameFlow()
+    nodes = list(ast.walk(tree))
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    names |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    flow = _NameFlow(names_used.string_patterns(names))
     flow.block(tree.body)
     flow.end()
     hidden = frozenset(flow.hidden) - set(flow.reads)
@@ -92,6 +96,7 @@ class _NameFlow(ast.NodeVisitor):
     """Follows the names of a cell from its top to its bottom.
 
     Attributes:
+        string_patterns: find the names of variables in strings, as in `frame.query("x > @limit")`.
         reads, assigned, hidden, imported: see `Names`.
         assigned_so_far: names that count as assigned at this point of the cell.
         maybe_assigned: those of them that only a body assigns that may not run.
@@ -99,7 +104,8 @@ class _NameFlow(ast.NodeVisitor):
         local_scopes: the names of each comprehension around this point.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, string_patterns: Sequence[re.Pattern[str]]) -> None:
+        self.string_patterns = string_patterns
         self.reads: dict[str, None] = {}
         self.assigned: dict[str, None] = {}
         self.hidden: set[str] = set()
@@ -144,6 +150,12 @@ class _NameFlow(ast.NodeVisitor):
             self.read(node.id)
             self.assigned[node.id] = None
             self.assigned_so_far.discard(node.id)
+
+    def visit_Constant(self, node: ast.Constant) -> None:
+        if isinstance(node.value, str):
+            for pattern in self.string_patterns:
+                for name in pattern.findall(node.value):
+                    self.read(name)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         self._part(node)

@@ -172,13 +172,17 @@ class _Scan:
                 self.run(inner, {n: known[n] for n in inner.co_freevars if n in known})
 
 
-def _names_in_strings(code: CodeType) -> Iterator[str]:
-    """Yield the names of globals in strings that pandas, DuckDB or polars read (rule 4)."""
-    names, patterns = set(code.co_names), []
-    if names & {"query", "eval"}:
-        patterns.append(_VARIABLE)
+def string_patterns(names: set[str]) -> list[re.Pattern[str]]:
+    """Return the patterns of variables in the strings of code that mentions some names (rule 4)."""
+    patterns = [_VARIABLE] if names & {"query", "eval"} else []
     if any(modules & names and verbs & names for modules, verbs in _SQL_FUNCTIONS):
         patterns.append(_TABLE_NAME)
+    return patterns
+
+
+def _names_in_strings(code: CodeType) -> Iterator[str]:
+    """Yield the names of globals in strings that pandas, DuckDB or polars read (rule 4)."""
+    patterns = string_patterns(set(code.co_names))
     own = {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
     for text in code.co_consts if patterns else ():
         if isinstance(text, str):
