@@ -210,6 +210,8 @@ class GraphBuilder:
         root.facts.add(("python", _PYTHON_VERSION))
         marked = isinstance(function, types.FunctionType) and STABLE in vars(function)
         fingerprint = ValueFingerprint("@0", (function,)) if marked else fingerprint_of(function)  # type: ignore[arg-type]
+        if fingerprint.mutable:  # a bound method, a partial or an object with `__call__`
+            fingerprint = self._watch_root(function, fingerprint)
         self.add_fingerprint(root, "function", fingerprint, owner)
         while self.todo:
             key, found, of = self.todo.pop()
@@ -219,6 +221,16 @@ class GraphBuilder:
                 self._function(key, found, of)
             if not self.todo:
                 self._follow_patches()
+
+    def _watch_root(
+        self, function: Callable[..., Any], fingerprint: ValueFingerprint
+    ) -> ValueFingerprint:
+        """Let the state of the function itself count; return the fingerprint that counts."""
+        where = location_of({"function": function}, "function")
+        at = ValuePlace(function, "", "function")
+        base = self._base(at, function, fingerprint)
+        self.watched[where.place] = WatchedValue(where, at, function, fingerprint, base)
+        return base
 
     def version(self) -> KnownVersion:
         """Return the digest, with everything that it depends on."""
@@ -660,13 +672,15 @@ class GraphBuilder:
                     of = None if isinstance(value, staticmethod) else owner
                     if isinstance(value, classmethod) or getattr(value, "of_class", False) is True:
                         self.class_functions.add(id(innermost(value)))
+                    self.self_escapes |= _is_opaque_property(value)
                     label = f"attribute:{qualified_name(base)}.{name}"
                     self._follow(node, label, where, taken, of)
                     return
                 self._watch_identity(where, value)
             elif value is not NO_VALUE:
                 self.add_fingerprint(node, f"base:{qualified_name(base)}", fingerprint_of(base))
-                self.self_escapes |= base is not object and hasattr(type(value), "__get__")
+                reads = base is not object or name in _READING_METHODS
+                self.self_escapes |= reads and hasattr(type(value), "__get__")
                 return
 
     def _class(self, node: Node, cls: type) -> None:
@@ -692,6 +706,12 @@ class GraphBuilder:
         )
 
 
+_READING_METHODS = frozenset(
+    {"__getattribute__", "__getstate__", "__reduce__", "__reduce_ex__", "__dir__", "__str__"}
+)
+"""Methods of `object` that read attributes, or call methods that do."""
+
+
 def _cells(function: types.FunctionType) -> dict[str, types.CellType]:
     return dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
 
@@ -714,6 +734,18 @@ def _is_known(value: Any) -> bool:
     """True if an attribute of a class passes `self` only to code that is followed."""
     if type(value) in (*DESCRIPTORS, types.FunctionType, *class_body.SLOT_TYPES):
         return True
+    return _is_memo(value)
+
+
+def _is_opaque_property(value: Any) -> bool:
+    """True for a property whose function does not tell what it reads: `property(itemgetter(0))`."""
+    if type(value) not in (property, functools.cached_property):
+        return False
+    function = getattr(value, DESCRIPTORS[type(value)])
+    return not (isinstance(function, types.FunctionType) or _is_memo(function))
+
+
+def _is_memo(value: Any) -> bool:
     return origin.of_type(type(value)).kind == origin.MEMO
 
 

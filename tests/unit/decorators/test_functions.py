@@ -496,6 +496,35 @@ def test_cached_methods_are_told_apart_by_their_objects() -> None:
     assert held(1) == 4
 
 
+class Counting:
+    """A callable object that counts its calls, with a setting."""
+
+    def __init__(self) -> None:
+        self.rate, self.calls = 2, 0
+
+    def __call__(self, x: int) -> int:
+        self.calls += 1
+        return self.rate * x
+
+    def times(self, x: int) -> int:
+        self.calls += 1
+        return self.rate * x
+
+
+@pytest.mark.filterwarnings("ignore:.*changes function.calls:UserWarning")
+@pytest.mark.parametrize(
+    "made", [lambda o: o, lambda o: o.times, functools.partial], ids=["object", "method", "partial"]
+)
+def test_the_state_of_a_callable_counts(made: Callable[[Any], Any]) -> None:
+    """A changed attribute of a cached object is a miss; a counter that it moves itself is not."""
+    counting = Counting()
+    f = memo.cache(made(counting))
+    assert [f(1), f(2), f(1), f(2)] == [2, 4, 2, 4]
+    assert counting.calls == 2
+    counting.rate = 5
+    assert f(1) == 5
+
+
 def test_copies_of_a_cached_method_stay_bound() -> None:
     """A copy of a bound cached method is bound to the object, a deep copy to a copy of it."""
     tariff = Tariff(2)

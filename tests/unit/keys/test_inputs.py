@@ -7,6 +7,7 @@ import asyncio
 import functools
 import inspect
 import linecache
+import operator
 import os
 import sqlite3
 import subprocess
@@ -125,6 +126,39 @@ class Derived(Base):
 KINDS: list[Maker] = [Plain, Frozen, Slotted, Derived]
 each_kind = pytest.mark.parametrize("make", KINDS)
 each_way = pytest.mark.parametrize("way", ["get", "aget"])
+
+
+class Held:
+    """Its properties are made of callables that are no Python functions."""
+
+    def __init__(self, tenant: str) -> None:
+        self._tenant = tenant
+
+    tenant = property(operator.attrgetter("_tenant"))
+    once = functools.cached_property(operator.attrgetter("_tenant"))
+    half = property(functools.partial(lambda mark, self: self._tenant + mark, "!"))
+
+    @memo.cache
+    def get(self, name: str) -> str:
+        return {"tenant": self.tenant, "once": self.once, "half": self.half}[name]
+
+    @memo.cache
+    def stored(self) -> Any:
+        return super().__getattribute__("_tenant")
+
+
+class Heir(Held):
+    @memo.cache
+    def inherited(self) -> Any:
+        return super().tenant
+
+
+def test_what_a_property_of_another_callable_reads_counts() -> None:
+    """All attributes count if a property or a method of `object` does not tell what it reads."""
+    for tenant in ("a", "b"):
+        assert [Held(tenant).get(name) for name in ("tenant", "once")] == [tenant] * 2
+        assert Held(tenant).get("half") == f"{tenant}!"
+        assert Held(tenant).stored() == Heir(tenant).inherited() == tenant
 
 
 @each_way
