@@ -43,7 +43,7 @@ from memo.stores.protocols import (
 from memo.stores.redis.loss_recovery import LossRecovery
 from memo.validity import check
 from memo.validity.results import UsedResult
-from memo.validity.stamps import Turn, parse_note
+from memo.validity.stamps import Turn, parse_note, without_soft
 
 T = TypeVar("T")
 _Read = Callable[[Generations], Coroutine[Any, Any, list[State]]]
@@ -424,7 +424,7 @@ class Authorities:
         if host is None:
             return
         for row, turns, text in await _due_rows(port, host.journal, tier.where):
-            await tier.generations.turn(port, turns, text)
+            await self._turn_again(port, tier.generations, turns, text)
             await self._mark_row(port, host.journal.mark_done, row)
             self._emit_replayed(tier, turns, text)
 
@@ -441,10 +441,32 @@ class Authorities:
         for sent in list(self._recent):
             at, turns, note = sent
             if at > since:
-                await tier.generations.turn(port, turns, note)
+                await self._turn_again(port, tier.generations, turns, note)
             with suppress(ValueError):  # another thread has removed it
                 self._recent.remove(sent)
         self._interruptions = interruptions
+
+    async def _turn_again(
+        self, port: Port, shared: Generations, turns: Sequence[Turn], note: str
+    ) -> None:
+        """Send invalidations that a shared tier may lack, except those that it certainly has.
+
+        It has those after which it reads the same as this host: it lost its data, say, and got it
+        back from here.  Sending these again would invalidate what was computed since.
+
+        Raises:
+            TierError: the shared tier cannot be reached.
+        """
+        refs = [Ref(turn.group, without_soft(turn.arguments)) for turn in turns]
+        try:
+            here = [] if self.host is None else await self.host.generations.states(port, refs)
+        except TierError:  # an invalidation is not written yet, say
+            here = []
+        if here:
+            pairs = zip(turns, here, await shared.states(port, refs), strict=True)
+            turns = [turn for turn, own, there in pairs if own == LOST or own != there]
+        if turns:
+            await shared.turn(port, turns, note)
 
     async def _send_unsent(self, port: Port, tier: Tier, generations: Generations) -> None:
         """Send the invalidations that neither arrived nor could be journalled.

@@ -142,6 +142,11 @@ def is_soft(arguments: Iterable[tuple[str, str]]) -> bool:
     return (SOFT, "") in arguments
 
 
+def without_soft(arguments: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Return the arguments of the calls that a turn affects; its soft form affects the same."""
+    return tuple(pair for pair in arguments if pair != (SOFT, ""))
+
+
 def expired_at(before: str, now: str) -> int | None:
     """Return when a state was first expired since; None if it was also invalidated.
 

@@ -90,7 +90,7 @@ def test_a_lone_host_loses_nothing(
         assert comes_back(lambda: [load(x) for x in range(3)]) == first[:3]
         assert load(4) != first[4]
         assert load(4) == load(4)
-        assert load(3) == load(3)  # invalidated lately: perhaps once more
+        assert load(3) == first[3]
         assert [load(x) for x in range(3)] == first[:3]
     with Hosts(redis_server, tmp_path).on("one"):
         assert [load(x) for x in range(3)] == first[:3]
@@ -112,6 +112,25 @@ def test_a_lone_host_forgets_no_invalidation(
         memo.invalidate(key="load:3")
         again = [load(x) for x in range(6)]
         assert [a == b for a, b in zip(again, first, strict=True)] == [False] * 4 + [True] * 2
+
+
+@memories
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_lone_host_keeps_what_it_computed_after_an_invalidation(
+    redis_server: RedisServer, tmp_path: Path, memory: int, when: str
+) -> None:
+    """An invalidation that Redis lost or never got drops nothing that was computed since."""
+    load = counting()
+    with Hosts(redis_server, tmp_path, memory_limit=memory).on("one"):
+        [load(x) for x in range(6)]
+        if when == "meanwhile":
+            redis_server.kill()
+        load.invalidate(0), memo.invalidate(tag="users"), memo.expire(prefix="load")
+        again = [load(x) for x in range(5)]
+        assert [count for _, count in again] == list(range(7, 12))
+        redis_server.restart(empty=True)
+        assert comes_back(lambda: [load(x) for x in range(5)]) == again
+        assert not load.is_cached(5)
 
 
 @losses
