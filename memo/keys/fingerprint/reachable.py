@@ -409,10 +409,11 @@ class GraphBuilder:
         self, node: Node, label: str, value: Any, taken: TakenAttributes
     ) -> None:
         """Follow attributes set on a function (`helper.table`); a class is followed as a whole."""
-        if type(value) is types.FunctionType:
+        if type(value) is types.FunctionType or _is_memo(value):
+            own = getattr(value, "__dict__", {})
             for name, inner in taken.by_attribute().items():
-                if name in vars(value):
-                    self._follow_name(node, f"{label}.{name}", vars(value), name, inner)
+                if name in own:
+                    self._follow_name(node, f"{label}.{name}", own, name, inner)
 
     def _module(
         self, node: Node, label: str, module: types.ModuleType, taken: TakenAttributes
@@ -592,7 +593,9 @@ class GraphBuilder:
             value = where.value()
             if issubclass(type(value), type):
                 where = location_in_class(value, step)
-            elif issubclass(type(value), (types.ModuleType, types.FunctionType)):
+            elif issubclass(type(value), (types.ModuleType, types.FunctionType)) or (
+                _is_memo(value) and hasattr(value, "__dict__")
+            ):
                 where = location_of(vars(value), step)
             else:
                 return

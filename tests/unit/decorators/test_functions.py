@@ -525,6 +525,29 @@ def test_the_state_of_a_callable_counts(made: Callable[[Any], Any]) -> None:
     assert f(1) == 5
 
 
+def test_attributes_set_on_a_cached_function_count() -> None:
+    """They are read like those of other functions; a counter that the function moves is not one."""
+
+    @memo.cache
+    def scaled(x: int) -> int:
+        counted.runs.append(x)  # type: ignore[attr-defined]
+        return x * scaled.factor  # type: ignore[attr-defined, no-any-return]
+
+    @memo.cache
+    def counted(x: int) -> int:
+        counted.runs.append(x)  # type: ignore[attr-defined]
+        return x
+
+    counted.runs = []  # type: ignore[attr-defined]
+    results = []
+    for factor in (2, 2, 3):
+        scaled.factor = factor  # type: ignore[attr-defined]
+        results.append(scaled(1))
+    assert results == [2, 2, 3]
+    assert counted(5) == counted(5) == 5
+    assert counted.runs == [1, 1, 5]  # type: ignore[attr-defined]
+
+
 def test_copies_of_a_cached_method_stay_bound() -> None:
     """A copy of a bound cached method is bound to the object, a deep copy to a copy of it."""
     tariff = Tariff(2)
