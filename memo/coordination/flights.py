@@ -291,6 +291,8 @@ class Flights:
 
     def detach(self, turns: Iterable[Turn]) -> int:
         """Close to new callers the flights that an invalidation concerns; return their number."""
+        if not self._active:
+            return 0
         wanted = list(turns)
         affected = Affected(wanted)
         dropped = Affected(turn for turn in wanted if not is_soft(turn.arguments))

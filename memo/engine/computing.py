@@ -7,6 +7,7 @@ import weakref
 from binascii import b2a_base64
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Self, TypeAlias
 
 from memo.coordination.flights import FLIGHTS, Flight, FlightResult, inside
@@ -486,18 +487,21 @@ async def merged_stamps(
     """Return the known stamps of a computation, and the same again, or None if some are missing."""
     if not used.size and len(own or ()) <= stamps.MAX_REFS_PER_GROUP:  # it used no cached call
         return own or (), own if used.sound else None
-    steps = Steps(port)
-    whole, sound = used.merge_with(own or ())
-    await steps.pause_if_due()
+    many = port.native and used.size > GENERATIONS_PER_STEP
+    merge = partial(used.merge_with, own or ())
+    whole, sound = await port.offload(merge) if many else merge()
     absolute = whole.absolute_stamps()
     try:
         absolute = await shorten_stamps(port, job.chain, absolute)
     except TierError:
         sound = False
     used_results = whole.used_results()
-    known = (
-        results.flatten(absolute, used_results) if used_results else with_block(absolute, own or ())
-    )
+    if used_results:
+        known = results.flatten(absolute, used_results)
+    elif many:
+        known = await port.offload(with_block, absolute, own or ())
+    else:
+        known = with_block(absolute, own or ())
     return known, known if sound and own is not None else None
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from inside import joined
+from observed import calls_of
 from ports import blocking
 from redis_server import RedisServer
 from waiting import await_until, counted_turns, until
@@ -20,6 +21,9 @@ from ways import Way, fresh_process, kinds
 import memo
 from memo import NotCachedError, OptionError, ReentryError, cache
 from memo.decorators import assembly
+from memo.engine.computing import GENERATIONS_PER_STEP
+from memo.engine.used_calls import UsedCalls
+from memo.records.stamp_blocks import with_block
 from memo.testing import ManualClock, isolated, recording
 
 RUNS: list[Any] = []
@@ -652,6 +656,22 @@ async def test_other_tasks_run_between_stored_elements(
     assert stored_at.total() == len(wanted)
     assert max(stored_at.values()) == 10
     assert await load(wanted) == squares(wanted)
+
+
+async def test_many_used_results_are_merged_in_a_thread() -> None:
+    """What a result was built on is put together in a thread if it is much."""
+
+    @cache(ttl=60, version="1", each="x", tags=["square:{x}"])
+    async def load(x: Any) -> Any:
+        return squares(x)
+
+    @cache(ttl=60, version="1")
+    async def total(n: int) -> int:
+        return sum(await load(range(n)))
+
+    with calls_of(UsedCalls.merge_with, with_block, note=lambda _: threading.get_ident()) as merged:
+        assert await total(GENERATIONS_PER_STEP) == sum(squares(range(GENERATIONS_PER_STEP)))
+    assert threading.get_ident() not in merged
 
 
 # --- the rest of the surface ----------------------------------------------------------------------
