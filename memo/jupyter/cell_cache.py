@@ -50,7 +50,7 @@ from memo.runtime.named_tuple import NamedTuple
 _MAX_SHOWN_NAMES = 3
 """Number of its outputs after which a cell is named."""
 _IMMUTABLE_TYPES = IMMUTABLE_BUILTINS | {types.FunctionType}
-_UNBOUND = object()
+_NEW_NAME = object()
 _AWAIT_FLAG = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 _INVISIBLE_TOKENS = frozenset(
     {
@@ -623,7 +623,7 @@ class Cell:
             others = (  # assigned by `exec`, `%time x = 1`, `import *`, or a function that it calls
                 name
                 for name, value in dict(scope).items()
-                if not name.startswith("_") and known.get(name, _UNBOUND) is not value
+                if not name.startswith("_") and known.get(name, _NEW_NAME) is not value
             )
             changed += dict.fromkeys((*self.names.assigned, *others))
             changed += [n for n, value in self._mutable_inputs() if _digest(value) != before[n]]
