@@ -502,6 +502,10 @@ async def merged_stamps(
         known = await port.offload(with_block, absolute, own or ())
     else:
         known = with_block(absolute, own or ())
+    judge = job.chain.authorities.shared
+    others = [f for chain, f in used.chains.items() if chain.authorities.shared is not judge]
+    if others and not job.function.history.warned:
+        await never_hits.warn_if_never_valid(port, job, known, others[0])
     return known, known if sound and own is not None else None
 
 

@@ -6,11 +6,15 @@ random number, an address or a time.  A function called with them would never hi
 Two arguments look the same if the visible parts of their keys are equal: public attributes or, for
 an object without any, its `repr`.  Then they differ in something private.  For a function that is a
 captured variable that it changes itself (`nonlocal n; n += 1`).
+
+A result that is built on a function of another provider never hits either: its own provider has no
+record of that function's invalidations.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from types import FunctionType
 from typing import Any, Final
 
@@ -20,6 +24,9 @@ from memo.keys.encoding import atoms, canonical
 from memo.keys.fingerprint.function_version import changed_names, code_digest
 from memo.keys.fingerprint.held_values import qualified_name
 from memo.keys.values import value_encoding
+from memo.records.stamp_types import Stamp
+from memo.runtime.port import Port
+from memo.runtime.reasons import GENERATION_LOST
 
 KEYS_BEFORE_WARNING: Final = 5
 """Number of different keys for arguments that look the same at which the warning is given."""
@@ -54,6 +61,23 @@ def warn_if_keys_differ(job: Job) -> None:
         _warn(function, names)
     elif len(function.history.keys_by_appearance) > _MAX_APPEARANCES:
         function.history.keys_by_appearance.clear()
+
+
+async def warn_if_never_valid(port: Port, job: Job, known: Sequence[Stamp], inner: str) -> None:
+    """Warn if the tier that judges a result has no record of what the result is built on.
+
+    Args:
+        known: the stamps of the result.
+        inner: a function that the result is built on and that another tier judges.
+    """
+    if await job.chain.authorities.why_invalid(port, known) != GENERATION_LOST:
+        return
+    job.function.history.warned = True
+    warn_at_definition(
+        job.function.run,
+        f"{label(job.function.id)} never hits: it is built on {label(inner)}, whose entries "
+        "another provider keeps; give both functions the same provider",
+    )
 
 
 def _visible_call(job: Job) -> tuple[str, list[str]]:

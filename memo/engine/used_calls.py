@@ -60,6 +60,7 @@ class UsedCalls:
         pauses: (begin, end) of the time spent in other cached calls, by `time.perf_counter`.
         earliest_expiry: expiry of the used result that expires first (one that was stale already
             comes before all others), or None.
+        chains: the chains whose entries answered -> a function of each.
         stream_seconds: additional seconds spent in streams, whose pauses are too many to list.
     """
 
@@ -71,6 +72,7 @@ class UsedCalls:
         "_wave",
         "_wave_end",
         "background",
+        "chains",
         "earliest_expiry",
         "over",
         "pauses",
@@ -87,6 +89,7 @@ class UsedCalls:
         self._others: dict[Stamp, None] = {}
         self._results: dict[tuple[str, str], UsedResult] = {}
         self.earliest_expiry: Expiry | None = None
+        self.chains: dict[Chain, str] = {}
         self._wave = 0
         self._wave_end = math.inf
         self.sound = True
@@ -330,6 +333,7 @@ def record_entry(
     if reads is None or reads.over:
         return
     reads.add(entry.stamps, begun)
+    reads.chains.setdefault(chain, function.id)
     if entry.flags & RAISED:
         return
     left = function.remaining(entry.times)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from providers import InADict
 
 import memo
 
@@ -201,3 +202,46 @@ def test_functions_that_captured_other_values_do_not_warn() -> None:
     with nothing_said():
         for limit in range(7):
             assert len(above(more_than(limit))) == 8 - limit
+
+
+def test_a_result_that_its_provider_cannot_judge_warns_once() -> None:
+    """The provider of the outer function has no record of the invalidations of the inner one."""
+    store = InADict()
+    runs = []
+
+    @memo.cache(version="1", name="never:inner")
+    def inner(x: int) -> int:
+        return x
+
+    @memo.cache(version="1", name="never:outer", provider=store)
+    def outer(x: int) -> int:
+        runs.append(x)
+        return inner(x)
+
+    with pytest.warns(UserWarning, match="^never:outer never hits: it is built on never:inner, "):
+        outer(1)
+    with nothing_said():
+        outer(1)
+    assert runs == [1, 1]
+
+
+@pytest.mark.parametrize("outside", [True, False], ids=["same provider", "provider inside"])
+def test_results_that_hit_warn_about_nothing(outside: bool) -> None:
+    """Functions of one provider may use each other, and this host judges what a provider keeps."""
+    store = InADict()
+    runs = []
+
+    @memo.cache(version="1", name="never:stored", provider=store)
+    def stored(x: int) -> int:
+        return x
+
+    @memo.cache(version="1", name="never:using", provider=store if outside else None)
+    def using(x: int) -> int:
+        runs.append(x)
+        return stored(x)
+
+    with nothing_said():
+        stored(1)
+        using(1)
+        using(1)
+    assert runs == [1]
