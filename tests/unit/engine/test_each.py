@@ -659,7 +659,7 @@ async def test_other_tasks_run_between_stored_elements(
 
 
 async def test_many_used_results_are_merged_in_a_thread() -> None:
-    """What a result was built on is put together in a thread if it is much."""
+    """Many stamps of what a result was built on are merged in a thread."""
 
     @cache(ttl=60, version="1", each="x", tags=["square:{x}"])
     async def load(x: Any) -> Any:

@@ -341,7 +341,8 @@ def test_this_process_is_heard_where_the_host_cannot_be_written() -> None:
             assert load.invalidate("EU").tiers["redis"] == "done"
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert ["the disk is full" in event.detail for event in seen if event.kind == ERROR] == [True]
+    said = [event.detail for event in seen if event.kind == ERROR]  # also of background writes
+    assert sum("the disk is full" in one for one in said) == 1, said
     proven(fetch, "EU")  # the host is read again, so hits are quick
     assert load("EU") != before
 
