@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,6 +25,12 @@ from memo.runtime.blocking import drain_blocking
 
 HIT = "1 entry on this host"
 MISSED = "nothing matched"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_other_providers() -> None:
+    """Functions of other tests are freed: `memo clear` searches their providers as well."""
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)
