@@ -492,6 +492,7 @@ def test_what_happens_to_a_database_never_ends_caching(
     load("more")
     checkpoint()
     {HARM[harm]}
+    later(0.01)  # the file of a host is looked at once a millisecond
     out["computed"] = [count(lambda: load("after")) for _ in range(3)]
     """
     assert run(body, UID, **given)["computed"] == [1, 0, 0]

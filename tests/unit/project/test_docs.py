@@ -190,7 +190,7 @@ def test_readme_says_what_a_newcomer_asks() -> None:
     assert "Bare `@cache` keeps results for 60 seconds" in text
     assert pictures(ROOT / "README.md") == {"docs/tour.png"}
     assert "a minute or two" in text
-    assert "about 20 minutes" in text
+    assert "about 10 minutes on two cores" in text
     for extra in ("notebook", "ui", "otel", "data", "remote"):
         assert f"`{extra}`" in text
     assert "pip install '.[notebook,ui,otel]'" in text
