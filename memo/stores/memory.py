@@ -39,6 +39,22 @@ _uses = itertools.count(1)
 """Counts uses of entries in all memory tiers, so that any two uses can be ordered."""
 
 
+class _Locked:
+    """Data under one lock, which is held during forks; see `memo.runtime.fork.LockOwner`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        fork.hold_locks_of(self)
+
+    def fork_locks(self) -> tuple[threading.RLock]:
+        """See `memo.runtime.fork.LockOwner.fork_locks`."""
+        return (self._lock,)
+
+    def renew_locks(self, *, whole: bool) -> None:
+        """See `memo.runtime.fork.LockOwner.renew_locks`."""
+        self._lock = threading.RLock()
+
+
 class PayloadBytes:
     """A payload in memory: a `memo.stores.protocols.Source`."""
 
@@ -73,7 +89,7 @@ class _Entry:
         self.used = next(_uses)
 
 
-class Memory:
+class Memory(_Locked):
     """A `memo.stores.protocols.Tier` in this process.
 
     Args:
@@ -95,26 +111,17 @@ class Memory:
         payload_limit: int | None = None,
         budget: Budget = BUDGET,
     ) -> None:
+        super().__init__()
         self.limit = limit
         self._payload_limit = payload_limit
         self.generations: Generations | None = MemoryGenerations()
         self._clock = clock
-        self._lock = threading.RLock()
-        fork.hold_locks_of(self)
         self._entries: dict[str, _Entry] = {}
         self._queue: list[tuple[int, str]] = []
         self._payloads: dict[bytes, PayloadBytes] = {}
         self._bytes = 0
         self._budget = budget
         budget.add_holder(self)
-
-    def fork_locks(self) -> tuple[threading.RLock]:
-        """See `memo.runtime.fork.LockOwner.fork_locks`."""
-        return (self._lock,)
-
-    def renew_locks(self, *, whole: bool) -> None:
-        """See `memo.runtime.fork.LockOwner.renew_locks`."""
-        self._lock = threading.RLock()
 
     @property
     def budget(self) -> int:
@@ -345,21 +352,12 @@ class Memory:
             self._bytes = 0
 
 
-class MemoryGenerations:
+class MemoryGenerations(_Locked):
     """Generations of this process; see `memo.stores.protocols.Generations`."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
-        fork.hold_locks_of(self)
+        super().__init__()
         self._groups: dict[str, dict[str, str]] = {}
-
-    def fork_locks(self) -> tuple[threading.RLock]:
-        """See `memo.runtime.fork.LockOwner.fork_locks`."""
-        return (self._lock,)
-
-    def renew_locks(self, *, whole: bool) -> None:
-        """See `memo.runtime.fork.LockOwner.renew_locks`."""
-        self._lock = threading.RLock()
 
     def read(self, refs: Sequence[Ref]) -> list[State]:
         """Like `states`, but a plain function."""
