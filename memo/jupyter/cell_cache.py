@@ -27,7 +27,7 @@ import sys
 import tokenize
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,13 +178,12 @@ class _NameFlow(ast.NodeVisitor):
     def visit_Call(self, node: ast.Call) -> None:
         self.generic_visit(node)
         magic, texts = _text_for_ipython(node)
-        code = texts.pop() if magic in _PYTHON_MAGICS else ""
-        try:
-            python = TransformerManager().transform_cell(code)  # type: ignore[no-untyped-call]
-            body = ast.parse(python).body
-        except SyntaxError:  # options stand before the code
-            texts.append(code)
-            body = []
+        body: list[ast.stmt] = []
+        if magic in _PYTHON_MAGICS:
+            with suppress(SyntaxError):  # options stand before the code
+                python = TransformerManager().transform_cell(texts[-1])  # type: ignore[no-untyped-call]
+                body = ast.parse(python).body
+                texts.pop()
         for name in re.findall(r"[^\W\d]\w*", " ".join(texts)):
             self.read(name)
         self.block(body)
