@@ -86,6 +86,11 @@ _CLASS_MAKING_MODULES = frozenset(
 """Modules that a class made by one of their functions may name as its own."""
 
 
+def is_of_memo(kind: type) -> bool:
+    """True for a class of memo's own."""
+    return of_type(kind).kind == MEMO
+
+
 def _holds(module: ModuleType, kind: type) -> bool:
     """True if a module, or the package above it, has the class under its name."""
     found: Any = module

@@ -197,7 +197,7 @@ def find(kind: type) -> Encoder:
         return _TUPLE_ENCODER
     if origin.is_compiled(kind):
         return _COMPILED
-    if hasattr(kind, "__call__") and origin.of_type(kind).kind == origin.MEMO:  # noqa: B004
+    if hasattr(kind, "__call__") and origin.is_of_memo(kind):  # noqa: B004
         return _CACHED
     fix = _why_refused(kind)
     if fix:

@@ -543,15 +543,14 @@ def wrapped(value: Any) -> Any:
     """Return the function under a decorator, as `functools.wraps` and memo record it."""
     state = getattr(value, "__dict__", None)
     found = state.get("__wrapped__") if isinstance(state, Mapping) else None
-    if found is None and origin.of_type(type(value)).kind == origin.MEMO:
+    if found is None and origin.is_of_memo(type(value)):
         found = getattr(value, "__wrapped__", None)
     return found
 
 
 def bound_object(value: Any) -> Any:
     """Return the object that a method cached by memo is bound to, or None."""
-    is_memo = origin.of_type(type(value)).kind == origin.MEMO
-    return getattr(value, "__self__", None) if is_memo else None
+    return getattr(value, "__self__", None) if origin.is_of_memo(type(value)) else None
 
 
 DESCRIPTORS: dict[type, str] = {

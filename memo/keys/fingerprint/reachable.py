@@ -409,7 +409,7 @@ class GraphBuilder:
         self, node: Node, label: str, value: Any, taken: TakenAttributes
     ) -> None:
         """Follow attributes set on a function (`helper.table`); a class is followed as a whole."""
-        if type(value) is types.FunctionType or _is_memo(value):
+        if type(value) is types.FunctionType or origin.is_of_memo(type(value)):
             own = getattr(value, "__dict__", {})
             for name, inner in taken.by_attribute().items():
                 if name in own:
@@ -594,7 +594,7 @@ class GraphBuilder:
             if issubclass(type(value), type):
                 where = location_in_class(value, step)
             elif issubclass(type(value), (types.ModuleType, types.FunctionType)) or (
-                _is_memo(value) and hasattr(value, "__dict__")
+                origin.is_of_memo(type(value)) and hasattr(value, "__dict__")
             ):
                 where = location_of(vars(value), step)
             else:
@@ -737,7 +737,7 @@ def _is_known(value: Any) -> bool:
     """True if an attribute of a class passes `self` only to code that is followed."""
     if type(value) in (*DESCRIPTORS, types.FunctionType, *class_body.SLOT_TYPES):
         return True
-    return _is_memo(value)
+    return origin.is_of_memo(type(value))
 
 
 def _is_opaque_property(value: Any) -> bool:
@@ -745,11 +745,7 @@ def _is_opaque_property(value: Any) -> bool:
     if type(value) not in (property, functools.cached_property):
         return False
     function = getattr(value, DESCRIPTORS[type(value)])
-    return not (isinstance(function, types.FunctionType) or _is_memo(function))
-
-
-def _is_memo(value: Any) -> bool:
-    return origin.of_type(type(value)).kind == origin.MEMO
+    return not (isinstance(function, types.FunctionType) or origin.is_of_memo(type(function)))
 
 
 def _first_parameter(function: types.FunctionType) -> str:

@@ -298,7 +298,7 @@ class _ProbeBuilder:
             self.add(value.value)
         elif held_values.is_transparent(kind):
             self._add_state(value, kind)
-        elif origin.of_type(kind).kind == origin.MEMO:
+        elif origin.is_of_memo(kind):
             self._add_all((held_values.wrapped(value), held_values.bound_object(value)))
         elif not _is_refused(value, kind):
             raise _Opaque
