@@ -164,13 +164,10 @@ class Function:
         raised: bool = False,
         unreachable: bool = False,
     ) -> Verdict:
-        """Judge the age of an entry.
+        """Judge the age of an entry; see `memo.validity.check.Judge`.
 
-        Args:
-            expired: when `expire()` was called on it, in nanoseconds since the epoch, or None.
-            raised: the entry is an exception (`cache_errors`), which has its own ttl.
-            unreachable: a source that it depends on cannot be reached.  With `stale_if_error` the
-                entry stays valid for its ttl; without, it is a miss.
+        An exception (`cache_errors`) has its own ttl.  An entry with a source that cannot be
+        queried is a miss, or, with `stale_if_error`, stays valid for its ttl.
         """
         if unreachable and not self.policy.stale_if_error:
             return Verdict(MISS, SOURCE_UNREACHABLE)

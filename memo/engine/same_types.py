@@ -36,7 +36,6 @@ _MAX_CHECKED_ITEMS = 64
 _AS_BASE = frozenset({"numpy.memmap"})
 """Types whose objects are stored as objects of their base class, as documented."""
 _NEW_OBJECT: tuple[Any, ...] = (copyreg.__newobj__, copyreg.__newobj_ex__)  # type: ignore[attr-defined]
-_PROTOCOL = 5
 _STATE = 2
 """Position of the state in what `__reduce__` returns."""
 _loads_as: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
@@ -214,7 +213,7 @@ def _reduction_of_error(error: BaseException) -> Any:
         or not isinstance(reduce, types.MethodDescriptorType)
         or kind.__reduce_ex__ is not object.__reduce_ex__
     ):
-        return error.__reduce_ex__(_PROTOCOL) if by_dask else NotImplemented
+        return error.__reduce_ex__(codec.PICKLE_PROTOCOL) if by_dask else NotImplemented
     reduced: Any = error.__reduce__()
     slots = copyreg._slotnames(kind)  # type: ignore[attr-defined]
     state = {name: getattr(error, name) for name in slots if hasattr(error, name)}

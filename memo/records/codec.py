@@ -31,6 +31,8 @@ from memo.records.seal import (
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.reasons import UNREADABLE
 
+PICKLE_PROTOCOL = 5
+"""The first one with buffers out of band."""
 PAYLOAD_FROM_BYTES = 64 * 1024
 """A value with at least this many bytes of buffers gets a payload; below, all is in the stream."""
 _MULTITHREADED_FROM_BYTES = 1024 * 1024
@@ -212,7 +214,7 @@ def pickle_by_value(value: Any) -> bytes:
     """Pickle a function and all that it reaches by value, for a process without its source."""
     import cloudpickle
 
-    packed: bytes = cloudpickle.dumps(value, protocol=5)
+    packed: bytes = cloudpickle.dumps(value, protocol=PICKLE_PROTOCOL)
     return packed
 
 
@@ -284,7 +286,7 @@ def _pickler() -> Any:
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         def __init__(self, file: Any, keep: Any, reduce: Reduce) -> None:
-            super().__init__(file, protocol=5, buffer_callback=keep)
+            super().__init__(file, protocol=PICKLE_PROTOCOL, buffer_callback=keep)
             self.reduce = reduce
             self.seen: dict[tuple[str, int, int], Any] = {}
 
@@ -461,7 +463,7 @@ def aligned_bytes(payload: Payload) -> bytes:
 
 def pickle_format() -> str:
     """Describe how streams are written here: pickle protocol, Python, and the libraries in use."""
-    parts = [f"pickle5 python{sys.version_info.major}.{sys.version_info.minor}"]
+    parts = [f"pickle{PICKLE_PROTOCOL} python{sys.version_info.major}.{sys.version_info.minor}"]
     for name in _NAMED_LIBRARIES:
         version = getattr(sys.modules.get(name), "__version__", None)
         if version:
