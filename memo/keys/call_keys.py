@@ -500,7 +500,7 @@ class Keyer:
 
     def code(self, args: tuple[Any, ...]) -> str:
         """Return the code version for a call; for a method it depends on the object's class."""
-        return self.identity.digest(self.owner(args))
+        return self.identity.digest_for_call(self.owner(args))
 
     def state(self, own: Any) -> SelfState:
         """Return the description of the state that the method reads of an object."""
@@ -521,7 +521,7 @@ class Keyer:
             HeavyError: with `light`: the arguments are too big.
         """
         owner = self.owner(args) if self._method else None
-        code = self.identity.digest(owner)
+        code = self.identity.digest_for_call(owner)
         state = STATELESS if owner is None else self.identity.state(owner)
         if self._self_counts:
             return self._call_on_object(code, args, kwargs, light, state)

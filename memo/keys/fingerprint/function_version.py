@@ -238,14 +238,16 @@ class Identity:
             owner: for a method the class of `self`, so that what `self.other()` reaches is followed
                 in it. By default the class that the method was defined in.
         """
+        return self._current(owner).digest if self._pinned is None else self._pinned
+
+    def digest_for_call(self, owner: type | None = None) -> str:
+        """Like `digest`; warn once if such a check takes long, since each call waits for it."""
         if self._pinned is not None:
             return self._pinned
-        seen = self.versions.get(owner)
-        if seen is not None and seen.is_unchanged():
-            if seen.slow >= _SLOW_CHECKS_BEFORE_WARNING and not self._bytecode_text:
-                self._warn_of_slow_check(seen)
-            return seen.digest
-        return self._survey_again(owner).digest
+        seen = self._current(owner)
+        if seen.slow >= _SLOW_CHECKS_BEFORE_WARNING and not self._bytecode_text:
+            self._warn_of_slow_check(seen)
+        return seen.digest
 
     def _warn_of_slow_check(self, seen: KnownVersion) -> None:
         """Warn once about the global whose check takes the most time at every call."""

@@ -78,6 +78,22 @@ def test_a_global_of_some_tenths_of_a_millisecond_is_named() -> None:
     assert 'ignore=["global:some"]' in said
 
 
+def test_the_cost_of_a_call_is_not_told_where_none_is_made() -> None:
+    """A graph or a count compares code versions too, and does not warn about other functions."""
+
+    @memo.cache(ttl=600)
+    def convert(x: int) -> int:
+        return units.units["unit1"].number + x
+
+    convert(1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(13):
+            convert.cache_info()
+    assert [str(one.message) for one in caught] == []
+    assert len(warned(convert)) == 1
+
+
 def test_a_model_class_is_named_with_the_way_out_which_works() -> None:
     """For a class of SQLAlchemy the way out is `memo.stable`, after which nothing is said."""
 
