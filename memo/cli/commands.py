@@ -24,7 +24,7 @@ from memo.decorators.assembly import default_chain
 from memo.engine.invalidating import invalidate
 from memo.errors import MemoError, MissingExtraError, OptionError
 from memo.inspection import call_graph, doctor, gathered_stats, inventory
-from memo.metrics import rendering
+from memo.metrics import formatting, rendering
 from memo.records import seal
 from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SECOND
@@ -106,7 +106,7 @@ def stats(pattern: tuple[str, ...], as_json: bool, as_html: bool, plot: bool, li
     found = found.with_health(_health())
     if as_html:
         shown = rendering.html(found, plot, limit, "--limit 0")
-        click.echo(rendering.page("memo stats", shown))
+        click.echo(formatting.page("memo stats", shown))
         return
     _show(rendering.stats_lines(found, plot=plot, width=_width(), limit=limit, more="--limit 0"))
 
@@ -116,7 +116,7 @@ def _width() -> int:
     return shutil.get_terminal_size().columns
 
 
-def _show(lines: Iterable[rendering.Styled]) -> None:
+def _show(lines: Iterable[formatting.Styled]) -> None:
     """Print lines; with styles if a terminal shows them."""
     from rich.text import Text
 
@@ -171,10 +171,10 @@ def list_entries(pattern: tuple[str, ...], limit: int, as_json: bool, as_html: b
         return
     table = inventory.table(shown)
     if as_html:
-        click.echo(rendering.page("memo ls", rendering.with_style(rendering.table_html(table))))
+        click.echo(formatting.page("memo ls", formatting.with_style(formatting.table_html(table))))
         return
-    _show(rendering.table_lines(table, _width()))
-    click.echo(rendering.shown_part(len(shown), count, "entry", "entries", "--limit 0"))
+    _show(formatting.table_lines(table, _width()))
+    click.echo(formatting.shown_part(len(shown), count, "entry", "entries", "--limit 0"))
 
 
 @main.command("graph")
@@ -352,7 +352,7 @@ def _clear_all(namespace: str) -> None:
     freed = drive(chain.clear(BLOCKING))
     for tier, how in freed.items():
         outcome = (
-            f"{rendering.quantity(how, 'entry', 'entries')} dropped"
+            f"{formatting.quantity(how, 'entry', 'entries')} dropped"
             if isinstance(how, int)
             else how
         )

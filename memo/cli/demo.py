@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import memo
 from memo import cache
 from memo.metrics import rendering
-from memo.metrics.rendering import duration
+from memo.metrics.formatting import duration
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -303,17 +303,17 @@ class CachedFunction(Generic[P, R]):
 
     def _repr_html_(self) -> str:
         """Name, ttl and counters as HTML; no entry is read."""
-        from memo.metrics import rendering
+        from memo.metrics import formatting
 
         info = cache_info(self.function_id)
         facts = {
             "signature": inspect.signature(self.__wrapped__),
             "fresh for": _ttl_text(self._function.policy.ttl),
             "addresses": f"{self._function.keyer.prefix}:…",
-            "here": f"{rendering.quantity(info.hits, 'hit')}, "
-            f"{rendering.quantity(info.misses, 'miss', 'misses')}",
+            "here": f"{formatting.quantity(info.hits, 'hit')}, "
+            f"{formatting.quantity(info.misses, 'miss', 'misses')}",
         }
-        return rendering.facts_html(f"cached {label(self.function_id)}", facts)
+        return formatting.facts_html(f"cached {label(self.function_id)}", facts)
 
     def __copy__(self) -> Self:
         return self
@@ -877,13 +877,13 @@ def _policy_text(function: Function) -> str:
 
 def _ttl_text(ttl: Any) -> str:
     """Describe a ttl in words."""
-    from memo.metrics import rendering
+    from memo.metrics import formatting
 
     if callable(ttl):
         return "as its result says"
     if ttl == options.INHERIT:
         return "as long as the results it was built on"
-    return "ever" if ttl is None else rendering.duration(ttl)
+    return "ever" if ttl is None else formatting.duration(ttl)
 
 
 def _blocking_port() -> Blocking:

@@ -21,7 +21,7 @@ from memo.errors import EntryError, TierError, label
 from memo.keys.call_keys import Call
 from memo.keys.fingerprint.source_history import Manifests
 from memo.keys.summaries import BUILT_ON, MASK, RESOLVED, RESULT_SHAPE, SPECIAL_PREFIX, built_on
-from memo.metrics import rendering
+from memo.metrics import formatting, rendering
 from memo.records import codec, seal
 from memo.records.seal import Entry, Header
 from memo.records.stamp_types import ADDRESS, CallStamp, FileStamp, Generation, Ref, Stamp, State
@@ -100,7 +100,7 @@ class Step(NamedTuple):
     def __str__(self) -> str:
         why = f" ({self.reason})" if self.reason else ""
         took = (
-            "" if self.seconds is None else f", took {rendering.duration(self.seconds)} last time"
+            "" if self.seconds is None else f", took {formatting.duration(self.seconds)} last time"
         )
         return f"{'  ' * self.depth}{self.does} {self.call}{why}{took}"
 
@@ -145,7 +145,7 @@ class Explanation:
         )
         diff = "".join(map(_diff_line_html, self.diff))
         colour = rendering.PLOT_COLOURS["hits" if self.hit else "misses"]
-        return rendering.with_style(
+        return formatting.with_style(
             f"<p><b>{escape(self.call)}</b>: "
             f'<b style="color:{colour}">{"hit" if self.hit else "miss"}</b> '
             f"({escape(self.reason)})</p>"
@@ -225,10 +225,8 @@ def _hit_facts(function: Function, found: Answer, chain: Chain) -> list[str]:
     if header.flags & seal.RAISED:
         facts.append("the function raised: the call raises that again (cache_errors)")
     if header.flags & seal.COMPRESSED:
-        whole = codec.zstd().decompressed_size(found.entry.stream)
-        facts.append(
-            f"compressed with zstd: {rendering.size(found.entry.size)} for {rendering.size(whole)}"
-        )
+        whole = formatting.size(codec.zstd().decompressed_size(found.entry.stream))
+        facts.append(f"compressed with zstd: {formatting.size(found.entry.size)} for {whole}")
     facts += [_source_text(stamp) for stamp in header.stamps if isinstance(stamp, _SOURCE_STAMPS)]
     return facts
 
@@ -362,7 +360,7 @@ async def _unconfirmed_facts(port: Port, chain: Chain, header: Header) -> list[s
     _, used_results = results.unflatten(header.stamps)
     whys = await chain.authorities.why_changed(port, used_results)
     names = [label(one.result.function) for one, why in zip(used_results, whys, strict=True) if why]
-    many = rendering.quantity(len(names), "result")
+    many = formatting.quantity(len(names), "result")
     listed = _counted_names(names)
     return [
         (
@@ -424,7 +422,7 @@ def _parsed_note(text: str) -> dict[str, Any]:
 
 
 def _note_text(note: Mapping[str, Any]) -> str:
-    at = rendering.date_and_time(note["at"])
+    at = formatting.date_and_time(note["at"])
     reason = f": {note['reason']}" if note.get("reason") else ""
     return f"at {at} by {note.get('by', '?')}{reason}"
 
@@ -636,7 +634,7 @@ def _diff(name: str, old: str, new: str) -> Iterable[str]:
 
 
 def _span(nanoseconds: float) -> str:
-    return rendering.duration(nanoseconds / SECOND)
+    return formatting.duration(nanoseconds / SECOND)
 
 
 # --- plans ----------------------------------------------------------------------------------------

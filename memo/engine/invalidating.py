@@ -137,7 +137,7 @@ class Invalidation(NamedTuple):
         return f" {HERE}; entries that are only in {self.shared} were {self.verb} uncounted"
 
     def _repr_html_(self) -> str:
-        from memo.metrics import rendering
+        from memo.metrics import formatting
 
         facts = {**self.tiers, **({"reason": self.reason} if self.reason else {})}
         if self.missed:
@@ -145,7 +145,7 @@ class Invalidation(NamedTuple):
             facts = {**({"hint": self.hint} if self.hint else {}), **facts}
         else:
             title = f"{self.verb.capitalize()} {label(self.target)}: {self.counted}"
-        return rendering.facts_html(title, facts)
+        return formatting.facts_html(title, facts)
 
 
 async def invalidate(

@@ -22,7 +22,7 @@ from memo.engine.explaining import list_headers
 from memo.errors import BundleError, EntryError, OptionError, TierError, label, public
 from memo.inspection.inventory import Selection
 from memo.keys import summaries
-from memo.metrics import rendering
+from memo.metrics import formatting
 from memo.records import codec, seal
 from memo.records.codec import Payload
 from memo.records.seal import Header
@@ -74,10 +74,10 @@ class Exported(NamedTuple):
 
     def __repr__(self) -> str:
         """Omit the key."""
-        entries = rendering.quantity(self.entries, "entry", "entries")
-        of = rendering.quantity(self.functions, "function")
+        entries = formatting.quantity(self.entries, "entry", "entries")
+        of = formatting.quantity(self.functions, "function")
         key_hint = "; importing it needs its .key" if self.generated else ""
-        return f"exported {entries} of {of}, {rendering.size(self.size)}, to {self.path}{key_hint}"
+        return f"exported {entries} of {of}, {formatting.size(self.size)}, to {self.path}{key_hint}"
 
 
 @public
@@ -205,7 +205,7 @@ async def _seal_part(
 def describe_bundle(bundle: Bundle) -> list[str]:
     """Describe the origin and the content of a bundle, as lines of text."""
     origin = bundle.origin
-    made = rendering.date_and_time(origin.made)
+    made = formatting.date_and_time(origin.made)
     verified = "sealed with this key" if bundle.verified else "NOT VERIFIED: the key is missing"
     lines = [
         f"{bundle.path.name}: {verified}",
@@ -215,13 +215,13 @@ def describe_bundle(bundle: Bundle) -> list[str]:
     lines += [f"  note: {origin.note}"] if origin.note else []
     codes = drive(_compare_code(BLOCKING, assembly.default_chain(), bundle))
     for function, items in bundle.functions():
-        entries = rendering.quantity(len(items), "entry", "entries")
-        size = rendering.size(sum(item.size for item in items))
+        entries = formatting.quantity(len(items), "entry", "entries")
+        size = formatting.size(sum(item.size for item in items))
         newest = time.time() - max(item.computed for item in items)
         versions = sorted({codes[item.function, item.code] for item in items})
         lines.append(
             f"  {label(function)}: {entries}, {size}, newest computed "
-            f"{rendering.duration(max(0.0, newest))} ago; {', '.join(versions)}"
+            f"{formatting.duration(max(0.0, newest))} ago; {', '.join(versions)}"
         )
     return lines
 
@@ -274,7 +274,7 @@ class Imported(NamedTuple):
 
     def lines(self) -> list[str]:
         """Describe the outcome in lines of text."""
-        made = rendering.quantity(len(self.stored), "entry", "entries")
+        made = formatting.quantity(len(self.stored), "entry", "entries")
         lines = [f"imported {made} from {self.bundle.path.name}, made by {self.bundle.origin.by}"]
         left_out = (
             (self.other_code, "not imported: the function's code is different here"),

@@ -17,7 +17,7 @@ from memo.decorators import assembly
 from memo.engine.explaining import MAX_SEARCHED_ENTRIES, list_headers, own_ref
 from memo.inspection import graph_drawing, inventory
 from memo.inspection.graph_drawing import ONLY_STORED, RUNNING, Node, to_networkx
-from memo.metrics import rendering
+from memo.metrics import formatting, rendering
 from memo.metrics.recorder import COUNTERS
 from memo.metrics.running_computations import COMPUTATIONS, Running
 from memo.records.seal import Header
@@ -71,7 +71,7 @@ class Graph:
         """Return results with what they were built on below them, at most `width` columns wide."""
         return "\n".join(line.text for line in self.lines(width))
 
-    def lines(self, width: int = 80) -> list[rendering.Styled]:
+    def lines(self, width: int = 80) -> list[formatting.Styled]:
         """Return the same as lines with styles."""
         return graph_drawing.tree(self, width)
 

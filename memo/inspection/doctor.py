@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from memo.decorators.assembly import default_chain, host_of, live
 from memo.errors import MemoError, SettingError, public
-from memo.metrics import rendering
-from memo.metrics.rendering import Cell, Table, number, quantity, size
+from memo.metrics import formatting
+from memo.metrics.formatting import Cell, Table, number, quantity, size
 from memo.runtime import VERSION, ownership
 from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SYSTEM_CLOCK
@@ -104,7 +104,7 @@ class Health(tuple[Finding, ...]):
         Raises:
             MissingExtraError: pandas is not installed.
         """
-        return rendering.frame_of(self, Finding._fields)
+        return formatting.frame_of(self, Finding._fields)
 
     def __repr__(self) -> str:
         return "\n".join(_lines(finding) for finding in self)
@@ -112,7 +112,7 @@ class Health(tuple[Finding, ...]):
     def _repr_html_(self) -> str:
         rows = ([Cell(word) for word in finding] for finding in self)
         table = Table(("", "checked", "found", "what to do"), list(rows), texts=4)
-        return rendering.with_style(rendering.table_html(table))
+        return formatting.with_style(formatting.table_html(table))
 
 
 def _lines(finding: Finding) -> str:

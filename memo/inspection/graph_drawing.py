@@ -13,8 +13,8 @@ from html import escape
 from typing import TYPE_CHECKING, Protocol
 
 from memo.errors import label
-from memo.metrics import rendering
-from memo.metrics.rendering import Styled, cell_len, cut_to_width
+from memo.metrics import formatting, rendering
+from memo.metrics.formatting import Styled, cell_len, cut_to_width
 from memo.runtime.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
@@ -90,10 +90,10 @@ class Node:
     @property
     def facts(self) -> str:
         """Return time and size, and the number of calls."""
-        many = [rendering.quantity(self.calls, "call")] if self.calls > 1 else []
-        known = [rendering.duration(self.seconds)] if self.seconds else []
-        held = [rendering.size(self.size)] if self.size else []
-        return rendering.SEPARATOR.join([*many, *known, *held])
+        many = [formatting.quantity(self.calls, "call")] if self.calls > 1 else []
+        known = [formatting.duration(self.seconds)] if self.seconds else []
+        held = [formatting.size(self.size)] if self.size else []
+        return formatting.SEPARATOR.join([*many, *known, *held])
 
 
 class Graph(Protocol):
@@ -176,7 +176,7 @@ def svg(graph: Graph) -> str:
     lines = "".join(_edge_svg(places[a], places[b]) for a, b in graph.edges)
     boxes = "".join(map(_box_svg, places.values()))
     legend = "".join(_legend_svg(state, at, high) for at, state in enumerate(present))
-    many = rendering.quantity(len(graph.nodes), "node")
+    many = formatting.quantity(len(graph.nodes), "node")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high + 26}" '
         f'width="{wide}" height="{high + 26}" style="max-width:100%;height:auto" role="img" '
@@ -244,13 +244,13 @@ def tooltip(node: Node) -> str:
     call = f"{node.label}({node.arguments})" if node.calls == 1 else node.label
     lines = [call, f"{node.state}: {STATE_MEANINGS.get(node.state, node.state)}"]
     if node.calls > 1:
-        lines.append(f"{rendering.quantity(node.calls, 'call')}: {node.arguments}")
+        lines.append(f"{formatting.quantity(node.calls, 'call')}: {node.arguments}")
     if node.seconds:
-        lines.append(f"computing took {rendering.duration(node.seconds)}")
+        lines.append(f"computing took {formatting.duration(node.seconds)}")
     if node.size:
-        lines.append(f"{rendering.size(node.size)} stored")
+        lines.append(f"{formatting.size(node.size)} stored")
     if node.finished:
-        lines.append(f"computed {rendering.duration(max(0.0, time.time() - node.finished))} ago")
+        lines.append(f"computed {formatting.duration(max(0.0, time.time() - node.finished))} ago")
     return "\n".join(lines)
 
 
@@ -278,7 +278,7 @@ def tree(graph: Graph, width: int = 80) -> list[Styled]:
         facts = (
             "see above"
             if again
-            else rendering.SEPARATOR.join(filter(None, (node.state, node.facts)))
+            else formatting.SEPARATOR.join(filter(None, (node.state, node.facts)))
         )
         room = width - cell_len(lead + mark) - cell_len(facts) - 2
         call = f"{node.label}({node.arguments})" if node.calls == 1 else node.label

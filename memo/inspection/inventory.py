@@ -20,7 +20,7 @@ from memo.engine.invalidating import own_refs
 from memo.errors import EntryError, OptionError, TierError, label, nearest_hint, public
 from memo.keys.encoding import atoms
 from memo.keys.values import value_encoding
-from memo.metrics import rendering
+from memo.metrics import formatting, rendering
 from memo.metrics.snapshots import matches
 from memo.records import seal
 from memo.records.seal import Header
@@ -138,7 +138,7 @@ def items(wanted: Selection, limit: int | None = None) -> tuple[list[Item], int]
     return drive(_items(BLOCKING, chain, wanted, limit))
 
 
-def table(shown: Sequence[Item]) -> rendering.Table:
+def table(shown: Sequence[Item]) -> formatting.Table:
     """Return a table of entries, with the tiers that hold each."""
     listed = [(item.header, item.size) for item in shown]
     tiers = [", ".join(item.tiers) for item in shown]
@@ -388,17 +388,17 @@ class Entries(list[Stored]):
         Raises:
             MissingExtraError: pandas is not installed.
         """
-        return rendering.frame_of(self, Stored._fields)
+        return formatting.frame_of(self, Stored._fields)
 
     def __repr__(self) -> str:
         if not self:
             return f"No entries. {self.missing}".strip()
-        shown = rendering.table_text(table(self._items))
+        shown = formatting.table_text(table(self._items))
         return f"{shown}\n\n{self.missing}" if self.missing else shown
 
     def _repr_html_(self) -> str:
-        shown = rendering.table_html(table(self._items)) if self else "No entries. "
-        return rendering.with_style(shown + escape(self.missing))
+        shown = formatting.table_html(table(self._items)) if self else "No entries. "
+        return formatting.with_style(shown + escape(self.missing))
 
 
 def _as_record(item: Item) -> Stored:

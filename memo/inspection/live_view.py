@@ -21,7 +21,7 @@ from memo.inspection import call_graph, graph_drawing, inventory
 from memo.inspection.gathered_stats import stats
 from memo.inspection.inventory import Item, Selection
 from memo.keys.summaries import BUILT_ON, RESOLVED, RESULT_SHAPE
-from memo.metrics import rendering
+from memo.metrics import formatting, rendering
 from memo.metrics.running_computations import COMPUTATIONS, LONG_COMPUTATION_SECONDS, Running
 from memo.metrics.snapshots import FunctionStats, Stats
 from memo.records.seal import Header
@@ -119,12 +119,12 @@ class Model:
 
     def _entries(self) -> dict[str, Any]:
         table = inventory.table(self.items)
-        rows = rendering.table_data(table)["rows"]
+        rows = formatting.table_data(table)["rows"]
         for row, item in zip(rows, self.items, strict=True):
             row["key"] = item.header.key
             row["preview"] = preview(item)
             row["why"] = "" if call_of(item.header) else _why_not_refreshed(item.header)
-        return {**rendering.table_data(table), "rows": rows, "count": self._count}
+        return {**formatting.table_data(table), "rows": rows, "count": self._count}
 
     def press(self, message: Any) -> None:
         """Carry out a command of the page.
@@ -201,8 +201,8 @@ def _running(run: Running) -> dict[str, Any]:
         "function": run.label,
         "call": run.call,
         "since": run.since,
-        "spent": rendering.duration(spent),
-        "about": rendering.duration(run.expected) if run.expected else "",
+        "spent": formatting.duration(spent),
+        "about": formatting.duration(run.expected) if run.expected else "",
         "share": min(1.0, spent / run.expected) if run.expected else None,
         "doing": "refreshing" if run.background else "computing",
         "where": "" if run.here else f"process {run.process}",
@@ -213,20 +213,20 @@ def _functions(now: Stats) -> dict[str, Any]:
     """Return the table of functions, this process's first, each with its plot."""
     own = {function.function_id for function in functions()}
     table = rendering.table(now)
-    rows = rendering.table_data(table)["rows"]
+    rows = formatting.table_data(table)["rows"]
     for row in rows:
         name = row["cells"][0]["value"]
         row["function"] = name
         row["here"] = name in own
         row["plot"] = _plot(now.functions[name])
     rows.sort(key=lambda row: not row["here"])
-    return {**rendering.table_data(table), "rows": rows}
+    return {**formatting.table_data(table), "rows": rows}
 
 
 def _plot(part: FunctionStats) -> dict[str, Any]:
     """Return the last `PLOT_STEPS` steps of hits, stale hits and misses, and a step's seconds."""
-    width, points = rendering.bars(Stats({"": part}))
-    step = rendering.duration(width)
+    width, points = part.bars(rendering.MAX_BARS)
+    step = formatting.duration(width)
     return {"width": width, "step": step, "points": [list(point) for point in points[-PLOT_STEPS:]]}
 
 
@@ -239,17 +239,17 @@ def preview(item: Item) -> str:
         shape = None
     parts = [str(shape[0])] if shape else []
     if header.buffers:
-        held = rendering.size(sum(buffer.size for buffer in header.buffers))
-        parts.append(f"{rendering.quantity(len(header.buffers), 'buffer')}, {held}")
+        held = formatting.size(sum(buffer.size for buffer in header.buffers))
+        parts.append(f"{formatting.quantity(len(header.buffers), 'buffer')}, {held}")
     parts.append(f"written with {header.codec}")
-    return rendering.SEPARATOR.join(parts)
+    return formatting.SEPARATOR.join(parts)
 
 
 def _explained(item: Item) -> str:
     """Explain the state of an entry in a sentence, and its origin."""
     header = item.header
-    at = rendering.date_and_time(header.times.finished / SECOND)
-    cost = rendering.duration(header.times.cost / SECOND)
+    at = formatting.date_and_time(header.times.finished / SECOND)
+    cost = formatting.duration(header.times.cost / SECOND)
     what = graph_drawing.STATE_MEANINGS.get(item.state, "stored, and valid: the next call is a hit")
     origin = f"Computed {at} by {header.writer} in {cost}: {preview(item)}."
     return f"{rendering.call_text(header)} is {item.state}: {what}. {origin}"
@@ -315,7 +315,7 @@ def _refresh(header: Header) -> str:
 
 def page_file(name: str) -> str:
     """Return the text of a file of the page: `page.html`, `view.js`, `view.css` or `page.js`."""
-    return rendering.static_file(__package__, name)
+    return formatting.static_file(__package__, name)
 
 
 def static_mimebundle(model: Model) -> dict[str, str]:
@@ -323,11 +323,11 @@ def static_mimebundle(model: Model) -> dict[str, str]:
     state = model.state()
     now = stats(shared=model.shared)
     running = [f"{run['call']} {run['doing']}, {run['spent']}" for run in state["running"]]
-    parts = [rendering.html(now), rendering.lines_html("\n".join(running))]
+    parts = [rendering.html(now), formatting.lines_html("\n".join(running))]
     text = [rendering.text(now), *running]
     if model.items:
         table = inventory.table(model.items)
-        parts.append(rendering.with_style(rendering.table_html(table)))
-        text += ["", rendering.table_text(table)]
+        parts.append(formatting.with_style(formatting.table_html(table)))
+        text += ["", formatting.table_text(table)]
     parts.append(state["graph"].get("svg", ""))
     return {"text/html": "".join(parts), "text/plain": "\n".join(text)}

@@ -46,7 +46,7 @@ from memo.inspection.gathered_stats import stats
 from memo.inspection.report_line import explain_misses
 from memo.jupyter.cell_cache import Cell
 from memo.jupyter.progress_view import WATCHER, Line
-from memo.metrics import recorder, rendering
+from memo.metrics import formatting, recorder, rendering
 from memo.metrics.recorder import Span, open_span, reset
 from memo.metrics.snapshots import Stats, matches
 from memo.runtime.blocking import BLOCKING, drive
@@ -73,7 +73,7 @@ def _display_html(text: str, html: str) -> None:
 
 
 def _display_text(text: str) -> None:
-    _display_html(text, rendering.lines_html(text))
+    _display_html(text, formatting.lines_html(text))
 
 
 def _parse_limit(text: str) -> int:
@@ -158,7 +158,7 @@ class CacheMagics(Magics):
             UsageError: this kernel cannot ask.
         """
         names = list(dict.fromkeys(label(f.function_id) for f in functions()))
-        what = rendering.quantity(len(names), "function")
+        what = formatting.quantity(len(names), "function")
         question = f"This invalidates every entry of {what}: {', '.join(names)}."
         kernel = getattr(self.shell, "kernel", None)
         if not getattr(kernel, "_allow_stdin", True):
@@ -228,10 +228,10 @@ class CacheMagics(Magics):
         if not count:
             _check_where(given.patterns, where)
             return _display_text(_not_found_text(given.patterns))
-        footer = rendering.shown_part(len(shown), count, "entry", "entries", "--limit 0")
-        text = f"{rendering.table_text(table)}\n\n{footer}"
+        footer = formatting.shown_part(len(shown), count, "entry", "entries", "--limit 0")
+        text = f"{formatting.table_text(table)}\n\n{footer}"
         return _display_html(
-            text, rendering.with_style(f"{rendering.table_html(table)}<p>{footer}</p>")
+            text, formatting.with_style(f"{formatting.table_html(table)}<p>{footer}</p>")
         )
 
     @magic_arguments()
@@ -477,10 +477,10 @@ def _evaluate(node: ast.expr, scope: dict[str, Any]) -> Any:
 # --- %cache_ls ----------------------------------------------------------------------------------
 
 
-def _frame(table: rendering.Table) -> Any:
+def _frame(table: formatting.Table) -> Any:
     import pandas as pd
 
-    rows = [[None if c.text == rendering.DASH else c.value for c in row] for row in table.rows]
+    rows = [[None if c.text == formatting.DASH else c.value for c in row] for row in table.rows]
     units = {"age": "age_seconds", "expires in": "expires_in_seconds", "cost": "cost_seconds"}
     return pd.DataFrame(rows, columns=[units.get(title, title) for title in table.titles])
 

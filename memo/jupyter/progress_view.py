@@ -19,7 +19,7 @@ from memo.coordination.leases import Holder
 from memo.decorators.cached_function import CachedFunction, functions
 from memo.engine.explaining import headers_of
 from memo.errors import MemoError, label
-from memo.metrics import rendering
+from memo.metrics import formatting
 from memo.metrics.recorder import COUNTERS
 from memo.runtime import events, fork
 from memo.runtime.blocking import DISPLAYS
@@ -80,16 +80,16 @@ class Line(NamedTuple):
         return f"{'  ' * self.depth}{self._phrase()}"
 
     def _phrase(self) -> str:
-        spent = rendering.duration(self.seconds)
+        spent = formatting.duration(self.seconds)
         if self.begun > 1:
             parts = [f"{self.begun} in {spent}" if self.over else f"{self.done} of {self.begun}"]
-            parts += [f"{rendering.duration(self.each)} each"] if self.each is not None else []
-            parts += [f"{rendering.duration(self.left)} left"] if self.left is not None else []
+            parts += [f"{formatting.duration(self.each)} each"] if self.each is not None else []
+            parts += [f"{formatting.duration(self.left)} left"] if self.left is not None else []
             return f"{self.what}: {', '.join(parts)}"
         if self.over:
             return f"{self.what} took {spent}"
         if self.expected is not None:
-            return f"{self.what}, {self.word}{spent} of about {rendering.duration(self.expected)}"
+            return f"{self.what}, {self.word}{spent} of about {formatting.duration(self.expected)}"
         return f"{self.what}, {self.word}{spent}{'' if self.word else ' so far'}"
 
 
@@ -227,7 +227,7 @@ def _name(run: _Run) -> str:
 
 def _activity(run: _Run) -> str:
     if run.kind in _MOVES:
-        return f"{_name(run)}: {rendering.size(run.size)} {_MOVES[run.kind]} {run.tier}"
+        return f"{_name(run)}: {formatting.size(run.size)} {_MOVES[run.kind]} {run.tier}"
     if run.waits:
         return f"{_name(run)} waits for {holder_name(run.holder)}"
     return f"{_name(run)} runs"

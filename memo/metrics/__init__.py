@@ -1,7 +1,8 @@
 """Counters of events, running computations, and snapshots of both as text, HTML and JSON.
 
 Imports `coordination` and below, and never the engine, which imports it.
-Start with `recorder.py`; `rendering.py` renders every table, as text and as HTML.
+Start with `recorder.py`; `rendering.py` draws statistics and lists of entries, with the numbers and
+tables of `formatting.py`.
 """
 
 from __future__ import annotations

@@ -292,10 +292,6 @@ class Counters:
 
 # --- A stretch of time --------------------------------------------------------------------------
 
-REFRESHING = "refreshing"
-REFRESHED = "refreshed"
-FAILED_REFRESH = "refresh failed"
-
 
 class Span:
     """The events between its creation and `end()`: in a cell, or in a `with` block.
@@ -318,8 +314,8 @@ class Span:
         self.misses: list[Event] = []
         """The first `MAX_SPAN_MISSES` misses, with their reasons."""
         self.refreshes: dict[str, str] = {}
-        """Key of a stale answer -> the state of its refresh: `""` (not begun), a constant above, or
-        `events.REFRESHED_ELSEWHERE`."""
+        """Key of a stale answer -> the state of its refresh: `""` (not begun) or one of the states
+        in `runtime.events`."""
         self._remove = counters.listen(self._handle)
 
     def _handle(self, event: Event) -> None:
@@ -370,7 +366,7 @@ class Span:
     @property
     def is_complete(self) -> bool:
         """True if every refresh of the span has ended."""
-        return not any(state in ("", REFRESHING) for state in self.refreshes.values())
+        return not any(state in ("", events.REFRESHING) for state in self.refreshes.values())
 
     @property
     def stats(self) -> metrics.Stats:
@@ -390,9 +386,9 @@ class Span:
 
 
 _REFRESH_STATES = {
-    events.REFRESH_STARTED: REFRESHING,
-    events.REFRESH_DONE: REFRESHED,
-    events.REFRESH_FAILED: FAILED_REFRESH,
+    events.REFRESH_STARTED: events.REFRESHING,
+    events.REFRESH_DONE: events.REFRESHED,
+    events.REFRESH_FAILED: events.FAILED_REFRESH,
 }
 
 

@@ -156,6 +156,19 @@ class FunctionStats:
         """Median time of a lookup that answered, in seconds, to about 4.5 %; None without one."""
         return median(self.hit_times)
 
+    def bars(self, limit: int) -> tuple[float, list[Point]]:
+        """Return the timeline without gaps: seconds per bar, and at most `limit` bars."""
+        width, points = self.width, list(self.timeline)
+        while points and (points[-1].start - points[0].start) / width >= limit:
+            width *= 2
+            points = _merge_points(points, width)
+        if not points:
+            return width, []
+        known = {point.start: point for point in points}
+        count = round((points[-1].start - points[0].start) / width) + 1
+        starts = (points[0].start + index * width for index in range(count))
+        return width, [known.get(start, Point(start, 0, 0, 0)) for start in starts]
+
     def __add__(self, other: FunctionStats) -> FunctionStats:
         return combine((self, other))
 
@@ -303,11 +316,11 @@ class Stats:
         Raises:
             MissingExtraError: pandas is not installed.
         """
-        from memo.metrics import rendering
+        from memo.metrics import formatting
 
         rows = {function: _row(stats) for function, stats in self.functions.items()}
         columns = list(_row(FunctionStats()))
-        make = rendering.import_pandas().DataFrame.from_dict
+        make = formatting.import_pandas().DataFrame.from_dict
         frame: pd.DataFrame = make(rows, orient="index", columns=columns)
         frame.index.name = "function"
         return frame
@@ -391,14 +404,14 @@ def _merge_timelines(
     if not lines:
         return 1.0, ()
     width = max(width for width, _ in lines)
-    points = merge_points([point for _, timeline in lines for point in timeline], width)
+    points = _merge_points([point for _, timeline in lines for point in timeline], width)
     while len(points) > MAX_TIMELINE_POINTS:
         width *= 2
-        points = merge_points(points, width)
+        points = _merge_points(points, width)
     return width, tuple(points)
 
 
-def merge_points(points: Iterable[Point], width: float) -> list[Point]:
+def _merge_points(points: Iterable[Point], width: float) -> list[Point]:
     """Merge the points of a timeline into steps of `width` seconds."""
     sums: dict[float, list[int]] = {}
     for start, *counts in points:

@@ -19,7 +19,7 @@ from memo.decorators import assembly
 from memo.engine.explaining import list_headers
 from memo.inspection.live_view import Model
 from memo.keys.summaries import mask_address
-from memo.metrics import rendering
+from memo.metrics import formatting, rendering
 from memo.runtime.blocking import BLOCKING, drive
 
 HERE = Path(__file__).name
@@ -88,7 +88,7 @@ def everything_shown(load: Any, *args: Any) -> str:
     model.press({"do": "refresh", "key": row["key"]})
     parts = [model.said, load.explain(*args), load.explain(*args[:-1], "other"), model.state()]
     parts += [
-        rendering.table_text(rendering.entries(found, [0.0] * len(found), [0.0] * len(found))),
+        formatting.table_text(rendering.entries(found, [0.0] * len(found), [0.0] * len(found))),
         load.explain(*args)._repr_html_(),
     ]
     model.press({"do": "invalidate", "key": row["key"]})

@@ -9,9 +9,10 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from memo.metrics import rendering
+from memo.metrics import formatting, rendering
+from memo.metrics.formatting import Cell, Table
 from memo.metrics.recorder import Counters, Span
-from memo.metrics.rendering import PLOT_COLOURS, Cell, Table
+from memo.metrics.rendering import PLOT_COLOURS
 from memo.metrics.snapshots import Stats
 from memo.runtime import events
 from memo.runtime.clock import SECOND, Clock
@@ -109,7 +110,7 @@ def found(counters: Counters, clock: Ticking) -> Stats:
 )
 def test_durations(seconds: float | None, text: str) -> None:
     """A time has the unit in which it is easiest to read, and never carries past it."""
-    assert rendering.duration(seconds) == text
+    assert formatting.duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_durations(seconds: float | None, text: str) -> None:
 )
 def test_sizes(count: int | None, text: str) -> None:
     """A size is in powers of 1024, and never reads 1024.0 of the smaller unit."""
-    assert rendering.size(count) == text
+    assert formatting.size(count) == text
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_sizes(count: int | None, text: str) -> None:
 )
 def test_shares(share: float | None, text: str) -> None:
     """100 % is said only where nothing is missing."""
-    assert rendering.percent(share) == text
+    assert formatting.percent(share) == text
 
 
 def test_text_is_aligned(found: Stats) -> None:
@@ -158,12 +159,12 @@ def test_text_is_aligned(found: Stats) -> None:
 def test_lines_break_between_facts() -> None:
     """A number stays on the line of its name, where there is room for both."""
     text = "hits: memory 4; misses: not cached yet 14; raised: OptionError 1 · ValueError 1"
-    assert rendering.wrap(text, 41) == [
+    assert formatting.wrap(text, 41) == [
         "hits: memory 4;",
         "misses: not cached yet 14;",
         "raised: OptionError 1 · ValueError 1",
     ]
-    assert max(map(len, rendering.wrap(text, 12))) <= 12
+    assert max(map(len, formatting.wrap(text, 12))) <= 12
 
 
 def test_columns_of_zeros_are_left_out(counters: Counters) -> None:
@@ -211,10 +212,10 @@ def test_everything_is_escaped(found: Stats) -> None:
     table = Table(["<s>x", "y"], [[Cell("<s>a", '"><s>'), Cell("<s>b", '"><s>', "<s>note")]])
     for html in (
         rendering.html(odd, plot=True),
-        rendering.with_style(rendering.table_html(table)),
-        rendering.facts_html("<b>title", {"<i>name": "<u>value"}),
+        formatting.with_style(formatting.table_html(table)),
+        formatting.facts_html("<b>title", {"<i>name": "<u>value"}),
         rendering.report_html("<b>line"),
-        rendering.lines_html("<b>line"),
+        formatting.lines_html("<b>line"),
     ):
         tags = {tag for tag, _ in read(html).seen}
         assert not tags & {"img", "i", "u", "s"}
@@ -285,7 +286,7 @@ def test_plots_have_bounded_bars(counters: Counters, clock: Ticking) -> None:
     for _ in range(50):
         clock.now += 1800 * SECOND
         counters(Event(events.HIT, LOAD, "a", "disk", seconds=1e-4))
-    width, points = rendering.bars(counters.snapshot())
+    width, points = counters.snapshot().total.bars(rendering.MAX_BARS)
     assert len(points) <= rendering.MAX_BARS
     assert sum(point.hits for point in points) == 50
     starts = [point.start for point in points]

@@ -20,7 +20,7 @@ from time_ahead import Ahead
 import memo
 from memo import OptionError, cache
 from memo.inspection import inventory
-from memo.metrics import rendering
+from memo.metrics import formatting, rendering
 from memo.records import seal
 from memo.testing import ManualClock, isolated
 
@@ -191,7 +191,7 @@ def test_the_table_says_until_when_a_call_would_use_an_entry() -> None:
         load.expire()
         assert shown() == ["expired", "expired"]
         load.invalidate()
-        assert shown() == ["invalidated", rendering.DASH]
+        assert shown() == ["invalidated", formatting.DASH]
 
 
 def test_as_a_frame_and_as_text() -> None:

@@ -20,7 +20,7 @@ from waiting import until
 import memo
 from memo import OptionError, cache, configure
 from memo.metrics.counters import MAX_OUTCOMES, MAX_TIMELINE_POINTS
-from memo.metrics.recorder import COUNTERS, FAILED_REFRESH, REFRESHED, REFRESHING, Counters, Span
+from memo.metrics.recorder import COUNTERS, Counters, Span
 from memo.metrics.shared_counters import (
     SNAPSHOT_KEPT_SECONDS,
     TIMER_THREAD,
@@ -470,7 +470,7 @@ def test_span_follows_refreshes_after_its_end(counters: Counters) -> None:
     counters(Event(events.REFRESH_STARTED, LOAD, "another"))
     counters(Event(events.REFRESH_DONE, LOAD, "k"))
     counters(Event(events.REFRESH_DONE, LOAD, "k"))
-    assert seen == [REFRESHING, REFRESHED]
+    assert seen == [events.REFRESHING, events.REFRESHED]
     assert span.is_complete
     assert not counters.listeners
 
@@ -482,7 +482,7 @@ def test_span_knows_a_refresh_that_failed(counters: Counters) -> None:
     counters(Event(events.REFRESH_STARTED, LOAD, "k"))
     span.end()
     counters(Event(events.REFRESH_FAILED, LOAD, "k", reason="OSError"))
-    assert span.refreshes == {"k": FAILED_REFRESH}
+    assert span.refreshes == {"k": events.FAILED_REFRESH}
     assert not counters.listeners
 
 

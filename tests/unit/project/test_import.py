@@ -49,9 +49,10 @@ LATER = {
     *("memo.engine.sequences", "memo.keys.encoding.libraries", "memo.keys.encoding.python_types"),
     *("memo.keys.fingerprint.names_used", "memo.keys.fingerprint.normalized_code"),
     *("memo.keys.fingerprint.reachable", "memo.keys.fingerprint.source_history"),
-    *("memo.keys.fingerprint.unchanged", "memo.metrics.rendering", "memo.metrics.shared_counters"),
-    *("memo.metrics.snapshots", "memo.metrics.telemetry", "memo.records.spool"),
-    *("memo.records.zstd_frames", "memo.settings.redis_urls", "memo.stores.bundle_file"),
+    *("memo.keys.fingerprint.unchanged", "memo.metrics.formatting", "memo.metrics.rendering"),
+    *("memo.metrics.shared_counters", "memo.metrics.snapshots", "memo.metrics.telemetry"),
+    *("memo.records.spool", "memo.records.zstd_frames", "memo.settings.redis_urls"),
+    "memo.stores.bundle_file",
     *("memo.stores.custom", "memo.stores.disk", "memo.stores.memory", "memo.stores.transfers"),
     *("memo.stores.redis", "memo.stores.writing", "memo.validity.remote"),
 }
@@ -137,8 +138,8 @@ def test_a_process_that_only_hits_loads_nothing_to_compute_or_to_explain(tmp_pat
     assert not {*miss} & rare
     assert "cloudpickle" in miss
     computing = {"cloudpickle", "concurrent.futures", "logging"}
-    explaining = {"html", "memo.engine.explaining", "memo.metrics.rendering"}
-    assert not {*hit} & (rare | computing | explaining)
+    showing = {"html", "memo.metrics.formatting", "memo.metrics.rendering"}
+    assert not {*hit} & (rare | computing | showing | {"memo.engine.explaining"})
 
 
 def test_decorating_pulls_in_nothing_heavy() -> None:
