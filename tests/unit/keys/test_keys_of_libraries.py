@@ -125,6 +125,21 @@ def test_another_value_has_another_key(pair: tuple[Any, Any]) -> None:
     assert load.key(pair[0]) != load.key(pair[1])
 
 
+INDEXES = {
+    "range": lambda step: pd.DataFrame({"a": [1, 2]}, pd.RangeIndex(0, 2 * step, step)).to_xarray(),
+    "several levels": lambda step: dataset(places=[10, 10 + step]).stack(both=("t",)),
+    "computed": lambda step: xr.Dataset(
+        coords=xr.Coordinates.from_xindex(xr.indexes.RangeIndex.arange(0, 2 * step, step, dim="x"))
+    ),
+}
+
+
+@pytest.mark.parametrize("make", INDEXES.values(), ids=INDEXES)
+def test_any_index_of_xarray_has_a_key(make: Any) -> None:
+    """Coordinates that xarray computes from an index when they are read count by their values."""
+    assert load.key(make(1)) == load.key(make(1)) != load.key(make(2))
+
+
 def test_a_buffer_is_its_content_and_its_place() -> None:
     """A `BytesIO` that was read up to some place gives another answer than a fresh one."""
     fresh, read = io.BytesIO(b"abc"), io.BytesIO(b"abc")

@@ -14,11 +14,14 @@ from memo.keys.encoding.canonical import Encoder, Walk
 from memo.keys.encoding.libraries.for_arrays import node
 
 _LOAD: Final = "its data is not loaded; pass value.load(), or its path with depends_on=[...]."
+_INDEX_ADAPTERS: Final = {"PandasIndexingAdapter", "CoordinateTransformIndexingAdapter"}
+"""xarray's wrappers of indexes, which are in memory even where xarray treats them as lazy."""
 
 
 def _variable(value: Any, walk: Walk) -> bytes:
     held = value._data
-    if not value._in_memory and not hasattr(held, "dask"):
+    is_index = any(base.__name__ in _INDEX_ADAPTERS for base in type(held).__mro__)
+    if not value._in_memory and not is_index and not hasattr(held, "dask"):
         raise walk.refuse(value, _LOAD)
     data = held if hasattr(held, "dask") else value.data
     return b"".join(
