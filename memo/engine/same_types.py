@@ -145,6 +145,8 @@ def _type_change(stream: bytes, views: Sequence[memoryview], kind: type) -> str:
         return f"cannot be loaded again: {error}"
     if (back.__module__, back.__qualname__) == (kind.__module__, kind.__qualname__):
         return ""
+    if back.__module__ == kind.__module__ == "numpy.dtypes":  # C's names of one type of integers
+        return ""
     return f"would load as {back.__module__}.{back.__qualname__}"
 
 

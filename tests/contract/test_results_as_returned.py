@@ -116,6 +116,18 @@ def test_the_warning_names_the_type_that_would_be_another() -> None:
         itself()
 
 
+def test_a_dtype_of_another_c_type_is_the_same_dtype() -> None:
+    """numpy loads `longlong` as `int64`, which is equal; tree models of scikit-learn contain it."""
+
+    @memo.cache(version="1", name="longlong")
+    def longlong() -> Any:
+        return [np.dtype(np.longlong)]
+
+    longlong()
+    assert longlong.is_cached()
+    assert longlong() == [np.dtype(np.longlong)]
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 async def test_the_same_for_async_functions(tmp_path: Path) -> None:
     """`async def` and `def` keep the same results."""
