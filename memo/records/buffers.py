@@ -142,13 +142,15 @@ def _objects(array: np.ndarray[Any, Any]) -> Any:
 
 def _viewed(_: BufferPickler, array: Any) -> Any:
     """Reduce a subclass of ndarray that only views an array and adds nothing to it."""
-    if array.nbytes < MAX_STREAM_BUFFER_BYTES or array.dtype.hasobject:
+    is_small = array.nbytes < MAX_STREAM_BUFFER_BYTES and array.flags.writeable
+    if is_small or array.dtype.hasobject:
         return NotImplemented
     return viewed, (array.view(sys.modules["numpy"].ndarray), type(array))
 
 
 def _masked(_: BufferPickler, array: Any) -> Any:
-    if array.nbytes < MAX_STREAM_BUFFER_BYTES or array.dtype.hasobject or array.dtype.names:
+    is_small = array.nbytes < MAX_STREAM_BUFFER_BYTES and not array.hardmask  # numpy loses it
+    if is_small or array.dtype.hasobject or array.dtype.names:
         return NotImplemented
     np = sys.modules["numpy"]
     mask = None if array.mask is np.ma.nomask else array.mask

@@ -304,6 +304,17 @@ def test_read_only_arrays_stay_read_only(tmp_path: Any) -> None:
     assert type(back) is np.memmap
     assert not back.flags.writeable
     assert stream < 1024
+    np.save(tmp_path / "b.npy", np.arange(3))
+    back, _, _ = stored(np.load(tmp_path / "b.npy", mmap_mode="r"))
+    assert not back.flags.writeable
+
+
+def test_a_small_masked_array_keeps_its_hard_mask() -> None:
+    """A hard mask is kept whatever the size of the array."""
+    back, _, _ = stored(np.ma.array([1, 2], mask=[0, 1], hard_mask=True))
+    assert back.hardmask
+    back[1] = 7
+    assert back[1] is np.ma.masked
 
 
 def test_small_values_have_no_payload() -> None:
