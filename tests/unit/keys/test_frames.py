@@ -105,6 +105,7 @@ ARRAYS: dict[str, Any] = {
     "record of objects": np.zeros(2, [("a", "O")]),
     "void": np.zeros(1, "V4"),
     "masked": np.ma.array([1, 2], mask=[0, 1]),
+    "masked constant": np.ma.masked,
     "masked other": np.ma.array([1, 2], mask=[1, 0]),
     "masked none": np.ma.array([1, 2], mask=[0, 0]),
     "masked fill": np.ma.array([1, 2], mask=[0, 1], fill_value=7),

@@ -214,6 +214,8 @@ def _memmap(value: Any, walk: Walk) -> bytes:
 
 def _masked(value: Any, walk: Walk) -> bytes:
     """Encode a masked array, with the data under the mask, since `.data` can be read."""
+    if value is numpy().ma.masked:
+        return b"masked"
     mask = numpy().ma.getmaskarray(value)
     rest = walk.encode((value.fill_value, bool(value.hardmask)))
     return ndarray(value.data, walk) + ndarray(mask, walk) + rest
