@@ -117,7 +117,7 @@ def test_the_warning_names_the_type_that_would_be_another() -> None:
 
 
 def test_a_dtype_of_another_c_type_is_the_same_dtype() -> None:
-    """numpy loads `longlong` as `int64`, which is equal; tree models of scikit-learn contain it."""
+    """A `longlong` loads as `int64`, which is equal; tree models of scikit-learn contain it."""
 
     @memo.cache(version="1", name="longlong")
     def longlong() -> Any:

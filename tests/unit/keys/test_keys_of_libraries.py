@@ -127,7 +127,11 @@ def test_another_value_has_another_key(pair: tuple[Any, Any]) -> None:
 
 INDEXES = {
     "range": lambda step: pd.DataFrame({"a": [1, 2]}, pd.RangeIndex(0, 2 * step, step)).to_xarray(),
-    "several levels": lambda step: dataset(places=[10, 10 + step]).stack(both=("t",)),
+    "several levels": lambda step: xr.Dataset(
+        coords=xr.Coordinates.from_pandas_multiindex(
+            pd.MultiIndex.from_tuples([("a", step)], names=["p", "q"]), "x"
+        )
+    ),
     "computed": lambda step: xr.Dataset(
         coords=xr.Coordinates.from_xindex(xr.indexes.RangeIndex.arange(0, 2 * step, step, dim="x"))
     ),
