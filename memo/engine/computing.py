@@ -25,10 +25,11 @@ from memo.engine.call import (
 from memo.engine.loading import OFFLOADED_STREAM_BYTES
 from memo.engine.used_calls import USED_CALLS, Expiry, UsedCalls, shorten_stamps
 from memo.errors import DependencyError, TierError, cut_to_user_frames, label, type_named
-from memo.keys import instances, own_changes
+from memo.keys import instances
+from memo.keys.fingerprint import own_changes
 from memo.keys.fingerprint.held_values import IMMUTABLE_BUILTINS
+from memo.keys.fingerprint.own_changes import BeforeComputation, Changes
 from memo.keys.instances import ObjectBefore
-from memo.keys.own_changes import BeforeComputation, Changes
 from memo.keys.summaries import with_built_on, with_result
 from memo.keys.values import value_digest
 from memo.records import codec, seal

@@ -21,16 +21,15 @@ from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any, Final
 
-from memo.keys import own_changes
 from memo.keys.bindings import NOT_GIVEN
 from memo.keys.encoding import atoms, canonical
 from memo.keys.encoding.atoms import SIMPLE
 from memo.keys.encoding.canonical import Unkeyable
-from memo.keys.fingerprint import held_values
+from memo.keys.fingerprint import held_values, own_changes
 from memo.keys.fingerprint.function_version import changed_names, code_digest
 from memo.keys.fingerprint.held_values import NO_VALUE, SelfState
+from memo.keys.fingerprint.own_changes import BeforeComputation, Changes, CurrentValue, ValuePlace
 from memo.keys.offloading import refuse_heavy
-from memo.keys.own_changes import BeforeComputation, Changes, CurrentValue, ValuePlace
 from memo.keys.values import value_encoding
 from memo.runtime import fork
 from memo.runtime.named_tuple import NamedTuple, new_tuple

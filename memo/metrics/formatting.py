@@ -23,8 +23,6 @@ from memo.runtime.named_tuple import NamedTuple
 if TYPE_CHECKING:
     import pandas as pd
 
-    from memo.metrics.snapshots import Counts
-
 SEPARATOR = " · "
 DASH, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"  # en dash, minus sign, multiplication sign
 
@@ -97,7 +95,7 @@ def percent(share: float | None) -> str:
     return f"{min(share * 100, 100 if share == 1 else 99.9):.3g} %"
 
 
-def counts_text(counts: Counts) -> str:
+def counts_text(counts: Mapping[str, int]) -> str:
     """Return counts with their names, the largest first: `memory 5 · disk 3`."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return SEPARATOR.join(f"{name or 'unknown'} {number(count)}" for name, count in ordered)

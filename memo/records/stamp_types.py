@@ -66,6 +66,16 @@ class Generation(NamedTuple):
     state: State
 
 
+MISSING = "missing"
+"""The facts of a path or a URL that does not exist."""
+_PATTERN_CHARACTERS = frozenset("*?[")
+
+
+def is_pattern(path: str) -> bool:
+    """True if the path of a stamp has characters of a glob pattern."""
+    return not _PATTERN_CHARACTERS.isdisjoint(path)
+
+
 class FileStamp(NamedTuple):
     """A stamp: the state of a file before the computation began.
 

@@ -1,7 +1,7 @@
 """The state that functions change themselves, as all hosts know it: stored in the shared tier.
 
 An *own change* has a name (the label and path of what changes) and a value (its original text); see
-`memo.keys.own_changes`.  Rules of this module:
+`memo.keys.fingerprint.own_changes`.  Rules of this module:
 
 1.  Each is sealed with the writer's secret, together with the namespace, the function and its name;
     those that the reader's secrets do not authenticate are ignored.

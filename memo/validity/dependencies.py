@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from memo.errors import DependencyError, EntryError, OptionError, public, shown
 from memo.records import codec
-from memo.records.stamp_types import CallStamp, FileStamp, Stamp
+from memo.records.stamp_types import MISSING, CallStamp, FileStamp, Stamp, is_pattern
 from memo.runtime.checksums import blake2b, digest_of_file
 from memo.runtime.memory_budget import remember
 from memo.runtime.port import Port
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 RACY_SECONDS = 0.1
 """Seconds: the coarsest resolution of modification times on file systems in common use."""
-_PATTERN_CHARACTERS = frozenset("*?[")
 _URL_PATTERN = "[a-z][a-z0-9+.-]+(://|::)"
 MAX_ARGUMENT_BYTES = 64 * 1024
 """Maximum size in bytes of pickled arguments that an entry keeps, to repeat a call with them."""
@@ -45,8 +44,6 @@ MAX_FILE_DIGESTS = 4096
 """Maximum number of files whose digest is remembered."""
 MAX_FILES_ON_LOOP = 64
 """Maximum number of files that one check may `stat` on an event loop; for more it uses a thread."""
-MISSING = "missing"
-"""The version of a path or a URL that does not exist."""
 
 
 class File:
@@ -154,11 +151,6 @@ async def _remote_facts(port: Port, urls: list[remote.UrlQuery]) -> dict[remote.
 
     answers = await remote.query_all(port, urls)
     return {one: facts or remote.unknown_version() for one, facts in answers.items()}
-
-
-def is_pattern(path: str) -> bool:
-    """True if a path has characters of a glob pattern."""
-    return not _PATTERN_CHARACTERS.isdisjoint(path)
 
 
 def _facts(path: str, by_content: bool) -> str:

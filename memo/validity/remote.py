@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
 from memo.errors import OptionError
-from memo.records.stamp_types import FileStamp
+from memo.records.stamp_types import MISSING, FileStamp, is_pattern
 from memo.runtime import events, fork
 from memo.runtime.blocking import Pool
 from memo.runtime.checksums import blake2b, digest_of_file
 from memo.runtime.memory_budget import remember
 from memo.runtime.reasons import SOURCE_UNREACHABLE
-from memo.validity.dependencies import MISSING, is_pattern
 
 if TYPE_CHECKING:
     import urllib.error

@@ -51,6 +51,8 @@ SHAPES = "?"
 SOFT = "~"
 TAGS = "t"
 """The group that any invalidation of a tag turns, before the tag's own."""
+TO_ANY_TIER = '"to": ["*"]}'
+"""End of the note of a turn that is meant for the next shared tier in use."""
 TOKEN_CHARACTERS = 16
 """Characters of a token: 96 random bits in URL-safe base 64."""
 MAX_GROUP_FIELDS = 4096

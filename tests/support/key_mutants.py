@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from memo.decorators.cached_function import CachedFunction
-from memo.keys import call_keys, instances, offloading, own_changes
+from memo.keys import call_keys, instances, offloading
 from memo.keys.bindings import NOT_GIVEN
 from memo.keys.encoding import atoms, canonical, lookup
-from memo.keys.fingerprint import held_values, normalized_code, reachable
+from memo.keys.fingerprint import held_values, normalized_code, own_changes, reachable
 
 Patch = pytest.MonkeyPatch
 

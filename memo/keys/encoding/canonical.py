@@ -15,7 +15,8 @@ Rules of this module:
     `repr`, addresses, or `hash`.
 
 Types outside the builtins are looked up once and remembered: `register_key` and `__memo_key__`
-first, then `python_types` (Python's own types and user classes) and `lookup` (arrays, tables).
+first, then `lookup` finds the encoder of a library (arrays, tables) or of `python_types` (Python's
+own types and user classes).
 """
 
 from __future__ import annotations
@@ -403,9 +404,9 @@ def _find(kind: type) -> Encoder:
     """Find the encoder of a type, and remember it as long as the type lives."""
     encoder = _user_encoder(kind)
     if encoder is None:
-        from memo.keys.encoding import python_types  # most keys do not need it
+        from memo.keys.encoding import lookup  # most keys do not need it
 
-        encoder = python_types.find(kind)
+        encoder = lookup.find(kind)
     _found[kind] = encoder
     return encoder
 

@@ -12,7 +12,7 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 
-from memo.keys.encoding import libraries
+from memo.keys.encoding import libraries, python_types
 from memo.keys.encoding.canonical import Encoder, module_of
 
 
@@ -26,7 +26,12 @@ def adapters() -> Mapping[str, Encoder]:
     return found
 
 
-def find(kind: type) -> Encoder | None:
+def find(kind: type) -> Encoder:
+    """Return the encoder of a type; for a type without a key, an encoder that refuses."""
+    return find_adapter(kind) or python_types.find(kind)
+
+
+def find_adapter(kind: type) -> Encoder | None:
     """Return the encoder of a class of these libraries or of its nearest base; else None."""
     for base in kind.__mro__:
         package = module_of(base).partition(".")[0]

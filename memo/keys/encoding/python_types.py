@@ -24,7 +24,7 @@ from pathlib import PurePath
 from typing import Any, Final
 
 from memo.keys import origin
-from memo.keys.encoding import atoms, callables, canonical, lookup
+from memo.keys.encoding import atoms, callables, canonical
 from memo.keys.encoding.canonical import Encoder, Walk, encode_class, mapping, ordered, unordered
 from memo.records import codec
 
@@ -184,10 +184,10 @@ def is_object(kind: type) -> bool:
 
 
 def find(kind: type) -> Encoder:
-    """Return the encoder of a type; for a type without a key, an encoder that refuses."""
-    adapter = lookup.find(kind)
-    if adapter is not None:
-        return adapter
+    """Return the encoder of a type of Python's or of a user's.
+
+    For a type without a key it is an encoder that refuses.
+    """
     if kind in _exact:
         return _exact[kind]
     for base, encoder in _families:

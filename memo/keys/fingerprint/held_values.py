@@ -536,7 +536,7 @@ def _is_pickled_specially(kind: type) -> bool:
     """True if objects of a library's class are pickled in a special way, such as by name."""
     from memo.keys.encoding import lookup  # most values do not need it
 
-    return not codec.has_default_reduce(kind) and lookup.find(kind) is None
+    return not codec.has_default_reduce(kind) and lookup.find_adapter(kind) is None
 
 
 def wrapped(value: Any) -> Any:

@@ -27,9 +27,14 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from memo.keys import origin, own_changes
-from memo.keys.fingerprint import class_body, library_patches, name_graph, normalized_code
-from memo.keys.fingerprint.function_version import KnownVersion
+from memo.keys import origin
+from memo.keys.fingerprint import (
+    class_body,
+    library_patches,
+    name_graph,
+    normalized_code,
+    own_changes,
+)
 from memo.keys.fingerprint.held_values import (
     DESCRIPTORS,
     NO_VALUE,
@@ -57,8 +62,10 @@ from memo.keys.fingerprint.names_used import (
     below,
 )
 from memo.keys.fingerprint.normalized_code import Code
+from memo.keys.fingerprint.own_changes import CurrentValue, ValuePlace
 from memo.keys.fingerprint.unchanged import (
     ClassAttributes,
+    KnownVersion,
     Location,
     Place,
     WatchedValue,
@@ -67,7 +74,6 @@ from memo.keys.fingerprint.unchanged import (
     location_of,
 )
 from memo.keys.origin import Origin
-from memo.keys.own_changes import CurrentValue, ValuePlace
 from memo.runtime.named_tuple import NamedTuple
 
 _BUILTINS = vars(builtins)

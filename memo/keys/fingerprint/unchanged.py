@@ -1,7 +1,7 @@
 """Detect whether the values and classes that a digest depends on are unchanged.
 
 Everything that was read is kept with the location it was read from.  A value that may change in
-place is checked each time (by `function_version.KnownVersion`), as cheaply as possible: by a
+place is checked each time (by `KnownVersion`), as cheaply as possible: by a
 snapshot, by a probe, or else by its fingerprint.
 
 Rules of probes:
@@ -24,21 +24,38 @@ import marshal
 import operator
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from time import perf_counter, thread_time
+from typing import TYPE_CHECKING, Any, Final
 
-from memo.keys import origin, own_changes
+from memo.keys import origin
 from memo.keys.encoding import canonical
-from memo.keys.fingerprint import held_values
+from memo.keys.fingerprint import held_values, own_changes
 from memo.keys.fingerprint.held_values import (
     NO_VALUE,
+    STATELESS,
+    SelfState,
     ValueFingerprint,
     fingerprint_of,
     fingerprint_with,
     snapshot,
 )
-from memo.keys.own_changes import CurrentValue, ValuePlace
+from memo.keys.fingerprint.own_changes import CurrentValue, ValuePlace, may_change
 from memo.runtime.named_tuple import NamedTuple
+
+if TYPE_CHECKING:
+    from memo.keys.fingerprint.library_patches import AttributeCount
+
+SLOW_CHECK_SECONDS = 0.0001
+"""Seconds that each call may spend on checking globals before a warning is given."""
+_SLOW_CLASS_CHECK_SECONDS = 0.001
+"""The same for the attributes of classes, which cost a little in every program."""
+_QUICK_CHECK_SECONDS = SLOW_CHECK_SECONDS / 10
+"""If a check takes less than this, the next ones are not timed."""
+_TIMING_ROUNDS = 10
+_TIMING_SECONDS = 0.005
+"""Number of times a value's check is timed (the fastest counts), and seconds after which timing
+ends."""
 
 Get = Callable[[Any, Any], Any]
 """Reads a name of a namespace: `(name, default) -> object`."""
@@ -209,6 +226,134 @@ _IMMUTABLE_CONTAINERS: Final = (tuple, frozenset)
 _MAPPINGS: Final = (dict, OrderedDict, defaultdict, Counter)
 _LEAVES: Final = (types.FunctionType, type, types.ModuleType, types.GenericAlias, types.UnionType)
 _CONTAINER_BASES: Final = (list, deque, set, tuple, frozenset)
+
+
+class KnownVersion:
+    """A digest, and everything that must stay unchanged for it to stay valid.
+
+    Attributes:
+        slow: number of checks of the values that took longer than `SLOW_CHECK_SECONDS`.
+        quick: the last check was so fast that the next ones are not timed.
+        places: (reader of a namespace, name, object).
+        functions: (function, its code, its defaults, its keyword defaults).
+        state: the state of `self` that is read; each object has its own values.
+        changed: names that the code in reach assigns, sets or fills.
+        unmatched: labels in `ignore` that match nothing.
+        known_changes: state in reach that the code changes itself, as other processes have found.
+    """
+
+    __slots__ = (
+        *(
+            "changed",
+            "digest",
+            "functions",
+            "left_out",
+            "parts",
+            "places",
+            "classes",
+            "slow",
+            "state",
+        ),
+        *("known_changes", "quick", "unmatched", "watched"),
+    )
+
+    def __init__(
+        self,
+        digest: str,
+        parts: dict[str, str],
+        left_out: frozenset[str],
+        places: list[tuple[Get, str, Any]],
+        functions: list[tuple[types.FunctionType, Any, Any, Any]],
+        classes: list[ClassAttributes | AttributeCount],
+        watched: list[WatchedValue],
+        state: SelfState = STATELESS,
+        changed: frozenset[str] = frozenset(),
+        unmatched: frozenset[str] = frozenset(),
+        known_changes: tuple[str, ...] = (),
+    ) -> None:
+        self.digest = digest
+        self.parts = parts
+        self.left_out = left_out
+        self.places = places
+        self.functions = functions
+        self.classes = classes
+        self.watched = watched
+        self.slow = 0
+        self.quick = False
+        self.state = state
+        self.changed = changed
+        self.unmatched = unmatched
+        self.known_changes = known_changes
+
+    def is_unchanged(self) -> bool:
+        """True if nothing has changed since; the fastest comparisons come first."""
+        for get, name, value in self.places:
+            if get(name, NO_VALUE) is not value:
+                return False
+        for function, its_code, defaults, keywords in self.functions:
+            if (
+                function.__code__ is not its_code
+                or function.__defaults__ is not defaults
+                or function.__kwdefaults__ is not keywords
+            ):
+                return False
+        for shape in self.classes:
+            if not shape.is_unchanged():
+                return False
+        return not self.watched or self._values_are_unchanged()
+
+    def may_change(self) -> bool:
+        """True if a computation may change something that was seen, or the state of `self`."""
+        state = self.state
+        seen = bool(self.changed or state.names or state.whole)
+        return seen or any(may_change(watch.fingerprint, self.changed) for watch in self.watched)
+
+    def _values_are_unchanged(self) -> bool:
+        if self.quick:
+            for watch in self.watched:
+                if not watch.is_same():
+                    break
+            else:
+                return True
+        begun = perf_counter()
+        for watch in self.watched:
+            if not watch.is_unchanged():
+                return False
+        taken = perf_counter() - begun
+        if taken > SLOW_CHECK_SECONDS:
+            self.slow += 1
+        self.quick = taken < _QUICK_CHECK_SECONDS
+        return True
+
+    def slowest_global(self, named: Collection[str] = ()) -> tuple[str, float]:
+        """Return the label of the global whose check is slowest, and its seconds; 0: none is slow.
+
+        The label is the one in `parts`; for an attribute it is that of its class.
+
+        Args:
+            named: variables that a warning has named already.
+        """
+        costs = {"": 0.0}
+        for watch in self.watched:
+            kind, _, name = watch.at.label.partition(":")
+            if kind not in (
+                "global",
+                "attribute",
+            ):  # for other kinds there is no fix but to pass the value
+                continue
+            if watch.at.variable in named:
+                continue
+            taken: list[float] = []  # the thread's own time, since the machine may be busy
+            while len(taken) < _TIMING_ROUNDS and sum(taken) < _TIMING_SECONDS:
+                begun = thread_time()
+                watch.is_unchanged()
+                taken.append(thread_time() - begun)
+            owner = name.rpartition(".")[0] if kind == "attribute" else name
+            label = f"{kind}:{owner}"
+            costs[label] = costs.get(label, 0.0) + min(taken)
+        label = max(costs, key=lambda one: costs[one])
+        bound = _SLOW_CLASS_CHECK_SECONDS if label.startswith("attribute:") else SLOW_CHECK_SECONDS
+        return label, costs[label] if sum(costs.values()) > bound else 0.0
 
 
 class Probe:

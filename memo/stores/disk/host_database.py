@@ -74,8 +74,6 @@ _SCHEMA_STATEMENTS = (
 )
 NEVER_EXPIRES = 1 << 62
 """Expiry of a group that an entry without a ttl names."""
-TO_ANY_TIER = '"to": ["*"]}'
-"""End of the note of an invalidation that is meant for the next shared tier in use."""
 
 
 class Group:

@@ -29,7 +29,6 @@ from memo.stores.disk.host_database import (
     GENERATIONS_SQL,
     MAX_MIRRORED_GROUPS,
     NEVER_EXPIRES,
-    TO_ANY_TIER,
     HostDatabase,
     change_fields,
     delete_groups,
@@ -46,7 +45,7 @@ from memo.stores.disk.sqlite_file import (
 from memo.stores.disk.unwritten import Unwritten
 from memo.validity import generations, stamps
 from memo.validity.generations import MIN_GROUP_SECONDS, TOMBSTONE_SECONDS, Change
-from memo.validity.stamps import ALL, Turn
+from memo.validity.stamps import ALL, TO_ANY_TIER, Turn
 
 if TYPE_CHECKING:
     from memo.stores.disk.recovery import Row

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from memo.errors import TierError
 from memo.runtime import events, private_files
-from memo.stores.disk.host_database import TO_ANY_TIER
+from memo.validity.stamps import TO_ANY_TIER
 
 Row = tuple[int, int, int, str, str]
 """A row of the journal: number, time in nanoseconds, 1 if it is due, turns, note."""

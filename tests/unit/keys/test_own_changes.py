@@ -586,7 +586,7 @@ def test_computations_of_one_class_that_begin_together() -> None:
 FORKED = """
 import os, signal, sys, threading
 import memo
-from memo.keys import own_changes
+from memo.keys.fingerprint import own_changes
 
 class Api:
     def __init__(self):

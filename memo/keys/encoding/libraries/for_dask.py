@@ -13,8 +13,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
-from memo.keys.encoding import atoms, canonical, lookup
-from memo.keys.encoding.canonical import Encoder, RefusingEncoder, Walk
+from memo.keys.encoding import atoms, canonical
+from memo.keys.encoding.canonical import Encoder, Walk
 from memo.keys.encoding.libraries.for_arrays import node
 from memo.keys.encoding.libraries.for_handles import DATA_ELSEWHERE
 
@@ -64,7 +64,7 @@ def _is_external(part: Any) -> bool:
         return True
     if f"{canonical.module_of(kind)}.{kind.__qualname__}" == "numpy.memmap":
         return True
-    if isinstance(lookup.find(kind), RefusingEncoder):
+    if canonical.is_refused(kind):
         return True
     module = getattr(part, "__module__", None) or canonical.module_of(kind)
     return bool(_READING_FUNCTIONS.match(f"{module}.{getattr(part, '__name__', '')}"))
