@@ -133,6 +133,15 @@ def test_refused(run: Any, heard: list[Event], caplog: pytest.LogCaptureFixture)
     assert "ann" not in (warning + repr(heard)).replace("cannot", "")
 
 
+def test_sentinels_that_are_down(run: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The warning shows none of redis-py's objects."""
+    tier = Redis(f"redis+sentinel://127.0.0.1:{free_port()}/mymaster/0")
+    run(lambda port: failing(port, lambda port: tier.lookup(port, "memo:k")))
+    tier.close()
+    (warning,) = warnings_of(caplog)
+    assert "has Sentinels that know no primary [No master found for 'mymaster']." in warning
+
+
 @pytest.mark.timing
 def test_silent(proxy: Proxy, run: Any, heard: list[Event]) -> None:
     """Silent: one deadline, then no call waits, however long it lasts."""

@@ -416,7 +416,7 @@ class Client:
         reported = (writes and fault.kind in WRITES_DENIED) or (
             self.clustered and fault.kind in _WRONG_SERVER
         )
-        detail = "" if error is None else str(error)
+        detail = "" if error is None else _detail_of(error)
         return self.breaker.record_fault(fault, probe=probe, detail=detail, reported=reported)
 
     def _abandon_probe(self, probe: bool) -> None:
@@ -574,6 +574,11 @@ def _group_by_server(nodes: Any, commands: Sequence[Command]) -> dict[Any, list[
     for place, (key, _) in enumerate(commands):
         parts.setdefault(nodes.of(key), []).append(place)
     return parts
+
+
+def _detail_of(error: BaseException) -> str:
+    """Return the text of an error, without the clients that redis-py shows for each Sentinel."""
+    return str(error).partition(" : <")[0]
 
 
 def _fault_of(error: BaseException) -> Fault:
