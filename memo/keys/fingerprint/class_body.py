@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import types
+import typing
 from collections.abc import Iterator
 from typing import Any
 
@@ -95,9 +97,38 @@ def fields(cls: type) -> Iterator[tuple[str, Any]]:
         yield name, (found.default, found.default_factory, found.alias, list(found.metadata))
 
 
+def field_types(cls: type) -> Iterator[tuple[str, Any]]:
+    """Yield the types of the fields of a class, of which libraries make objects."""
+    members = vars(cls)
+    names = {
+        *members.get("__dataclass_fields__", ()),
+        *(found.name for found in members.get("__attrs_attrs__", ())),
+        *(members.get("__pydantic_fields__") or ()),
+        *(cls.__struct_fields__ if _is_struct(cls) else ()),  # type: ignore[attr-defined]
+    }
+    hints = members.get("__annotations__")
+    for name in sorted(names):
+        if isinstance(hints, dict) and name in hints:
+            yield name, _resolved(hints[name], cls)
+
+
+def _resolved(value: Any, cls: type) -> Any:
+    """Return an annotation with the names in its strings looked up, if they can be found."""
+    holder = types.SimpleNamespace(__annotations__={"of": value})
+    module = vars(sys.modules.get(cls.__module__, types))
+    try:
+        return typing.get_type_hints(holder, module, dict(vars(cls)), include_extras=True)["of"]
+    except Exception:  # a name that only type checkers import, or that is local to a function
+        return value
+
+
+def _is_struct(cls: type) -> bool:
+    return f"{type(cls).__module__}.{type(cls).__qualname__}" == "msgspec._core.StructMeta"
+
+
 def _struct_fields(cls: Any) -> Iterator[tuple[str, Any]]:
     """Yield the configuration and fields of a msgspec `Struct`."""
-    if f"{type(cls).__module__}.{type(cls).__qualname__}" != "msgspec._core.StructMeta":
+    if not _is_struct(cls):
         return
     config = cls.__struct_config__
     settings = {name: getattr(config, name) for name in dir(config) if not name.startswith("__")}

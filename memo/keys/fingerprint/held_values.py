@@ -214,6 +214,8 @@ C_FUNCTION_TYPES = (
 )
 _TRANSPARENT = frozenset({"types.SimpleNamespace", "argparse.Namespace"})
 """Classes whose objects have no state besides their attributes."""
+_TYPE_PARTS = ("__supertype__", "__bound__", "__constraints__")
+"""Types in a `NewType` and a `TypeVar`."""
 _KEYED_WHOLE = frozenset({"numba"})
 """Distributions whose functions depend on nothing but their options and what they wrap."""
 _BARE_BASES = frozenset({"abc", "typing", "collections.abc", "enum", "dataclasses"})
@@ -365,9 +367,10 @@ class FingerprintWalk:
         return f"{type(value).__name__}({','.join(parts)})"
 
     def _generic(self, value: Any, path: str) -> str:
-        """Return the text of `list[int]`, `Callable[[int], str]`, `int | None`."""
+        """Return the text of `list[int]`, `Callable[[int], str]`, `int | None`, `NewType`."""
         if typing.get_origin(value) is None:
-            return f"type {value!r}"
+            held = [getattr(value, name, None) for name in _TYPE_PARTS]
+            return f"type({value!r},{','.join(self.text(part, path) for part in held)})"
         parts = [self.text(typing.get_origin(value), path)]
         parts += [self.text(item, path) for item in typing.get_args(value)]
         return f"type({','.join(parts)})"

@@ -710,6 +710,8 @@ class GraphBuilder:
             self.add_fingerprint(
                 node, f"field:{node.name}.{name}", fingerprint_of(value, quiet=True)
             )
+        for name, value in class_body.field_types(cls):
+            self.add_fingerprint(node, f"type:{node.name}.{name}", fingerprint_of(value, True))
         self.classes[id(cls)] = ClassAttributes(
             cls, cls.__bases__, body, tuple(kept), tuple(kept.values()), len(body)
         )

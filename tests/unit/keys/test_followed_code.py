@@ -423,6 +423,105 @@ def test_a_changed_class_is_seen(
         assert keys[0] == keys[2]
 
 
+NESTED = {
+    "pydantic": """
+        import pydantic
+        class Item(pydantic.BaseModel):
+            price: float = {0}
+        class Order(pydantic.BaseModel):
+            items: list[Item] | None = None
+        """,
+    "pydantic, as text": """
+        import pydantic
+        class Order(pydantic.BaseModel):
+            items: "list[Item]"
+        class Item(pydantic.BaseModel):
+            price: float = {0}
+            order: "Order | None" = None
+        """,
+    "msgspec": """
+        import msgspec
+        class Item(msgspec.Struct):
+            price: float = {0}
+        class Order(msgspec.Struct):
+            item: Item
+        """,
+    "msgspec, as text": """
+        import msgspec
+        class Order(msgspec.Struct):
+            items: "list[Item]"
+        class Item(msgspec.Struct):
+            price: float = {0}
+        """,
+    "attrs": """
+        import attrs
+        @attrs.define
+        class Item:
+            price: float = {0}
+        @attrs.define
+        class Order:
+            item: Item
+        """,
+    "dataclass": """
+        import dataclasses
+        @dataclasses.dataclass
+        class Item:
+            price: float = {0}
+        @dataclasses.dataclass
+        class Order:
+            item: Item
+        """,
+    "bound": """
+        import pydantic, typing
+        class Item(pydantic.BaseModel):
+            price: float = {0}
+        Any = typing.TypeVar("Any", bound=Item)
+        class Order(pydantic.BaseModel, typing.Generic[Any]):
+            item: Any
+        """,
+    "new type": """
+        import pydantic, typing
+        class Item(pydantic.BaseModel):
+            price: float = {0}
+        Bought = typing.NewType("Bought", Item)
+        class Order(pydantic.BaseModel):
+            item: Bought
+        """,
+}
+
+
+@pytest.mark.parametrize("cell", NESTED.values(), ids=NESTED)
+def test_the_classes_of_fields_are_followed(notebook: Notebook, cell: str) -> None:
+    """A library that makes an `Order` from text makes its items as well."""
+    cell = textwrap.dedent(cell)
+    notebook.run(cell.format(1))
+    load = notebook.load("import memo", "@memo.cache\ndef load(x):\n    return Order, x")
+    before, _ = load.key(1), notebook.run(cell.format(2))
+    assert load.key(1) != before
+    notebook.run(cell.format(1))
+    assert load.key(1) == before
+
+
+FIXED = {
+    "struct": "import struct\nfixed = struct.Struct({0!r})",
+    "comparison": "import functools\nfixed = functools.cmp_to_key(lambda a, b: {0!r})",
+    "decoder": "import msgspec, typing\nfixed = msgspec.json.Decoder(typing.Literal[{0!r}])",
+    "encoder": "import msgspec\nfixed = msgspec.msgpack.Encoder(enc_hook=lambda value: {0!r})",
+}
+
+
+@pytest.mark.parametrize("cell", FIXED.values(), ids=FIXED)
+def test_an_object_that_was_made_with_other_settings_is_seen(notebook: Notebook, cell: str) -> None:
+    """Objects written in C that are fixed by what they were made with count as globals."""
+    notebook.run(cell.format("<i"))
+    load = notebook.load("import memo", "@memo.cache\ndef load(x):\n    return fixed, x")
+    before, _ = load.key(1), notebook.run(cell.format("<q"))
+    assert load.key(1) != before
+    notebook.run(cell.format("<i"))
+    assert load.key(1) == before
+    assert not load.explain(1).untracked
+
+
 TASKS = {
     "task": "@app.task",
     "shared task": "@celery.shared_task(name)",  # an app keeps the first of a name
