@@ -14,8 +14,10 @@ import collections
 import copyreg
 import enum
 import functools
+import gc
 import io
 import re
+import struct
 import types
 import weakref
 import zoneinfo
@@ -83,6 +85,15 @@ def _pattern(value: re.Pattern[Any], walk: Walk) -> bytes:
     return walk.encode(value.pattern) + atoms.integer(value.flags)
 
 
+def _struct(value: struct.Struct, walk: Walk) -> bytes:
+    return walk.encode(value.format)
+
+
+def _comparison(value: Any, walk: Walk) -> bytes:
+    """Encode what `functools.cmp_to_key` returns: the function that compares, and the object."""
+    return walk.encode(gc.get_referents(value))
+
+
 def _view(value: memoryview, _walk: Walk) -> bytes:
     shape = atoms.text(f"{value.format} {value.shape}")
     flat = value if value.c_contiguous else memoryview(value.tobytes())
@@ -143,6 +154,8 @@ _exact: Final[dict[type, Encoder]] = {
     types.MethodType: _node("method", callables.method),
     type(functools.lru_cache(lambda: None)): _node("lru_cache", callables.lru_cached),
     re.Pattern: _node("pattern", _pattern),
+    struct.Struct: _node("struct", _struct),
+    type(functools.cmp_to_key(lambda a, b: 0)): _node("comparison", _comparison),
     memoryview: _node("memoryview", _view),
     bytearray: _node("bytearray", _array),
     types.MappingProxyType: _node("mappingproxy", lambda v, walk: ordered(dict(v), walk)),
