@@ -20,7 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -448,9 +448,16 @@ def _loop_at(place: tuple[str, int]) -> asyncio.AbstractEventLoop:
         loop = _loops.get(place)
         if loop is None:
             loop = asyncio.new_event_loop()
-            start_thread(loop.run_forever, "memo-portal")
+            start_thread(partial(_run_loop, loop), "memo-portal")
             _loops[place] = loop
         return loop
+
+
+def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Run a loop forever, also after a task on it has exited: its caller gets the exception."""
+    while True:
+        with suppress(SystemExit, KeyboardInterrupt):
+            loop.run_forever()
 
 
 def drain_blocking(timeout: float | None = None) -> bool:

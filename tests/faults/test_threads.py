@@ -217,6 +217,30 @@ def test_a_job_that_raises_ends_no_thread_of_its_pool() -> None:
     assert errors[0][1].startswith("memo-offload-test: SystemExit(")
 
 
+def test_an_async_function_that_exits_ends_no_loop_of_memo() -> None:
+    """Sync code that refreshes it gets the exception, and the loop goes on with the next call."""
+
+    @memo.cache(name="threads:exits", version="1")
+    async def load(x: int) -> int:
+        if x == 0:
+            raise SystemExit("not of the loop")
+        return x
+
+    found: list[Any] = []
+
+    def refresh() -> None:
+        for x in (0, 1):
+            try:
+                found.append(load.refresh(x))
+            except SystemExit as error:
+                found.append(str(error))
+
+    thread = threading.Thread(target=refresh, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert found == ["not of the loop", 1]
+
+
 def test_a_job_at_once_does_not_wait_for_the_others() -> None:
     """A job that one in the pool waits for has a thread, and runs in the caller's without one."""
     from memo.runtime import blocking
