@@ -101,10 +101,16 @@ class CustomTier:
         self._secrets: tuple[Secret, ...] = ()
 
     async def await_store(self, port: Port, work: Any) -> Any:
-        """Await a coroutine of the user's store; any error is a fault of the tier."""
+        """Await a coroutine of the user's store; any error is a fault of the tier.
+
+        So is a cancellation that was not the caller's, for instance of what the store shares.
+        """
         try:
             return await port.settle(work)
-        except Exception as error:
+        except BaseException as error:
+            cancelled = type(error).__name__ == "CancelledError" and not port.is_cancelled()
+            if not cancelled and not isinstance(error, Exception):
+                raise
             raise TierError(f"{self.name}: {described(error)}") from error
 
     def trust(self, secrets: tuple[Secret, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,20 @@ def test_a_wrong_get_many_is_a_fault_of_the_tier(style: Style, kind: Any) -> Non
     with recording() as events:
         assert style.call(load, 1) == style.call(load, 1) == 5
     assert any(kind.__name__ in event.detail for event in events if event.kind == "error")
+
+
+class Cancelled(InADict):
+    async def get(self, key: str) -> bytes | None:
+        raise asyncio.CancelledError
+
+
+@styles
+def test_a_cancellation_inside_a_store_is_a_fault_of_the_tier(style: Style) -> None:
+    """The caller gets the result: it was not the caller that was cancelled."""
+    load, _ = cached(style, Cancelled(), 5)
+    with recording() as events:
+        assert style.call(load, 1) == style.call(load, 1) == 5
+    assert any("Cancelled" in event.detail for event in events if event.kind == "error")
 
 
 class InTexts(InADict):
