@@ -200,9 +200,20 @@ class Memory(_Locked):
         lifetime: float | None,
     ) -> None:
         """See `memo.stores.protocols.Tier.store`; an entry bigger than the budget is not kept."""
-        size = sys.getsizeof(record) + sys.getsizeof(name) + ENTRY_OVERHEAD_BYTES
         if payload is not None and self._is_too_big(payload):
             payload = None
+        await self.store_whole(port, name, record, payload, lifetime)
+
+    async def store_whole(
+        self,
+        port: Port,
+        name: str,
+        record: bytes,
+        payload: Payload | None,
+        lifetime: float | None,
+    ) -> None:
+        """See `memo.stores.protocols.FrontTier.store_whole`."""
+        size = sys.getsizeof(record) + sys.getsizeof(name) + ENTRY_OVERHEAD_BYTES
         if size + (payload.size if payload else 0) > self.limit:
             await self.drop(port, name)
             return

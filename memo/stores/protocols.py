@@ -331,6 +331,17 @@ class FrontTier(Tier, Protocol):
     limit: int
     """Bytes that it may add to the process."""
 
+    async def store_whole(
+        self,
+        port: Port,
+        name: str,
+        record: bytes,
+        payload: Payload | None,
+        lifetime: float | None,
+    ) -> None:
+        """Store an entry that no other tier took, with its payload, however big that is."""
+        ...
+
     def take_read_names(self) -> list[str]:
         """Return the names that were read since the last call, and start a new list."""
         ...

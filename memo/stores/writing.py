@@ -15,7 +15,7 @@ from memo.records.seal import Entry
 from memo.records.stamp_types import Generation, Stamp, Times
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
-from memo.stores.protocols import MEMORY, Host, StoresMany, Tier, key_in
+from memo.stores.protocols import MEMORY, FrontTier, Host, StoresMany, Tier, key_in
 from memo.stores.transfers import Transfers
 
 BATCHED_RECORD_BYTES = 32 * 1024
@@ -94,6 +94,10 @@ class Writer:
                 continue
             if await self._put(port, tier, name, record, payload, lifetime):
                 stored.append(tier.name)
+        if payload is not None and stored == [MEMORY]:  # which may have kept the record alone
+            memory = next(tier for tier in self._tiers if tier.name == MEMORY)
+            if isinstance(memory, FrontTier):
+                await memory.store_whole(port, name, record, payload, lifetime)
         return tuple(stored)
 
     async def store_all(self, port: Port, items: Sequence[EntryToStore]) -> list[tuple[str, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from inside import inside
 from redis_server import RedisServer
@@ -158,6 +159,22 @@ def test_every_tier_failing_costs_no_result() -> None:
         assert [f(1), f(1)] == [1, 1]
     assert runs == [1, 1]
     assert any(event.kind == "error" for event in seen)
+
+
+def test_memory_keeps_big_results_that_no_tier_behind_it_takes(tmp_path: Path) -> None:
+    """Behind it a disk maps them faster than memory copies them, but here it takes nothing."""
+    (tmp_path / "file").touch()
+    memo.configure(directory=tmp_path / "file" / "cache")
+    runs: list[int] = []
+
+    @memo.cache(ttl=100)
+    def load(size: int) -> Any:
+        runs.append(size)
+        return np.zeros(size, np.uint8)
+
+    with pytest.warns(match="results are kept in the memory"):
+        assert load(3 << 20).size == load(3 << 20).size == 3 << 20
+    assert runs == [3 << 20]
 
 
 def test_default_chains() -> None:
