@@ -327,6 +327,7 @@ class Client:
         blocks: bool = False,
         probe: bool = False,
         writes: bool = False,
+        reported: bool = False,
     ) -> T:
         try:
             replies = await self.run_exchange(port, key, exchange, blocks=blocks)
@@ -337,7 +338,10 @@ class Client:
             self._abandon_probe(probe)
             raise
         except Exception as error:
-            raise self._record_fault(_fault_of(error), probe, error, writes=writes) from None
+            fault = _fault_of(error)
+            raise self._record_fault(
+                fault, probe, error, writes=writes, reported=reported
+            ) from None
         except BaseException:
             self._abandon_probe(probe)
             raise
@@ -401,6 +405,7 @@ class Client:
         error: BaseException | None = None,
         *,
         writes: bool = False,
+        reported: bool = False,
     ) -> TierError:
         if fault.kind == "NOSCRIPT":
             self._abandon_probe(probe)
@@ -413,8 +418,10 @@ class Client:
             self.connections.reconnect()
         if fault is GARBLED:
             self.connections.flush()
-        reported = (writes and fault.kind in WRITES_DENIED) or (
-            self.clustered and fault.kind in _WRONG_SERVER
+        reported = (
+            reported
+            or (writes and fault.kind in WRITES_DENIED)
+            or (self.clustered and fault.kind in _WRONG_SERVER)
         )
         detail = "" if error is None else _detail_of(error)
         return self.breaker.record_fault(fault, probe=probe, detail=detail, reported=reported)
@@ -530,9 +537,9 @@ class Client:
         replies: int = 1,
         key: Any = b"",
     ) -> T:
-        """Like `ask`, but also while the breaker is open."""
+        """Like `ask`, but also while the breaker is open; no refused command is warned about."""
         exchange = Exchange(parts, replies, self.deadline)
-        return await self._ask(port, key, exchange, parse, probe=self.breaker.open)
+        return await self._ask(port, key, exchange, parse, probe=self.breaker.open, reported=True)
 
     # --- connections -----------------------------------------------------------------------------
 
