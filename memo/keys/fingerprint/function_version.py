@@ -80,6 +80,7 @@ class Identity:
         self._own_changes: dict[str, None] = {}
         self._others: dict[tuple[str, ...], int] = {}
         self._adopted: Mapping[str, str] = {}
+        self._named_variables: frozenset[str] = frozenset()
         self._bytecode_text = False
         self._home: weakref.ref[type] | None = None
 
@@ -122,11 +123,7 @@ class Identity:
             f"takes {cost * 1000:.{digits}f} ms to see that it has not changed; if it never "
             f"affects the result, {fix}"
         )
-        code = getattr(inner, "__code__", None)
-        if code is None:
-            warnings.warn(message, stacklevel=2)
-        else:
-            warnings.warn_explicit(message, UserWarning, code.co_filename, code.co_firstlineno)
+        self._warn(message)
 
     def state(self, owner: type) -> SelfState:
         """Return the state of `self` that the method reads, as `digest` last found it."""
@@ -225,6 +222,8 @@ class Identity:
         self.versions[owner] = seen
         if seen.unmatched:
             self._warn_of_unmatched_names(seen)
+        if seen.context_variables - self._named_variables:
+            self._warn_of_context_variables(seen)
         return seen
 
     def _survey(self, owner: type | None) -> KnownVersion:
@@ -251,6 +250,28 @@ class Identity:
             f"global that it reads{there}.",
             stacklevel=2,
         )
+
+    def _warn_of_context_variables(self, seen: KnownVersion) -> None:
+        """Warn once about context variables, since calls in two contexts share one entry."""
+        new = sorted(seen.context_variables - self._named_variables)
+        self._named_variables |= seen.context_variables
+        names = ", ".join(label.rpartition(":")[2] for label in new)
+        some = f"s {names}, whose values are" if len(new) > 1 else f" {names}, whose value is"
+        ignorable = [label for label in new if label.startswith("global:")]
+        fix = f" or, if it never affects the result, ignore={ignorable!r}" if ignorable else ""
+        self._warn(
+            f"{qualified_name(innermost(self.function))} reads the context variable{some} not part "
+            "of the key, so that calls in all contexts share one result; pass what it needs as an "
+            f"argument{fix}"
+        )
+
+    def _warn(self, message: str) -> None:
+        """Give a warning that points to the function."""
+        code = getattr(innermost(self.function), "__code__", None)
+        if code is None:
+            warnings.warn(message, stacklevel=3)
+        else:
+            warnings.warn_explicit(message, UserWarning, code.co_filename, code.co_firstlineno)
 
     def _owner(self) -> type | None:
         """Return the class of the function; remembered, since its name may be rebound."""

@@ -25,6 +25,7 @@ import os
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from memo.keys import origin
@@ -169,6 +170,8 @@ class GraphBuilder:
         self_attributes, self_escapes: attributes of `self` that count; True if all of them do.
         ignored, unmatched: labels that do not count; those of them that nothing had so far.
         left_out: descriptions of everything that does not count, for `explain`.
+        context_variables: label -> context variable that the code reads.
+        set_variables: context variables that it sets itself.
         shipped: use the bytecode of functions as their text.
         home: the module of the root; labels of its globals leave it out.
         owner: the class of `self`.
@@ -202,6 +205,8 @@ class GraphBuilder:
         self.named: dict[Key, frozenset[str]] = {}
         self.library: dict[type, None] = dict.fromkeys(library_patches.extensible_classes())
         self.left_out: set[str] = set()
+        self.context_variables: dict[str, ContextVar[Any]] = {}
+        self.set_variables: set[ContextVar[Any]] = set()
         self.home = "__main__"
         self.self_attributes: set[str] = set()
         self.self_escapes = False
@@ -253,6 +258,11 @@ class GraphBuilder:
             frozenset(self.changed),
             frozenset(self.unmatched),
             self._known_changes_in_reach(),
+            frozenset(
+                label
+                for label, variable in self.context_variables.items()
+                if variable not in self.set_variables
+            ),
         )
 
     def only_filled(self) -> set[Place]:
@@ -384,10 +394,20 @@ class GraphBuilder:
             if value is os.environ:  # its items are listed by name
                 self._watch_identity(where, value)
                 return
+            self._note_context_variable(label, value, taken)
             if issubclass(type(value), type) and origin.of_type(value).kind != origin.USER:
                 self.library[value] = None
             self.add_fingerprint(node, label, self._fingerprint_at(where, label, value), owner)
             self._follow_attributes(node, label, value, taken)
+
+    def _note_context_variable(self, label: str, value: Any, taken: TakenAttributes) -> None:
+        """Note how the code uses a value, if it is a context variable."""
+        if not isinstance(value, ContextVar):
+            return
+        if ("set",) in taken.chains:
+            self.set_variables.add(value)
+        if not {("get",), ()}.isdisjoint(taken.chains):
+            self.context_variables[label] = value
 
     def _fingerprint_at(self, where: Location, label: str, value: Any) -> ValueFingerprint:
         """Return the fingerprint that counts for the value at a location; it is made only once."""

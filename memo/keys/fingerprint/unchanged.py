@@ -240,6 +240,7 @@ class KnownVersion:
         changed: names that the code in reach assigns, sets or fills.
         unmatched: labels in `ignore` that match nothing.
         known_changes: state in reach that the code changes itself, as other processes have found.
+        context_variables: labels of the context variables in reach, whose values do not count.
     """
 
     __slots__ = (
@@ -254,7 +255,7 @@ class KnownVersion:
             "slow",
             "state",
         ),
-        *("known_changes", "quick", "unmatched", "watched"),
+        *("context_variables", "known_changes", "quick", "unmatched", "watched"),
     )
 
     def __init__(
@@ -270,6 +271,7 @@ class KnownVersion:
         changed: frozenset[str] = frozenset(),
         unmatched: frozenset[str] = frozenset(),
         known_changes: tuple[str, ...] = (),
+        context_variables: frozenset[str] = frozenset(),
     ) -> None:
         self.digest = digest
         self.parts = parts
@@ -284,6 +286,7 @@ class KnownVersion:
         self.changed = changed
         self.unmatched = unmatched
         self.known_changes = known_changes
+        self.context_variables = context_variables
 
     def is_unchanged(self) -> bool:
         """True if nothing has changed since; the fastest comparisons come first."""

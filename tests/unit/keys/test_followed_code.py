@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import types
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -604,6 +605,50 @@ def test_an_environment_variable_with_a_computed_name_is_listed(notebook: Notebo
         "import memo, os", "@memo.cache\ndef load(x):\n    return os.environ.get(x.upper())"
     )
     assert "os.environ" in notebook.lost("home")
+
+
+VARIABLE = (
+    "from contextvars import ContextVar\nimport memo\nuser = ContextVar('user', default='Ada')"
+)
+READ = {
+    "a global": ("", "user.get()", "user"),
+    "in a helper": ("def inner():\n    return user.get()", "inner()", "user"),
+    "of a class": ("class A:\n    tenant = user", "A.tenant.get()", "A.tenant"),
+    "passed on": ("def read(var):\n    return var.get()", "read(user)", "user"),
+}
+"""How a context variable is read -> (a cell before, what the function returns, the name)."""
+
+
+@pytest.mark.parametrize("how", READ)
+def test_a_context_variable_that_the_code_reads_is_named_once(notebook: Notebook, how: str) -> None:
+    """Its values are not part of keys, so one user would get what was computed for another."""
+    before, read, name = READ[how]
+    load = notebook.load(VARIABLE, before, f"@memo.cache\ndef load(x):\n    return {read}")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for x in (1, 1, 2):
+            load(x)
+    (said,) = [str(one.message) for one in caught]
+    assert f"reads the context variable {name}, whose value is not part of the key" in said
+    assert said.endswith("an argument") is (name != "user")
+    assert ("ignore=['global:user']" in said) is (name == "user")
+
+
+@pytest.mark.parametrize("uses", ["user.set(x), user.get()", "user.set(x)"])
+def test_a_context_variable_that_the_code_sets_itself_is_no_input(
+    notebook: Notebook, uses: str
+) -> None:
+    """There is no warning, which would fail the test."""
+    assert notebook.load(VARIABLE, f"@memo.cache\ndef load(x):\n    return str(({uses}))")(1)
+
+
+def test_a_context_variable_that_is_ignored_is_not_named(notebook: Notebook) -> None:
+    """`ignore` says that it never affects the result; with a fixed version no code is read."""
+    for option in ("ignore=['global:user']", "version='1'"):
+        load = notebook.load(
+            VARIABLE, f"@memo.cache({option})\ndef load(x):\n    return user.get()"
+        )
+        assert load(1) == "Ada"  # a warning would fail the test
 
 
 # --- functions inside objects of libraries --------------------------------------------------------
