@@ -402,7 +402,7 @@ class GraphBuilder:
 
     def _note_context_variable(self, label: str, value: Any, taken: TakenAttributes) -> None:
         """Note how the code uses a value, if it is a context variable."""
-        if not isinstance(value, ContextVar):
+        if type(value) is not ContextVar:  # of any other object, `__class__` may raise
             return
         if ("set",) in taken.chains:
             self.set_variables.add(value)
