@@ -404,7 +404,7 @@ class CachedFunction(Generic[P, R]):
         It reads the arguments in a thread, since they may be big.
         """
         names, _ = self._own_option(kwargs, "reason", reason, "")
-        self._function.keyer.check_names("invalidate", names)
+        self._function.keyer.check_names("expire" if soft else "invalidate", names)
 
         async def invalidate() -> engine.Invalidation:
             port = native()
@@ -462,7 +462,7 @@ class CachedFunction(Generic[P, R]):
         return functools.partial(
             invalidating.invalidate,
             chains=[self._function.chain()],
-            turns=self._turns(args, kwargs, own),
+            turns=self._turns(args, kwargs, own, "expire" if soft else "invalidate"),
             target=f"{self.function_id}{given}",
             reason=reason,
             soft=soft,
@@ -470,10 +470,12 @@ class CachedFunction(Generic[P, R]):
             hint=lambda _: keyer.type_mismatches(args, kwargs),
         )
 
-    def _turns(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], own: Any) -> list[Turn]:
+    def _turns(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], own: Any, helper: str
+    ) -> list[Turn]:
         """Return the turns that invalidate the entries whose arguments include the given ones."""
         state = self._function.keyer.state(own)
-        pairs, whole = self._function.keyer.argument_digests(args, kwargs, own, state)
+        pairs, whole = self._function.keyer.argument_digests(args, kwargs, own, state, helper)
         return [Turn(f"f:{self.function_id}", pairs, whole)]
 
     async def _refresh(self, port: Port, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -145,15 +145,18 @@ class _Elementwise(CachedFunction[P, R]):
         """Return the address of one element's entry, for `memo.invalidate(key=...)`."""
         return self._single_call(args, kwargs).address
 
-    def _turns(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], own: Any) -> list[Turn]:
+    def _turns(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], own: Any, helper: str
+    ) -> list[Turn]:
         """Return the turns that invalidate the entries of an element, or of a whole collection."""
         before = int(self._function.keyer.method)  # `self` is not part of the arguments here
         value = self._each.find_value(args, kwargs, before)
         if value is NOT_GIVEN or not self._each.is_collection(value):
-            return super()._turns(args, kwargs, own)
+            return super()._turns(args, kwargs, own, helper)
         turns: list[Turn] = []
         for item in self._each.split(value).items:
-            turns += super()._turns(*self._each.with_value(args, kwargs, item, before), own)
+            some = self._each.with_value(args, kwargs, item, before)
+            turns += super()._turns(*some, own, helper)
         return turns
 
     async def _refresh(self, port: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

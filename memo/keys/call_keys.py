@@ -885,6 +885,7 @@ class Keyer:
         kwargs: Mapping[str, Any],
         own: Any = NOT_GIVEN,
         state: SelfState = STATELESS,
+        helper: str = "invalidate",
     ) -> tuple[tuple[tuple[str, str], ...], bool]:
         """Return the names and digests of some arguments, and True if they determine the call.
 
@@ -892,12 +893,13 @@ class Keyer:
             args: positional arguments; for a method without `self`.
             own: the object whose entries are selected; `NOT_GIVEN`: those of all objects.
             state: the state of the object that the method reads.
+            helper: the name of the helper that was called, for errors.
 
         Raises:
             OptionError: there is no such argument, or none of them selects entries.
             KeyingError: an argument has no sound key.
         """
-        given, extra = self._given_arguments(args, kwargs)
+        given, extra = self._given_arguments(args, kwargs, helper)
         self_digest = (
             () if own is NOT_GIVEN else ((SELF_STATE, self.self_part(own, state).digest()),)
         )
@@ -944,7 +946,7 @@ class Keyer:
         return "; ".join(dict.fromkeys(wrong))
 
     def _given_arguments(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], helper: str
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the given parameters, and the entries of `**kwargs`."""
         try:
@@ -954,9 +956,9 @@ class Keyer:
             if own and own in kwargs:
                 fix = "is the object of a method: for its entries, call the helper on it instead."
                 raise OptionError(own, kwargs[own], fix) from None
-            self.check_names("invalidate", kwargs)
+            self.check_names(helper, kwargs)
             many = f"takes at most {len(self.plan.positional)} arguments by position, each once."
-            raise OptionError("invalidate", tuple(args), many) from None
+            raise OptionError(helper, tuple(args), many) from None
         pairs = zip(self.plan.names, values, strict=True)
         return {name: value for name, value in pairs if value is not NOT_GIVEN}, extra
 

@@ -100,11 +100,15 @@ def test_without_arguments_all_entries_go() -> None:
 
 
 def test_an_unknown_argument_is_an_error() -> None:
-    """A name that the function does not have is said so, and nothing is dropped."""
+    """A name that the function does not have is said so, with the helper; nothing is dropped."""
     load = loads()
     load("EU")
-    with pytest.raises(OptionError, match="land"):
+    with pytest.raises(OptionError, match="invalidate='land'"):
         load.invalidate(land="EU")
+    with pytest.raises(OptionError, match="expire='land'"):
+        load.expire(land="EU")
+    with pytest.raises(OptionError, match="expire='land'"):
+        asyncio.run(load.aexpire(land="EU"))
     assert load.is_cached("EU")
 
 
