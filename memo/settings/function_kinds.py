@@ -7,10 +7,10 @@ returns something else, such as `asyncio.run(function(...))` or `list(function(.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ def _own_kind(function: Any) -> str:
 
 def _returns_result_of(inner: Any, wrapper: Any) -> bool:
     """True if a wrapper returns what the function inside returns; also if nothing tells."""
+    if getattr(wrapper, "__globals__", None) is vars(contextlib):  # it returns a context manager
+        return False
     called = _variables_with(inner, wrapper) if inspect.isfunction(wrapper) else set()
     node = _source_node(wrapper) if called else None
     return node is None or _returns_a_call(node, called)
@@ -65,7 +67,7 @@ def _variables_with(inner: Any, wrapper: Any) -> set[str]:
     """Return the names of the captured variables of a wrapper that hold the function inside."""
     found = set()
     for name, cell in zip(wrapper.__code__.co_freevars, wrapper.__closure__ or (), strict=True):
-        with suppress(ValueError):  # the variable is not set yet
+        with contextlib.suppress(ValueError):  # the variable is not set yet
             if cell.cell_contents is inner:
                 found.add(name)
     return found

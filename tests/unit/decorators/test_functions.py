@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import contextlib
 import copy
 import dataclasses
 import enum
@@ -655,6 +656,22 @@ def test_a_decorator_below_decides_what_a_call_returns(function: Any, kind: type
         else:
             assert got == 1 if kind is int else list(got) == [1]
     assert f.is_cached(1)
+
+
+def test_a_cached_context_manager_stays_one() -> None:
+    """`@cache` over `@contextmanager` returns what that returns, which cannot be stored."""
+    f, g = map(
+        memo.cache, (contextlib.contextmanager(_items), contextlib.asynccontextmanager(_aitems))
+    )
+
+    async def entered() -> int:
+        async with g(1) as got:
+            return int(got)
+
+    with pytest.warns(UserWarning, match="computed at each call"), f(1) as got:
+        assert got == 1
+    with pytest.warns(UserWarning, match="computed at each call"):
+        assert asyncio.run(entered()) == 1
 
 
 async def _collected(items: Any) -> list[Any]:
