@@ -89,11 +89,11 @@ async def compute(
             emit(job, events.FAILED, reason=ran.outcome.error_name, seconds=ran.seconds)
         sound = errors and before.same_key and ran.unchanged and not flight.detached
         return await _store_error(port, job, result, ran.seconds) if sound else result
-    with inside(flight):
+    with inside(flight):  # nor do `__reduce__` and options such as `cache_if`
         emit(job, events.COMPUTED, seconds=ran.seconds)
-    if background and not await has_same_key(port, job):
-        return FlightResult(cache_failed=True)
-    ready = await prepare_result(port, flight, before, ran, ran.outcome.value, keep=keep)
+        if background and not await has_same_key(port, job):
+            return FlightResult(cache_failed=True)
+        ready = await prepare_result(port, flight, before, ran, ran.outcome.value, keep=keep)
     [result] = await store_prepared(port, [ready])
     if keep:
         job.chain.latest_answers.record(job.call.text, before.started)

@@ -867,9 +867,10 @@ async def _compute_unconfirmed(
     ready, steps = [], Steps(port)
     for element, part, one in zip(elements, parts, before, strict=True):
         await steps.pause_if_due()
-        with inside(lead):  # a hook that calls the function again does not wait for this flight
+        with inside(lead):  # a hook or an option that calls the function does not wait for this
             emit(element.job, events.COMPUTED, seconds=share.seconds)
-        ready.append(await prepare_result(port, element.flight, one, share, part, keep=made.keep))
+            sealed = await prepare_result(port, element.flight, one, share, part, keep=made.keep)
+        ready.append(sealed)
     return list(zip(elements, await store_prepared(port, ready), strict=True))
 
 

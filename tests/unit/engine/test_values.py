@@ -114,6 +114,26 @@ def test_whatever_pickling_does_the_caller_gets_the_result(value: Any) -> None:
         assert type(second) is type(value)
 
 
+class One:
+    """Pickles as a call of the function that made it."""
+
+    def __reduce__(self) -> Any:
+        return one, ()
+
+
+@cache(name="values:one", version="1", cache_if=lambda result: type(one()) is One)
+def one() -> One:
+    return One()
+
+
+def test_pickling_and_options_may_ask_for_the_result_that_is_being_stored() -> None:
+    """`__reduce__` and `cache_if` do not wait forever for the flight that runs them."""
+    with pytest.warns(UserWarning, match="a One that cannot be pickled|does not load"):
+        assert type(one()) is One
+    assert type(one.refresh()) is One
+    assert not one.is_cached()
+
+
 def test_an_interrupt_while_pickling_is_an_interrupt() -> None:
     """Ctrl-C in the middle of pickling is not swallowed, and the next call works."""
     given: list[Any] = [Raises(KeyboardInterrupt), 1]
