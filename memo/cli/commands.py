@@ -22,7 +22,7 @@ import memo
 from memo.decorators import names
 from memo.decorators.assembly import default_chain
 from memo.engine.invalidating import invalidate
-from memo.errors import MemoError, MissingExtraError, OptionError
+from memo.errors import MemoError, MissingExtraError, OptionError, SettingError
 from memo.inspection import call_graph, doctor, gathered_stats, inventory
 from memo.metrics import formatting, rendering
 from memo.records import seal
@@ -72,7 +72,11 @@ def demo(redis: str | None, quick: bool) -> None:
     """
     from memo.cli.demo import main as run_demo
 
-    if not run_demo(redis, quick=quick):
+    try:
+        passed = run_demo(redis, quick=quick)
+    except SettingError as error:
+        raise click.BadParameter(error.fix, param_hint="--redis") from None
+    if not passed:
         raise SystemExit(1)
 
 

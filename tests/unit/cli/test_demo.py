@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 from checkout import ROOT
+from click.testing import CliRunner
+
+from memo.cli.commands import main
 
 
 def demo(*args: str, cwd: Path, quick: tuple[str, ...] = ("--quick",)) -> str:
@@ -85,6 +88,14 @@ def test_the_demo_runs_on_the_chain(redis_server, tmp_path):
 
 
 @pytest.mark.timing
+def test_a_wrong_url_is_a_usage_error_that_names_the_option():
+    """The message says which option is wrong, not which setting it becomes."""
+    answer = CliRunner().invoke(main, ["demo", "--redis", "localhost:6379"])
+    assert answer.exit_code == 2
+    assert "Invalid value for --redis: must begin with redis://" in answer.output
+    assert "configure" not in answer.output
+
+
 def test_the_demo_works_where_redis_is_away(tmp_path):
     """A Redis that refuses costs milliseconds, not the demo."""
     check(demo("--redis", "redis://127.0.0.1:1", cwd=tmp_path))
