@@ -13,7 +13,7 @@ from typing import Final
 
 from memo.coordination.flights import FLIGHTS
 from memo.engine.call import error_text, writer_name
-from memo.errors import EntryError, TierError, label
+from memo.errors import EntryError, TierError, TierUnavailable, label
 from memo.records.seal import Header
 from memo.records.stamp_types import Generation, Ref, Result, Stamp, State
 from memo.runtime import events
@@ -386,8 +386,9 @@ def _headers_on_host(chain: Chain, prefix: str, until: float) -> list[Header | N
                 if listed.name not in seen:
                     seen.add(listed.name)
                     found += _header_of(chain, listed)
-        except TierError:
-            found.append(None)
+        except TierError as error:
+            if not (isinstance(error, TierUnavailable) and error.reported):
+                found.append(None)  # else nothing of it can be used here
     return found
 
 

@@ -412,6 +412,19 @@ def test_a_few_entries_are_always_counted() -> None:
     assert (done.matched, done.at_least) == (2, False)
 
 
+def test_without_a_usable_directory_memory_is_counted(tmp_path: Path) -> None:
+    """Those entries count that this process can use, and a misspelt name is noticed."""
+    (tmp_path / "file").touch()
+    with memo.configure(directory=tmp_path / "file" / "cache"):
+        load = loads(tags=["sales"])
+        with pytest.warns(match="results are kept in the memory"):
+            load("EU")
+        done = memo.invalidate(tag="sale")
+        assert (done.missed, "did you mean 'sales'?" in repr(done)) == (True, True)
+        done = memo.invalidate(tag="sales")
+        assert (done.matched, done.at_least) == (1, False)
+
+
 @pytest.mark.parametrize("verb", ["invalidate", "expire"])
 def test_a_fault_of_the_count_does_not_stop_the_invalidation(verb: str) -> None:
     """If counting raises, the entries are dropped all the same; the answer and an event say so."""
