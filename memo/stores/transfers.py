@@ -130,6 +130,8 @@ class Transfers:
                 return
         except (TierError, EntryError) as error:
             detail = str(error)
+            if isinstance(error, TierError) and entry is not None:
+                self._fault(server.name, error, entry.header.key)
         _emit(events.UPLOAD_FAILED, entry, server.name, begun, detail)
 
     # --- from a shared tier ----------------------------------------------------------------------

@@ -368,6 +368,9 @@ def test_the_lease_is_freed_when_the_upload_fails(shared: RedisServer, gate: Gat
         gate.opened.set()
         drain_blocking(10)
     assert [event.kind for event in kinds(seen, *UPLOADS)] == [events.UPLOAD_FAILED]
+    assert [event.tier for event in kinds(seen, events.ERROR)] == [
+        "redis"
+    ]  # counted in the figures
     assert not leases(shared)
     assert elsewhere("n", BIG)[0] == "1"
 
