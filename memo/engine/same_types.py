@@ -270,7 +270,9 @@ def loaded_class(module: str, name: str, version: str, token: str, packed: bytes
     if not isinstance(found, type):
         found = _classes_by_token.get(token)
     if found is None:
-        return pickle.loads(packed)  # part of a sealed entry
+        found = pickle.loads(packed)  # part of a sealed entry
+        found.__qualname__ = name  # cloudpickle loses the part that tells where it was defined
+        return found
     if code_digest(found) != version:
         raise LookupError(f"the class {name} has changed")
     return found

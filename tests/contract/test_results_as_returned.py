@@ -219,10 +219,13 @@ SCRIPT = """
     @memo.cache(version="1", name="nb:load")
     def load(x):
         print("computed")
-        return [Result(x), Colour.RED]
+        class Local:
+            pass
+        return [Result(x), Colour.RED, Local()]
 
-    result, colour = load(2)
-    print(isinstance(result, Result), colour is Colour.RED, result.twice())
+    result, colour, local = load(2)
+    known = isinstance(result, Result), colour is Colour.RED
+    print(*known, result.twice(), type(local).__qualname__)
 """
 
 
@@ -239,10 +242,14 @@ def run(folder: Path, **given: str) -> list[str]:
 
 
 def test_an_instance_is_of_the_class_that_the_program_has_now(tmp_path: Path) -> None:
-    """After a restart a hit is `isinstance` of the class in `__main__`, if its code is the same."""
-    assert run(tmp_path, twice="2 * self.value") == ["computed", "True True 4"]
-    assert run(tmp_path, twice="2 * self.value") == ["True True 4"]
-    assert run(tmp_path, twice="'other'") == ["computed", "True True other"]
+    """After a restart a hit is `isinstance` of the class in `__main__`, if its code is the same.
+
+    A class that only a call makes has its full name, which is part of keys.
+    """
+    local = "load.<locals>.Local"
+    assert run(tmp_path, twice="2 * self.value") == ["computed", f"True True 4 {local}"]
+    assert run(tmp_path, twice="2 * self.value") == [f"True True 4 {local}"]
+    assert run(tmp_path, twice="'other'") == ["computed", f"True True other {local}"]
 
 
 def test_a_type_that_writes_to_its_buffers_when_loaded_is_stored() -> None:
