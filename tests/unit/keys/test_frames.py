@@ -99,6 +99,7 @@ ARRAYS: dict[str, Any] = {
     "longdouble scalar": np.longdouble(1),
     "record": np.zeros(2, RECORD),
     "padded": np.zeros(2, PADDED),
+    "longlong": np.zeros(2, [("a", np.longlong)]),
     "recarray": np.zeros(2, RECORD).view(np.recarray),
     "renamed": np.zeros(2, [("a", "i4"), ("c", "f8")]),
     "sub-array": np.zeros(2, [("a", "i4", (2,))]),

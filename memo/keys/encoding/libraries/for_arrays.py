@@ -105,7 +105,8 @@ def numpy() -> Any:
 
 def dtype(value: Any, walk: Walk) -> bytes:
     """Encode a numpy dtype: kind, width, byte order, unit, fields with their offsets."""
-    facts = [type(value).__name__, value.str]
+    kind = type(value if value.kind not in "iu" else numpy().dtype(value.str))  # not `longlong`
+    facts = [kind.__name__, value.str]
     if value.subdtype is not None:
         base, shape = value.subdtype
         return walk.encode((*facts, shape)) + dtype(base, walk)
