@@ -23,7 +23,6 @@ import types
 import weakref
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from contextvars import ContextVar
 from typing import Any, cast
 
 from memo.errors import EntryError
@@ -41,9 +40,6 @@ _STATE = 2
 """Position of the state in what `__reduce__` returns."""
 _loads_as: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
 """Type -> how its objects differ when loaded; `""` if they load unchanged."""
-_MAX_CHECK_DEPTH = 8
-"""Maximum number of such checks inside each other, by code that runs when an object loads."""
-_check_depth: ContextVar[int] = ContextVar("memo_check_depth", default=0)
 _pickled_types: weakref.WeakSet[type] = weakref.WeakSet()
 """Types of objects that were pickled so far."""
 
@@ -143,16 +139,10 @@ def _type_change(stream: bytes, views: Sequence[memoryview], kind: type) -> str:
     It is loaded from its own buffers, which may be large; if its type has to write to them, from a
     copy.
     """
-    depth = _check_depth.get()
-    if depth == _MAX_CHECK_DEPTH:  # `__reduce__` names the cached function that made the object
-        return "loads itself without end"
-    token = _check_depth.set(depth + 1)
     try:
         back = type(_unpickle(stream, views))
     except EntryError as error:
         return f"cannot be loaded again: {error}"
-    finally:
-        _check_depth.reset(token)
     if (back.__module__, back.__qualname__) == (kind.__module__, kind.__qualname__):
         return ""
     if back.__module__ == kind.__module__ == "numpy.dtypes":  # C's names of one type of integers

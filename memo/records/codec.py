@@ -51,6 +51,10 @@ _ALTERED_TYPES = (io.TextIOWrapper, memoryview)
 storing: ContextVar[bool] = ContextVar("memo_storing", default=False)
 """True while a result is pickled, which must not include settings."""
 
+_MAX_LOADING_DEPTH = 8
+"""Maximum number of values that are loaded inside each other, by the code of their classes."""
+_loading_depth: ContextVar[int] = ContextVar("memo_loading_depth", default=0)
+
 
 class Payload(NamedTuple):
     """The big buffers of a value: what the header records about them, and the bytes themselves.
@@ -405,14 +409,21 @@ def unpickled(stream: memoryview | bytes, views: Sequence[memoryview] = ()) -> A
     """Load a value from its pickle stream and its big buffers.
 
     Raises:
-        EntryError: `"unreadable"`, see `decode`.
+        EntryError: `"unreadable"`, see `decode`; also if values load each other without end, as one
+            whose `__reduce__` calls the cached function that made it.
     """
+    depth = _loading_depth.get()
+    if depth == _MAX_LOADING_DEPTH:
+        raise EntryError(UNREADABLE, "loads itself")
+    token = _loading_depth.set(depth + 1)
     try:
         if len(stream) > LOADED_IN_PIECES_FROM_BYTES:
             return pickle.Unpickler(_PickleInput(stream), buffers=views).load()
         return pickle.loads(stream, buffers=views)
     except Exception as error:
         raise EntryError(UNREADABLE, f"does not load: {type(error).__name__}") from error
+    finally:
+        _loading_depth.reset(token)
 
 
 def decompress(stream: memoryview | bytes) -> tuple[Any, Any, Any]:

@@ -317,6 +317,27 @@ def test_a_small_masked_array_keeps_its_hard_mask() -> None:
     assert back[1] is np.ma.masked
 
 
+class Endless:
+    """Loads another of its kind when it is loaded."""
+
+    loads = 0
+
+    def __reduce__(self) -> Any:
+        return next_one, ()
+
+
+def next_one() -> Any:
+    Endless.loads += 1
+    return codec.unpickled(pickle.dumps(Endless()))
+
+
+def test_values_that_load_each_other_without_end_do_not_load() -> None:
+    """It is noticed after a few: each level may try several tiers."""
+    with pytest.raises(EntryError):
+        next_one()
+    assert Endless.loads < 20
+
+
 def test_small_values_have_no_payload() -> None:
     """Below `PAYLOAD_FROM_BYTES` of buffers all of a value is in the stream."""
     frame = pd.DataFrame({"a": range(100), "b": ["x"] * 100})
