@@ -100,7 +100,9 @@ class Identity:
         """Like `digest`; warn once if such a check takes long, since each call waits for it."""
         if self._pinned is not None:
             return self._pinned
-        seen = self._current(owner)
+        seen = self.versions.get(owner)
+        if seen is None or not seen.is_unchanged():
+            return self._survey_again(owner).digest
         if seen.slow >= _SLOW_CHECKS_BEFORE_WARNING and not self._bytecode_text:
             self._warn_of_slow_check(seen)
         return seen.digest
