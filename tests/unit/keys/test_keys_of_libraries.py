@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import re
 import shelve
@@ -17,6 +18,7 @@ import dask.bag
 import dask.dataframe
 import diskcache
 import fsspec
+import jsonschema
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -79,6 +81,7 @@ USES = {
     "xarray variable": (lambda: dataset()["a"].variable, lambda value: value.attrs),
     "xarray tree": (tree, lambda value: (repr(value), value["part"].attrs)),
     "xarray tree html": (tree, lambda value: value._repr_html_()),
+    "jsonschema": (lambda: jsonschema.Draft7Validator({"type": "object"}), copy.deepcopy),
     "sqlalchemy": (select, str),
     "sqlalchemy compiled": (select, lambda value: value.compile()),
     "sqlalchemy table": (table, repr),
@@ -106,6 +109,7 @@ OTHERS = {
     "xarray names": (dataset(), dataset().rename(a="b")),
     "xarray dimensions": (dataset(), dataset().rename(t="u")),
     "xarray array name": (dataset()["a"], dataset()["a"].rename("b")),
+    "jsonschema": (jsonschema.Draft7Validator({}), jsonschema.Draft7Validator({"a": 1})),
     "sqlalchemy value": (select(), select("bob")),
     "sqlalchemy limit": (select(), select().limit(6)),
     "sqlalchemy type": (sa.select(table()), sa.select(table(20))),

@@ -1,10 +1,10 @@
-"""Encode the encoders and decoders of msgspec by their settings."""
+"""Encode the coders of msgspec by their settings, and the maps in validators of jsonschema."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from memo.keys.encoding.canonical import Encoder, Walk
+from memo.keys.encoding.canonical import Encoder, Walk, unordered
 from memo.keys.encoding.libraries.for_arrays import node
 
 _SETTINGS: Final = (
@@ -17,8 +17,15 @@ def _coder(value: Any, walk: Walk) -> bytes:
     return walk.encode({name: getattr(value, name, None) for name in _SETTINGS})
 
 
+def _map(value: Any, walk: Walk) -> bytes:
+    """Encode a hash map of rpds, each of which has an order of its own."""
+    return unordered(list(value.items()), walk)
+
+
 ADAPTERS: Final[dict[str, Encoder]] = {
     "msgspec.Decoder": node("decoder", _coder),
     "msgspec.Encoder": node("encoder", _coder),
+    "rpds.HashTrieMap": node("map", _map),
+    "rpds.HashTrieSet": node("set", lambda value, walk: unordered(list(value), walk)),
 }
 """`package.class` -> encoder, for values of the class and its subclasses."""
