@@ -133,6 +133,18 @@ def test_refused(run: Any, heard: list[Event], caplog: pytest.LogCaptureFixture)
     assert "ann" not in (warning + repr(heard)).replace("cannot", "")
 
 
+def test_a_server_that_is_no_cluster(
+    redis_server: RedisServer, run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The warning names the scheme to write instead."""
+    tier = Redis(f"redis+cluster://127.0.0.1:{redis_server.port}")
+    run(lambda port: failing(port, lambda port: tier.lookup(port, "memo:k")))
+    tier.close()
+    (warning,) = warnings_of(caplog)
+    assert "is no cluster" in warning
+    assert "Write redis:// in redis_url." in warning
+
+
 def test_sentinels_that_are_down(run: Any, caplog: pytest.LogCaptureFixture) -> None:
     """The warning shows none of redis-py's objects."""
     tier = Redis(f"redis+sentinel://127.0.0.1:{free_port()}/mymaster/0")

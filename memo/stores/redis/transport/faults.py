@@ -36,6 +36,7 @@ UNRESOLVED = Fault("unresolved", "has a name that cannot be resolved", _FIX_STAR
 SILENT = Fault("silent", "does not answer in time", _FIX_SLOW, at_once=True)
 CONNECTION_CLOSED = Fault("closed", "closes the connection in the middle", "See its log.")
 GARBLED = Fault("garbled", "answers with something that is not RESP", "Correct redis_url.")
+STANDALONE = Fault("standalone", "is no cluster", "Write redis:// in redis_url.", at_once=True)
 _FIX_TLS = "Correct the certificates (redis_options: ssl_ca_certs, ssl_certfile), or the scheme."
 INSECURE = Fault("tls", "fails the TLS handshake", _FIX_TLS, at_once=True)
 MISSING_FILE = Fault(

@@ -216,7 +216,13 @@ class ThreadNodes(Nodes):
         if address.kind == CLUSTER:
             node: Any = redis.cluster.ClusterNode
             nodes = [node(*host) for host in address.hosts]
-            self.cluster = redis.RedisCluster(startup_nodes=nodes, **given)
+            try:
+                self.cluster = redis.RedisCluster(startup_nodes=nodes, **given)
+            except BaseException:
+                for one in nodes:
+                    if one.redis_connection is not None:
+                        one.redis_connection.close()
+                raise
         elif address.kind == SENTINEL:
             self.pool = _sentinels(_ThreadSentinels, address, options, given).connection_pool
         else:

@@ -20,23 +20,33 @@ class MissingFileError(Exception):
 
 def fault_of(error: BaseException) -> Fault:
     """Classify an exception of redis-py, of an exchange, or of a layer below."""
-    if isinstance(error, (ErrorReply, exceptions.RedisError)):
-        code = str(getattr(error, "status_code", ""))
-        if code not in REPLIES:
-            code = _code(str(error)) or _CODE_BY_ERROR.get(type(error), "")
-        if isinstance(error, exceptions.AuthenticationError) and "invalid" in str(error):
-            code = "WRONGPASS"
-        if code:
-            return REPLIES[code]
-        if isinstance(error, (ErrorReply, exceptions.ResponseError)):
-            return faults.OTHER
     causes = list(_causes(error))
+    if isinstance(error, exceptions.RedisClusterException):
+        error = next((one for one in causes if isinstance(one, exceptions.RedisError)), error)
+        if "cluster support disabled" in str(error):
+            return faults.STANDALONE
+    if isinstance(error, (ErrorReply, exceptions.RedisError)):
+        fault = _fault_of_reply(error)
+        if fault is not None:
+            return fault
     if any(type(cause).__name__ == "MasterNotFoundError" for cause in causes):
         return REPLIES["MASTERS"]
     for fault, kinds in _FAULTS_BY_ERROR:
         if any(isinstance(cause, kinds) for cause in causes):
             return fault
     return faults.GARBLED
+
+
+def _fault_of_reply(error: BaseException) -> Fault | None:
+    """Classify an error by the code of a reply; None: it is none of an error reply."""
+    code = str(getattr(error, "status_code", ""))
+    if code not in REPLIES:
+        code = _code(str(error)) or _CODE_BY_ERROR.get(type(error), "")
+    if isinstance(error, exceptions.AuthenticationError) and "invalid" in str(error):
+        code = "WRONGPASS"
+    if code:
+        return REPLIES[code]
+    return faults.OTHER if isinstance(error, (ErrorReply, exceptions.ResponseError)) else None
 
 
 _CODE_BY_ERROR: dict[type[BaseException], str] = {
@@ -94,4 +104,5 @@ _FAULTS_BY_ERROR: tuple[tuple[Fault, Any], ...] = (
     (faults.GARBLED, (exceptions.InvalidResponse, GarbledError)),
     (faults.REFUSED, OSError),  # no route to the host, no such network
     (faults.CONNECTION_CLOSED, exceptions.ConnectionError),
+    (REPLIES["CLUSTERDOWN"], exceptions.RedisClusterException),  # no node has all slots, say
 )
