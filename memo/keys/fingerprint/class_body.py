@@ -30,11 +30,11 @@ _ADDED_BY_PYTHON = frozenset(
         "__parameters__",
         "__abstractmethods__",
         "__signature__",
-        "__match_args__",
-        "__hash__",
         "_abc_impl",
     ]
 )
+_OPTIONS = frozenset({"__pydantic_config__", "__required_keys__"})
+"""Options of pydantic's dataclasses, and of a `TypedDict`."""
 _GENERATED = ("__dataclass_fields__", "__attrs_attrs__", "__pydantic_fields__")
 
 
@@ -58,7 +58,7 @@ def attributes(cls: type) -> Iterator[tuple[str, Any]]:
             continue
         if special and not _is_users(value, generated):
             continue
-        if enumerated and name.startswith("_") and not callable(value):
+        if enumerated and name.startswith("_") and not callable(innermost(value)):
             continue
         yield name, value
 
@@ -84,17 +84,25 @@ def _is_generated(code: types.CodeType) -> bool:
 def fields(cls: type) -> Iterator[tuple[str, Any]]:
     """Yield enum members, and declared fields of dataclasses, attrs and pydantic classes."""
     members = vars(cls)
-    for name, member in getattr(cls, "_member_map_", {}).items():
+    enumerated = getattr(cls, "_member_map_", {})
+    for name, member in enumerated.items():
         yield name, member.value
+    if enumerated:
+        yield "__members__", (list(enumerated), members.get("_boundary_"))
+    for name in _OPTIONS & members.keys():
+        yield name, members[name]
+    if "__dataclass_params__" in members:
+        yield "__dataclass_params__", repr(members["__dataclass_params__"])
     for name, found in members.get("__dataclass_fields__", {}).items():
         flags = (found.init, found.repr, found.hash, found.compare, found.kw_only)
-        yield name, (found.default, found.default_factory, flags)
+        yield name, (found.default, found.default_factory, flags, dict(found.metadata))
     for found in members.get("__attrs_attrs__", ()):
         default = getattr(found.default, "factory", found.default)
         yield found.name, (default, found.validator, found.converter, found.eq, found.init)
     yield from _struct_fields(cls)
     for name, found in (members.get("__pydantic_fields__") or {}).items():
-        yield name, (found.default, found.default_factory, found.alias, list(found.metadata))
+        given = [slot for slot in type(found).__slots__ if not slot.startswith("_")]
+        yield name, {one: getattr(found, one, None) for one in given if one != "annotation"}
 
 
 def field_types(cls: type) -> Iterator[tuple[str, Any]]:

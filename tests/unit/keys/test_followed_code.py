@@ -385,6 +385,121 @@ CLASSES = {
         "[msgspec.json.encode(Scale())] * x",
         ("a", "b"),
     ),
+    "match": (
+        """
+        class Scale:
+            __match_args__ = {0}
+            a, b = 1, 2
+        def first(scale):
+            match scale:
+                case Scale(one, _):
+                    return one
+        """,
+        "first(Scale()) * x",
+        (("a", "b"), ("b", "a")),
+    ),
+    "hash": (
+        """
+        class Scale:
+            def __hash__(self):
+                return {0}
+        """,
+        "hash(Scale()) * x",
+        (2, 100),
+    ),
+    "dataclass, options": (
+        """
+        import dataclasses
+        @dataclasses.dataclass(order={0})
+        class Scale:
+            n: int = 1
+        """,
+        "['__lt__' in vars(Scale)] * x",
+        (True, False),
+    ),
+    "dataclass, metadata": (
+        """
+        import dataclasses
+        @dataclasses.dataclass
+        class Scale:
+            n: int = dataclasses.field(default=1, metadata={{"n": {0}}})
+        """,
+        "dataclasses.fields(Scale)[0].metadata['n'] * x",
+        (2, 100),
+    ),
+    "enum, order": (
+        """
+        import enum
+        class Scale:
+            kind = enum.Enum("Kind", {0})
+        """,
+        "[one.name for one in Scale.kind] * x",
+        ({"A": 1, "B": 2}, {"B": 2, "A": 1}),
+    ),
+    "enum, missing": (
+        """
+        import enum
+        class Kind(enum.Enum):
+            A, B = 1, 2
+            @classmethod
+            def _missing_(cls, value):
+                return cls({0})
+        class Scale:
+            kind = Kind
+        """,
+        "[Scale.kind(9).name] * x",
+        (1, 2),
+    ),
+    "flag, boundary": (
+        """
+        import enum
+        class Kind(enum.Flag, boundary=enum.FlagBoundary({0!r})):
+            A = 1
+        class Scale:
+            kind = Kind
+        """,
+        "[Scale.kind(9).value] * x",
+        ("keep", "conform"),
+    ),
+    "TypedDict": (
+        """
+        import typing
+        class Kind(typing.TypedDict, total={0}):
+            a: int
+        class Scale:
+            kind = Kind
+        """,
+        "[Scale.kind.__total__] * x",
+        (True, False),
+    ),
+    "pydantic, alias": (
+        """
+        import pydantic
+        class Scale(pydantic.BaseModel):
+            n: int = pydantic.Field(1, serialization_alias={0!r})
+        """,
+        "[Scale().model_dump(by_alias=True)] * x",
+        ("a", "b"),
+    ),
+    "pydantic, dataclass": (
+        """
+        import pydantic.dataclasses
+        @pydantic.dataclasses.dataclass(config={{"extra": {0!r}}})
+        class Scale:
+            n: int = 1
+        """,
+        "[Scale.__pydantic_config__['extra']] * x",
+        ("ignore", "forbid"),
+    ),
+    "msgspec, constraint": (
+        """
+        import msgspec, typing
+        class Scale(msgspec.Struct):
+            n: typing.Annotated[int, msgspec.Meta(gt={0})] = 1
+        """,
+        "[msgspec.json.schema(Scale)] * x",
+        (0, 5),
+    ),
     "msgspec, defstruct": (
         """
         import msgspec

@@ -11,10 +11,18 @@ _SETTINGS: Final = (
     *("type", "strict", "dec_hook", "ext_hook", "float_hook"),
     *("enc_hook", "decimal_format", "uuid_format", "order"),
 )
+_CONSTRAINTS: Final = (
+    *("gt", "ge", "lt", "le", "multiple_of", "pattern", "min_length", "max_length", "tz"),
+    *("title", "description", "examples", "extra_json_schema", "extra"),
+)
 
 
 def _coder(value: Any, walk: Walk) -> bytes:
     return walk.encode({name: getattr(value, name, None) for name in _SETTINGS})
+
+
+def _constraint(value: Any, walk: Walk) -> bytes:
+    return walk.encode([getattr(value, name, None) for name in _CONSTRAINTS])
 
 
 def _map(value: Any, walk: Walk) -> bytes:
@@ -25,6 +33,7 @@ def _map(value: Any, walk: Walk) -> bytes:
 ADAPTERS: Final[dict[str, Encoder]] = {
     "msgspec.Decoder": node("decoder", _coder),
     "msgspec.Encoder": node("encoder", _coder),
+    "msgspec.Meta": node("constraint", _constraint),
     "rpds.HashTrieMap": node("map", _map),
     "rpds.HashTrieSet": node("set", lambda value, walk: unordered(list(value), walk)),
 }
