@@ -158,7 +158,9 @@ async def _export(
                 part = await _seal_part(port, chain, header, secret, judge)
                 parts += [part] if part is not None else []
     if not parts:
-        fix = "no valid entry of this host matches; see memo.entries()."
+        more = "" if wanted.tag is None else f", with tag={wanted.tag!r}"
+        more += f", with the given {', '.join(wanted.where)}" if wanted.where else ""
+        fix = f"no valid entry of this host matches{more}; see memo.entries()."
         named = "everything" if given == [None] else [str(one) for one in given]
         raise OptionError("export_bundle", named, fix)
     python = platform.python_version()

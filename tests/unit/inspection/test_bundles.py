@@ -104,8 +104,10 @@ def test_only_what_is_asked_for_is_exported(tmp_path: Path) -> None:
     assert memo.export_bundle(path, [load, other], key=KEY).functions == 2
     assert memo.export_bundle(path, load, where={"x": 2}, key=KEY).entries == 1
     assert memo.export_bundle(path, load, tag="t:1", key=KEY).entries == 1
-    with pytest.raises(OptionError, match="no valid entry"):
+    with pytest.raises(OptionError, match="no valid entry of this host matches, with the given x;"):
         memo.export_bundle(path, load, where={"x": 3}, key=KEY)
+    with pytest.raises(OptionError, match="no valid entry of this host matches, with tag='u';"):
+        memo.export_bundle(path, tag="u", key=KEY)
     with pytest.raises(OptionError, match="y"):
         memo.export_bundle(path, load, where={"y": 3}, key=KEY)
     with pytest.raises(OptionError, match="names no function"):
