@@ -622,6 +622,7 @@ FIXED = {
     "struct": "import struct\nfixed = struct.Struct({0!r})",
     "comparison": "import functools\nfixed = functools.cmp_to_key(lambda a, b: {0!r})",
     "decoder": "import msgspec, typing\nfixed = msgspec.json.Decoder(typing.Literal[{0!r}])",
+    "adapter": "import pydantic, typing\nfixed = pydantic.TypeAdapter(typing.Literal[{0!r}])",
     "encoder": "import msgspec\nfixed = msgspec.msgpack.Encoder(enc_hook=lambda value: {0!r})",
 }
 

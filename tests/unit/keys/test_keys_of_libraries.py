@@ -276,6 +276,12 @@ VALUES = {
             _private: int = pydantic.PrivateAttr(default=2)
         value = Model(n=2)
     """,
+    "type adapter": """
+        import pydantic
+        class Item(pydantic.BaseModel):
+            n: int = 1
+        value = pydantic.TypeAdapter(list[Item])
+    """,
     "msgspec": """
         import msgspec
         class Model(msgspec.Struct):

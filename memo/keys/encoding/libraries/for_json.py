@@ -1,4 +1,8 @@
-"""Encode the coders of msgspec by their settings, and the maps in validators of jsonschema."""
+"""Encode what reads and checks JSON.
+
+The coders of msgspec by their settings, pydantic's type adapters by their type, and the maps in the
+validators of jsonschema.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,11 @@ def _constraint(value: Any, walk: Walk) -> bytes:
     return walk.encode([getattr(value, name, None) for name in _CONSTRAINTS])
 
 
+def _adapter(value: Any, walk: Walk) -> bytes:
+    """Encode a type adapter; its schema has addresses of classes."""
+    return walk.encode((value._type, value._config))
+
+
 def _map(value: Any, walk: Walk) -> bytes:
     """Encode a hash map of rpds, each of which has an order of its own."""
     return unordered(list(value.items()), walk)
@@ -34,6 +43,7 @@ ADAPTERS: Final[dict[str, Encoder]] = {
     "msgspec.Decoder": node("decoder", _coder),
     "msgspec.Encoder": node("encoder", _coder),
     "msgspec.Meta": node("constraint", _constraint),
+    "pydantic.TypeAdapter": node("adapter", _adapter),
     "rpds.HashTrieMap": node("map", _map),
     "rpds.HashTrieSet": node("set", lambda value, walk: unordered(list(value), walk)),
 }
