@@ -153,11 +153,9 @@ def snapshot(value: Any) -> bytes | None:
     Faster than a fingerprint by an order of magnitude.  The snapshots of equal values may differ
     (by the order of a set); those of different values always do.
     """
-    if not _plain(value, [1000]):
-        return None
     try:
-        return marshal.dumps(value, 2)
-    except ValueError:
+        return marshal.dumps(value, 2) if _plain(value, [1000]) else None
+    except (ValueError, RecursionError):  # it contains itself
         return None
 
 

@@ -1518,6 +1518,7 @@ STRUCTURES = {
     "array": ("G = C(); G.a = numpy.zeros(3)", ["G.a[0] = 1", "G.a = G.a[:2]"]),
     "bytes": ("G = C(); G.a = bytearray(b'a')", ["G.a += b'b'"]),
     "long": ("G = C(); G.a = 'x' * 20000", ["G.a += 'y'"]),
+    "cycle of lists": ("G = [1]; G.append(G)", ["G.append(1)", "G[0] = 2"]),
     "cycle": ("G = C(); G.me = G; G.a = [G]", ["G.a.append(1)", "G.me = None"]),
     "tuple": ("G = ([g], 1)", ["G[0].append(1)"]),
     "a function's code": ("G = [g]", ["g.__code__ = h.__code__"]),
