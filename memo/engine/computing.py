@@ -845,9 +845,16 @@ def _grace(policy: Policy, ttl: int) -> int:
 async def close_flight(port: Port, job: Job, flight: Flight, result: FlightResult) -> FlightResult:
     """Close the flight to new callers, then check whether an invalidation overtook it.
 
-    All callers joined before this check, so its result holds for all of them (I1).
+    All callers joined before this check, so its result holds for all of them (I1).  They make
+    their copies later, when the leader's caller may already have changed its value (I8).
     """
-    if FLIGHTS.close(flight) and result.known_stamps and result.valid:
+    joined = FLIGHTS.close(flight)
+    if joined and result.encoded is not None and result.encoded.payload is not None:
+        try:
+            result = result._replace(encoded=await port.offload(codec.detached, result.encoded))
+        except MemoryError:  # each caller that joined computes alone
+            result = result._replace(encoded=None)
+    if joined and result.known_stamps and result.valid:
         return result._replace(
             valid=not await job.chain.authorities.why_invalid(port, result.known_stamps)
         )

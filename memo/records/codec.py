@@ -460,6 +460,14 @@ def copies(views: Sequence[memoryview]) -> list[memoryview]:
     return [memoryview(bytearray(view)) for view in views]
 
 
+def detached(encoded: Encoded) -> Encoded:
+    """Copy the buffers of an encoded value, so that it no longer shares memory with the value."""
+    payload = encoded.payload
+    if payload is None:
+        return encoded
+    return encoded._replace(payload=payload._replace(views=tuple(copies(payload.views))))
+
+
 def aligned_pieces(payload: Payload) -> Iterator[memoryview | bytes]:
     """Yield the buffers of a payload, each followed by its padding."""
     for view in payload.views:

@@ -298,6 +298,29 @@ def test_results_that_alias_arguments_or_globals_are_cut_loose() -> None:
     assert whole() == {"count": [0]}
 
 
+def test_callers_that_share_a_computation_share_no_buffers() -> None:
+    """A caller may change its array at once, also while others make their copies (I8)."""
+
+    @cache(name="values:shared", version="1", ttl=60)
+    def load() -> Any:
+        time.sleep(0.05)  # until all have joined
+        return np.zeros(1 << 20, np.uint8)
+
+    found: list[int] = []
+
+    def use() -> None:
+        value = load()
+        found.append(int(value.max()))
+        value[:] = 5
+
+    threads = [threading.Thread(target=use) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [0] * 6
+
+
 def test_a_result_is_stored_as_it_was_when_it_was_returned() -> None:
     """Changes that the caller makes right after the call are not in the store."""
     with configure(tiers=["disk"]):
