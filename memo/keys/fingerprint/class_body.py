@@ -101,8 +101,9 @@ def fields(cls: type) -> Iterator[tuple[str, Any]]:
         yield found.name, (default, found.validator, found.converter, found.eq, found.init)
     yield from _struct_fields(cls)
     for name, found in (members.get("__pydantic_fields__") or {}).items():
-        given = [slot for slot in type(found).__slots__ if not slot.startswith("_")]
-        yield name, {one: getattr(found, one, None) for one in given if one != "annotation"}
+        slots = [slot for slot in type(found).__slots__ if not slot.startswith("_")]
+        given = {one: getattr(found, one, None) for one in slots if one != "annotation"}
+        yield name, {one: value for one, value in given.items() if value is not None}
 
 
 def field_types(cls: type) -> Iterator[tuple[str, Any]]:
