@@ -7,6 +7,7 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar
 
+from memo.decorators import cached_function
 from memo.decorators.helpers import (
     ITS_OWN,
     OwnAnnotations,
@@ -22,7 +23,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 if TYPE_CHECKING:
-    from memo.decorators import cached_function
 
     class _Helpers(cached_function.CachedFunction[P, R]):
         """The helpers of a bound function, for type checkers: `__getattr__` provides them."""
