@@ -1092,7 +1092,7 @@ def test_reentry_through_refresh(style: Style) -> None:
 
 
 def _refreshing(x: int) -> Any:
-    return next(f for f in memo.functions() if f.__name__ == "_refreshing").refresh(x)
+    return next(f for f in memo.functions() if f.__wrapped__ is _refreshing).refresh(x)
 
 
 def test_reentry_across_threads() -> None:

@@ -904,10 +904,10 @@ def test_two_values_have_one_key_exactly_when_they_are_equal(one: Any, other: An
 
 
 @settings(max_examples=300, deadline=None)
-@given(VALUES, st.randoms())
-def test_rebuilt_values_have_one_key(value: Any, chance: random.Random) -> None:
+@given(VALUES, st.integers())
+def test_rebuilt_values_have_one_key(value: Any, seed: int) -> None:
     """A copy with sets filled in another order, sharing nothing, has the same key."""
-    assert digest(rebuilt(value, chance)) == digest(value)
+    assert digest(rebuilt(value, random.Random(seed))) == digest(value)
     assert digest(pickle.loads(pickle.dumps(value))) == digest(value)
 
 
