@@ -143,19 +143,28 @@ async def before_run(
 ) -> list[BeforeRun]:
     """Prepare calls for one run of the function that answers all of them; take their stamps.
 
+    The start times are taken last: of two runs in different processes, the one that begins first
+    should have the earlier time (I2).
+
     Raises:
         DependencyError: a source that they depend on is missing.
     """
     with lock_patience(jobs[0].function.policy):
         taken = await take_stamps(port, jobs)
     watch = await watch_tags(port, jobs[0])
-    prepared, steps = [], Steps(port)
-    for job, own in zip(jobs, taken, strict=True):
+    checked, steps = [], Steps(port)
+    for job in jobs:
         await steps.pause_if_due()
         same = not (background or port.native) or await has_same_key(port, job)
-        started = job.chain.latest_answers.start_time(job.call.text, job.chain.clock)
-        prepared.append(BeforeRun(job, own, same, started, pickled_arguments(job), watch))
-    return prepared
+        checked.append((same, pickled_arguments(job)))
+    return [
+        BeforeRun(job, own, same, _start_time(job), arguments, watch)
+        for job, own, (same, arguments) in zip(jobs, taken, checked, strict=True)
+    ]
+
+
+def _start_time(job: Job) -> int:
+    return job.chain.latest_answers.start_time(job.call.text, job.chain.clock)
 
 
 async def run_once(port: Port, job: Job, flight: Flight, *, background: bool = False) -> Run:

@@ -22,6 +22,7 @@ import memo
 from memo import NotCachedError, OptionError, ReentryError, cache
 from memo.decorators import assembly
 from memo.engine.computing import GENERATIONS_PER_STEP
+from memo.engine.explaining import list_headers
 from memo.engine.used_calls import UsedCalls
 from memo.records.stamp_blocks import with_block
 from memo.testing import ManualClock, isolated, recording
@@ -796,6 +797,35 @@ def test_where_nothing_is_cached(way: Way) -> None:
         assert way.call(load, [1]) == load.refresh([1]) == [1]
         assert load.peek([1], default="none") == "none"
     assert RUNS == [[1], [1]]
+
+
+class Slow:
+    """An element whose key takes a second."""
+
+    def __init__(self, number: int, clock: ManualClock) -> None:
+        self.number, self.clock = number, clock
+
+    def __memo_key__(self) -> int:
+        self.clock.advance(1)
+        return self.number
+
+
+def test_elements_of_one_run_begin_when_it_does() -> None:
+    """A slow key does not make an element older than the run: it could then hide a later one."""
+    clock, begun = ManualClock(), []
+
+    @cache(each="x", ttl=60)
+    async def load(x: list[Slow]) -> list[int]:
+        begun.append(clock.wall_ns())
+        return [one.number for one in x]
+
+    with isolated(clock=clock):
+        asyncio.run(load([Slow(number, clock) for number in range(3)]))
+        chain = assembly.default_chain()
+        prefix = chain.prefix(load.function_id)
+        headers = [header for header, _ in blocking(lambda port: list_headers(port, chain, prefix))]
+    assert {header.times.started for header in headers} == set(begun)
+    assert len(headers) == 3
 
 
 def test_ttl_of_elements() -> None:
